@@ -1,0 +1,5 @@
+"""The one exception that users of the library need to catch."""
+
+
+class WoodburyError(ValueError):
+    """What was wrong, where, and what to do about it, in one sentence."""

@@ -1,0 +1,1 @@
+"""Damped Fisher matrices: multiply by them, solve with them, read their inverses."""

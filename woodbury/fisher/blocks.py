@@ -1,0 +1,141 @@
+"""BlockDiagonal: any Fishers side by side, and the choice of form for dense blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.explicit import Dense
+from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.operator import Fisher, check_finite, check_groups, check_keep, check_vector
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDiagonal(Fisher):
+    """F = diag(F₁, F₂, …), each part a Fisher on its own run of weights  (eq. 11)."""
+
+    parts: tuple[Fisher, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise WoodburyError("A block-diagonal Fisher has no parts: give at least one.")
+        if len({part.dtype for part in self.parts}) > 1 or len({part.device for part in self.parts}) > 1:
+            raise WoodburyError("The parts of a block-diagonal Fisher differ in dtype or device: make them equal.")
+
+    @property
+    def damping(self) -> float:  # type: ignore[override]
+        """The smallest damping of the parts."""
+        return min(part.damping for part in self.parts)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(part.d for part in self.parts))
+
+    @property
+    def d(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    def _split(self, *vectors: Tensor) -> Iterator[tuple[Fisher, ...]]:
+        sizes = [part.d for part in self.parts]
+        yield from zip(self.parts, *(check_vector(v, self.d).split(sizes) for v in vectors), strict=True)
+
+    def _each(self, verb: Callable[[Fisher], Tensor]) -> Tensor:
+        return torch.cat([verb(part) for part in self.parts])
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return torch.cat([part @ own for part, own in self._split(v)])
+
+    def solve(self, v: Tensor) -> Tensor:
+        return torch.cat([part.solve(own) for part, own in self._split(v)])
+
+    def diagonal(self) -> Tensor:
+        return self._each(lambda part: part.diagonal())
+
+    def inverse_diagonal(self) -> Tensor:
+        return self._each(lambda part: part.inverse_diagonal())
+
+    def inverse_blocks(self, groups: Tensor) -> Tensor:
+        ends = torch.tensor(self._ends, device=groups.device)
+        part_of = torch.searchsorted(ends, check_groups(groups, self.d), right=True)
+        blocks = torch.zeros(*groups.shape, groups.shape[1], dtype=self.dtype, device=self.device)
+        whole = (part_of == part_of[:, :1]).all(1)
+        for index in part_of[whole][:, :1].unique().tolist():
+            mine = whole & (part_of[:, 0] == index)
+            blocks[mine] = self.parts[index].inverse_blocks(groups[mine] - (self._ends[index] - self.parts[index].d))
+        for row in (~whole).nonzero()[:, 0].tolist():  # a group across parts: nothing couples its pieces
+            for index in part_of[row].unique().tolist():
+                own = (part_of[row] == index).nonzero()[:, 0]
+                local = groups[row, own] - (self._ends[index] - self.parts[index].d)
+                blocks[row, own[:, None], own] = self.parts[index].inverse_blocks(local[None])[0]
+        return blocks
+
+    def restrict(self, keep: Tensor) -> BlockDiagonal:
+        pieces = check_keep(keep, self.d).split([part.d for part in self.parts])
+        parts = zip(self.parts, pieces, strict=True)
+        return BlockDiagonal(tuple(part.restrict(own) for part, own in parts if bool(own.any())))
+
+    def with_damping(self, damping: float) -> BlockDiagonal:
+        return replace(self, parts=tuple(part.with_damping(damping) for part in self.parts))
+
+    def logdet(self) -> float:
+        return sum(part.logdet() for part in self.parts)
+
+    def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
+        sizes = [part.d for part in self.parts]
+        pieces = zip(
+            self.parts,
+            check_keep(keep, self.d).split(sizes),
+            check_vector(removed, self.d).split(sizes),
+            [None] * len(sizes) if gradient is None else check_vector(gradient, self.d).split(sizes),
+            strict=True,
+        )
+        return torch.cat([part.compensate(own, gone, slope) for part, own, gone, slope in pieces if bool(own.any())])
+
+
+def dense_blocks(rows: Tensor, sizes: Sequence[int], damping: float, weights: Tensor | None = None) -> Fisher:
+    """The blocks of damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ on consecutive runs of weights, each in its cheaper form  (eq. 11).
+
+    rows (m, d); sizes: lengths of the runs, summing to d. Runs shorter than about m are (s, s) matrices in one batch
+    (primal); longer ones keep their columns of the rows and an (m, m) factor (dual).
+    """
+    if sum(sizes) != rows.shape[1] or min(sizes, default=0) < 1:
+        raise WoodburyError(f"Blocks of {sum(sizes)} weights in all cannot tile rows of {rows.shape[1]} weights.")
+    m, s = rows.shape[0], max(sizes)
+    primal, dual = m * s**2 + s**3, 2 * m**2 * s + m**3  # multiplications of Gram, factor and inverse of one block
+    if primal <= dual or s <= 128:
+        return _primal(rows, sizes, damping, weights)
+    parts = rows.split(list(sizes), dim=1)
+    return BlockDiagonal(tuple(LowRank(part, damping, weights) for part in parts))
+
+
+def _primal(rows: Tensor, sizes: Sequence[int], damping: float, weights: Tensor | None) -> Dense:
+    check_finite(rows, "A matrix of rows")
+    m, s, b = rows.shape[0], max(sizes), len(sizes)
+    weights = torch.ones(m, device=rows.device) if weights is None else weights
+    scale = (weights.double() / m).sqrt()[:, None]
+    lengths = torch.tensor(sizes, device=rows.device)
+    valid = torch.arange(s, device=rows.device) < lengths[:, None]
+    places = (lengths.cumsum(0) - lengths)[:, None] + torch.arange(s, device=rows.device)
+    places = places.clamp(max=rows.shape[1] - 1)
+    curvature = torch.empty(b, s, s, dtype=torch.float64, device=rows.device)
+    at_once = max(1, 4096 // s)
+    for start in range(0, b, at_once):
+        part = slice(start, start + at_once)
+        columns = rows.index_select(1, places[part].flatten()).double().mul_(scale).mul_(valid[part].flatten())
+        columns = columns.view(m, -1, s).permute(1, 0, 2)
+        torch.bmm(columns.mT, columns, out=curvature[part])
+    return Dense(curvature, damping, None if bool(valid.all()) else valid)

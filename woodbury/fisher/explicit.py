@@ -1,0 +1,189 @@
+"""Diagonal and Dense: curvature that is written out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.operator import (
+    Fisher,
+    by_restriction,
+    check_damping,
+    check_finite,
+    check_groups,
+    check_keep,
+    check_vector,
+)
+from woodbury.fisher.small import cholesky
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Fisher):
+    """F = diag(curvature) + damping·I  (eq. 3). curvature: (d,), not negative."""
+
+    curvature: Tensor
+    damping: float
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+        if self.curvature.ndim != 1 or not len(self.curvature):
+            raise WoodburyError(f"A diagonal curvature has shape {tuple(self.curvature.shape)}: give (d,).")
+        if bool((check_finite(self.curvature, "The diagonal curvature") < 0).any()):
+            raise WoodburyError("The diagonal curvature is negative somewhere: a Fisher is positive semidefinite.")
+
+    @property
+    def d(self) -> int:
+        return len(self.curvature)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.curvature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.curvature.device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return _across(self.diagonal(), check_vector(v, self.d)) * v
+
+    def solve(self, v: Tensor) -> Tensor:
+        return v / _across(self.diagonal(), check_vector(v, self.d))
+
+    def diagonal(self) -> Tensor:
+        return self.curvature + self.damping
+
+    def inverse_diagonal(self) -> Tensor:
+        return 1 / self.diagonal()
+
+    def inverse_blocks(self, groups: Tensor) -> Tensor:
+        return self.inverse_diagonal()[check_groups(groups, self.d)].diag_embed()
+
+    def restrict(self, keep: Tensor) -> Diagonal:
+        return replace(self, curvature=self.curvature[check_keep(keep, self.d)])
+
+    def with_damping(self, damping: float) -> Diagonal:
+        return replace(self, damping=damping)
+
+    def logdet(self) -> float:
+        return float(self.diagonal().double().log().sum())
+
+    def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
+        return by_restriction(self, keep, removed, gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Fisher):
+    """F = curvature + damping·I, one symmetric matrix or a stack of equally large ones side by side  (eq. 4).
+
+    curvature: (d, d), or (b, s, s) for b blocks of s weights each. valid: (b, s) bool, False where a block is padded
+    (with zeros in the curvature); the d weights are the valid ones in order.
+    """
+
+    curvature: Tensor
+    damping: float
+    valid: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+        shape = self.curvature.shape
+        if len(shape) not in (2, 3) or shape[-1] != shape[-2] or 0 in shape:
+            raise WoodburyError(f"A dense curvature has shape {tuple(shape)}: give (d, d), or (b, s, s) for b blocks.")
+        check_finite(self.curvature, "The dense curvature")
+        if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != self._blocks.shape[:2]):
+            raise WoodburyError(f"valid has shape {tuple(self.valid.shape)}: give bool of shape {self._blocks.shape[:2]}.")
+
+    @property
+    def _blocks(self) -> Tensor:
+        return self.curvature if self.curvature.ndim == 3 else self.curvature[None]
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """(d,): where each weight lies among the b·s places, padding included."""
+        b, s, _ = self._blocks.shape
+        places = torch.arange(b * s, device=self.device)
+        return places if self.valid is None else places[self.valid.flatten()]
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        """(b, s, s) lower triangular: L Lᵀ = F, padding included."""
+        return cholesky(self._blocks.double(), self.damping)
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        return torch.cholesky_inverse(self._factor)
+
+    def _scatter(self, v: Tensor) -> Tensor:
+        """(d,) or (d, k) -> (b, s, k), zeros in the padding."""
+        b, s, _ = self._blocks.shape
+        columns = check_vector(v, self.d).reshape(self.d, -1)
+        if self.valid is None:
+            return columns.reshape(b, s, -1)
+        padded = columns.new_zeros(b * s, columns.shape[1])
+        padded[self._places] = columns
+        return padded.view(b, s, -1)
+
+    def _gather(self, blocks: Tensor, v: Tensor) -> Tensor:
+        columns = blocks.reshape(-1, blocks.shape[-1])
+        columns = columns if self.valid is None else columns[self._places]
+        return columns.to(self.dtype).reshape(v.shape)
+
+    @property
+    def d(self) -> int:
+        return len(self._places)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.curvature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.curvature.device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        columns = self._scatter(v.to(self.dtype))
+        return self._gather(self._blocks @ columns + self.damping * columns, v)
+
+    def solve(self, v: Tensor) -> Tensor:
+        return self._gather(torch.cholesky_solve(self._scatter(v.double()), self._factor), v)
+
+    def diagonal(self) -> Tensor:
+        return self._blocks.diagonal(dim1=1, dim2=2).flatten()[self._places] + self.damping
+
+    def inverse_diagonal(self) -> Tensor:
+        return self._inverse.diagonal(dim1=1, dim2=2).flatten()[self._places].to(self.dtype)
+
+    def inverse_blocks(self, groups: Tensor) -> Tensor:
+        s = self._blocks.shape[1]
+        places = self._places[check_groups(groups, self.d)]
+        block, place = places // s, places % s
+        elements = self._inverse[block[:, :, None], place[:, :, None], place[:, None, :]]
+        return (elements * (block[:, :, None] == block[:, None, :])).to(self.dtype)
+
+    def restrict(self, keep: Tensor) -> Dense:
+        stays = self._scatter(check_keep(keep, self.d))[..., 0]
+        used, stays = self._blocks[stays.any(1)], stays[stays.any(1)]
+        width = int(stays.sum(1).max())
+        order = stays.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        valid = stays.gather(1, order)
+        each = torch.arange(len(used), device=self.device)[:, None, None]
+        smaller = used[each, order[:, :, None], order[:, None, :]] * (valid[:, :, None] & valid[:, None, :])
+        return Dense(smaller, self.damping, None if bool(valid.all()) else valid)
+
+    def with_damping(self, damping: float) -> Dense:
+        return replace(self, damping=damping)
+
+    def logdet(self) -> float:
+        padding = self._blocks.shape[0] * self._blocks.shape[1] - self.d
+        log_damping = float(torch.tensor(self.damping, dtype=torch.float64).log())
+        return float(2 * self._factor.diagonal(dim1=1, dim2=2).log().sum()) - padding * log_damping
+
+    def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
+        return by_restriction(self, keep, removed, gradient)
+
+
+def _across(vector: Tensor, like: Tensor) -> Tensor:
+    return vector if like.ndim == 1 else vector[:, None]

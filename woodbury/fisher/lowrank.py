@@ -1,0 +1,242 @@
+"""LowRank: damping plus a few rows, by one Gram matrix and one Cholesky factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from woodbury import comm
+from woodbury.errors import WoodburyError
+from woodbury.fisher.operator import Fisher, check_damping, check_finite, check_groups, check_keep, check_vector
+from woodbury.fisher.small import cholesky
+
+CANCELLING = 0.05
+"""Where less than this share of 1/damping is left in [F⁻¹]_qq, the subtraction is done again in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Fisher):
+    """F = damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ, with the rows gᵢ as they are: nothing of size d × d, nothing copied  (eq. 2, 6).
+
+    rows: (m, d) real, any float dtype, per-sample or batch gradients, Jacobian rows, …; weights: (m,) positive or None
+    for 1. Set-up is O(dm²): one Gram matrix, summed in float64 over column chunks. `solve` and `@` are O(dm), an inverse
+    element O(m²) alone and O(m) each when all are read.
+    group: the ranks over which the columns are spread, each holding its own d; None for one process.
+    known_gram: (m, m), the scaled Gram matrix where it is known already.
+    """
+
+    rows: Tensor
+    damping: float
+    weights: Tensor | None = None
+    group: Any = None
+    known_gram: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+        if self.rows.ndim != 2 or 0 in self.rows.shape:
+            raise WoodburyError(f"The rows have shape {tuple(self.rows.shape)}: give (m, d) with at least one row.")
+        if self.known_gram is None:  # else the rows were checked when it was made
+            check_finite(self.rows, "A matrix of rows")
+        if self.weights is not None:
+            if self.weights.shape != (self.m,) or not bool((self.weights > 0).all() & self.weights.isfinite().all()):
+                raise WoodburyError(f"The row weights must be ({self.m},), positive and finite: leave out rows that weigh nothing.")
+
+    @property
+    def m(self) -> int:
+        """The number of rows."""
+        return self.rows.shape[0]
+
+    @property
+    def d(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype if self.rows.dtype in (torch.float32, torch.float64) else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        """(m,) float64: √(wᵢ/m), so that F = damping·I + (SG)ᵀ(SG)."""
+        ones = torch.ones(self.m, dtype=torch.float64, device=self.device)
+        return ((ones if self.weights is None else self.weights.double().to(self.device)) / self.m).sqrt()
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(m, m) float64: S G Gᵀ S, over all ranks."""
+        if self.known_gram is not None:
+            return self.known_gram
+        return self._scaled(comm.total(_gram(self.rows, self.dtype), self.group))
+
+    def _scaled(self, gram: Tensor) -> Tensor:
+        return self._scale[:, None] * gram * self._scale
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        return cholesky(self.gram, self.damping)
+
+    @cached_property
+    def _whitener(self) -> Tensor:
+        """(m, m) float64, lower triangular: L⁻¹ S, so that W = whitener @ G has F⁻¹ = (I − WᵀW)/damping  (eq. 7)."""
+        eye = torch.eye(self.m, dtype=torch.float64, device=self.device)
+        return torch.linalg.solve_triangular(self._factor, eye, upper=False) * self._scale
+
+    def _times(self, v: Tensor) -> Tensor:
+        """S G v in float64: (d,) -> (m,), (d, k) -> (m, k)."""
+        return _down(self._scale, comm.total(products(self.rows, v.to(self.dtype)), self.group))
+
+    def _combine(self, c: Tensor) -> Tensor:
+        """Gᵀ S c in the operator's dtype: (m,) -> (d,), (m, k) -> (d, k)."""
+        scaled = _down(self._scale, c).to(self.dtype)
+        with full_precision(self.device):
+            if self.rows.dtype == self.dtype:
+                return self.rows.mT @ scaled
+            return torch.cat([chunk.mT @ scaled for _, chunk in _chunks(self.rows, self.dtype)])
+
+    def _solve_small(self, c: Tensor) -> Tensor:
+        columns = c if c.ndim == 2 else c[:, None]
+        return torch.cholesky_solve(columns, self._factor).view(c.shape)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self._combine(self._times(check_vector(v, self.d))).add_(v, alpha=self.damping)
+
+    def solve(self, v: Tensor) -> Tensor:
+        """F⁻¹ v, the IHVP: (d,) or (d, k) -> the same; two reads of the rows. For v = Gᵀc, `solve_range(c)` is better."""
+        spanned = self._combine(self._solve_small(self._times(check_vector(v, self.d))))
+        return (v - spanned).div_(self.damping)
+
+    def solve_range(self, c: Tensor) -> Tensor:
+        """F⁻¹ Gᵀ c for c (m,) or (m, k), without cancellation and in one read of the rows  (eq. 8)."""
+        if c.ndim not in (1, 2) or c.shape[0] != self.m:
+            raise WoodburyError(f"Coefficients of shape {tuple(c.shape)} met {self.m} rows: give ({self.m},) or ({self.m}, k).")
+        return self._combine(self._solve_small(_down(1 / self._scale, c.double())))
+
+    def diagonal(self) -> Tensor:
+        scale = self._scale.to(self.dtype)[:, None]
+        return torch.cat([(scale * chunk).square_().sum(0) for _, chunk in _chunks(self.rows, self.dtype)]) + self.damping
+
+    def inverse_diagonal(self) -> Tensor:
+        left = torch.empty(self.d, dtype=self.dtype, device=self.device)
+        whitener = self._whitener.to(self.dtype)
+        with full_precision(self.device):
+            for part, chunk in _chunks(self.rows, self.dtype):
+                left[part] = 1 - _squared_columns(whitener, chunk)
+        cancelling = (left < CANCELLING).nonzero()[:, 0]
+        for some in cancelling.split(_width(self.rows)):
+            left[some] = self._left_exactly(some).to(self.dtype)
+        return left.div_(self.damping)
+
+    def _left_exactly(self, columns: Tensor) -> Tensor:
+        """damping·[F⁻¹]_qq of some columns in float64, and never below its bound damping/F_qq."""
+        chunk = self.rows[:, columns].double()
+        bound = self.damping / (self.damping + (self._scale[:, None] * chunk).square_().sum(0))
+        return torch.maximum(1 - (self._whitener @ chunk).square_().sum(0), bound)
+
+    def inverse_blocks(self, groups: Tensor) -> Tensor:
+        s = check_groups(groups, self.d).shape[1]
+        blocks = torch.empty(len(groups), s, s, dtype=self.dtype, device=self.device)
+        eye = torch.eye(s, dtype=torch.float64, device=self.device)
+        at_once = max(1, _width(self.rows) // max(s, 1))
+        for start in range(0, len(groups), at_once):
+            some = groups[start : start + at_once]
+            same = (some[:, :, None] == some[:, None, :]) * eye.new_ones(())
+            white = (self._whitener @ self.rows[:, some.flatten()].double()).view(self.m, len(some), s).permute(1, 0, 2)
+            blocks[start : start + at_once] = ((same - white.mT @ white) / self.damping).to(self.dtype)
+        return blocks
+
+    def restrict(self, keep: Tensor) -> LowRank:
+        kept = check_keep(keep, self.d).nonzero()[:, 0]
+        gram = None
+        if self.group is None and "gram" in self.__dict__ and 2 * len(kept) > self.d:
+            gone = (~keep).nonzero()[:, 0]
+            gram = self.gram - self._scaled(_gram(self.rows, self.dtype, gone))  # downdated by what left  (eq. 10)
+        return replace(self, rows=self.rows.index_select(1, kept), known_gram=gram)
+
+    def with_damping(self, damping: float) -> LowRank:
+        return replace(self, damping=damping, known_gram=self.gram)
+
+    def logdet(self) -> float:
+        d = int(comm.total(torch.tensor(self.d, device=self.device), self.group))
+        return (d - self.m) * math.log(self.damping) + float(2 * self._factor.diagonal().log().sum())
+
+    def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
+        # F_KQ w_Q lies in the span of the kept columns, so that the range form applies: no division by the damping.
+        stays = self.restrict(keep)
+        step = stays._combine(stays._solve_small(self._times(check_vector(removed, self.d))))
+        if gradient is None:
+            return step
+        return step.sub_(stays.solve(check_vector(gradient, self.d)[keep].to(self.dtype)))
+
+
+def products(rows: Tensor, v: Tensor) -> Tensor:
+    """G v in float64, in one read of the rows: (m, d) and (d,) or (d, k) -> (m,) or (m, k)."""
+    with full_precision(rows.device):
+        if rows.dtype == v.dtype:
+            return (rows @ v).double()
+        return torch.stack([chunk @ v[part] for part, chunk in _chunks(rows, v.dtype)]).double().sum(0)
+
+
+def _down(scale: Tensor, c: Tensor) -> Tensor:
+    return scale * c if c.ndim == 1 else scale[:, None] * c
+
+
+def _width(rows: Tensor) -> int:
+    """Columns per chunk: enough for a full-speed product, few enough to stay in a processor's cache."""
+    return 4096 if rows.device.type == "cpu" else 1 << 16
+
+
+def _chunks(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """The rows (or some of their columns) by column chunks in `dtype`: the only place where memory moves."""
+    width = _width(rows)
+    for start in range(0, rows.shape[1] if columns is None else len(columns), width):
+        part = slice(start, start + width)
+        yield part, (rows[:, part] if columns is None else rows.index_select(1, columns[part])).to(dtype)
+
+
+def _panels(m: int) -> Iterator[tuple[int, int]]:
+    """Row panels of a lower triangle: narrow enough to skip most of the upper half, wide enough for full speed."""
+    height = min(max(m // 8, 64), 512)
+    yield from ((start, min(start + height, m)) for start in range(0, m, height))
+
+
+def _gram(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+    """G Gᵀ (m, m) in float64, half of it computed."""
+    m = rows.shape[0]
+    gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
+    with full_precision(rows.device):
+        for _, chunk in _chunks(rows, dtype, columns):
+            for start, end in _panels(m):
+                gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
+    return gram.tril() + gram.tril(-1).mT
+
+
+def _squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
+    """The column sums of (whitener @ chunk)², the lower triangle alone, without storing the product."""
+    sums = torch.zeros(chunk.shape[1], dtype=chunk.dtype, device=chunk.device)
+    for start, end in _panels(chunk.shape[0]):
+        sums += torch.linalg.vector_norm(chunk[:end].mT @ whitener[start:end, :end].mT, dim=1).square_()
+    return sums
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No TF32 in the products inside, on CUDA; the caller's setting is put back."""
+    if device.type != "cuda":
+        yield
+        return
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

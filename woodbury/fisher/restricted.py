@@ -1,0 +1,185 @@
+"""Restricted: the part of a Kronecker operator on the weights that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.operator import Fisher, by_restriction, check_groups, check_keep, check_vector
+from woodbury.fisher.small import cholesky
+
+if TYPE_CHECKING:
+    from woodbury.fisher.kronecker import Kronecker
+
+CHUNK = 2**24
+"""float64 entries that a temporary may hold: 128 MiB."""
+DIRECT = 2048
+"""Up to this size `solve` factors a dense matrix; above, conjugate gradients are faster."""
+DENSE = 20_000
+"""The largest dense factor, about 10 GB while it is made: two of 40,000 weights, whatever the mask."""
+TOLERANCE, STEPS = 1e-12, 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Restricted(Fisher):
+    """F_KK of F = left ⊗ right + damping·I: keep (d,) bool over the weights of `whole`, K stay and R went  (eq. 20).
+
+    A product costs one of `whole`. `solve` factors a dense matrix of n = min(|K|, |R|) rows while n ≤ 2,048; above, it
+    runs conjugate gradients preconditioned by [F⁻¹]_KK, which leaves at most n eigenvalues that are not 1. Inverse
+    elements and logdet need the dense factor: O(n³) once, and O(n² + d (o + i)) for each weight that is asked for.
+    """
+
+    whole: Kronecker
+    keep: Tensor
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep, self.whole.d)
+
+    @property
+    def damping(self) -> float:  # type: ignore[override]
+        return self.whole.damping
+
+    @property
+    def d(self) -> int:
+        return len(self._kept)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.whole.device
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        return self.keep.nonzero()[:, 0]
+
+    @cached_property
+    def _gone(self) -> Tensor:
+        return (~self.keep).nonzero()[:, 0]
+
+    @property
+    def _few_stay(self) -> bool:
+        return len(self._kept) <= len(self._gone)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self._restore(self._product(self._double(v), self.whole.spectrum), v)
+
+    def solve(self, v: Tensor) -> Tensor:
+        """F_KK⁻¹ v. Raises WoodburyError when conjugate gradients do not converge: more damping helps."""
+        columns, spectrum = self._double(v), self.whole.spectrum
+        if min(len(self._kept), len(self._gone)) <= DIRECT:
+            return self._restore(self._direct(columns), v)
+        found = conjugate_gradients(
+            lambda x: self._product(x, spectrum), lambda x: self._product(x, 1 / spectrum), columns
+        )
+        return self._restore(found, v)
+
+    def diagonal(self) -> Tensor:
+        return self.whole.diagonal()[self.keep]
+
+    def inverse_diagonal(self) -> Tensor:
+        return self.inverse_blocks(torch.arange(self.d, device=self.device)[:, None]).flatten()
+
+    def inverse_blocks(self, groups: Tensor) -> Tensor:
+        """[F_KK⁻¹]_QQ; where most weights stay, of F_KK⁻¹ = [F⁻¹]_KK − [F⁻¹]_KR ([F⁻¹]_RR)⁻¹ [F⁻¹]_RK  (eq. 21)."""
+        index = self._kept[check_groups(groups, self.d).to(self.device)]
+        basis, inverse, factor = self.whole.basis, 1 / self.whole.spectrum, self._factor
+        blocks = inverse.new_zeros(*index.shape, index.shape[1]) if self._few_stay else basis.blocks(index, inverse)
+        at_once = max(1, CHUNK // (self.whole.d * max(1, index.shape[1])))
+        for start in range(0, len(index), at_once):
+            part = index[start : start + at_once]
+            if self._few_stay:
+                sides = (self._kept[:, None] == part.flatten()).double()
+            else:
+                sides = basis.columns(part.flatten(), inverse)[:, self._gone].T
+            half = torch.linalg.solve_triangular(factor, sides, upper=False).T.view(*part.shape, len(factor))
+            blocks[start : start + at_once] += half @ half.mT if self._few_stay else -half @ half.mT
+        return blocks.to(self.dtype)
+
+    def restrict(self, keep: Tensor) -> Fisher:
+        both = self.keep.clone()
+        both[self.keep] = check_keep(keep, self.d).to(both.device)
+        return self.whole.restrict(both)
+
+    def with_damping(self, damping: float) -> Restricted:
+        return Restricted(self.whole.with_damping(damping), self.keep)
+
+    def logdet(self) -> float:
+        """log det F_KK; where most weights stay, log det F + log det [F⁻¹]_RR."""
+        own = 2 * float(self._factor.diagonal().log().sum())
+        return own if self._few_stay else self.whole.logdet() + own
+
+    def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
+        return by_restriction(self, keep, removed, gradient)
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        """Lower triangular L: L Lᵀ is F_KK where few weights stay, and [F⁻¹]_RR where few went."""
+        index = self._kept if self._few_stay else self._gone
+        if len(index) > DENSE:
+            raise WoodburyError(
+                f"{self.d} of the {self.whole.d} weights of a Kronecker Fisher stay: its inverse elements and logdet need "
+                f"a dense factor of {len(index)} rows, more than {DENSE}. Take them before weights are removed, or "
+                "take another structure (LowRank, blocks) for tensors of this size."
+            )
+        spectrum = self.whole.spectrum if self._few_stay else 1 / self.whole.spectrum
+        least = float(spectrum.min())  # no eigenvalue of a part lies below those of the whole
+        matrix = spectrum.new_empty(len(index), len(index))
+        at_once = max(1, CHUNK // self.whole.d)
+        for start in range(0, len(index), at_once):
+            part = slice(start, start + at_once)
+            matrix[part] = self.whole.basis.columns(index[part], spectrum - least)[:, index]
+        return cholesky(matrix, least)
+
+    def _double(self, v: Tensor) -> Tensor:
+        return check_vector(v, self.d).double().reshape(self.d, -1)
+
+    def _restore(self, found: Tensor, v: Tensor) -> Tensor:
+        return found.reshape(v.shape).to(self.dtype)
+
+    def _expand(self, v: Tensor, index: Tensor) -> Tensor:
+        return v.new_zeros(self.whole.d, v.shape[1]).index_copy_(0, index, v)
+
+    def _product(self, v: Tensor, spectrum: Tensor) -> Tensor:
+        """[M]_KK v of the matrix M that has these eigenvalues."""
+        return self.whole.basis.apply(self._expand(v, self._kept), spectrum)[self._kept]
+
+    def _direct(self, v: Tensor) -> Tensor:
+        if self._few_stay:
+            return torch.cholesky_solve(v, self._factor)
+        basis, inverse = self.whole.basis, 1 / self.whole.spectrum
+        free = basis.apply(self._expand(v, self._kept), inverse)
+        force = torch.cholesky_solve(free[self._gone], self._factor)  # what holds the removed weights at 0
+        return (free - basis.apply(self._expand(force, self._gone), inverse))[self._kept]
+
+
+def conjugate_gradients(
+    multiply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor
+) -> Tensor:
+    """multiply⁻¹ b for every column of b (d, k) at once, each to a relative residual of 1e-12 in b's dtype."""
+    x, residual, goal = torch.zeros_like(b), b, TOLERANCE * b.norm(dim=0)
+    direction = better = precondition(residual)
+    energy = (residual * better).sum(0)
+    for _ in range(STEPS):
+        active = residual.norm(dim=0) > goal  # columns that have arrived stand still, or they would divide 0 by 0
+        if not active.any():
+            return x
+        product = multiply(direction)
+        step = torch.where(active, energy / (direction * product).sum(0), 0)
+        x, residual = x + step * direction, residual - step * product
+        better = precondition(residual)
+        last, energy = energy, (residual * better).sum(0)
+        direction = better + torch.where(active, energy / last, 0) * direction
+    worst = float((residual.norm(dim=0) / b.norm(dim=0)).nan_to_num().max())
+    raise WoodburyError(
+        f"Conjugate gradients on the weights that stay of a Kronecker Fisher stand at a relative residual of {worst:.1e} "
+        f"after {STEPS} steps: raise the damping."
+    )

@@ -1,0 +1,28 @@
+"""Factors of small matrices in float64 that never end in NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cholesky(curvature: Tensor, damping: float) -> Tensor:
+    """Lower triangular L (…, k, k) with L Lᵀ = curvature + damping·I, in float64  (eq. 5).
+
+    curvature is symmetric and, but for rounding, positive semidefinite. Where rounding has made the sum indefinite, its
+    eigenvalues are raised to `damping`, below which none of them can lie.
+    """
+    damped = curvature.double().clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed.any()):
+        broken = failed > 0
+        values, vectors = torch.linalg.eigh(damped[broken] if damped.ndim > 2 else damped)
+        root = values.clamp(min=damping).sqrt()[..., :, None] * vectors.mT
+        repaired = torch.linalg.qr(root).R.mT
+        repaired = repaired * repaired.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        if damped.ndim > 2:
+            factor[broken] = repaired
+        else:
+            factor = repaired
+    return factor

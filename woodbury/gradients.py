@@ -1,0 +1,180 @@
+"""Rows of G, streamed: gradients per sample or per batch, of observed or sampled labels."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+from woodbury.errors import WoodburyError
+from woodbury.objective import Batch, Objective, checked, evaluating, samples_in
+
+Labels = Callable[[Objective, Any, Any, torch.Generator | None], Any]
+Engine = Callable[[Objective, Any, Any], Tensor]
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total): called as long work moves on."""
+
+MEMORY_BUDGET = 512 * 2**20
+"""Bytes that one chunk of rows may take. Activations come on top, of the order of the rows for most networks."""
+
+
+def observed(objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None) -> Any:
+    """The data's own labels: the empirical Fisher."""
+    if target is None:
+        raise WoodburyError("The batches carry no labels (None): give them, or take labels=sampled.")
+    return target
+
+
+@torch.no_grad()
+def sampled(objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None) -> Any:
+    """Labels drawn from the model's own distribution: the true Fisher, by one draw per sample; `target` may be None."""
+    if objective.likelihood.sample is None:
+        raise WoodburyError("This likelihood cannot draw labels: give it `sample`, or take labels=observed.")
+    return objective.likelihood.sample(objective.forward(objective.parameters, inputs), generator)
+
+
+def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    """Per-sample gradients (c, d) of a chunk, by one vectorised backward pass."""
+
+    def loss(parameters: dict[str, Tensor], one: Any, label: Any) -> Tensor:
+        return objective.batch_loss(parameters, *tree_map(lambda leaf: leaf.unsqueeze(0), (one, label)))
+
+    parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
+    with warnings.catch_warnings():
+        # An operation without a batching rule still gives the right answer; `fastest` is what notices its cost.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return objective.space.flatten(vmap(grad(loss), (None, 0, 0))(parameters, inputs, target))
+
+
+def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    """Per-sample gradients (c, d) of a chunk, by one ordinary backward pass each: works for every model."""
+    return torch.stack([_mean_gradient(objective, *_part((inputs, target), i, i + 1)) for i in range(samples_in(inputs))])
+
+
+def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
+    """The engine for this model: `vmapped`, unless it fails or takes twice the time of `looped` on the samples given.
+
+    Both give the same rows to rounding; pin one where two runs must agree bit for bit.
+    """
+    try:
+        vmapped(objective, inputs, target)
+        start = time.perf_counter()
+        vmapped(objective, inputs, target)
+    except WoodburyError:
+        raise
+    except Exception:  # data-dependent control flow, in-place masks, …: what vmap refuses has no common type
+        return looped
+    vectorised = time.perf_counter() - start
+    start = time.perf_counter()
+    looped(objective, inputs, target)
+    return looped if 2 * (time.perf_counter() - start) < vectorised else vmapped
+
+
+def gradients(
+    objective: Objective,
+    count: int,
+    *,
+    batch: int = 1,
+    labels: Labels = observed,
+    generator: torch.Generator | None = None,
+    engine: Engine | None = None,
+) -> Iterator[Tensor]:
+    """Exactly `count` rows of G, streamed in chunks (c, d)  (eq. 2).
+
+    batch: how many samples a row averages; such a row is scaled by √batch, so that (1/m) Σ g gᵀ keeps the meaning of
+    the Fisher. Raises WoodburyError when the data gives fewer rows, or a row that is not finite.
+    """
+    if count < 1 or batch < 1:
+        raise WoodburyError(f"{count} rows of {batch} samples were asked for: both must be at least 1.")
+    rows_at_once = max(1, min(64, MEMORY_BUDGET // max(1, 4 * objective.space.n)))
+    done = 0
+    with evaluating(objective.model):
+        for inputs, target in regrouped(objective.batches, rows_at_once if batch == 1 else batch, count * batch):
+            if batch > 1 and samples_in(inputs) < batch:
+                break
+            target = labels(objective, inputs, target, generator)
+            if batch == 1:
+                engine = engine or fastest(objective, *_part((inputs, target), 0, 8))
+                rows = engine(objective, inputs, target)
+            else:
+                rows = batch**0.5 * _mean_gradient(objective, inputs, target)[None]
+            _check_rows(objective, rows, done)
+            done += len(rows)
+            yield rows
+    if done < count:
+        raise WoodburyError(f"The data gave {done} of the {count} rows of {batch} sample(s): give more data or ask for less.")
+
+
+def rows(objective: Objective, count: int, *, progress: Progress | None = None, **options: Any) -> Tensor:
+    """The rows of `gradients` in one tensor (count, d)."""
+    matrix, done = None, 0
+    for chunk in gradients(objective, count, **options):
+        matrix = chunk.new_empty(count, objective.space.d) if matrix is None else matrix
+        matrix[done : done + len(chunk)] = chunk
+        done += len(chunk)
+        if progress:
+            progress("gradients", done, count)
+    assert matrix is not None  # gradients() gives count >= 1 rows or raises
+    return matrix
+
+
+def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
+    """The gradient of the mean loss over the first `count` samples (default: all): (d,)."""
+    total, samples = torch.zeros_like(objective.weights), 0
+    with evaluating(objective.model):
+        for inputs, target in regrouped(objective.batches, 256, count):
+            total += samples_in(inputs) * _mean_gradient(objective, inputs, target)
+            samples += samples_in(inputs)
+    if not samples or (count and samples < count):
+        raise WoodburyError(f"The data gave {samples} of the {count or 1} samples asked for.")
+    _check_rows(objective, total[None], 0)
+    return total / samples
+
+
+def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:
+    """The samples of `batches` in order, in batches of `size` (the last one shorter), `most` samples in all."""
+    left, waiting = most, None
+    for inputs, target in checked(batches):
+        waiting = (inputs, target) if waiting is None else _joined(waiting, (inputs, target))
+        while waiting is not None and samples_in(waiting[0]) >= min(size, size if left is None else left):
+            take = size if left is None else min(size, left)
+            held = samples_in(waiting[0])
+            yield _part(waiting, 0, take)
+            left = None if left is None else left - take
+            if left == 0:
+                return
+            waiting = _part(waiting, take, held) if held > take else None
+    if waiting is not None:
+        yield waiting
+
+
+def _part(tree: Any, start: int, end: int) -> Any:
+    return tree_map(lambda leaf: leaf[start:end] if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, second)
+
+
+def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    parameters = {name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()}
+    loss = objective.batch_loss(parameters, inputs, target)
+    if not loss.requires_grad:
+        raise WoodburyError("The loss does not depend on the chosen parameters: does the model or the loss detach them?")
+    parts = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return objective.space.flatten(dict(zip(parameters, parts, strict=True))).detach()
+
+
+def _check_rows(objective: Objective, rows: Tensor, done: int) -> None:
+    finite = torch.isfinite(rows.sum(1))  # a sum is finite unless an entry is not
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        culprit = objective.space.labels()[objective.space.keep.cpu()][int((~torch.isfinite(rows[row])).float().argmax())]
+        name = list(objective.space.shapes)[int(culprit)]
+        raise WoodburyError(f"Gradient {done + row} is not finite at parameter {name!r}: look at that sample and at the loss.")

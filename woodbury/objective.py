@@ -1,0 +1,163 @@
+"""Objective = model + likelihood + batches + space: the only thing that holds a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from woodbury.errors import WoodburyError
+from woodbury.space import ParameterSpace
+
+Batch = tuple[Any, Any]
+"""(inputs, target). inputs: a tensor, a tuple of positional or a dict of keyword arguments; samples along dimension 0."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the model's output says about the target.
+
+    loss: (output, target) -> scalar, the *mean* negative log-likelihood over the batch. sample: (output, generator) ->
+    a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn.
+    """
+
+    loss: Callable[[Any, Any], Tensor]
+    sample: Callable[[Any, torch.Generator | None], Any] | None = None
+
+
+def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    classes = output.movedim(1, -1)
+    drawn = torch.multinomial(classes.softmax(-1).reshape(-1, classes.shape[-1]), 1, generator=generator)
+    return drawn.view(classes.shape[:-1])
+
+
+def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    return output + torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+
+
+def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    if output.shape != target.shape:
+        raise WoodburyError(
+            f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}: "
+            "they must be equal."
+        )
+    return 0.5 * (output - target).square().flatten(1).sum(1).mean()
+
+
+cross_entropy = Likelihood(nn.functional.cross_entropy, _sample_classes)
+"""Classes: logits (b, C, …) and int64 targets (b, …)."""
+
+squared_error = Likelihood(_half_squared_error, _sample_normal)
+"""Regression with unit variance: ½ Σ (output − target)², averaged over the batch."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a model as a function of the weights in a space.
+
+    batches: re-iterable pairs (inputs, target). The model is used in eval mode and never written to, except by `write`.
+    weights: (d,), where the loss is taken; by default those of the model.
+    """
+
+    model: nn.Module
+    batches: Iterable[Batch]
+    likelihood: Likelihood
+    space: ParameterSpace
+    weights: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        likelihood: Likelihood = cross_entropy,
+        space: ParameterSpace | None = None,
+    ) -> Objective:
+        """The objective at the model's own weights. Raises WoodburyError when a weight is NaN or infinite."""
+        if iter(batches) is batches:
+            raise WoodburyError("batches can be read only once: give a list or a DataLoader, not a generator.")
+        space = space or ParameterSpace.of(model)
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        for name in space.shapes:
+            if name in parameters and not torch.isfinite(parameters[name]).all():
+                raise WoodburyError(f"Parameter {name!r} is not finite: load a sound checkpoint.")
+        return cls(model, batches, likelihood, space, space.flatten(parameters))
+
+    def at(self, weights: Tensor, space: ParameterSpace | None = None) -> Objective:
+        """The same loss at other weights (d,), in another space if given; the model is untouched."""
+        return replace(self, weights=weights, space=space or self.space)
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """name -> tensor: the weights in the space (removed ones 0)."""
+        return self.space.unflatten(self.weights)
+
+    def forward(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
+        """The model's output under `parameters`; what is not named there is the model's own."""
+        keywords = inputs if isinstance(inputs, dict) else {}
+        positional = () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        return functional_call(self.model, dict(parameters), positional, keywords)
+
+    def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
+        """The mean loss of one batch, a scalar. Raises WoodburyError when the likelihood gives anything else."""
+        loss = self.likelihood.loss(self.forward(parameters, inputs), target)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise WoodburyError(f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar tensor.")
+        return loss
+
+    @torch.no_grad()
+    def loss(self, batches: Iterable[Batch] | None = None) -> float:
+        """The mean loss per sample over `batches` (default: the objective's own)."""
+        losses, samples = 0.0, 0
+        with evaluating(self.model):
+            for inputs, target in checked(self.batches if batches is None else batches):
+                size = samples_in(inputs)
+                losses += size * float(self.batch_loss(self.parameters, inputs, target))
+                samples += size
+        return losses / samples if samples else math.nan
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Copy the weights into the model's parameters, in place; removed ones become exact zeros."""
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in self.parameters.items():
+            parameters[name].copy_(tensor)
+
+
+def samples_in(tree: Any) -> int:
+    """How many samples a batch's inputs hold: the length of dimension 0 of their first tensor."""
+    leaves = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else (tree,)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            return len(leaf)
+    raise WoodburyError(f"A batch's inputs hold no tensor ({type(tree).__name__}): give a tensor, a tuple or a dict of them.")
+
+
+def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, each seen to be a pair."""
+    for index, batch in enumerate(batches):
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise WoodburyError(
+                f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): are the labels missing?"
+            )
+        yield batch[0], batch[1]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode (BatchNorm by its running statistics, no dropout), each module's mode restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

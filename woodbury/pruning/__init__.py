@@ -1,0 +1,1 @@
+"""What each removal costs, which to take, and how the rest moves."""

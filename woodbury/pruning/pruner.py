@@ -1,0 +1,157 @@
+"""Pruner and Pruned: the steps in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.estimate import Estimate, mfac
+from woodbury.gradients import Progress, mean_gradient
+from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.pruning.quadratic import Quadratic
+from woodbury.pruning.saliency import Saliency, obs
+from woodbury.pruning.schedule import check_sparsity
+from woodbury.pruning.schedule import rounds as geometric
+from woodbury.pruning.select import Scope, everything, select, weight_budgets
+from woodbury.pruning.units import Unit, single
+from woodbury.pruning.update import Update, joint
+from woodbury.space import ParameterSpace, Patterns
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did: the sparsity it reached and the loss increase that the quadratic predicted for it."""
+
+    sparsity: float
+    predicted: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A pruned objective: its weights lie in the space of the weights that stay.
+
+    steps: one per round; `predicted` is their summed loss increase, None without a Fisher.
+    """
+
+    objective: Objective
+    steps: tuple[Step, ...]
+
+    @property
+    def keep(self) -> Tensor:
+        """(n,) bool over the original space, True = stays."""
+        return self.objective.space.keep
+
+    @property
+    def weights(self) -> Tensor:
+        """(n,), removed weights exactly 0."""
+        return self.objective.space.expand(self.objective.weights)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed ÷ all weights of the original space."""
+        return self.objective.space.sparsity
+
+    @property
+    def predicted(self) -> float | None:
+        """The predicted loss increase of all steps together."""
+        parts = [step.predicted for step in self.steps if step.predicted is not None]
+        return sum(parts) if len(parts) == len(self.steps) else None
+
+    def write(self) -> None:
+        """Copy the weights into the model, in place."""
+        self.objective.write()
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A recipe: every field is an object or a function with the behaviour.
+
+    fisher: objective -> Fisher, None for magnitude. first_order: give the gradient of the mean loss over the objective's
+    batches to saliency and update (WoodTaylor), for nets that are not converged.
+    """
+
+    fisher: Estimate | None = field(default_factory=mfac)
+    saliency: Saliency = obs
+    update: Update = joint
+    unit: Unit = single
+    scope: Scope = everything
+    first_order: bool = False
+
+    def __call__(self, objective: Objective, sparsity: float) -> Pruned:
+        """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
+        space = objective.space
+        if round(space.n * check_sparsity(sparsity)) < space.n - space.d:
+            raise WoodburyError(f"sparsity {sparsity} is below the {space.sparsity:.4f} reached already: pruned weights stay.")
+        quadratic = Quadratic(
+            objective.weights,
+            self.fisher(objective) if self.fisher else None,
+            mean_gradient(objective) if self.first_order else None,
+        )
+        keep = self._keep(quadratic, space, sparsity)
+        delta = self.update(quadratic, keep)
+        weights = (quadratic.weights + delta)[keep]
+        if not bool(torch.isfinite(weights).all()):
+            raise WoodburyError("The update gave weights that are not finite: raise the damping.")
+        pruned = objective.at(weights, space.restrict(keep))
+        predicted = quadratic.increase(delta) if quadratic.fisher is not None else None
+        return Pruned(pruned, (Step(pruned.space.sparsity, predicted),))
+
+    def _keep(self, quadratic: Quadratic, space: ParameterSpace, sparsity: float) -> Tensor:
+        groups, labels = self.unit(space), self.scope(space)
+        scores = self.saliency(quadratic, groups).cpu()
+        own = labels[space.keep.cpu()]
+        size = 1 if groups is None else groups.shape[1]
+        first = own if groups is None else own[groups[:, 0]]
+        remove = select(scores, torch.full(scores.shape, size), first, weight_budgets(space, labels, sparsity))
+        keep = torch.ones(space.d, dtype=torch.bool)
+        keep[remove.nonzero()[:, 0] if groups is None else groups[remove].flatten()] = False
+        if not bool(keep.any()):
+            raise WoodburyError(f"sparsity {sparsity} leaves none of {space.n} weights: ask for less.")
+        return keep.to(quadratic.weights.device)
+
+
+def in_rounds(
+    pruner: Pruner, objective: Objective, sparsities: Sequence[float], progress: Progress | None = None
+) -> Pruned:
+    """Prune to one sparsity after the other, with fresh gradients at the weights reached each time; the model is untouched."""
+    pruned = Pruned(objective, ())
+    for done, sparsity in enumerate(sparsities, 1):
+        step = pruner(pruned.objective, sparsity)
+        pruned = replace(step, steps=pruned.steps + step.steps)
+        if progress:
+            progress("rounds", done, len(sparsities))
+    return pruned
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    sparsity: float,
+    *,
+    pruner: Pruner | None = None,
+    rounds: int = 1,
+    likelihood: Likelihood = cross_entropy,
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    keep_zeros: bool = False,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Prune the matrices and kernels of `model` that the patterns choose, in place; calibrated on `batches`.
+
+    batches: re-iterable (inputs, target). pruner: M-FAC with the joint update by default. rounds: fresh gradients that
+    many times on the way. keep_zeros: weights that are zero already stay zero. Raises WoodburyError before the model is
+    touched.
+    """
+    space = ParameterSpace.of(model, include, exclude, min_ndim=2)
+    objective = Objective.of(model, batches, likelihood, space)
+    if keep_zeros:
+        nonzero = objective.weights != 0
+        objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
+    schedule = geometric(sparsity, rounds, objective.space.sparsity if rounds > 1 else 0.0)
+    pruned = in_rounds(pruner or Pruner(), objective, schedule, progress)
+    pruned.write()
+    return pruned

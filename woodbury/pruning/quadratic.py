@@ -1,0 +1,48 @@
+"""Quadratic: the loss as the Fisher sees it from where the weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.operator import Fisher
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """The local model of the loss: increase(δ) = gᵀδ + ½ δᵀFδ  (eq. 14).
+
+    weights (d,); fisher on d weights, None where none is needed; gradient (d,), None to take the net as converged.
+    """
+
+    weights: Tensor
+    fisher: Fisher | None = None
+    gradient: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not bool(torch.isfinite(self.weights).all()):
+            raise WoodburyError("A weight is NaN or infinite: load a sound checkpoint.")
+        if self.fisher is not None and self.fisher.d != len(self.weights):
+            raise WoodburyError(f"The Fisher is on {self.fisher.d} weights, the model on {len(self.weights)}.")
+
+    def curvature(self, why: str) -> Fisher:
+        """The Fisher, or an error that says who needs it."""
+        if self.fisher is None:
+            raise WoodburyError(f"{why} needs a Fisher: give the Pruner a recipe such as mfac().")
+        return self.fisher
+
+    def slope(self, why: str) -> Tensor:
+        """The gradient, or an error that says who needs it."""
+        if self.gradient is None:
+            raise WoodburyError(f"{why} needs the gradient: set first_order=True.")
+        return self.gradient
+
+    def increase(self, delta: Tensor) -> float:
+        """The predicted increase of the loss when the weights move by delta (d,)  (eq. 14)."""
+        fisher = self.curvature("A predicted loss")
+        step = delta.to(fisher.dtype)
+        curved = 0.5 * float((step.double() * (fisher @ step).double()).sum())
+        return curved + (0.0 if self.gradient is None else float((self.gradient.double() * delta.double()).sum()))

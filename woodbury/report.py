@@ -1,0 +1,268 @@
+"""Results for the eye: tables in the terminal, one picture, one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from woodbury.comparison import Result, Summary, summary
+from woodbury.errors import WoodburyError
+from woodbury.space import ParameterSpace
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; the last stands out on light and on dark ground
+COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
+MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: `cells` in rows, the first column says what the row is; `best` are (row, column) to print bold."""
+
+    title: str
+    header: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+    note: str = ""
+
+    def rich(self) -> Table:
+        """For the terminal."""
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+        for i, row in enumerate(self.cells):
+            table.add_row(*(f"[bold]{cell}[/]" if (i, j) in self.best else cell for j, cell in enumerate(row)))
+        table.caption, table.caption_justify = self.note or None, "left"
+        return table
+
+    def html(self) -> str:
+        """For the page."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
+        rows = [
+            "".join(
+                f"<td{' class=best' if (i, j) in self.best else ''}>{html.escape(cell)}</td>"
+                for j, cell in enumerate(row)
+            )
+            for i, row in enumerate(self.cells)
+        ]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        note = f"<p class=note>{html.escape(self.note)}</p>" if self.note else ""
+        table = f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+        return f"<h2>{html.escape(self.title)}</h2>{table}{note}"
+
+
+def accuracies(
+    results: Sequence[Result], *, dense: float | None = None, measure: str = "accuracy", digits: int = 1
+) -> Grid:
+    """Methods × sparsities: mean ± spread over the seeds, the best mean of each sparsity bold."""
+    cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
+    methods, sparsities = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    best = {
+        (methods.index(name), 1 + j)
+        for j, sparsity in enumerate(sparsities)
+        for name in methods
+        if cells[name, sparsity].accuracy == max(cells[other, sparsity].accuracy for other in methods)
+    }
+    seeds = max(cell.seeds for cell in cells.values())
+    return Grid(
+        title=f"{measure.capitalize()} in % at each sparsity"
+        + (f" (dense {100 * dense:.{digits}f})" if dense is not None else ""),
+        header=("method", *(percent(sparsity) for sparsity in sparsities)),
+        cells=tuple((name, *(_mean_and_spread(cells[name, at], digits) for at in sparsities)) for name in methods),
+        best=frozenset(best),
+        note=f"Mean ± population standard deviation over {seeds} calibration samples; the best is bold."
+        if seeds > 1
+        else "",
+    )
+
+
+def costs(results: Sequence[Result]) -> Grid:
+    """What each cell predicted, measured and cost, averaged over the seeds."""
+    dampings = {(r.method, r.sparsity): [] for r in results}
+    for result in results:
+        dampings[result.method, result.sparsity].append(result.damping)
+    rows = [
+        (
+            cell.method,
+            percent(cell.sparsity),
+            ", ".join(dict.fromkeys("–" if at is None else f"{at:g}" for at in dampings[cell.method, cell.sparsity])),
+            "–" if cell.predicted is None else f"{cell.predicted:.3g}",
+            f"{cell.measured:.3g}",
+            f"{cell.seconds:.2f}",
+            f"{cell.memory:.0f}",
+        )
+        for cell in summary(results)
+    ]
+    return Grid(
+        title="Loss on the calibration sample, and cost",
+        header=("method", "sparsity", "damping", "predicted increase", "measured increase", "seconds", "peak MB"),
+        cells=tuple(rows),
+        note="The quadratic predicts the increase of the loss; magnitude predicts none. Seconds include the Fisher.",
+    )
+
+
+def layers(space: ParameterSpace) -> Grid:
+    """What fell where: weights, kept and sparsity of each tensor and of all."""
+    rows = [(name, at.stop - at.start, int(space.keep[at].sum())) for name, at in space.slices.items()]
+    rows.append(("all", space.n, space.d))
+    return Grid(
+        title="What stays",
+        header=("parameter", "weights", "kept", "sparsity"),
+        cells=tuple(
+            (name, f"{weights:,}", f"{kept:,}", percent(1 - kept / weights, 2)) for name, weights, kept in rows
+        ),
+    )
+
+
+def facts(title: str, values: Mapping[str, Any]) -> Grid:
+    """Settings or versions, one per line."""
+    return Grid(title, ("setting", "value"), tuple((str(key), _text(value)) for key, value in values.items()))
+
+
+def percent(fraction: float, digits: int | None = None) -> str:
+    """0.975 as “97.5 %”; with as many decimals as it needs, or `digits`."""
+    return f"{100 * fraction:.{digits}f} %" if digits is not None else f"{round(100 * fraction, 6):g} %"
+
+
+def picture(
+    path: str | os.PathLike,
+    results: Sequence[Result],
+    *,
+    dense: float | None = None,
+    measure: str = "accuracy",
+    dark: bool = False,
+) -> None:
+    """Accuracy over sparsity with the spread as bars, the kept fraction on a logarithmic axis, as a PNG.
+
+    Raises WoodburyError where matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise WoodburyError("The picture needs matplotlib: pip install 'woodbury[demo]'.") from error
+    ink, faint, ground = ("#e8e8e8", "#3a3d42", "#16181c") if dark else ("#222222", "#e3e3e3", "#ffffff")
+    figure = Figure(figsize=(8.4, 4.8), dpi=160, facecolor=ground, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor=ground)
+    lines: dict[str, list[Summary]] = {}
+    for cell in summary(results):
+        lines.setdefault(cell.method, []).append(cell)
+    ends = []
+    for index, (name, cells) in enumerate(lines.items()):
+        cells = sorted(cells, key=lambda cell: cell.sparsity)
+        colour = COLOURS[index % len(COLOURS)]
+        x, y = [kept_axis(cell.sparsity) for cell in cells], [100 * cell.accuracy for cell in cells]
+        spread = [100 * cell.spread for cell in cells]
+        axes.errorbar(
+            x, y, spread, color=colour, marker=MARKERS[index % len(MARKERS)], ms=5, lw=1.8, capsize=2.5, elinewidth=1
+        )
+        ends.append((y[-1], name, colour))
+    if dense is not None:
+        axes.axhline(100 * dense, color=ink, lw=0.8, ls=(0, (4, 4)), zorder=0)
+        ends.append((100 * dense, f"dense {100 * dense:.1f}", ink))
+    _label_ends(axes, max(kept_axis(cell.sparsity) for cell in summary(results)), ends)
+    ticks = sorted({cell.sparsity for cell in summary(results)})
+    axes.set_xticks([kept_axis(sparsity) for sparsity in ticks], [percent(sparsity) for sparsity in ticks])
+    axes.set_title(f"{measure.capitalize()} in %", loc="left", color=ink, fontsize=11)
+    axes.set_xlabel("sparsity (logarithmic in the weights that stay)", color=ink)
+    axes.tick_params(colors=ink, length=0)
+    axes.grid(axis="y", color=faint, lw=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    figure.savefig(path, format="png", facecolor=ground)
+
+
+def kept_axis(sparsity: float) -> float:
+    """Where a sparsity stands on the picture: −log₁₀ of the kept fraction, which opens up the crowd near 1."""
+    return -math.log10(1 - sparsity)
+
+
+def embedded(path: str | os.PathLike, dark: str | os.PathLike, words: str) -> str:
+    """A picture inside the page, in the version for the reader's ground; `words` say what is on it."""
+    light, night = (base64.b64encode(Path(file).read_bytes()).decode() for file in (path, dark))
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{night}">'
+    image = f'<img src="data:image/png;base64,{light}" alt="{html.escape(words)}">'
+    return f"<figure><picture>{source}{image}</picture><figcaption>{html.escape(words)}</figcaption></figure>"
+
+
+def write_page(path: str | os.PathLike, title: str, lead: str, parts: Sequence[str]) -> None:
+    """One HTML file that needs nothing beside it; `parts` come from `Grid.html` and `embedded`."""
+    title, lead = html.escape(title), html.escape(lead)
+    page = PAGE.format(title=title, lead=lead, style=STYLE, parts="\n".join(parts))
+    Path(path).write_text(page, encoding="utf-8")
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class=lead>{lead}</p>
+{parts}
+</body>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #e3e3e3; --ground: #fff; --best: #00633f; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --soft: #a0a4aa; --line: #33363b; --ground: #16181c; --best: #5fd3a6; } }
+body { margin: 0 auto; max-width: 56rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--ground);
+  font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 1rem 0 .5rem; }
+h2 { font-size: 1.05rem; margin: 2.5rem 0 .5rem; }
+.lead { color: var(--soft); margin: 0 0 1.5rem; max-width: 42rem; }
+.note, figcaption { color: var(--soft); font-size: .85rem; margin: .4rem 0 0; }
+figure { margin: 1.5rem 0; } img { display: block; width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.best { color: var(--best); font-weight: 700; }
+"""
+
+
+def _label_ends(axes: Any, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names of the lines at their right ends, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    gap, last = 0.062 * (high - low), -math.inf
+    for y, name, colour in sorted(ends):
+        last = max(y, last + gap)
+        axes.annotate(
+            name,
+            (x, last),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def _mean_and_spread(cell: Summary, digits: int) -> str:
+    # the no-break space leaves one place to break the line where the terminal is narrow
+    spread = f" ±\u00a0{100 * cell.spread:.{digits}f}" if cell.seeds > 1 else ""
+    return f"{100 * cell.accuracy:.{digits}f}{spread}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)
