@@ -97,7 +97,6 @@ CASES = [
     Case("low rank, m > d", lambda: _low_rank(30, 12)),
     Case("low rank, one row", lambda: _low_rank(1, 7)),
     Case("low rank, weighted rows, several panels", lambda: _low_rank(150, 40, weighted=True)),
-    Case("low rank, several column chunks", lambda: _low_rank(5, 4100)),
     Case("blocks of rows, primal, padded", _primal),
     Case("blocks of rows, primal, weighted", lambda: _primal(weighted=True)),
     Case("blocks of rows, dual, weighted", _dual),

@@ -81,7 +81,9 @@ def test_restriction_twice(pair: tuple[Fisher, Tensor]) -> None:
         second[0] = True
     chosen = first.nonzero()[:, 0][second]
     truth = matrix[chosen][:, chosen]
-    close(fisher.restrict(first).restrict(second).solve(vector(len(truth))), torch.linalg.solve(truth, vector(len(truth))))
+    close(
+        fisher.restrict(first).restrict(second).solve(vector(len(truth))), torch.linalg.solve(truth, vector(len(truth)))
+    )
 
 
 def test_compensation_is_the_constrained_optimum(pair: tuple[Fisher, Tensor]) -> None:
@@ -121,6 +123,6 @@ def test_scipy_view(pair: tuple[Fisher, Tensor]) -> None:
         (lambda f: f.with_damping(float("nan")), "positive"),
     ],
 )
-def test_bad_input_is_named(pair: tuple[Fisher, Tensor], act, says: str) -> None:  # noqa: ANN001
+def test_bad_input_is_named(pair: tuple[Fisher, Tensor], act, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         act(pair[0])

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from woodbury.errors import WoodburyError
 from woodbury.factors import factors
-from woodbury.fisher.kfac_recipe_draft import kfac
+from woodbury.fisher.estimate import kfac
 from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.fisher.restricted import Restricted
 from woodbury.gradients import looped, observed, rows, sampled

@@ -5,10 +5,13 @@ from woodbury.errors import WoodburyError as WoodburyError
 from woodbury.fisher.blocks import BlockDiagonal as BlockDiagonal
 from woodbury.fisher.blocks import dense_blocks as dense_blocks
 from woodbury.fisher.estimate import diagonal as diagonal
+from woodbury.fisher.estimate import kfac as kfac
 from woodbury.fisher.estimate import mfac as mfac
 from woodbury.fisher.estimate import woodfisher as woodfisher
 from woodbury.fisher.explicit import Dense as Dense
 from woodbury.fisher.explicit import Diagonal as Diagonal
+from woodbury.fisher.kronecker import Kronecker as Kronecker
+from woodbury.fisher.kronecker import pi_corrected as pi_corrected
 from woodbury.fisher.lowrank import LowRank as LowRank
 from woodbury.fisher.operator import Fisher as Fisher
 from woodbury.fisher.window import Window as Window

@@ -31,7 +31,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average, in which every batch counts alike
         for inputs, _ in checked(batches):
-            model(**inputs) if isinstance(inputs, dict) else model(*(inputs if isinstance(inputs, (tuple, list)) else [inputs]))
+            model(**inputs) if isinstance(inputs, dict) else model(
+                *(inputs if isinstance(inputs, (tuple, list)) else [inputs])
+            )
             seen += 1
         if not seen:
             raise WoodburyError("No batch was given: BatchNorm's statistics need at least one.")

@@ -7,27 +7,25 @@ import json
 import math
 import os
 import platform
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from woodbury.cost import Cost, measured
 from woodbury.errors import WoodburyError
+from woodbury.fisher.estimate import Estimate
 from woodbury.fisher.operator import Fisher
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective, checked, evaluating
 from woodbury.pruning.pruner import Pruned, Pruner, in_rounds
 from woodbury.pruning.schedule import rounds as geometric
 
-T = TypeVar("T")
-Recipe = Callable[[Objective], Fisher]
 Score = Callable[[Objective], float]
 """A number that should be large: the accuracy on some data, for instance."""
 
@@ -70,6 +68,15 @@ class Result:
     settings: Mapping[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One pruning: what came out, the damping that was used (None without a Fisher), and the cost, Fisher included."""
+
+    pruned: Pruned
+    damping: float | None
+    cost: Cost
+
+
 @dataclass(frozen=True)
 class Summary:
     """One cell over its seeds: means; `spread` is the population standard deviation of the accuracy."""
@@ -83,6 +90,21 @@ class Summary:
     measured: float
     seconds: float
     memory: float
+
+
+def run(
+    method: Method,
+    objective: Objective,
+    sparsity: float,
+    validate: Score | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Prune once by a method; `validate` scores the candidates where the method has several dampings."""
+    if len(method.dampings) > 1 and validate is None:
+        raise WoodburyError("There are several dampings: give `validate`, a score on held-out training data.")
+    method, paid = _paid_once(method, objective)
+    best = _chosen(method, objective, sparsity, validate, progress)
+    return replace(best, cost=paid + best.cost)
 
 
 def compare(
@@ -114,31 +136,46 @@ def compare(
         objective = make_objective(seed)
         before = objective.loss()
         for name, method in methods.items():
-            recipe, paid = _paid_once(method, objective)
+            method, paid = _paid_once(method, objective)
             for sparsity in sparsities:
-                run = _chosen(
-                    replace(method, pruner=replace(method.pruner, fisher=recipe)), objective, sparsity, validate
-                )
-                after = run.pruned.objective.loss()
+                best = _chosen(method, objective, sparsity, validate)
+                after = best.pruned.objective.loss()
                 cell = Result(
                     method=name,
                     sparsity=sparsity,
-                    reached=run.pruned.sparsity,
+                    reached=best.pruned.sparsity,
                     seed=seed,
-                    accuracy=evaluate(run.pruned.objective),
+                    accuracy=evaluate(best.pruned.objective),
                     loss_before=before,
                     loss_after=after,
-                    predicted=run.pruned.predicted,
+                    predicted=best.pruned.predicted,
                     measured=after - before,
-                    seconds=paid.seconds + run.cost.seconds,
-                    memory=max(paid.memory, run.cost.memory),
-                    damping=run.damping,
+                    seconds=(paid + best.cost).seconds,
+                    memory=(paid + best.cost).memory,
+                    damping=best.damping,
                     settings={"rounds": method.rounds, **method.settings},
                 )
                 results.append(cell)
                 if progress:
                     progress("pruning", len(results), len(methods) * len(sparsities) * len(seeds))
     return results
+
+
+def choose_damping(
+    method: Method, dampings: Sequence[float], sparsities: Sequence[float], objective: Objective, validate: Score
+) -> float:
+    """The damping whose mean score over the sparsities is best, on data held out of the *training* split; of equals the first.
+
+    Raises WoodburyError for a method without a Fisher.
+    """
+    if method.pruner.fisher is None:
+        raise WoodburyError("This method has no Fisher and so no damping to choose.")
+    method, _ = _paid_once(method, objective)
+
+    def score(damping: float) -> float:
+        return fmean(validate(_run(method, objective, sparsity, damping).pruned.objective) for sparsity in sparsities)
+
+    return max(dampings, key=score)
 
 
 def summary(results: Iterable[Result]) -> list[Summary]:
@@ -193,57 +230,49 @@ def versions() -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Wall-clock seconds, and the process's peak memory in MB."""
-
-    seconds: float
-    memory: float
-
-
-def measured(call: Callable[[], T]) -> tuple[T, Cost]:
-    """What `call` gives, and what it cost. Where the system cannot reset a peak it is that since the process's start."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
-    value = call()
-    return value, Cost(time.perf_counter() - start, _peak_memory())
-
-
-@dataclass(frozen=True)
-class _Run:
-    pruned: Pruned
-    damping: float | None
-    cost: Cost
-
-
-def _paid_once(method: Method, objective: Objective) -> tuple[Recipe | None, Cost]:
-    """The method's recipe, with its Fisher already computed if one round is all, and what that cost."""
+def _paid_once(method: Method, objective: Objective) -> tuple[Method, Cost]:
+    """The method with its Fisher already computed, if it has one and one round is all; and what that cost."""
     recipe = method.pruner.fisher
     if recipe is None or method.rounds > 1:
-        return recipe, Cost(0.0, 0.0)
-    fisher, cost = measured(lambda: recipe(objective))
-    return lambda _: fisher, cost
+        return method, Cost(0.0, 0.0)
+
+    def compute() -> Fisher:
+        fisher = recipe(objective)
+        fisher.with_damping(fisher.damping)  # computes what all dampings share; the rest each cell pays for itself
+        return fisher
+
+    fisher, cost = measured(compute)
+    return replace(method, pruner=replace(method.pruner, fisher=lambda _: fisher)), cost
 
 
-def _chosen(method: Method, objective: Objective, sparsity: float, validate: Score | None) -> _Run:
+def _chosen(
+    method: Method, objective: Objective, sparsity: float, validate: Score | None, progress: Progress | None = None
+) -> Run:
     """The run at the damping that scores best on held-out data; of equals the first."""
-    runs = [_run(method, objective, sparsity, damping) for damping in method.dampings or (None,)]
+    runs = []
+    for damping in method.dampings or (None,):
+        runs.append(_run(method, objective, sparsity, damping, progress))
+        if progress:
+            progress("dampings", len(runs), max(1, len(method.dampings)))
     return max(runs, key=lambda run: validate(run.pruned.objective)) if validate and len(runs) > 1 else runs[0]
 
 
-def _run(method: Method, objective: Objective, sparsity: float, damping: float | None) -> _Run:
-    recipe, used = method.pruner.fisher, []
+def _run(
+    method: Method, objective: Objective, sparsity: float, damping: float | None, progress: Progress | None = None
+) -> Run:
+    used: list[float] = []
 
-    def damped(here: Objective) -> Fisher:
+    def damped(recipe: Estimate, here: Objective) -> Fisher:
         fisher = recipe(here)
-        used.append(fisher if damping is None else fisher.with_damping(damping))
-        return used[-1]
+        used.append(fisher.damping if damping is None else damping)
+        return fisher.with_damping(used[-1])
 
-    pruner = method.pruner if recipe is None else replace(method.pruner, fisher=damped)
-    steps = geometric(sparsity, method.rounds)
-    pruned, cost = measured(lambda: in_rounds(pruner, objective, steps))
-    return _Run(pruned, used[-1].damping if used else None, cost)
+    recipe = method.pruner.fisher
+    pruner = replace(method.pruner, fisher=partial(damped, recipe)) if recipe else method.pruner
+    # weights that are zero from the start count as removed: the rounds go on from there
+    steps = geometric(sparsity, method.rounds, objective.space.sparsity if method.rounds > 1 else 0.0)
+    pruned, cost = measured(lambda: in_rounds(pruner, objective, steps, progress))
+    return Run(pruned, used[-1] if used else None, cost)
 
 
 def _summarised(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
@@ -260,18 +289,6 @@ def _summarised(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
         seconds=fmean(result.seconds for result in cell),
         memory=max(result.memory for result in cell),
     )
-
-
-def _peak_memory() -> float:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    with suppress(ImportError):
-        import resource  # not there on Windows
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return math.nan
 
 
 def _plain(value: Any) -> Any:

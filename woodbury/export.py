@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,20 +73,14 @@ def load_sparse(path: str | os.PathLike) -> dict[str, Tensor]:
 
 def is_sparse(path: str | os.PathLike) -> bool:
     """Whether a safetensors file is one of `save_sparse`."""
-    return read_safetensors(path)[0].get("format") == FORMAT
+    with _opened(path) as file:
+        return (file.metadata() or {}).get("format") == FORMAT
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of any safetensors file; WoodburyError where it is missing, truncated or something else."""
-    if not Path(path).is_file():
-        raise WoodburyError(f"There is no file {path}: check the path of the weights.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WoodburyError(
-            f"{path} is truncated or not a safetensors file ({error}): copy or write it anew."
-        ) from error
+    with _opened(path) as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
@@ -119,6 +114,19 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+    if not Path(path).is_file():
+        raise WoodburyError(f"There is no file {path}: check the path of the weights.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise WoodburyError(
+            f"{path} is truncated or not a safetensors file ({error}): copy or write it anew."
+        ) from error
 
 
 def _first_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
@@ -161,6 +169,7 @@ def _at_once(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with _told(f"{path} cannot be written", "choose a place that you may write to"):
             write(partial)
+            partial.chmod(0o666 & ~_umask())  # safetensors makes files for the owner alone
             partial.replace(path)
     except BaseException:
         with suppress(OSError):

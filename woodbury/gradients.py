@@ -54,7 +54,9 @@ def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
 
 def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     """Per-sample gradients (c, d) of a chunk, by one ordinary backward pass each: works for every model."""
-    return torch.stack([_mean_gradient(objective, *_part((inputs, target), i, i + 1)) for i in range(samples_in(inputs))])
+    return torch.stack(
+        [_mean_gradient(objective, *_part((inputs, target), i, i + 1)) for i in range(samples_in(inputs))]
+    )
 
 
 def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
@@ -108,7 +110,9 @@ def gradients(
             done += len(rows)
             yield rows
     if done < count:
-        raise WoodburyError(f"The data gave {done} of the {count} rows of {batch} sample(s): give more data or ask for less.")
+        raise WoodburyError(
+            f"The data gave {done} of the {count} rows of {batch} sample(s): give more data or ask for less."
+        )
 
 
 def rows(objective: Objective, count: int, *, progress: Progress | None = None, **options: Any) -> Tensor:
@@ -166,7 +170,9 @@ def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
     parameters = {name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()}
     loss = objective.batch_loss(parameters, inputs, target)
     if not loss.requires_grad:
-        raise WoodburyError("The loss does not depend on the chosen parameters: does the model or the loss detach them?")
+        raise WoodburyError(
+            "The loss does not depend on the chosen parameters: does the model or the loss detach them?"
+        )
     parts = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     return objective.space.flatten(dict(zip(parameters, parts, strict=True))).detach()
 
@@ -175,6 +181,10 @@ def _check_rows(objective: Objective, rows: Tensor, done: int) -> None:
     finite = torch.isfinite(rows.sum(1))  # a sum is finite unless an entry is not
     if not finite.all():
         row = int((~finite).nonzero()[0])
-        culprit = objective.space.labels()[objective.space.keep.cpu()][int((~torch.isfinite(rows[row])).float().argmax())]
+        culprit = objective.space.labels()[objective.space.keep.cpu()][
+            int((~torch.isfinite(rows[row])).float().argmax())
+        ]
         name = list(objective.space.shapes)[int(culprit)]
-        raise WoodburyError(f"Gradient {done + row} is not finite at parameter {name!r}: look at that sample and at the loss.")
+        raise WoodburyError(
+            f"Gradient {done + row} is not finite at parameter {name!r}: look at that sample and at the loss."
+        )

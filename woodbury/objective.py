@@ -102,7 +102,9 @@ class Objective:
     def forward(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """The model's output under `parameters`; what is not named there is the model's own."""
         keywords = inputs if isinstance(inputs, dict) else {}
-        positional = () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        positional = (
+            () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        )
         return functional_call(self.model, dict(parameters), positional, keywords)
 
     def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
@@ -110,7 +112,9 @@ class Objective:
         loss = self.likelihood.loss(self.forward(parameters, inputs), target)
         if not isinstance(loss, Tensor) or loss.ndim:
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise WoodburyError(f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar tensor.")
+            raise WoodburyError(
+                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar tensor."
+            )
         return loss
 
     @torch.no_grad()
@@ -138,7 +142,9 @@ def samples_in(tree: Any) -> int:
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             return len(leaf)
-    raise WoodburyError(f"A batch's inputs hold no tensor ({type(tree).__name__}): give a tensor, a tuple or a dict of them.")
+    raise WoodburyError(
+        f"A batch's inputs hold no tensor ({type(tree).__name__}): give a tensor, a tuple or a dict of them."
+    )
 
 
 def checked(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from woodbury.comparison import Result, Summary, summary
@@ -36,10 +38,13 @@ class Grid:
     def rich(self) -> Table:
         """For the terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.collapse_padding = True
         for index, name in enumerate(self.header):
-            table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+            table.add_column(name, justify="right" if index else "left", no_wrap=True)
         for i, row in enumerate(self.cells):
-            table.add_row(*(f"[bold]{cell}[/]" if (i, j) in self.best else cell for j, cell in enumerate(row)))
+            # seven sparsities with their spreads fit into 80 columns when close together
+            cells = (escape(cell).replace(" ±", "[dim not bold]±[/]").replace("[/] ", "[/]") for cell in row)
+            table.add_row(*(f"[bold]{cell}[/]" if (i, j) in self.best else cell for j, cell in enumerate(cells)))
         table.caption, table.caption_justify = self.note or None, "left"
         return table
 
@@ -64,7 +69,8 @@ def accuracies(
 ) -> Grid:
     """Methods × sparsities: mean ± spread over the seeds, the best mean of each sparsity bold."""
     cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
-    methods, sparsities = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    methods = list(dict.fromkeys(cell.method for cell in cells.values()))
+    sparsities = list(dict.fromkeys(cell.sparsity for cell in cells.values()))
     best = {
         (methods.index(name), 1 + j)
         for j, sparsity in enumerate(sparsities)
@@ -86,21 +92,20 @@ def accuracies(
 
 def costs(results: Sequence[Result]) -> Grid:
     """What each cell predicted, measured and cost, averaged over the seeds."""
-    dampings = {(r.method, r.sparsity): [] for r in results}
-    for result in results:
-        dampings[result.method, result.sparsity].append(result.damping)
-    rows = [
-        (
-            cell.method,
+    rows, above = [], ""
+    for cell in summary(results):
+        dampings = [r.damping for r in results if (r.method, r.sparsity) == (cell.method, cell.sparsity)]
+        row = (
+            cell.method if cell.method != above else "",
             percent(cell.sparsity),
-            ", ".join(dict.fromkeys("–" if at is None else f"{at:g}" for at in dampings[cell.method, cell.sparsity])),
+            ", ".join(dict.fromkeys("–" if damping is None else f"{damping:g}" for damping in dampings)),
             "–" if cell.predicted is None else f"{cell.predicted:.3g}",
             f"{cell.measured:.3g}",
             f"{cell.seconds:.2f}",
             f"{cell.memory:.0f}",
         )
-        for cell in summary(results)
-    ]
+        rows.append(row)
+        above = cell.method
     return Grid(
         title="Loss on the calibration sample, and cost",
         header=("method", "sparsity", "damping", "predicted increase", "measured increase", "seconds", "peak MB"),
@@ -132,23 +137,25 @@ def percent(fraction: float, digits: int | None = None) -> str:
     return f"{100 * fraction:.{digits}f} %" if digits is not None else f"{round(100 * fraction, 6):g} %"
 
 
+def require_matplotlib() -> None:
+    """Raises WoodburyError where matplotlib is missing: call it before the work that ends in a picture."""
+    try:
+        import matplotlib as matplotlib
+    except ImportError as error:
+        raise WoodburyError("The picture needs matplotlib: pip install 'woodbury[demo]'.") from error
+
+
 def picture(
-    path: str | os.PathLike,
-    results: Sequence[Result],
-    *,
-    dense: float | None = None,
-    measure: str = "accuracy",
-    dark: bool = False,
-) -> None:
+    results: Sequence[Result], *, dense: float | None = None, measure: str = "accuracy", dark: bool = False
+) -> bytes:
     """Accuracy over sparsity with the spread as bars, the kept fraction on a logarithmic axis, as a PNG.
 
     Raises WoodburyError where matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise WoodburyError("The picture needs matplotlib: pip install 'woodbury[demo]'.") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     ink, faint, ground = ("#e8e8e8", "#3a3d42", "#16181c") if dark else ("#222222", "#e3e3e3", "#ffffff")
     figure = Figure(figsize=(8.4, 4.8), dpi=160, facecolor=ground, layout="constrained")
     FigureCanvasAgg(figure)
@@ -179,7 +186,9 @@ def picture(
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    figure.savefig(path, format="png", facecolor=ground)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", facecolor=ground)
+    return png.getvalue()
 
 
 def kept_axis(sparsity: float) -> float:
@@ -187,11 +196,11 @@ def kept_axis(sparsity: float) -> float:
     return -math.log10(1 - sparsity)
 
 
-def embedded(path: str | os.PathLike, dark: str | os.PathLike, words: str) -> str:
-    """A picture inside the page, in the version for the reader's ground; `words` say what is on it."""
-    light, night = (base64.b64encode(Path(file).read_bytes()).decode() for file in (path, dark))
+def embedded(light: bytes, dark: bytes, words: str) -> str:
+    """A PNG inside the page, in the version for the reader's ground; `words` say what is on it."""
+    day, night = (base64.b64encode(png).decode() for png in (light, dark))
     source = f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{night}">'
-    image = f'<img src="data:image/png;base64,{light}" alt="{html.escape(words)}">'
+    image = f'<img src="data:image/png;base64,{day}" alt="{html.escape(words)}">'
     return f"<figure><picture>{source}{image}</picture><figcaption>{html.escape(words)}</figcaption></figure>"
 
 
@@ -257,8 +266,7 @@ def _label_ends(axes: Any, x: float, ends: Sequence[tuple[float, str, str]]) -> 
 
 
 def _mean_and_spread(cell: Summary, digits: int) -> str:
-    # the no-break space leaves one place to break the line where the terminal is narrow
-    spread = f" ±\u00a0{100 * cell.spread:.{digits}f}" if cell.seeds > 1 else ""
+    spread = f" ± {100 * cell.spread:.{digits}f}" if cell.seeds > 1 else ""
     return f"{100 * cell.accuracy:.{digits}f}{spread}"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.explicit import Dense
-from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.lowrank import LowRank, check_weights
 from woodbury.fisher.operator import Fisher, check_finite, check_groups, check_keep, check_vector
 
 
@@ -49,9 +49,8 @@ class BlockDiagonal(Fisher):
     def device(self) -> torch.device:
         return self.parts[0].device
 
-    def _split(self, *vectors: Tensor) -> Iterator[tuple[Fisher, ...]]:
-        sizes = [part.d for part in self.parts]
-        yield from zip(self.parts, *(check_vector(v, self.d).split(sizes) for v in vectors), strict=True)
+    def _split(self, v: Tensor) -> Iterator[tuple[Fisher, Tensor]]:
+        yield from zip(self.parts, check_vector(v, self.d).split([part.d for part in self.parts]), strict=True)
 
     def _each(self, verb: Callable[[Fisher], Tensor]) -> Tensor:
         return torch.cat([verb(part) for part in self.parts])
@@ -125,17 +124,23 @@ def dense_blocks(rows: Tensor, sizes: Sequence[int], damping: float, weights: Te
 def _primal(rows: Tensor, sizes: Sequence[int], damping: float, weights: Tensor | None) -> Dense:
     check_finite(rows, "A matrix of rows")
     m, s, b = rows.shape[0], max(sizes), len(sizes)
-    weights = torch.ones(m, device=rows.device) if weights is None else weights
-    scale = (weights.double() / m).sqrt()[:, None]
-    lengths = torch.tensor(sizes, device=rows.device)
-    valid = torch.arange(s, device=rows.device) < lengths[:, None]
-    places = (lengths.cumsum(0) - lengths)[:, None] + torch.arange(s, device=rows.device)
-    places = places.clamp(max=rows.shape[1] - 1)
+    scale = None if weights is None else check_weights(weights, m).double().sqrt()[:, None]
+    valid = torch.arange(s, device=rows.device) < torch.tensor(sizes, device=rows.device)[:, None]
     curvature = torch.empty(b, s, s, dtype=torch.float64, device=rows.device)
-    at_once = max(1, 4096 // s)
+    at_once, end = max(1, 4096 // s), 0
     for start in range(0, b, at_once):
         part = slice(start, start + at_once)
-        columns = rows.index_select(1, places[part].flatten()).double().mul_(scale).mul_(valid[part].flatten())
-        columns = columns.view(m, -1, s).permute(1, 0, 2)
+        begin, end = end, end + sum(sizes[part])
+        columns = _padded(rows[:, begin:end], valid[part]).permute(1, 0, 2).double().contiguous()
+        columns = columns if scale is None else columns * scale
         torch.bmm(columns.mT, columns, out=curvature[part])
-    return Dense(curvature, damping, None if bool(valid.all()) else valid)
+    return Dense(curvature.div_(m), damping, None if bool(valid.all()) else valid)
+
+
+def _padded(columns: Tensor, valid: Tensor) -> Tensor:
+    """(m, valid.sum()) -> (m, *valid.shape), zeros where not valid."""
+    if bool(valid.all()):
+        return columns.reshape(len(columns), *valid.shape)
+    padded = columns.new_zeros(len(columns), *valid.shape)
+    padded[:, valid] = columns
+    return padded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -94,7 +95,9 @@ class Dense(Fisher):
             raise WoodburyError(f"A dense curvature has shape {tuple(shape)}: give (d, d), or (b, s, s) for b blocks.")
         check_finite(self.curvature, "The dense curvature")
         if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != self._blocks.shape[:2]):
-            raise WoodburyError(f"valid has shape {tuple(self.valid.shape)}: give bool of shape {self._blocks.shape[:2]}.")
+            raise WoodburyError(
+                f"valid has shape {tuple(self.valid.shape)}: give bool of shape {self._blocks.shape[:2]}."
+            )
 
     @property
     def _blocks(self) -> Tensor:
@@ -111,10 +114,6 @@ class Dense(Fisher):
     def _factor(self) -> Tensor:
         """(b, s, s) lower triangular: L Lᵀ = F, padding included."""
         return cholesky(self._blocks.double(), self.damping)
-
-    @cached_property
-    def _inverse(self) -> Tensor:
-        return torch.cholesky_inverse(self._factor)
 
     def _scatter(self, v: Tensor) -> Tensor:
         """(d,) or (d, k) -> (b, s, k), zeros in the padding."""
@@ -154,14 +153,31 @@ class Dense(Fisher):
         return self._blocks.diagonal(dim1=1, dim2=2).flatten()[self._places] + self.damping
 
     def inverse_diagonal(self) -> Tensor:
-        return self._inverse.diagonal(dim1=1, dim2=2).flatten()[self._places].to(self.dtype)
+        return self._inverse_diagonal
+
+    @cached_property
+    def _inverse_diagonal(self) -> Tensor:
+        diagonals = [inverse.diagonal(dim1=1, dim2=2) for _, inverse in self._inverses()]
+        return torch.cat(diagonals).flatten()[self._places].to(self.dtype)
+
+    def _inverses(self) -> Iterator[tuple[int, Tensor]]:
+        """The inverse a few blocks at a time (first block, (c, s, s)): whole, it would take as much memory as F."""
+        at_once = max(1, 4096 // self._blocks.shape[1])
+        for start in range(0, len(self._factor), at_once):
+            yield start, torch.cholesky_inverse(self._factor[start : start + at_once])
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         s = self._blocks.shape[1]
         places = self._places[check_groups(groups, self.d)]
         block, place = places // s, places % s
-        elements = self._inverse[block[:, :, None], place[:, :, None], place[:, None, :]]
-        return (elements * (block[:, :, None] == block[:, None, :])).to(self.dtype)
+        found = torch.zeros(*groups.shape, groups.shape[1], dtype=torch.float64, device=self.device)
+        for start, inverse in self._inverses():
+            here = (block >= start) & (block < start + len(inverse))
+            for row in here.any(1).nonzero()[:, 0].split(1 << 16):
+                local = (block[row] - start).clamp(0, len(inverse) - 1)
+                elements = inverse[local[:, :, None], place[row][:, :, None], place[row][:, None, :]]
+                found[row] += elements * (here[row][:, :, None] & here[row][:, None, :])
+        return (found * (block[:, :, None] == block[:, None, :])).to(self.dtype)
 
     def restrict(self, keep: Tensor) -> Dense:
         stays = self._scatter(check_keep(keep, self.d))[..., 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,9 +15,13 @@ from woodbury import comm
 from woodbury.errors import WoodburyError
 from woodbury.fisher.operator import Fisher, check_damping, check_finite, check_groups, check_keep, check_vector
 from woodbury.fisher.small import cholesky
+from woodbury.fisher.streams import chunks, combine, full_precision, times, width
 
 CANCELLING = 0.05
 """Where less than this share of 1/damping is left in [F⁻¹]_qq, the subtraction is done again in float64."""
+
+RESOLVED = 0.01
+"""A row of which less than this share is new to the rows before it needs its products in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class LowRank(Fisher):
     for 1. Set-up is O(dm²): one Gram matrix, summed in float64 over column chunks. `solve` and `@` are O(dm), an inverse
     element O(m²) alone and O(m) each when all are read.
     group: the ranks over which the columns are spread, each holding its own d; None for one process.
-    known_gram: (m, m), the scaled Gram matrix where it is known already.
+    known_gram: (m, m) float64, the scaled Gram matrix where it is known already; exact_gram: its products were float64's.
     """
 
     rows: Tensor
@@ -37,6 +40,7 @@ class LowRank(Fisher):
     weights: Tensor | None = None
     group: Any = None
     known_gram: Tensor | None = field(default=None, repr=False)
+    exact_gram: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -45,8 +49,7 @@ class LowRank(Fisher):
         if self.known_gram is None:  # else the rows were checked when it was made
             check_finite(self.rows, "A matrix of rows")
         if self.weights is not None:
-            if self.weights.shape != (self.m,) or not bool((self.weights > 0).all() & self.weights.isfinite().all()):
-                raise WoodburyError(f"The row weights must be ({self.m},), positive and finite: leave out rows that weigh nothing.")
+            check_weights(self.weights, self.m)
 
     @property
     def m(self) -> int:
@@ -74,16 +77,30 @@ class LowRank(Fisher):
     @cached_property
     def gram(self) -> Tensor:
         """(m, m) float64: S G Gᵀ S, over all ranks."""
-        if self.known_gram is not None:
-            return self.known_gram
-        return self._scaled(comm.total(_gram(self.rows, self.dtype), self.group))
-
-    def _scaled(self, gram: Tensor) -> Tensor:
-        return self._scale[:, None] * gram * self._scale
+        return self._solved[0]
 
     @cached_property
     def _factor(self) -> Tensor:
-        return cholesky(self.gram, self.damping)
+        return self._solved[1]
+
+    @property
+    def _exact(self) -> bool:
+        return self._solved[2]
+
+    @cached_property
+    def _solved(self) -> tuple[Tensor, Tensor, bool]:
+        """The Gram matrix, the factor of gram + damping·I, and whether the products were taken in float64."""
+        exact = self.exact_gram or self.dtype == torch.float64
+        gram = self._scaled_gram(self.dtype) if self.known_gram is None else self.known_gram
+        factor = cholesky(gram, self.damping)
+        if not exact and _least_new(factor) < RESOLVED:
+            gram, exact = self._scaled_gram(torch.float64), True
+            factor = cholesky(gram, self.damping)
+        return gram, factor, exact
+
+    def _scaled_gram(self, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+        gram = comm.total(_gram(self.rows, dtype, columns), self.group)
+        return self._scale[:, None] * gram * self._scale
 
     @cached_property
     def _whitener(self) -> Tensor:
@@ -93,15 +110,11 @@ class LowRank(Fisher):
 
     def _times(self, v: Tensor) -> Tensor:
         """S G v in float64: (d,) -> (m,), (d, k) -> (m, k)."""
-        return _down(self._scale, comm.total(products(self.rows, v.to(self.dtype)), self.group))
+        return _down(self._scale, comm.total(times(self.rows, v.to(self.dtype)), self.group))
 
     def _combine(self, c: Tensor) -> Tensor:
         """Gᵀ S c in the operator's dtype: (m,) -> (d,), (m, k) -> (d, k)."""
-        scaled = _down(self._scale, c).to(self.dtype)
-        with full_precision(self.device):
-            if self.rows.dtype == self.dtype:
-                return self.rows.mT @ scaled
-            return torch.cat([chunk.mT @ scaled for _, chunk in _chunks(self.rows, self.dtype)])
+        return combine(self.rows, _down(self._scale, c).to(self.dtype))
 
     def _solve_small(self, c: Tensor) -> Tensor:
         columns = c if c.ndim == 2 else c[:, None]
@@ -118,23 +131,32 @@ class LowRank(Fisher):
     def solve_range(self, c: Tensor) -> Tensor:
         """F⁻¹ Gᵀ c for c (m,) or (m, k), without cancellation and in one read of the rows  (eq. 8)."""
         if c.ndim not in (1, 2) or c.shape[0] != self.m:
-            raise WoodburyError(f"Coefficients of shape {tuple(c.shape)} met {self.m} rows: give ({self.m},) or ({self.m}, k).")
+            raise WoodburyError(
+                f"Coefficients of shape {tuple(c.shape)} met {self.m} rows: give ({self.m},) or ({self.m}, k)."
+            )
         return self._combine(self._solve_small(_down(1 / self._scale, c.double())))
 
     def diagonal(self) -> Tensor:
         scale = self._scale.to(self.dtype)[:, None]
-        return torch.cat([(scale * chunk).square_().sum(0) for _, chunk in _chunks(self.rows, self.dtype)]) + self.damping
+        return (
+            torch.cat([(scale * chunk).square_().sum(0) for _, chunk in chunks(self.rows, self.dtype)]) + self.damping
+        )
 
     def inverse_diagonal(self) -> Tensor:
+        return self._left / self.damping
+
+    @cached_property
+    def _left(self) -> Tensor:
+        """(d,): the share of 1/damping that the rows leave in [F⁻¹]_qq, 1 − Σᵢ W²ᵢq  (eq. 7)."""
         left = torch.empty(self.d, dtype=self.dtype, device=self.device)
         whitener = self._whitener.to(self.dtype)
         with full_precision(self.device):
-            for part, chunk in _chunks(self.rows, self.dtype):
+            for part, chunk in chunks(self.rows, self.dtype):
                 left[part] = 1 - _squared_columns(whitener, chunk)
         cancelling = (left < CANCELLING).nonzero()[:, 0]
-        for some in cancelling.split(_width(self.rows)):
+        for some in cancelling.split(width(self.rows)):
             left[some] = self._left_exactly(some).to(self.dtype)
-        return left.div_(self.damping)
+        return left
 
     def _left_exactly(self, columns: Tensor) -> Tensor:
         """damping·[F⁻¹]_qq of some columns in float64, and never below its bound damping/F_qq."""
@@ -146,7 +168,7 @@ class LowRank(Fisher):
         s = check_groups(groups, self.d).shape[1]
         blocks = torch.empty(len(groups), s, s, dtype=self.dtype, device=self.device)
         eye = torch.eye(s, dtype=torch.float64, device=self.device)
-        at_once = max(1, _width(self.rows) // max(s, 1))
+        at_once = max(1, width(self.rows) // max(s, 1))
         for start in range(0, len(groups), at_once):
             some = groups[start : start + at_once]
             same = (some[:, :, None] == some[:, None, :]) * eye.new_ones(())
@@ -156,14 +178,15 @@ class LowRank(Fisher):
 
     def restrict(self, keep: Tensor) -> LowRank:
         kept = check_keep(keep, self.d).nonzero()[:, 0]
-        gram = None
-        if self.group is None and "gram" in self.__dict__ and 2 * len(kept) > self.d:
-            gone = (~keep).nonzero()[:, 0]
-            gram = self.gram - self._scaled(_gram(self.rows, self.dtype, gone))  # downdated by what left  (eq. 10)
-        return replace(self, rows=self.rows.index_select(1, kept), known_gram=gram)
+        rows = self.rows.index_select(1, kept)
+        known = self.known_gram is not None or "_solved" in vars(self)
+        if self.group is not None or not known or 2 * len(kept) < self.d:
+            return replace(self, rows=rows, known_gram=None, exact_gram=False)
+        gone = self._scaled_gram(torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0])
+        return replace(self, rows=rows, known_gram=self.gram - gone, exact_gram=self._exact)  # a downdate  (eq. 10)
 
     def with_damping(self, damping: float) -> LowRank:
-        return replace(self, damping=damping, known_gram=self.gram)
+        return replace(self, damping=damping, known_gram=self.gram, exact_gram=self._exact)
 
     def logdet(self) -> float:
         d = int(comm.total(torch.tensor(self.d, device=self.device), self.group))
@@ -178,29 +201,20 @@ class LowRank(Fisher):
         return step.sub_(stays.solve(check_vector(gradient, self.d)[keep].to(self.dtype)))
 
 
-def products(rows: Tensor, v: Tensor) -> Tensor:
-    """G v in float64, in one read of the rows: (m, d) and (d,) or (d, k) -> (m,) or (m, k)."""
-    with full_precision(rows.device):
-        if rows.dtype == v.dtype:
-            return (rows @ v).double()
-        return torch.stack([chunk @ v[part] for part, chunk in _chunks(rows, v.dtype)]).double().sum(0)
+def check_weights(weights: Tensor, m: int) -> Tensor:
+    """`weights`, or an error unless they are m positive, finite numbers."""
+    if weights.shape != (m,) or not bool((weights > 0).all() & weights.isfinite().all()):
+        raise WoodburyError(f"The row weights must be ({m},), positive and finite: leave out rows that weigh nothing.")
+    return weights
+
+
+def _least_new(factor: Tensor) -> float:
+    """The smallest share of a row that neither the rows before it nor rounding account for: min Lᵢᵢ² / Aᵢᵢ."""
+    return float((factor.diagonal().square() / factor.square().sum(1)).min())
 
 
 def _down(scale: Tensor, c: Tensor) -> Tensor:
     return scale * c if c.ndim == 1 else scale[:, None] * c
-
-
-def _width(rows: Tensor) -> int:
-    """Columns per chunk: enough for a full-speed product, few enough to stay in a processor's cache."""
-    return 4096 if rows.device.type == "cpu" else 1 << 16
-
-
-def _chunks(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """The rows (or some of their columns) by column chunks in `dtype`: the only place where memory moves."""
-    width = _width(rows)
-    for start in range(0, rows.shape[1] if columns is None else len(columns), width):
-        part = slice(start, start + width)
-        yield part, (rows[:, part] if columns is None else rows.index_select(1, columns[part])).to(dtype)
 
 
 def _panels(m: int) -> Iterator[tuple[int, int]]:
@@ -214,7 +228,7 @@ def _gram(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Te
     m = rows.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
     with full_precision(rows.device):
-        for _, chunk in _chunks(rows, dtype, columns):
+        for _, chunk in chunks(rows, dtype, columns):
             for start, end in _panels(m):
                 gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
     return gram.tril() + gram.tril(-1).mT
@@ -226,17 +240,3 @@ def _squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
     for start, end in _panels(chunk.shape[0]):
         sums += torch.linalg.vector_norm(chunk[:end].mT @ whitener[start:end, :end].mT, dim=1).square_()
     return sums
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32 in the products inside, on CUDA; the caller's setting is put back."""
-    if device.type != "cuda":
-        yield
-        return
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -135,7 +135,7 @@ def check_groups(groups: Tensor, d: int) -> Tensor:
         raise WoodburyError(
             f"groups is {str(groups.dtype)[6:]} of shape {tuple(groups.shape)}: give int64 indices of shape (g, s)."
         )
-    if groups.numel() and not (0 <= int(groups.min()) and int(groups.max()) < d):
+    if groups.numel() and not (int(groups.min()) >= 0 and int(groups.max()) < d):
         raise WoodburyError(f"groups names weight {int(groups.max())} or below 0: indices must lie in [0, {d}).")
     return groups
 
@@ -148,5 +148,7 @@ def check_finite(tensor: Tensor, what: str) -> Tensor:
     if not math.isfinite(float(tensor.sum(dtype=torch.float64))):
         bad = (~torch.isfinite(tensor)).nonzero()
         if len(bad):
-            raise WoodburyError(f"{what} is not finite at index {tuple(bad[0].tolist())}: look for NaN or overflow there.")
+            raise WoodburyError(
+                f"{what} is not finite at index {tuple(bad[0].tolist())}: look for NaN or overflow there."
+            )
     return tensor

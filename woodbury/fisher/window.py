@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher.lowrank import LowRank, products
+from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import check_damping
+from woodbury.fisher.streams import times
 
 
 class Window:
@@ -29,7 +30,9 @@ class Window:
         device: torch.device | str = "cpu",
     ) -> None:
         if capacity < 1 or d < 1:
-            raise WoodburyError(f"A window of {capacity} gradients of {d} weights holds nothing: both must be at least 1.")
+            raise WoodburyError(
+                f"A window of {capacity} gradients of {d} weights holds nothing: both must be at least 1."
+            )
         self.damping = check_damping(damping)
         self.rows = torch.zeros(capacity, d, dtype=dtype, device=device)
         self.gram = torch.zeros(capacity, capacity, dtype=torch.float64, device=device)
@@ -49,14 +52,16 @@ class Window:
     def push(self, gradient: Tensor) -> bool:
         """Let `gradient` (d,) replace the oldest row; False if it is not finite and was left out."""
         if gradient.shape != self.rows.shape[1:]:
-            raise WoodburyError(f"A gradient of shape {tuple(gradient.shape)} met a window of {self.rows.shape[1]} weights.")
+            raise WoodburyError(
+                f"A gradient of shape {tuple(gradient.shape)} met a window of {self.rows.shape[1]} weights."
+            )
         if not bool(torch.isfinite(gradient.sum())) and not bool(torch.isfinite(gradient).all()):
             self.skipped += 1
             return False
         row = self.pushed % len(self.rows)
         self.rows[row] = gradient
         self.pushed += 1
-        new = products(self.rows[: self.seen], self.rows[row].to(torch.promote_types(self.rows.dtype, torch.float32)))
+        new = times(self.rows[: self.seen], self.rows[row].to(torch.promote_types(self.rows.dtype, torch.float32)))
         self.gram[row, : self.seen] = new
         self.gram[: self.seen, row] = new
         return True
@@ -66,7 +71,7 @@ class Window:
         if not self.seen:
             raise WoodburyError("The window is empty: push a gradient first.")
         gram = self.gram[: self.seen, : self.seen] / self.seen
-        return LowRank(self.rows[: self.seen], self.damping, known_gram=gram)
+        return LowRank(self.rows[: self.seen], self.damping, known_gram=gram, exact_gram=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit."""

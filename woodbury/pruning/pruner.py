@@ -85,7 +85,9 @@ class Pruner:
         """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
         space = objective.space
         if round(space.n * check_sparsity(sparsity)) < space.n - space.d:
-            raise WoodburyError(f"sparsity {sparsity} is below the {space.sparsity:.4f} reached already: pruned weights stay.")
+            raise WoodburyError(
+                f"sparsity {sparsity} is below the {space.sparsity:.4f} reached already: pruned weights stay."
+            )
         quadratic = Quadratic(
             objective.weights,
             self.fisher(objective) if self.fisher else None,

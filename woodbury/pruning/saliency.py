@@ -15,7 +15,7 @@ Saliency = Callable[[Quadratic, Tensor | None], Tensor]
 
 def magnitude(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     """w², summed over a unit (magnitude pruning): no curvature."""
-    return _summed(quadratic.weights.square(), groups)
+    return _summed(quadratic.weights.double().square(), groups)
 
 
 def obd(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:

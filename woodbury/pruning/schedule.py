@@ -22,7 +22,9 @@ def rounds(sparsity: float, count: int, start: float = 0.0) -> list[float]:
 def polynomial(sparsity: float, count: int, start: float = 0.0, power: float = 3.0) -> list[float]:
     """`count` steps from `start` to `sparsity`, fast first and slow last; cubic by default (Zhu & Gupta 2018)  (eq. 21)."""
     if count < 1 or power <= 0:
-        raise WoodburyError(f"{count} steps of power {power} were asked for: give at least 1 step and a positive power.")
+        raise WoodburyError(
+            f"{count} steps of power {power} were asked for: give at least 1 step and a positive power."
+        )
     _check_rise(start, sparsity)
     return [sparsity + (start - sparsity) * (1 - step / count) ** power for step in range(1, count)] + [sparsity]
 

@@ -50,4 +50,6 @@ def weight_budgets(space: ParameterSpace, labels: Tensor, sparsity: float) -> di
     originals = torch.bincount(labels)
     left = torch.bincount(labels[keep], minlength=len(originals))
     wanted = (originals.double() * sparsity).round()
-    return {label: max(0.0, float(wanted[label] - originals[label] + left[label])) for label in labels.unique().tolist()}
+    return {
+        label: max(0.0, float(wanted[label] - originals[label] + left[label])) for label in labels.unique().tolist()
+    }

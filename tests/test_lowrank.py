@@ -1,0 +1,128 @@
+"""LowRank beyond the contract: float32 under hard conditioning, chunks, panels, half precision, ranks."""
+
+from __future__ import annotations
+
+import dense
+import pytest
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher import lowrank, streams
+from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.small import cholesky
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def relative(found: Tensor, truth: Tensor) -> float:
+    return float((found.double() - truth).norm() / truth.norm())
+
+
+def rows_like_gradients(kind: str, m: int, d: int) -> Tensor:
+    """float32 rows that share directions, as gradients of one network do."""
+    if kind == "one shared direction":
+        return (normal(1, d) + 0.1 * normal(m, d, seed=1)).float()
+    if kind == "a shared offset, weights of all scales":
+        return (normal(m, d) * torch.logspace(0, -3, d, dtype=torch.float64) + 0.5).float()
+    spectrum = torch.logspace(0, -4, m, dtype=torch.float64)[:, None]
+    return (normal(m, m) @ (spectrum * normal(m, d, seed=1))).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        ("one shared direction", 1e-4),
+        ("a shared offset, weights of all scales", 1e-4),
+        ("a spectrum down to the damping", 1e-3),
+    ],
+)
+def test_range_form_holds_in_float32_where_subtraction_fails(kind: str, bound: float) -> None:
+    rows = rows_like_gradients(kind, 200, 4000)
+    gram = rows.double() @ rows.double().mT / len(rows)
+    damping = 1e-7 * float(torch.linalg.eigvalsh(gram)[-1])
+    c = normal(len(rows))
+    eye = torch.eye(len(rows), dtype=torch.float64)
+    truth = rows.double().mT @ torch.linalg.solve(gram + damping * eye, c)
+    fisher = LowRank(rows, damping)
+    assert relative(fisher.solve_range(c), truth) < bound
+    assert relative(fisher.solve((rows.double().mT @ c).float()), truth) > 100 * bound  # v itself is only float32
+
+
+def test_float32_inverse_diagonal_is_positive_where_the_data_determine_a_weight() -> None:
+    rows = normal(60, 12).float() * 1e3
+    matrix = dense.low_rank(rows, 1e-4)
+    found = LowRank(rows, 1e-4).inverse_diagonal()
+    assert bool((found > 0).all())
+    torch.testing.assert_close(found.double(), torch.linalg.inv(matrix).diagonal(), rtol=1e-3, atol=0)
+
+
+def test_column_chunks_and_row_panels_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, v = normal(150, 40), normal(40, 2, seed=4)
+    whole = LowRank(rows, 0.1)
+    monkeypatch.setattr(streams, "width", lambda rows: 7)
+    monkeypatch.setattr(lowrank, "width", lambda rows: 7)
+    monkeypatch.setattr(streams, "WORTH_THREADS", 1)
+    chunked = LowRank(rows, 0.1)
+    torch.testing.assert_close(chunked.gram, whole.gram)
+    torch.testing.assert_close(chunked.inverse_diagonal(), whole.inverse_diagonal())
+    torch.testing.assert_close(chunked.solve(v), whole.solve(v))
+    groups = torch.arange(40).view(10, 4)
+    torch.testing.assert_close(chunked.inverse_blocks(groups), whole.inverse_blocks(groups))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_are_worked_on_in_float32(dtype: torch.dtype) -> None:
+    rows = normal(20, 50).to(dtype)
+    fisher, v = LowRank(rows, 0.1), normal(50)
+    assert fisher.dtype == torch.float32
+    assert relative(fisher.solve(v.float()), torch.linalg.solve(dense.low_rank(rows, 0.1), v)) < 1e-4
+
+
+def test_range_form_is_solve_of_a_combination_of_rows() -> None:
+    rows, weights, c = normal(8, 30), torch.linspace(0.5, 2, 8), normal(8, 3, seed=2)
+    fisher = LowRank(rows, 0.2, weights)
+    torch.testing.assert_close(fisher.solve_range(c), fisher.solve(rows.mT @ c))
+
+
+def test_large_damping_is_the_identity_scaled() -> None:
+    fisher, v = LowRank(normal(5, 9), 1e9), normal(9)
+    torch.testing.assert_close(fisher.solve(v) * 1e9, v, rtol=1e-6, atol=1e-6)
+
+
+def test_indefinite_rounding_is_clamped_at_the_damping() -> None:
+    curvature = torch.tensor([[1.0, 1.0], [1.0, 1.0 - 1e-6]], dtype=torch.float64)  # one eigenvalue is −5e-7
+    factor = cholesky(curvature, 1e-9)
+    assert bool(torch.isfinite(factor).all())
+    values = torch.linalg.eigvalsh(factor @ factor.mT)
+    torch.testing.assert_close(values[0], torch.tensor(1e-9, dtype=torch.float64), rtol=1e-3, atol=0)
+    assert bool((factor.diagonal() > 0).all()) and float(factor[0, 1].abs()) < 1e-15
+    stack = torch.stack([curvature, torch.eye(2, dtype=torch.float64)])
+    torch.testing.assert_close(cholesky(stack, 1e-9)[0], factor)
+    torch.testing.assert_close(cholesky(stack, 1e-9)[1], torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: LowRank(torch.ones(3), 0.1), r"shape \(3,\)"),
+        (lambda: LowRank(torch.ones(0, 3), 0.1), "at least one row"),
+        (lambda: LowRank(torch.ones(2, 3), 0.0), "damping is 0"),
+        (lambda: LowRank(torch.ones(2, 3), float("inf")), "damping is inf"),
+        (lambda: LowRank(torch.tensor([[1.0, 2.0], [3.0, float("nan")]]), 0.1), r"index \(1, 1\)"),
+        (lambda: LowRank(torch.ones(2, 3, dtype=torch.int64), 0.1), "floating-point"),
+        (lambda: LowRank(torch.ones(2, 3), 0.1, torch.tensor([1.0, 0.0])), "positive and finite"),
+        (lambda: LowRank(torch.ones(2, 3), 0.1, torch.ones(3)), r"must be \(2,\)"),
+        (lambda: LowRank(torch.ones(2, 3), 0.1).solve_range(torch.ones(3)), "2 rows"),
+    ],
+)
+def test_bad_input_is_named(build, says: str) -> None:
+    with pytest.raises(WoodburyError, match=says):
+        build()
+
+
+def test_rows_larger_than_float32_can_sum_are_still_finite() -> None:
+    rows = torch.full((4, 4), 1e38)
+    assert LowRank(rows, 1.0).d == 4

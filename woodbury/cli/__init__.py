@@ -1,0 +1,26 @@
+"""The command line: woodbury prune | compare | demo."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+
+from woodbury.cli import compare, demo, prune
+
+app = typer.Typer(
+    help="Second-order information about neural networks: prune them by what each weight is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("prune")(prune.prune)
+app.command("compare")(compare.compare_)
+
+
+def main() -> None:
+    """The entry point; being terminated cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app()

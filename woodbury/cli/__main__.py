@@ -1,0 +1,5 @@
+"""python -m woodbury.cli"""
+
+from woodbury.cli import main
+
+main()

@@ -1,0 +1,149 @@
+"""What every command shares: its options, its two consoles, its progress bars, and how it ends."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from woodbury.errors import WoodburyError
+from woodbury.gradients import Progress as Callback
+
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a trained module."),
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="FILE.py:FUNCTION that returns (x, y), (x, y, x_test, y_test) or one or two torch Datasets; "
+        "a .npz with x and y [x_test, y_test]; or a folder of class folders of images, [train/ and test/ above them].",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `prune` and `compare`; a line here is an option of both and a line in their reports."""
+
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to load into the model: .pt, or .safetensors, dense or sparse."),
+    ] = None
+    loss: Annotated[
+        str, typer.Option(metavar="NAME", help="cross_entropy (classes) or squared_error (regression).")
+    ] = "cross_entropy"
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Gradients in the Fisher.  [default: 1000, or all that the data gives]"),
+    ] = None
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples that one gradient averages.")] = 1
+    damping: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBERS",
+            help="A number; several with commas between, of which the best on held-out training data is taken; "
+            "or auto: 1e-5 to 1.",
+        ),
+    ] = "auto"
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Weights per block.  [default: woodfisher 2000, mfac one for all]"),
+    ] = None
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Steps on the way, each with fresh gradients.")] = 1
+    scope: Annotated[
+        str, typer.Option(metavar="NAME", help="global: all weights compete; layers: the same sparsity everywhere.")
+    ] = "global"
+    first_order: Annotated[
+        bool, typer.Option("--first-order", help="Heed the gradient too (WoodTaylor), for nets not converged.")
+    ] = False
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Estimate BatchNorm's statistics anew after pruning.")
+    ] = False
+    keep_zeros: Annotated[
+        bool, typer.Option("--keep-zeros", help="Weights that are zero already stay zero, and count as removed.")
+    ] = False
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Parameter names to prune, a shell pattern; repeatable.")
+    ] = None
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Parameter names to leave alone; repeatable.")
+    ] = None
+    size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Resize images to SIZE × SIZE.")] = None
+    seed: Annotated[int, typer.Option(metavar="N", help="Seeds the calibration sample and the splits.")] = 0
+
+    def planned(self) -> dict[str, Any]:
+        """Those that a method is planned with."""
+        return {name: getattr(self, name) for name in ("scope", "first_order", "rounds", "damping")}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(…, options)` with the fields of Options as options of its own, so that they are declared once."""
+    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "options"]
+    hints = get_type_hints(Options, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    shared = [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(Options)]
+    own = [parameter.replace(kind=kind) for parameter in own]
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        chosen = {field.name: given.pop(field.name) for field in fields(Options)}
+        command(**given, options=Options(**chosen))
+
+    wrapper.__signature__ = inspect.Signature(own + shared)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in own + shared}
+    return wrapper
+
+
+def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose user errors are one red sentence and exit code 2, and Ctrl-C one line and 130: no traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **given: Any) -> None:
+        try:
+            command(*args, **given)
+        except WoodburyError as error:
+            err.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("Interrupted: nothing was written.", style="yellow")
+            raise typer.Exit(130) from None
+
+    return wrapper
+
+
+def say(what: RenderableType, *, plain: bool = False) -> None:
+    """A result, on stdout; plain: without colours and line breaks, to be copied."""
+    out.print(what, soft_wrap=plain or isinstance(what, str), highlight=not plain, markup=not plain)
+
+
+def note(text: str) -> None:
+    """A remark on what was decided for the user, on stderr."""
+    err.print(f"[dim]{escape(text)}[/]", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callback]:
+    """progress(what, done, total) as one bar for each `what`, on stderr, gone at the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,142 @@
+"""One network, its data and what counts as good: what `prune` and `compare` start from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from woodbury.batchnorm import recalibrate
+from woodbury.cli.choices import LOSSES, Sampling, pick
+from woodbury.cli.common import Callback, Options, note
+from woodbury.cli.data import HELD_OUT, Data, batches, load_data, probe, sample, split_off
+from woodbury.cli.load import load_model
+from woodbury.comparison import accuracy
+from woodbury.errors import WoodburyError
+from woodbury.objective import Batch, Likelihood, Objective
+from woodbury.space import ParameterSpace
+
+USUAL_COUNT = 1000
+MOST_HELD_OUT = 2000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A dense model with its calibration data, its test data, and data held out to choose a damping.
+
+    measure: what `score` is called; `score` and `validate` want to be large. count: gradients, of `batch` samples each.
+    """
+
+    model: nn.Module
+    likelihood: Likelihood
+    space: ParameterSpace
+    calibration: Dataset
+    held_out: Iterable[Batch] | None
+    test: Iterable[Batch]
+    measure: str
+    count: int
+    options: Options
+
+    def objective(self, seed: int) -> Objective:
+        """The dense objective on a calibration sample drawn by `seed`."""
+        drawn = batches(sample(self.calibration, self.count * self.options.batch, seed))
+        objective = Objective.of(self.model, drawn, self.likelihood, self.space)
+        if not self.options.keep_zeros:
+            return objective
+        nonzero = objective.weights != 0
+        return objective.at(objective.weights[nonzero], self.space.restrict(nonzero))
+
+    def score(self, objective: Objective) -> float:
+        """The accuracy (or R²) on the test data, with BatchNorm recalibrated where that was asked for."""
+        return SCORES[self.measure](self.settled(objective), self.test)
+
+    def validate(self, objective: Objective) -> float:
+        """Minus the loss on held-out training data."""
+        return -self.settled(objective).loss(self.held_out)
+
+    def settled(self, objective: Objective) -> Objective:
+        """The objective as it will be used: on a copy of the model with new BatchNorm statistics, if asked for."""
+        if not self.options.recalibrate:
+            return objective
+        settled = replace(objective, model=copy.deepcopy(self.model))
+        settled.write()
+        recalibrate(settled.model, objective.batches)
+        return settled
+
+    def dense(self) -> float:
+        """The dense model's score, as it is."""
+        return SCORES[self.measure](Objective.of(self.model, [], self.likelihood, self.space), self.test)
+
+    def sampling(self, progress: Callback | None) -> Sampling:
+        """What the Fishers are estimated from."""
+        o = self.options
+        return Sampling(self.count, o.batch, o.block, o.seed, progress)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for and what was decided, for the report."""
+        decided = {"count": self.count, "parameters": list(self.space.shapes), "weights": self.space.n}
+        return {**asdict(self.options), **decided}
+
+
+def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
+    """Load both, see that they fit, and split off what is needed; whatever is decided for the user is said.
+
+    choosing: hold training data out to choose a damping on.
+    """
+    likelihood = pick(LOSSES, options.loss, "loss")
+    torch.manual_seed(options.seed)
+    network = load_model(model, options.checkpoint).requires_grad_(False)  # gradients are taken of copies
+    space = ParameterSpace.of(network, options.include or "*", options.exclude or (), min_ndim=2)
+    found = load_data(data, seed=options.seed, size=options.size)
+    for remark in found.notes:
+        note(remark)
+    test = batches(found.test)
+    probe(network, test, likelihood)
+    calibration, held_out = _held_out(found, options.seed) if choosing else (found.train, None)
+    probe(network, batches(sample(calibration, 250, options.seed)), likelihood)
+    return Problem(
+        model=network,
+        likelihood=likelihood,
+        space=space,
+        calibration=calibration,
+        held_out=held_out,
+        test=test,
+        measure="accuracy" if options.loss == "cross_entropy" else "R²",
+        count=_count(calibration, options),
+        options=options,
+    )
+
+
+def r_squared(objective: Objective, data: Iterable[Batch]) -> float:
+    """1 − squared error ÷ squared deviation of the targets from their mean."""
+    targets = torch.cat([target for _, target in data])
+    samples = len(targets)
+    deviation = float((targets - targets.mean(0)).square().sum())
+    return 1 - 2 * samples * objective.loss(data) / deviation if deviation else float("nan")
+
+
+SCORES: Mapping[str, Callable[[Objective, Iterable[Batch]], float]] = {"accuracy": accuracy, "R²": r_squared}
+
+
+def _held_out(found: Data, seed: int) -> tuple[Dataset, Iterable[Batch]]:
+    rest, aside = split_off(found.train, HELD_OUT, seed)
+    return rest, batches(sample(aside, MOST_HELD_OUT, seed))
+
+
+def _count(calibration: Dataset, options: Options) -> int:
+    """How many gradients: as many as asked for, else 1000, else as many as there are."""
+    there = len(calibration) // options.batch  # type: ignore[arg-type]
+    wanted = options.count or USUAL_COUNT
+    if there >= wanted:
+        return wanted
+    if options.count or not there:
+        raise WoodburyError(
+            f"The training data gives {there} of the {wanted} gradients of {options.batch} sample(s): lower --count or --batch."
+        )
+    note(f"The Fisher is made of {there} gradients: that is all the training data gives.")
+    return there

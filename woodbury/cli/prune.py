@@ -1,0 +1,108 @@
+"""woodbury prune: one network, one sparsity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from woodbury.batchnorm import recalibrate
+from woodbury.cli.choices import METHODS, plan
+from woodbury.cli.common import Data, Model, Options, note, one_sentence, progress_bars, say, with_options
+from woodbury.cli.problem import Problem, pose
+from woodbury.comparison import Run, run, versions, write_json
+from woodbury.export import output_folder, save_sparse
+from woodbury.objective import Objective
+from woodbury.pruning.schedule import check_sparsity
+from woodbury.report import facts, layers, percent, write_page
+from woodbury.space import ParameterSpace
+
+FAR = 5
+"""How many times the predicted increase the measured one may be before it is remarked upon."""
+
+
+@one_sentence
+@with_options
+def prune(
+    model: Model,
+    data: Data,
+    sparsity: Annotated[float, typer.Option(metavar="FRACTION", help="Removed ÷ all weights, in [0, 1).")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write: new or empty.")],
+    method: Annotated[str, typer.Option(metavar="NAME", help=", ".join(METHODS) + ".")] = "mfac",
+    update: Annotated[
+        str | None,
+        typer.Option(
+            help="zero, independent (as published) or joint (exact).  [default: joint, magnitude and diagonal zero]"
+        ),
+    ] = None,
+    *,
+    options: Options,
+) -> None:
+    """Prune a network; write its sparse weights and a report.
+
+    Example:  woodbury prune net.py:trained data.npz --sparsity 0.9 --out pruned
+    """
+    check_sparsity(sparsity)
+    chosen = plan(method, update, **options.planned())
+    with output_folder(out) as folder:
+        with progress_bars() as progress:
+            problem = pose(model, data, options, choosing=len(chosen.dampings) > 1)
+            before = problem.dense()
+            objective = problem.objective(options.seed)
+            result = run(chosen.method(problem.sampling(progress)), objective, sparsity, problem.validate, progress)
+            after = problem.score(result.pruned.objective)
+        numbers = _numbers(problem, objective, result, before, after)
+        space = result.pruned.objective.space
+        result.pruned.write()
+        if options.recalibrate:
+            recalibrate(problem.model, objective.batches)
+        save_sparse(folder / "weights.safetensors", problem.model.state_dict(), space.shapes)
+        settings = {"model": model, "data": data, "sparsity": sparsity, "method": chosen.name, "update": chosen.update}
+        settings |= problem.settings()
+        line = _line(problem, result, before, after)
+        report = {"command": "prune", "settings": settings, "versions": versions(), **numbers, "layers": _layers(space)}
+        write_json(folder / "report.json", report)
+        grids = [layers(space), facts("Numbers", numbers), facts("Settings", settings), facts("Versions", versions())]
+        write_page(
+            folder / "report.html", f"{Path(model).name} at {percent(sparsity)}", line, [g.html() for g in grids]
+        )
+    say(layers(space).rich())
+    say(line)
+    if result.pruned.predicted is not None and numbers["measured increase"] > FAR * max(result.pruned.predicted, 0.01):
+        note(
+            "The loss rose far more than the Fisher predicted: ask for less at once, or more --rounds, --count or --damping."
+        )
+    say(f'Load it with  model.load_state_dict(woodbury.load_sparse("{out / "weights.safetensors"}"))', plain=True)
+
+
+def _numbers(problem: Problem, objective: Objective, result: Run, before: float, after: float) -> dict[str, Any]:
+    loss_before, loss_after = objective.loss(), result.pruned.objective.loss()
+    return {
+        "sparsity reached": result.pruned.sparsity,
+        f"{problem.measure} before": before,
+        f"{problem.measure} after": after,
+        "loss before": loss_before,
+        "loss after": loss_after,
+        "predicted increase": result.pruned.predicted,
+        "measured increase": loss_after - loss_before,
+        "damping": result.damping,
+        "seconds": result.cost.seconds,
+        "peak MB": result.cost.memory,
+    }
+
+
+def _layers(space: ParameterSpace) -> list[dict[str, Any]]:
+    kept = {name: int(space.keep[part].sum()) for name, part in space.slices.items()}
+    return [
+        {"name": name, "weights": shape.numel(), "kept": kept[name], "sparsity": 1 - kept[name] / shape.numel()}
+        for name, shape in space.shapes.items()
+    ]
+
+
+def _line(problem: Problem, result: Run, before: float, after: float) -> str:
+    """The result in one line."""
+    space = result.pruned.objective.space
+    damping = f", damping {result.damping:g}" if result.damping is not None else ""
+    scores = f"{problem.measure} {100 * before:.2f} % → {100 * after:.2f} %"
+    return f"{percent(space.sparsity, 2)} of {space.n:,} weights removed: {scores} ({result.cost.seconds:.1f} s{damping})."

@@ -1,0 +1,66 @@
+"""Reading the rows, and nothing else: column chunks, and products with one vector at the memory's own speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+WORTH_THREADS = 1 << 22
+"""Entries above which a product with one vector is shared among threads."""
+
+
+def chunks(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """The rows (m, d), or some of their columns, by column chunks in `dtype`: the only place where memory moves."""
+    step = width(rows) // (2 if dtype == torch.float64 else 1)
+    for start in range(0, rows.shape[1] if columns is None else len(columns), step):
+        part = slice(start, start + step)
+        yield part, (rows[:, part] if columns is None else rows.index_select(1, columns[part])).to(dtype)
+
+
+def width(rows: Tensor) -> int:
+    """Columns per chunk: enough for a full-speed product, few enough to stay in a processor's cache."""
+    return 4096 if rows.device.type == "cpu" else 1 << 16
+
+
+def times(rows: Tensor, v: Tensor) -> Tensor:
+    """G v in float64, in one read of the rows: (m, d) and (d,) or (d, k) -> (m,) or (m, k)."""
+    with full_precision(rows.device):
+        if rows.dtype != v.dtype:
+            return torch.stack([chunk @ v[part] for part, chunk in chunks(rows, v.dtype)]).double().sum(0)
+        return _shared(rows, v, len(rows), lambda part: rows[part] @ v).double()
+
+
+def combine(rows: Tensor, c: Tensor) -> Tensor:
+    """Gᵀ c in the dtype of c, in one read of the rows: (m, d) and (m,) or (m, k) -> (d,) or (d, k)."""
+    with full_precision(rows.device):
+        if rows.dtype != c.dtype:
+            return torch.cat([chunk.mT @ c for _, chunk in chunks(rows, c.dtype)])
+        return _shared(rows, c, rows.shape[1], lambda part: rows[:, part].mT @ c)
+
+
+def _shared(rows: Tensor, vector: Tensor, length: int, product: Callable[[slice], Tensor]) -> Tensor:
+    """product(slice(0, length)), in concurrent pieces where one BLAS call leaves a third of the memory's rate unused."""
+    threads = min(torch.get_num_threads(), 8)
+    if threads == 1 or rows.device.type != "cpu" or vector.ndim > 1 or rows.numel() < WORTH_THREADS:
+        return product(slice(0, length))
+    step = -(-length // threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return torch.cat(list(pool.map(product, [slice(i, i + step) for i in range(0, length, step)])))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No TF32 in the products inside, on CUDA; the caller's setting is put back."""
+    if device.type != "cuda":
+        yield
+        return
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
