@@ -8,7 +8,7 @@ rivals are the papers' algorithms in plain torch, as fast as their order of comp
 from __future__ import annotations
 
 import argparse
-import math
+from collections.abc import Sequence
 
 import torch
 from limits import copy_rate, matmul_rate, seconds
@@ -53,72 +53,64 @@ def rank_one_blocks(rows: Tensor, size: int, damping: float, inverse: Tensor) ->
         inverse.baddbmm_(moved / denominator, moved.mT, alpha=-1)
 
 
-def low_rank_table(console: Console, counts: list[int]) -> None:
-    table = Table("m", "rival s", "ours s", "times faster", "share of the matmul rate", "difference", title="LowRank")
-    rate = matmul_rate()
-    for m in counts:
-        generator = torch.Generator().manual_seed(m)
-        rows, v = torch.randn(m, DIMENSION, generator=generator), torch.randn(DIMENSION, generator=generator)
-        fast, slow = seconds(lambda: ours(rows, DAMPING, v)), seconds(lambda: recursion(rows, DAMPING, v), 1)
-        (d1, p1), (d2, p2) = ours(rows, DAMPING, v), recursion(rows, DAMPING, v)
-        apart = max(float((d1 - d2).norm() / d2.norm()), float((p1 - p2).norm() / p2.norm()))
-        share = 2 * m**2 * DIMENSION / fast / rate  # multiplications and additions of both triangles, all that is needed
-        table.add_row(str(m), f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{share:.0%}", f"{apart:.0e}")
-        del rows
-    console.print(f"float32 matrix product: {rate / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads, d = {DIMENSION:,}")
-    console.print(table)
+def low_rank_row(m: int, rate: float) -> list[str]:
+    generator = torch.Generator().manual_seed(m)
+    rows, v = torch.randn(m, DIMENSION, generator=generator), torch.randn(DIMENSION, generator=generator)
+    fast, slow = seconds(lambda: ours(rows, DAMPING, v)), seconds(lambda: recursion(rows, DAMPING, v), 1)
+    pairs = zip(ours(rows, DAMPING, v), recursion(rows, DAMPING, v), strict=True)
+    apart = max(float((found - other).norm() / other.norm()) for found, other in pairs)
+    share = 2 * m**2 * DIMENSION / fast / rate  # half a Gram matrix and half a triangular product: all that is needed
+    return [str(m), f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{share:.0%}", f"{apart:.0e}"]
 
 
-def solve_table(console: Console, counts: list[int]) -> None:
-    table = Table("m", "copy GB/s", "solve s", "two reads s", "ratio", "range form s", "one read s", title="solve")
-    for m in counts:
-        rows, v = torch.randn(m, DIMENSION), torch.randn(DIMENSION)
-        fisher, c = LowRank(rows, DAMPING), torch.randn(m)
-        fisher.solve(v)
-        rate, solve, in_range = copy_rate(rows), seconds(lambda: fisher.solve(v), 7), seconds(lambda: fisher.solve_range(c), 7)
-        read = rows.numel() * rows.element_size() / rate
-        cells = (f"{rate / 1e9:.1f}", f"{solve:.4f}", f"{2 * read:.4f}", f"{solve / (2 * read):.2f}")
-        table.add_row(str(m), *cells, f"{in_range:.4f}", f"{read:.4f}")
-        del rows, fisher
-    console.print(table)
+def solve_row(m: int) -> list[str]:
+    rows, v, c = torch.randn(m, DIMENSION), torch.randn(DIMENSION), torch.randn(m)
+    fisher = LowRank(rows, DAMPING)
+    fisher.solve(v)  # the set-up
+    rate = copy_rate(rows)
+    solve, in_range = seconds(lambda: fisher.solve(v), 9), seconds(lambda: fisher.solve_range(c), 9)
+    rate = max(rate, copy_rate(rows))  # the machine may have been busier before
+    read = rows.numel() * rows.element_size() / rate
+    cells = [f"{rate / 1e9:.1f}", f"{solve:.4f}", f"{2 * read:.4f}", f"{solve / (2 * read):.2f}"]
+    return [str(m), *cells, f"{in_range:.4f}", f"{read:.4f}", f"{in_range / read:.2f}"]
 
 
-def block_table(console: Console, sizes: list[int], m: int, sample: int) -> None:
-    """The rival's cost per gradient is the same for each, so it is timed on `sample` of the m gradients and scaled."""
-    title = f"WoodFisher blocks, m = {m} (rival: {sample} gradients timed, scaled to {m})"
-    table = Table("s", "rival s", "ours s", "times faster", "difference", title=title)
-    for s in sizes:
-        b = DIMENSION // s
-        rows = torch.randn(m, b * s, generator=torch.Generator().manual_seed(s))
-        fast = seconds(lambda: dense_blocks(rows, (s,) * b, DAMPING).inverse_diagonal(), 1)
-        inverse = (torch.eye(s) / DAMPING).repeat(b, 1, 1)
-        slow = seconds(lambda: rank_one_blocks(rows[:sample], s, DAMPING, inverse), 1) * m / sample
-        del inverse
-        few = torch.randn(m, 2 * s)
-        inverse = (torch.eye(s) / DAMPING).repeat(2, 1, 1)
-        rank_one_blocks(few, s, DAMPING, inverse)
-        found, truth = dense_blocks(few, (s, s), DAMPING).inverse_diagonal(), inverse.diagonal(dim1=1, dim2=2).flatten()
-        apart = float((found - truth).norm() / found.norm())
-        table.add_row(str(s), f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{apart:.0e}")
-        del rows, inverse
-    console.print(table)
+def block_row(s: int, m: int, sample: int) -> list[str]:
+    """The rival's cost is the same for each gradient, so it is timed on `sample` of the m and scaled."""
+    b = DIMENSION // s
+    rows = torch.randn(m, b * s, generator=torch.Generator().manual_seed(s))
+    fast = seconds(lambda: dense_blocks(rows, (s,) * b, DAMPING).inverse_diagonal(), 2)
+    inverse = (torch.eye(s) / DAMPING).repeat(b, 1, 1)
+    slow = seconds(lambda: rank_one_blocks(rows[:sample], s, DAMPING, inverse), 1) * m / sample
+    few, inverse = rows[:, : 2 * s], (torch.eye(s) / DAMPING).repeat(2, 1, 1)
+    rank_one_blocks(few, s, DAMPING, inverse)
+    found, truth = dense_blocks(few, (s, s), DAMPING).inverse_diagonal(), inverse.diagonal(dim1=1, dim2=2).flatten()
+    apart = float((found - truth).norm() / found.norm())
+    return [str(s), f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{apart:.0e}"]
 
 
-def accuracy_table(console: Console) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    made = Table(*columns, title=title)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def accuracy_table() -> Table:
     """float32 against the float64 truth for v = Gᵀc, over the damping."""
     title = "Relative error in float32, v = Gᵀc, m = 512, d = 20,000, rows sharing a direction"
-    table = Table("damping / λmax", "subtractive", "range form", title=title)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, 20_000, generator=generator) + 0.1 * torch.randn(512, 20_000, generator=generator)
     gram, c = rows.double() @ rows.double().mT / 512, torch.randn(512, generator=generator)
     largest = float(torch.linalg.eigvalsh(gram)[-1])
+    cells = []
     for exponent in (-1, -3, -5, -7):
         damping = largest * 10.0**exponent
         truth = rows.double().mT @ torch.linalg.solve(gram + damping * torch.eye(512, dtype=torch.float64), c.double())
         fisher = LowRank(rows, damping)
         errors = (fisher.solve((rows.double().mT @ c.double()).float()), fisher.solve_range(c))
-        table.add_row(f"1e{exponent}", *(f"{float((e.double() - truth).norm() / truth.norm()):.0e}" for e in errors))
-    console.print(table)
+        cells.append([f"1e{exponent}", *(f"{float((e.double() - truth).norm() / truth.norm()):.0e}" for e in errors)])
+    return table(title, ("damping / λmax", "subtractive", "range form"), cells)
 
 
 def main() -> None:
@@ -129,10 +121,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     counts, sizes = ([64, 256], [50]) if arguments.quick else ([256, 1024], [50, 500, 2048])
     console = Console(width=120)
-    low_rank_table(console, counts)
-    solve_table(console, counts)
-    block_table(console, sizes, m=1000, sample=math.ceil(1000 / 20))
-    accuracy_table(console)
+    rate, sample = matmul_rate(), 50
+    console.print(f"float32 product: {rate / 1e9:.0f} GFLOP/s, {arguments.threads} threads, d = {DIMENSION:,}")
+    columns = ("m", "rival s", "ours s", "times faster", "share of the product's rate", "difference")
+    console.print(
+        table("LowRank: set-up, inverse diagonal, one product", columns, [low_rank_row(m, rate) for m in counts])
+    )
+    columns = ("m", "copy GB/s", "solve s", "two reads s", "ratio", "range form s", "one read s", "ratio")
+    console.print(table("solve, against reads at the copy rate", columns, [solve_row(m) for m in counts]))
+    title = f"WoodFisher blocks, m = 1000 (rival: {sample} gradients timed, scaled to 1000)"
+    columns = ("s", "rival s", "ours s", "times faster", "difference")
+    console.print(table(title, columns, [block_row(s, 1000, sample) for s in sizes]))
+    console.print(accuracy_table())
 
 
 if __name__ == "__main__":

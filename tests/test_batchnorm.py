@@ -97,7 +97,7 @@ def test_modes_and_momentum_are_restored_whatever_happens(batches: Any) -> None:
         ([], WoodburyError, "at least one"),
         ([BATCHES[0], BATCHES[0][0]], WoodburyError, "Batch 1 is a Tensor, not a pair"),
         ([BATCHES[0], (BATCHES[0][0][:1], None)], ValueError, "more than 1 value per channel"),
-        ([BATCHES[0], (torch.zeros(2, 7).double(), None)], RuntimeError, ""),
+        ([BATCHES[0], (torch.zeros(2, 7).double(), None)], RuntimeError, "Expected 3D"),
     ],
 )
 def test_statistics_are_put_back_on_error(batches: list, error: type[Exception], says: str) -> None:

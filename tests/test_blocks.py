@@ -87,9 +87,6 @@ def test_bad_input_is_named(act, says: str) -> None:
         act()
 
 
-@pytest.mark.xfail(
-    reason="dense_blocks looks at the shape of the rows too late", strict=True, raises=(IndexError, RuntimeError)
-)
 @pytest.mark.parametrize("shape", [(0, 10), (10,)])
 def test_rows_of_the_wrong_shape_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(WoodburyError, match="rows have shape"):

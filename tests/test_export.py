@@ -168,6 +168,9 @@ def test_bad_folders_are_told_before_any_work(tmp_path: Path, monkeypatch: pytes
         raise PermissionError("no")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(WoodburyError, match="cannot be written .no.: choose a place"), output_folder(tmp_path / "new"):
+    with (
+        pytest.raises(WoodburyError, match=r"cannot be written \(no\): choose a place"),
+        output_folder(tmp_path / "new"),
+    ):
         raise AssertionError("work began")
     assert (tmp_path / "full" / "precious").exists()

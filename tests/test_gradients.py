@@ -184,7 +184,6 @@ def test_frozen_parameters_have_rows_all_the_same() -> None:
         torch.testing.assert_close(rows(objective, COUNT, engine=engine), truth)
 
 
-@pytest.mark.xfail(reason="vmapped leaves a graph over the parameters outside the space", strict=True)
 def test_rows_carry_no_graph() -> None:
     model = objective_of(LINEAR).model
     part = Objective.of(model, objective_of(LINEAR).batches, space=ParameterSpace.of(model, "weight"))
@@ -193,7 +192,6 @@ def test_rows_carry_no_graph() -> None:
     assert not mean_gradient(part).requires_grad
 
 
-@pytest.mark.xfail(reason="looped and batch rows inherit an outer torch.no_grad()", strict=True)
 def test_an_outer_no_grad_does_not_matter() -> None:
     objective = objective_of(LINEAR)
     truth = one_by_one(objective)
@@ -309,7 +307,6 @@ def test_mean_gradient_of_too_little_data() -> None:
         mean_gradient(Objective.of(objective.model, []))
 
 
-@pytest.mark.xfail(reason="a batch without samples reaches the engines: torch.stack of nothing", strict=True)
 def test_a_batch_without_samples_counts_for_nothing() -> None:
     empty = torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
     with pytest.raises(WoodburyError, match="gave 0 of the 3 rows"):
@@ -366,7 +363,6 @@ def test_a_gradient_that_is_not_finite_is_named(options: dict[str, Any], restric
         rows(objective, 78, **options)
 
 
-@pytest.mark.xfail(reason="_check_rows sums a float16 row in float16, which overflows at 65504", strict=True)
 def test_half_precision_rows_of_many_weights_are_finite() -> None:
     model, x = nn.Linear(1000, 100).half(), torch.ones(3, 1000).half()
     likelihood = Likelihood(lambda output, target: output.float().sum(1).mean())
@@ -393,14 +389,12 @@ def test_labels_and_losses_that_do_not_fit(labels, likelihood: Likelihood, targe
     assert objective.model.training
 
 
-@pytest.mark.xfail(reason="torch.multinomial's own RuntimeError comes through", strict=True)
 def test_sampling_from_outputs_that_are_not_finite_is_named() -> None:
     objective = Objective.of(nn.Linear(2, 2), [(torch.full((3, 2), float("nan")), None)])
     with pytest.raises(WoodburyError, match="finite"):
         rows(objective, 3, labels=sampled)
 
 
-@pytest.mark.xfail(reason="raised by vmap or the loss in their own words", strict=True)
 def test_fewer_labels_than_samples_are_named() -> None:
     with pytest.raises(WoodburyError, match="label"):
         rows(Objective.of(nn.Linear(4, 3).double(), [(normal(5, 4), torch.zeros(4, dtype=torch.int64))]), 5)
@@ -410,7 +404,7 @@ def test_fewer_labels_than_samples_are_named() -> None:
     "dtype",
     [
         torch.float32,
-        pytest.param(torch.float64, marks=pytest.mark.xfail(reason="the budget counts 4 bytes a weight", strict=True)),
+        torch.float64,
     ],
 )
 def test_chunks_stay_within_the_memory_budget(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,6 @@ def test_weights_that_are_not_finite_are_named(bad: float) -> None:
     Objective.of(model, BATCHES, space=ParameterSpace.of(model, "0.*"))  # outside the space it is the model's business
 
 
-@pytest.mark.xfail(reason="the loss of no data is NaN, silently", strict=True)
 def test_no_data_is_an_error() -> None:
     with pytest.raises(WoodburyError, match="batch"):
         loss_of(batches=[])
@@ -202,7 +201,6 @@ class Counting:
         return iter(BATCHES)
 
 
-@pytest.mark.xfail(reason="iter(batches) is called to look at it: starts workers, draws a seed", strict=True)
 def test_making_an_objective_reads_nothing() -> None:
     batches = Counting()
     Objective.of(network(), batches)

@@ -131,15 +131,7 @@ def test_a_model_without_parameters() -> None:
         ParameterSpace.of(nn.ReLU())
 
 
-@pytest.mark.parametrize(
-    "lead",
-    [
-        (),
-        pytest.param(
-            (2,), marks=pytest.mark.xfail(reason="flatten(1) of a (2,) tensor is out of torch's range", strict=True)
-        ),
-    ],
-)
+@pytest.mark.parametrize("lead", [(), (2,)])
 def test_scalar_parameters(lead: tuple[int, ...]) -> None:
     space = ParameterSpace({"a": torch.Size([]), "b": torch.Size([2])})
     found = space.flatten({"a": torch.full(lead, 3.0), "b": torch.ones(*lead, 2)})
@@ -147,9 +139,6 @@ def test_scalar_parameters(lead: tuple[int, ...]) -> None:
     assert space.unflatten(torch.tensor([3.0, 1.0, 1.0]))["a"].shape == ()
 
 
-@pytest.mark.xfail(
-    reason="the leading dimensions of the first tensor are taken for all: torch's IndexError", strict=True
-)
 def test_tensors_with_different_leading_dimensions_are_named() -> None:
     space = ParameterSpace({"a": torch.Size([2]), "b": torch.Size([2])})
     with pytest.raises(WoodburyError, match="'b'"):

@@ -100,8 +100,7 @@ def run(
     progress: Progress | None = None,
 ) -> Run:
     """Prune once by a method; `validate` scores the candidates where the method has several dampings."""
-    if len(method.dampings) > 1 and validate is None:
-        raise WoodburyError("There are several dampings: give `validate`, a score on held-out training data.")
+    _check_decidable(method, validate)
     method, paid = _paid_once(method, objective)
     best = _chosen(method, objective, sparsity, validate, progress)
     return replace(best, cost=paid + best.cost)
@@ -126,11 +125,8 @@ def compare(
     """
     if not (methods and sparsities and seeds):
         raise WoodburyError("There is nothing to compare: give at least one method, one sparsity and one seed.")
-    undecided = [name for name, method in methods.items() if len(method.dampings) > 1 and validate is None]
-    if undecided:
-        raise WoodburyError(
-            f"{undecided[0]!r} has several dampings: give `validate`, a score on held-out training data."
-        )
+    for method in methods.values():
+        _check_decidable(method, validate)
     results: list[Result] = []
     for seed in seeds:
         objective = make_objective(seed)
@@ -220,7 +216,7 @@ def versions() -> dict[str, str]:
     try:
         own = version("woodbury")
     except PackageNotFoundError:
-        own = "not installed"
+        own = "a checkout, not installed"
     return {
         "woodbury": own,
         "torch": torch.__version__,
@@ -228,6 +224,11 @@ def versions() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _check_decidable(method: Method, validate: Score | None) -> None:
+    if len(method.dampings) > 1 and validate is None:
+        raise WoodburyError("There are several dampings: give `validate`, a score on held-out training data.")
 
 
 def _paid_once(method: Method, objective: Objective) -> tuple[Method, Cost]:
@@ -250,10 +251,10 @@ def _chosen(
 ) -> Run:
     """The run at the damping that scores best on held-out data; of equals the first."""
     runs = []
-    for damping in method.dampings or (None,):
+    for done, damping in enumerate(candidates := method.dampings or (None,), 1):
         runs.append(_run(method, objective, sparsity, damping, progress))
-        if progress:
-            progress("dampings", len(runs), max(1, len(method.dampings)))
+        if progress and len(candidates) > 1:
+            progress("dampings", done, len(candidates))
     return max(runs, key=lambda run: validate(run.pruned.objective)) if validate and len(runs) > 1 else runs[0]
 
 
@@ -276,14 +277,14 @@ def _run(
 
 
 def _summarised(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
-    accuracies = [result.accuracy for result in cell]
+    scores = [result.accuracy for result in cell]
     predicted = [result.predicted for result in cell if result.predicted is not None]
     return Summary(
         method=name,
         sparsity=sparsity,
         seeds=len(cell),
-        accuracy=fmean(accuracies),
-        spread=pstdev(accuracies),
+        accuracy=fmean(scores),
+        spread=pstdev(scores),
         predicted=fmean(predicted) if predicted else None,
         measured=fmean(result.measured for result in cell),
         seconds=fmean(result.seconds for result in cell),

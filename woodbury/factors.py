@@ -46,7 +46,7 @@ def factors(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Parameter name -> (left (o, o), right (i, i)), whose Kronecker product is K-FAC's Fisher of that tensor  (eq. 22).
+    """Parameter name -> (left (o, o), right (i, i)), whose Kronecker product is K-FAC's Fisher of that tensor  (eq. 27).
 
     With a_nt the input and g_nt the gradient of sample n's loss by the output at position t of T (T = 1 in a plain
     Linear), the gradient of a weight is Σ_t g_nt a_ntᵀ, and for `count` samples

@@ -46,7 +46,8 @@ def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
         return objective.batch_loss(parameters, *tree_map(lambda leaf: leaf.unsqueeze(0), (one, label)))
 
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
-    with warnings.catch_warnings():
+    # grad() ignores an outer no_grad; without one the rows would carry a graph over the parameters outside the space.
+    with torch.no_grad(), warnings.catch_warnings():
         # An operation without a batching rule still gives the right answer; `fastest` is what notices its cost.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return objective.space.flatten(vmap(grad(loss), (None, 0, 0))(parameters, inputs, target))
@@ -94,7 +95,7 @@ def gradients(
     """
     if count < 1 or batch < 1:
         raise WoodburyError(f"{count} rows of {batch} samples were asked for: both must be at least 1.")
-    rows_at_once = max(1, min(64, MEMORY_BUDGET // max(1, 4 * objective.space.n)))
+    rows_at_once = max(1, min(64, MEMORY_BUDGET // (objective.weights.element_size() * objective.space.n)))
     done = 0
     with evaluating(objective.model):
         for inputs, target in regrouped(objective.batches, rows_at_once if batch == 1 else batch, count * batch):
@@ -145,6 +146,8 @@ def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> I
     """The samples of `batches` in order, in batches of `size` (the last one shorter), `most` samples in all."""
     left, waiting = most, None
     for inputs, target in checked(batches):
+        if not samples_in(inputs):
+            continue
         waiting = (inputs, target) if waiting is None else _joined(waiting, (inputs, target))
         while waiting is not None and samples_in(waiting[0]) >= min(size, size if left is None else left):
             take = size if left is None else min(size, left)
@@ -166,6 +169,7 @@ def _joined(first: Batch, second: Batch) -> Batch:
     return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, second)
 
 
+@torch.enable_grad()
 def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
     parameters = {name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()}
     loss = objective.batch_loss(parameters, inputs, target)
@@ -178,7 +182,9 @@ def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
 
 
 def _check_rows(objective: Objective, rows: Tensor, done: int) -> None:
-    finite = torch.isfinite(rows.sum(1))  # a sum is finite unless an entry is not
+    finite = torch.isfinite(rows.sum(1))  # a sum is finite unless an entry is not, or it overflows
+    if not finite.all():
+        finite = torch.isfinite(rows).all(1)
     if not finite.all():
         row = int((~finite).nonzero()[0])
         culprit = objective.space.labels()[objective.space.keep.cpu()][

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,8 @@ class Likelihood:
 
 
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    if not bool(torch.isfinite(output).all()):
+        raise WoodburyError("The model's output is not finite: no label can be drawn from it.")
     classes = output.movedim(1, -1)
     drawn = torch.multinomial(classes.softmax(-1).reshape(-1, classes.shape[-1]), 1, generator=generator)
     return drawn.view(classes.shape[:-1])
@@ -81,7 +82,7 @@ class Objective:
         space: ParameterSpace | None = None,
     ) -> Objective:
         """The objective at the model's own weights. Raises WoodburyError when a weight is NaN or infinite."""
-        if iter(batches) is batches:
+        if isinstance(batches, Iterator):
             raise WoodburyError("batches can be read only once: give a list or a DataLoader, not a generator.")
         space = space or ParameterSpace.of(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -126,7 +127,9 @@ class Objective:
                 size = samples_in(inputs)
                 losses += size * float(self.batch_loss(self.parameters, inputs, target))
                 samples += size
-        return losses / samples if samples else math.nan
+        if not samples:
+            raise WoodburyError("No batch was given: a loss needs at least one sample.")
+        return losses / samples
 
     @torch.no_grad()
     def write(self) -> None:
@@ -148,13 +151,19 @@ def samples_in(tree: Any) -> int:
 
 
 def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, each seen to be a pair."""
+    """The batches, each seen to be a pair, with one label per sample where the labels are a tensor."""
     for index, batch in enumerate(batches):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise WoodburyError(
                 f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): are the labels missing?"
             )
-        yield batch[0], batch[1]
+        inputs, target = batch
+        if isinstance(target, Tensor) and (not target.ndim or len(target) != samples_in(inputs)):
+            raise WoodburyError(
+                f"Batch {index} has {samples_in(inputs)} samples and labels of shape {tuple(target.shape)}: "
+                "give one label per sample, along dimension 0."
+            )
+        yield inputs, target
 
 
 @contextmanager

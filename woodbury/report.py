@@ -27,29 +27,32 @@ MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as text: `cells` in rows, the first column says what the row is; `best` are (row, column) to print bold."""
+    """A table as text: `cells` in rows, the first column says what the row is; `best` are (row, column) to print bold.
+
+    tight: less space between the columns of a terminal, so that seven sparsities with their spreads fit into 80.
+    """
 
     title: str
     header: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()
     note: str = ""
+    tight: bool = False
 
     def rich(self) -> Table:
         """For the terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.collapse_padding = True
+        table.padding = (0, 0) if self.tight else (0, 1)
         for index, name in enumerate(self.header):
-            table.add_column(name, justify="right" if index else "left", no_wrap=True)
+            table.add_column(name, justify="right" if index else "left", overflow="fold")
         for i, row in enumerate(self.cells):
-            # seven sparsities with their spreads fit into 80 columns when close together
-            cells = (escape(cell).replace(" ±", "[dim not bold]±[/]").replace("[/] ", "[/]") for cell in row)
+            cells = (escape(cell).replace(" ± ", "±") for cell in row)
             table.add_row(*(f"[bold]{cell}[/]" if (i, j) in self.best else cell for j, cell in enumerate(cells)))
         table.caption, table.caption_justify = self.note or None, "left"
         return table
 
-    def html(self) -> str:
-        """For the page."""
+    def html(self, *, folded: bool = False) -> str:
+        """For the page; folded: opened by a click on the title."""
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
         rows = [
             "".join(
@@ -60,8 +63,10 @@ class Grid:
         ]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         note = f"<p class=note>{html.escape(self.note)}</p>" if self.note else ""
-        table = f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
-        return f"<h2>{html.escape(self.title)}</h2>{table}{note}"
+        kind = " class=facts" if len(self.header) == 2 else ""
+        table = f"<div class=wide><table{kind}><tr>{head}</tr>{body}</table></div>{note}"
+        title = f"<h2>{html.escape(self.title)}</h2>"
+        return f"<details><summary>{title}</summary>{table}</details>" if folded else title + table
 
 
 def accuracies(
@@ -78,15 +83,15 @@ def accuracies(
         if cells[name, sparsity].accuracy == max(cells[other, sparsity].accuracy for other in methods)
     }
     seeds = max(cell.seeds for cell in cells.values())
+    spread = f"Mean ± population standard deviation over {seeds} calibration samples; the best is bold."
+    whole = f" (dense {100 * dense:.{digits}f})" if dense is not None else ""
     return Grid(
-        title=f"{measure.capitalize()} in % at each sparsity"
-        + (f" (dense {100 * dense:.{digits}f})" if dense is not None else ""),
+        title=f"{measure.capitalize()} in % at each sparsity{whole}",
         header=("method", *(percent(sparsity) for sparsity in sparsities)),
         cells=tuple((name, *(_mean_and_spread(cells[name, at], digits) for at in sparsities)) for name in methods),
         best=frozenset(best),
-        note=f"Mean ± population standard deviation over {seeds} calibration samples; the best is bold."
-        if seeds > 1
-        else "",
+        note=spread if seeds > 1 else "",
+        tight=True,
     )
 
 
@@ -157,7 +162,7 @@ def picture(
     from matplotlib.figure import Figure
 
     ink, faint, ground = ("#e8e8e8", "#3a3d42", "#16181c") if dark else ("#222222", "#e3e3e3", "#ffffff")
-    figure = Figure(figsize=(8.4, 4.8), dpi=160, facecolor=ground, layout="constrained")
+    figure = Figure(figsize=(7.4, 4.6), dpi=180, facecolor=ground, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=ground)
     lines: dict[str, list[Summary]] = {}
@@ -176,7 +181,8 @@ def picture(
     if dense is not None:
         axes.axhline(100 * dense, color=ink, lw=0.8, ls=(0, (4, 4)), zorder=0)
         ends.append((100 * dense, f"dense {100 * dense:.1f}", ink))
-    _label_ends(axes, max(kept_axis(cell.sparsity) for cell in summary(results)), ends)
+    axes.margins(x=0.03)
+    _label_ends(axes, ends)
     ticks = sorted({cell.sparsity for cell in summary(results)})
     axes.set_xticks([kept_axis(sparsity) for sparsity in ticks], [percent(sparsity) for sparsity in ticks])
     axes.set_title(f"{measure.capitalize()} in %", loc="left", color=ink, fontsize=11)
@@ -240,22 +246,24 @@ h2 { font-size: 1.05rem; margin: 2.5rem 0 .5rem; }
 figure { margin: 1.5rem 0; } img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.facts td, .facts th { text-align: left; }
+summary { cursor: pointer; } summary h2 { display: inline-block; margin: 1.2rem 0 .5rem; }
 .best { color: var(--best); font-weight: 700; }
 """
 
 
-def _label_ends(axes: Any, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
+def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names of the lines at their right ends, pushed apart where they would touch."""
     low, high = axes.get_ylim()
-    gap, last = 0.062 * (high - low), -math.inf
-    for y, name, colour in sorted(ends):
-        last = max(y, last + gap)
+    heights = spread_out([y for y, _, _ in ends], 0.062 * (high - low))
+    for height, (_, name, colour) in zip(heights, ends, strict=True):
         axes.annotate(
             name,
-            (x, last),
-            (9, 0),
+            (1, height),
+            (3, 0),
+            xycoords=("axes fraction", "data"),
             textcoords="offset points",
             va="center",
             color=colour,
@@ -263,6 +271,22 @@ def _label_ends(axes: Any, x: float, ends: Sequence[tuple[float, str, str]]) -> 
             fontweight="bold",
             annotation_clip=False,
         )
+
+
+def spread_out(values: Sequence[float], gap: float) -> list[float]:
+    """The values, moved as little as need be for neighbours to be `gap` apart: each crowd is centred on its mean."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    crowds: list[list[int]] = []
+
+    def start(crowd: list[int]) -> float:
+        return sum(values[i] for i in crowd) / len(crowd) - gap * (len(crowd) - 1) / 2
+
+    for index in order:
+        crowds.append([index])
+        while len(crowds) > 1 and start(crowds[-2]) + gap * len(crowds[-2]) > start(crowds[-1]):
+            crowds[-2:] = [crowds[-2] + crowds[-1]]
+    places = {index: start(crowd) + gap * rank for crowd in crowds for rank, index in enumerate(crowd)}
+    return [places[index] for index in range(len(values))]
 
 
 def _mean_and_spread(cell: Summary, digits: int) -> str:

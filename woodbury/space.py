@@ -83,15 +83,16 @@ class ParameterSpace:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """name -> (…, *shape) to (…, d); leading dimensions (samples) are carried along."""
+        lead = None
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise WoodburyError(f"Parameter {name!r} is missing: the space needs {_some(self.shapes)}.")
-            if tensors[name].shape[tensors[name].ndim - len(shape) :] != shape:
-                raise WoodburyError(
-                    f"Parameter {name!r} has shape {tuple(tensors[name].shape)}, not {tuple(shape)}: is this the model?"
-                )
-        lead = next(tensors[name].ndim - len(shape) for name, shape in self.shapes.items())
-        vector = torch.cat([tensors[name].flatten(lead) for name in self.shapes], dim=-1)
+            found = tensors[name].shape
+            lead = found[: max(0, len(found) - len(shape))] if lead is None else lead
+            if found != (*lead, *shape):
+                wanted = (*lead, *shape)
+                raise WoodburyError(f"Parameter {name!r} has shape {tuple(found)}, not {wanted}: is this the model?")
+        vector = torch.cat([tensors[name].reshape(*(lead or ()), -1) for name in self.shapes], dim=-1)
         return vector if self.kept is None else vector[..., self.kept.to(vector.device)]
 
     def expand(self, vector: Tensor) -> Tensor:

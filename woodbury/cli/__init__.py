@@ -23,4 +23,4 @@ app.command("compare")(compare.compare_)
 def main() -> None:
     """The entry point; being terminated cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
+    app(prog_name="woodbury")

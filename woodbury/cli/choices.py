@@ -18,7 +18,7 @@ from woodbury.pruning.select import Scope, everything, layers
 from woodbury.pruning.update import Update, independent, joint, zero
 
 T = TypeVar("T")
-AUTO = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+AUTO = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The dampings that `--damping auto` tries: which is best differs by network and sparsity by many powers of ten."""
 
 

@@ -55,7 +55,7 @@ class Options:
         typer.Option(
             metavar="NUMBERS",
             help="A number; several with commas between, of which the best on held-out training data is taken; "
-            "or auto: 1e-5 to 1.",
+            "or auto: 1e-6 to 1.",
         ),
     ] = "auto"
     block: Annotated[

@@ -84,15 +84,14 @@ def write_comparison(
     light, dark = (report.picture(results, dense=dense, measure=measure, dark=dark) for dark in (False, True))
     (folder / "accuracy.png").write_bytes(light)
     words = f"{measure.capitalize()} on the test data; bars are the spread over the calibration samples."
-    grids = [
-        report.accuracies(results, dense=dense, measure=measure),
-        report.costs(results),
-        report.facts("Settings", settings),
-        report.facts("Versions", versions()),
+    parts = [
+        report.embedded(light, dark, words),
+        report.accuracies(results, dense=dense, measure=measure).html(),
+        report.costs(results).html(folded=True),
+        report.facts("Settings", settings).html(folded=True),
+        report.facts("Versions", versions()).html(folded=True),
     ]
-    report.write_page(
-        folder / "report.html", title, lead, [report.embedded(light, dark, words), *(grid.html() for grid in grids)]
-    )
+    report.write_page(folder / "report.html", title, lead, parts)
 
 
 def show_comparison(out: Path, results: Sequence[Result], dense: float, measure: str = "accuracy") -> None:

@@ -151,7 +151,7 @@ def _from_file(path: Path) -> list[Dataset]:
     if not path.is_file():
         raise WoodburyError(f"There is no file {path}: check DATA.")
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise WoodburyError(f"{path} is truncated or no .npz file ({first_line(error)}): write it anew.") from error

@@ -63,10 +63,9 @@ def prune(
         line = _line(problem, result, before, after)
         report = {"command": "prune", "settings": settings, "versions": versions(), **numbers, "layers": _layers(space)}
         write_json(folder / "report.json", report)
-        grids = [layers(space), facts("Numbers", numbers), facts("Settings", settings), facts("Versions", versions())]
-        write_page(
-            folder / "report.html", f"{Path(model).name} at {percent(sparsity)}", line, [g.html() for g in grids]
-        )
+        folded = (facts("Settings", settings), facts("Versions", versions()))
+        parts = [layers(space).html(), facts("Numbers", numbers).html(), *(grid.html(folded=True) for grid in folded)]
+        write_page(folder / "report.html", f"{Path(model).name} at {percent(sparsity)}", line, parts)
     say(layers(space).rich())
     say(line)
     if result.pruned.predicted is not None and numbers["measured increase"] > FAR * max(result.pruned.predicted, 0.01):
@@ -105,4 +104,6 @@ def _line(problem: Problem, result: Run, before: float, after: float) -> str:
     space = result.pruned.objective.space
     damping = f", damping {result.damping:g}" if result.damping is not None else ""
     scores = f"{problem.measure} {100 * before:.2f} % → {100 * after:.2f} %"
-    return f"{percent(space.sparsity, 2)} of {space.n:,} weights removed: {scores} ({result.cost.seconds:.1f} s{damping})."
+    return (
+        f"{percent(space.sparsity, 2)} of {space.n:,} weights removed: {scores} ({result.cost.seconds:.1f} s{damping})."
+    )

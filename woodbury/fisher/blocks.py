@@ -111,6 +111,8 @@ def dense_blocks(rows: Tensor, sizes: Sequence[int], damping: float, weights: Te
     rows (m, d); sizes: lengths of the runs, summing to d. Runs shorter than about m are (s, s) matrices in one batch
     (primal); longer ones keep their columns of the rows and an (m, m) factor (dual).
     """
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise WoodburyError(f"The rows have shape {tuple(rows.shape)}: give (m, d) with at least one row.")
     if sum(sizes) != rows.shape[1] or min(sizes, default=0) < 1:
         raise WoodburyError(f"Blocks of {sum(sizes)} weights in all cannot tile rows of {rows.shape[1]} weights.")
     m, s = rows.shape[0], max(sizes)

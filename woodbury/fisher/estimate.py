@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from woodbury.errors import WoodburyError
 from woodbury.factors import factors
 from woodbury.fisher.blocks import BlockDiagonal, dense_blocks
 from woodbury.fisher.explicit import Diagonal
@@ -79,6 +80,8 @@ def mfac(
     `sampled` for the true Fisher, drawn with `seed`. Needs count × d floats. Raises WoodburyError on too little data.
     """
     check_damping(damping)
+    if block is not None and block < 1:
+        raise WoodburyError(f"A block of {block} weights is empty: give a size of at least 1, or None for the whole.")
 
     def estimate(objective: Objective) -> Fisher:
         matrix = rows(
@@ -100,7 +103,7 @@ def kfac(
     damp: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker,
     progress: Progress | None = None,
 ) -> Estimate:
-    """K-FAC: one Kronecker product for each tensor of the space, from `count` samples  (eq. 22).
+    """K-FAC: one Kronecker product for each tensor of the space, from `count` samples  (eq. 27).
 
     damp: how the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps both factors as the paper
     does, with another meaning of the number. Raises WoodburyError for layers other than Linear and ungrouped Conv2d.

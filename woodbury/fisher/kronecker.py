@@ -63,7 +63,7 @@ class Basis:
 
 @dataclass(frozen=True, eq=False)
 class Kronecker(Fisher):
-    """F = left ⊗ right + damping·I on a row-major (o, i) tensor: its weight (r, c) has index r·i + c  (eq. 17).
+    """F = left ⊗ right + damping·I on a row-major (o, i) tensor: its weight (r, c) has index r·i + c  (eq. 22).
 
     left (o, o), right (i, i): symmetric positive semidefinite. The damping is exact, the same number as in every other
     operator, unlike K-FAC's factored one (see `pi_corrected`); 0 is allowed if both factors are positive definite.
@@ -117,7 +117,7 @@ class Kronecker(Fisher):
         return self._times(v, self.spectrum)
 
     def solve(self, v: Tensor) -> Tensor:
-        """F⁻¹ v  (eq. 18), at the price of a product."""
+        """F⁻¹ v  (eq. 23), at the price of a product."""
         return self._times(v, 1 / self.spectrum)
 
     def _times(self, v: Tensor, spectrum: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Kronecker(Fisher):
 
 
 def pi_corrected(left: Tensor, right: Tensor, damping: float) -> Kronecker:
-    """K-FAC's factored damping (Martens & Grosse 2015, §6.3): (left + √λ/π·I) ⊗ (right + π√λ·I), λ = damping  (eq. 19).
+    """K-FAC's factored damping (Martens & Grosse 2015, §6.3): (left + √λ/π·I) ⊗ (right + π√λ·I), λ = damping  (eq. 24).
 
     π² = (tr(right)/i) / (tr(left)/o). This λ is a *different number*: beside λ·I it adds π√λ·left ⊗ I + √λ/π·I ⊗ right.
     The `damping` of the operator that comes back is 0, and its `with_damping` adds exact damping on top.

@@ -28,7 +28,7 @@ TOLERANCE, STEPS = 1e-12, 2000
 
 @dataclass(frozen=True, eq=False)
 class Restricted(Fisher):
-    """F_KK of F = left ⊗ right + damping·I: keep (d,) bool over the weights of `whole`, K stay and R went  (eq. 20).
+    """F_KK of F = left ⊗ right + damping·I: keep (d,) bool over the weights of `whole`, K stay and R went  (eq. 25).
 
     A product costs one of `whole`. `solve` factors a dense matrix of n = min(|K|, |R|) rows while n ≤ 2,048; above, it
     runs conjugate gradients preconditioned by [F⁻¹]_KK, which leaves at most n eigenvalues that are not 1. Inverse
@@ -89,7 +89,7 @@ class Restricted(Fisher):
         return self.inverse_blocks(torch.arange(self.d, device=self.device)[:, None]).flatten()
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
-        """[F_KK⁻¹]_QQ; where most weights stay, of F_KK⁻¹ = [F⁻¹]_KK − [F⁻¹]_KR ([F⁻¹]_RR)⁻¹ [F⁻¹]_RK  (eq. 21)."""
+        """[F_KK⁻¹]_QQ; where most weights stay, of F_KK⁻¹ = [F⁻¹]_KK − [F⁻¹]_KR ([F⁻¹]_RR)⁻¹ [F⁻¹]_RK  (eq. 26)."""
         index = self._kept[check_groups(groups, self.d).to(self.device)]
         basis, inverse, factor = self.whole.basis, 1 / self.whole.spectrum, self._factor
         blocks = inverse.new_zeros(*index.shape, index.shape[1]) if self._few_stay else basis.blocks(index, inverse)

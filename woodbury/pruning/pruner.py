@@ -84,7 +84,10 @@ class Pruner:
     def __call__(self, objective: Objective, sparsity: float) -> Pruned:
         """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
         space = objective.space
-        if round(space.n * check_sparsity(sparsity)) < space.n - space.d:
+        wanted = int((torch.bincount(self.scope(space)).double() * check_sparsity(sparsity)).round().sum())
+        if wanted == space.n:
+            raise WoodburyError(f"sparsity {sparsity} leaves none of {space.n} weights: ask for less.")
+        if wanted < space.n - space.d:
             raise WoodburyError(
                 f"sparsity {sparsity} is below the {space.sparsity:.4f} reached already: pruned weights stay."
             )
@@ -108,11 +111,15 @@ class Pruner:
         own = labels[space.keep.cpu()]
         size = 1 if groups is None else groups.shape[1]
         first = own if groups is None else own[groups[:, 0]]
-        remove = select(scores, torch.full(scores.shape, size), first, weight_budgets(space, labels, sparsity))
+        budgets = weight_budgets(space, labels, sparsity)
+        remove = select(scores, torch.full(scores.shape, size), first, budgets)
+        short = sum(budget // size * size for budget in budgets.values()) - size * int(remove.sum())
+        if short > 0:  # blocks that zeros have broken do not compete
+            raise WoodburyError(
+                f"{short:.0f} weights too few lie in whole blocks of {size}: ask for less, or for single weights."
+            )
         keep = torch.ones(space.d, dtype=torch.bool)
         keep[remove.nonzero()[:, 0] if groups is None else groups[remove].flatten()] = False
-        if not bool(keep.any()):
-            raise WoodburyError(f"sparsity {sparsity} leaves none of {space.n} weights: ask for less.")
         return keep.to(quadratic.weights.device)
 
 

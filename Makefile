@@ -1,0 +1,41 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-all lint types bench clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## the virtual environment, with the CPU build of torch that constraints.txt pins
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train a small net, prune it by five methods, show the table, the picture and the page
+	rm -rf runs/demo
+	$(BIN)/woodbury demo --out runs/demo
+
+test: $(READY)  ## the fast tests, under 5 minutes on 2 cores
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY)  ## the slow ones too
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: $(READY)  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## static types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)  ## speed against the papers' recursions and the machine; accuracy where ../shared/bench is present
+	$(BIN)/python benchmarks/algebra.py
+	$(BIN)/python benchmarks/one_shot.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
