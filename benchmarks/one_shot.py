@@ -30,7 +30,7 @@ from woodbury.pruning.update import independent, joint, zero
 from woodbury.space import ParameterSpace
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
-COUNT, HELD_OUT = 1000, 4000
+COUNT, HELD_OUT = 1000, 2000
 
 
 @dataclass(frozen=True)

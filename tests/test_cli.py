@@ -88,6 +88,15 @@ number = 3
 BROKEN = 1 + NET.splitlines().index("    return 1 / 0")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for a second thread where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with net.py, its checkpoint and its data, entered."""

@@ -2,6 +2,8 @@
 
 from woodbury.batchnorm import recalibrate as recalibrate
 from woodbury.errors import WoodburyError as WoodburyError
+from woodbury.export import load_sparse as load_sparse
+from woodbury.export import save_sparse as save_sparse
 from woodbury.fisher.blocks import BlockDiagonal as BlockDiagonal
 from woodbury.fisher.blocks import dense_blocks as dense_blocks
 from woodbury.fisher.estimate import diagonal as diagonal

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -213,10 +213,7 @@ def write_json(path: str | os.PathLike, facts: Mapping[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
-    try:
-        own = version("woodbury")
-    except PackageNotFoundError:
-        own = "a checkout, not installed"
+    own = next((found.version for found in distributions(name="woodbury")), "a checkout, not installed")
     return {
         "woodbury": own,
         "torch": torch.__version__,

@@ -76,6 +76,7 @@ def demo(
         settings = {
             "weights": space.n,
             "gradients": COUNT,
+            "weights per block of WoodFisher": BLOCK,
             "calibration seeds": list(seeds),
             "test images": len(digits.test[1]),
         }

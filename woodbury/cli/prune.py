@@ -33,7 +33,8 @@ def prune(
     update: Annotated[
         str | None,
         typer.Option(
-            help="zero, independent (as published) or joint (exact).  [default: joint, magnitude and diagonal zero]"
+            metavar="NAME",
+            help="zero, independent (as published) or joint (exact).  [default: joint, magnitude and diagonal zero]",
         ),
     ] = None,
     *,
@@ -68,7 +69,7 @@ def prune(
         write_page(folder / "report.html", f"{Path(model).name} at {percent(sparsity)}", line, parts)
     say(layers(space).rich())
     say(line)
-    if result.pruned.predicted is not None and numbers["measured increase"] > FAR * max(result.pruned.predicted, 0.01):
+    if after < 0.9 * before and numbers["measured increase"] > FAR * (result.pruned.predicted or float("inf")):
         note(
             "The loss rose far more than the Fisher predicted: ask for less at once, or more --rounds, --count or --damping."
         )
