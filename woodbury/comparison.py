@@ -101,9 +101,7 @@ def run(
 ) -> Run:
     """Prune once by a method; `validate` scores the candidates where the method has several dampings."""
     _check_decidable(method, validate)
-    method, paid = _paid_once(method, objective)
-    best = _chosen(method, objective, sparsity, validate, progress)
-    return replace(best, cost=paid + best.cost)
+    return _Ready(method, objective).best(sparsity, validate, progress)
 
 
 def compare(
@@ -132,9 +130,9 @@ def compare(
         objective = make_objective(seed)
         before = objective.loss()
         for name, method in methods.items():
-            method, paid = _paid_once(method, objective)
+            ready = _Ready(method, objective)
             for sparsity in sparsities:
-                best = _chosen(method, objective, sparsity, validate)
+                best = ready.best(sparsity, validate)
                 after = best.pruned.objective.loss()
                 cell = Result(
                     method=name,
@@ -146,8 +144,8 @@ def compare(
                     loss_after=after,
                     predicted=best.pruned.predicted,
                     measured=after - before,
-                    seconds=(paid + best.cost).seconds,
-                    memory=(paid + best.cost).memory,
+                    seconds=best.cost.seconds,
+                    memory=best.cost.memory,
                     damping=best.damping,
                     settings={"rounds": method.rounds, **method.settings},
                 )
@@ -166,10 +164,10 @@ def choose_damping(
     """
     if method.pruner.fisher is None:
         raise WoodburyError("This method has no Fisher and so no damping to choose.")
-    method, _ = _paid_once(method, objective)
+    ready = _Ready(method, objective)
 
     def score(damping: float) -> float:
-        return fmean(validate(_run(method, objective, sparsity, damping).pruned.objective) for sparsity in sparsities)
+        return fmean(validate(ready.run(sparsity, damping).pruned.objective) for sparsity in sparsities)
 
     return max(dampings, key=score)
 
@@ -228,49 +226,54 @@ def _check_decidable(method: Method, validate: Score | None) -> None:
         raise WoodburyError("There are several dampings: give `validate`, a score on held-out training data.")
 
 
-def _paid_once(method: Method, objective: Objective) -> tuple[Method, Cost]:
-    """The method with its Fisher already computed, if it has one and one round is all; and what that cost."""
-    recipe = method.pruner.fisher
-    if recipe is None or method.rounds > 1:
-        return method, Cost(0.0, 0.0)
+class _Ready:
+    """A method on one objective. In one round its Fisher, and what every sparsity needs of it, is computed once per damping."""
 
-    def compute() -> Fisher:
-        fisher = recipe(objective)
-        fisher.with_damping(fisher.damping)  # computes what all dampings share; the rest each cell pays for itself
-        return fisher
+    def __init__(self, method: Method, objective: Objective) -> None:
+        self.method, self.objective = method, objective
+        self.base: tuple[Fisher, Cost] | None = None
+        self.variants: dict[float, tuple[Fisher, Cost]] = {}
 
-    fisher, cost = measured(compute)
-    return replace(method, pruner=replace(method.pruner, fisher=lambda _: fisher)), cost
+    def run(self, sparsity: float, damping: float | None, progress: Progress | None = None) -> Run:
+        """Prune at one damping, None for the Fisher's own; the cost includes the Fisher's, however often it is shared."""
+        method, paid, used = self.method, Cost(0.0, 0.0), damping
+        pruner = method.pruner
+        if method.pruner.fisher and method.rounds == 1:
+            fisher, paid = self._shared(method.pruner.fisher, damping)
+            pruner, used = replace(pruner, fisher=lambda _: fisher), fisher.damping
+        elif method.pruner.fisher and damping is not None:
+            pruner = replace(pruner, fisher=partial(_damped, method.pruner.fisher, damping))
+        # weights that are zero from the start count as removed: the rounds go on from there
+        steps = geometric(sparsity, method.rounds, self.objective.space.sparsity if method.rounds > 1 else 0.0)
+        pruned, cost = measured(lambda: in_rounds(pruner, self.objective, steps, progress))
+        return Run(pruned, used, paid + cost)
+
+    def best(self, sparsity: float, validate: Score | None, progress: Progress | None = None) -> Run:
+        """The run at the damping that scores best on held-out data; of equals the first."""
+        runs, candidates = [], self.method.dampings or (None,)
+        for done, damping in enumerate(candidates, 1):
+            runs.append(self.run(sparsity, damping, progress))
+            if progress and len(candidates) > 1:
+                progress("dampings", done, len(candidates))
+        return max(runs, key=lambda run: validate(run.pruned.objective)) if validate and len(runs) > 1 else runs[0]
+
+    def _shared(self, recipe: Estimate, damping: float | None) -> tuple[Fisher, Cost]:
+        self.base = self.base or measured(lambda: recipe(self.objective))
+        base, paid = self.base
+        damping = base.damping if damping is None else damping
+        if damping not in self.variants:
+            self.variants[damping] = measured(lambda: _warm(base.with_damping(damping)))
+        fisher, extra = self.variants[damping]
+        return fisher, paid + extra
 
 
-def _chosen(
-    method: Method, objective: Objective, sparsity: float, validate: Score | None, progress: Progress | None = None
-) -> Run:
-    """The run at the damping that scores best on held-out data; of equals the first."""
-    runs = []
-    for done, damping in enumerate(candidates := method.dampings or (None,), 1):
-        runs.append(_run(method, objective, sparsity, damping, progress))
-        if progress and len(candidates) > 1:
-            progress("dampings", done, len(candidates))
-    return max(runs, key=lambda run: validate(run.pruned.objective)) if validate and len(runs) > 1 else runs[0]
+def _warm(fisher: Fisher) -> Fisher:
+    fisher.inverse_diagonal()  # the operator caches what it is made of
+    return fisher
 
 
-def _run(
-    method: Method, objective: Objective, sparsity: float, damping: float | None, progress: Progress | None = None
-) -> Run:
-    used: list[float] = []
-
-    def damped(recipe: Estimate, here: Objective) -> Fisher:
-        fisher = recipe(here)
-        used.append(fisher.damping if damping is None else damping)
-        return fisher.with_damping(used[-1])
-
-    recipe = method.pruner.fisher
-    pruner = replace(method.pruner, fisher=partial(damped, recipe)) if recipe else method.pruner
-    # weights that are zero from the start count as removed: the rounds go on from there
-    steps = geometric(sparsity, method.rounds, objective.space.sparsity if method.rounds > 1 else 0.0)
-    pruned, cost = measured(lambda: in_rounds(pruner, objective, steps, progress))
-    return Run(pruned, used[-1] if used else None, cost)
+def _damped(recipe: Estimate, damping: float, objective: Objective) -> Fisher:
+    return recipe(objective).with_damping(damping)
 
 
 def _summarised(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
