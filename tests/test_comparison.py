@@ -196,3 +196,10 @@ def test_the_independent_update_shares_nothing_with_the_joint_one() -> None:
     apart, together = compare(methods, [0.8], [0], problem, evaluate)
     assert apart.predicted is not None and together.predicted is not None
     assert together.predicted <= apart.predicted  # the joint optimum of the same quadratic
+
+
+def test_a_damping_whose_score_is_nan_is_never_chosen() -> None:
+    objective = Objective.of(nn.Linear(4, 3), [(torch.randn(50, 4), torch.randint(3, (50,)))])
+    scores = iter([math.nan, -1.0, math.nan])
+    method = Method(Pruner(mfac(20)), dampings=(1e-6, 1e-3, 1.0))
+    assert run(method, objective, 0.5, lambda _: next(scores)).damping == 1e-3

@@ -126,3 +126,15 @@ def test_bad_input_is_named(build, says: str) -> None:
 def test_rows_larger_than_float32_can_sum_are_still_finite() -> None:
     rows = torch.full((4, 4), 1e38)
     assert LowRank(rows, 1.0).d == 4
+
+
+@pytest.mark.parametrize("big", [1e2, 1e3, 1e4])
+def test_a_restriction_keeps_its_digits_when_the_columns_that_leave_carry_the_rows(big: float) -> None:
+    rows = normal(20, 100).float()
+    rows[:, :30] *= big
+    keep, c = torch.arange(100) >= 30, normal(20).float()
+    fisher = LowRank(rows, 0.1)
+    fisher.logdet()  # the Gram matrix is known from here on
+    matrix = dense.low_rank(rows[:, keep].double(), 0.1)
+    found = fisher.restrict(keep).solve_range(c)
+    assert relative(found, torch.linalg.solve(matrix, rows[:, keep].double().mT @ c.double())) < 1e-5

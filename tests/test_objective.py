@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.errors import WoodburyError
-from woodbury.objective import Likelihood, Objective, cross_entropy, evaluating, samples_in, squared_error
+from woodbury.gradients import gradients
+from woodbury.objective import (
+    Likelihood,
+    Objective,
+    checked,
+    cross_entropy,
+    evaluating,
+    samples_in,
+    squared_error,
+)
 from woodbury.space import ParameterSpace
 
 
@@ -205,3 +214,27 @@ def test_making_an_objective_reads_nothing() -> None:
     batches = Counting()
     Objective.of(network(), batches)
     assert batches.reads == 0
+
+
+def test_the_fisher_of_a_sequence_is_the_curvature_of_its_loss() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv1d(2, 3, 1, bias=False), torch.randn(3000, 2, 8)
+    with torch.no_grad():
+        target = torch.distributions.Categorical(
+            logits=model(x).transpose(1, 2)
+        ).sample()  # converged: F is the Hessian
+    objective = Objective.of(model, [(x, target)])
+    rows = torch.cat(list(gradients(objective, 3000)))
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        return objective.batch_loss({"weight": weights.view(3, 2, 1)}, x, target)
+
+    hessian = torch.autograd.functional.hessian(loss, objective.weights)
+    assert isinstance(hessian, torch.Tensor)
+    torch.testing.assert_close(rows.square().mean(0).sum(), hessian.trace(), rtol=0.1, atol=0)
+
+
+def test_a_tensor_that_is_not_per_sample_is_named() -> None:
+    batch = ({"x": torch.randn(5, 4), "mask": torch.ones(4, 4)}, torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(WoodburyError, match=r"an input of shape \(4, 4\)"):
+        list(checked([batch]))

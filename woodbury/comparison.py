@@ -101,7 +101,7 @@ def run(
 ) -> Run:
     """Prune once by a method; `validate` scores the candidates where the method has several dampings."""
     _check_decidable(method, validate)
-    return _Ready(method, objective).best(sparsity, validate, progress)
+    return _Ready(method, objective).best([sparsity], validate, progress)[0]
 
 
 def compare(
@@ -130,9 +130,8 @@ def compare(
         objective = make_objective(seed)
         before = objective.loss()
         for name, method in methods.items():
-            ready = _Ready(method, objective)
-            for sparsity in sparsities:
-                best = ready.best(sparsity, validate)
+            runs = _Ready(method, objective).best(sparsities, validate)
+            for sparsity, best in zip(sparsities, runs, strict=True):
                 after = best.pruned.objective.loss()
                 cell = Result(
                     method=name,
@@ -167,7 +166,9 @@ def choose_damping(
     ready = _Ready(method, objective)
 
     def score(damping: float) -> float:
-        return fmean(validate(ready.run(sparsity, damping).pruned.objective) for sparsity in sparsities)
+        mean = fmean(validate(ready.run(sparsity, damping).pruned.objective) for sparsity in sparsities)
+        ready.variants.clear()  # the factors of one damping at a time
+        return -math.inf if math.isnan(mean) else mean
 
     return max(dampings, key=score)
 
@@ -185,7 +186,13 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
     right, targets = 0, 0
     with torch.no_grad(), evaluating(objective.model):
         for inputs, target in checked(batches):
-            right += int((objective.forward(objective.parameters, inputs).argmax(1) == target).sum())
+            found = objective.forward(objective.parameters, inputs).argmax(1)
+            if found.shape != target.shape:
+                raise WoodburyError(
+                    f"The classes found have shape {tuple(found.shape)} and the labels {tuple(target.shape)}: "
+                    "give outputs (b, classes, …) and labels (b, …)."
+                )
+            right += int((found == target).sum())
             targets += target.numel()
     if not targets:
         raise WoodburyError("There is no data to measure the accuracy on: give at least one batch.")
@@ -248,21 +255,32 @@ class _Ready:
         pruned, cost = measured(lambda: in_rounds(pruner, self.objective, steps, progress))
         return Run(pruned, used, paid + cost)
 
-    def best(self, sparsity: float, validate: Score | None, progress: Progress | None = None) -> Run:
-        """The run at the damping that scores best on held-out data; of equals the first."""
-        runs, candidates = [], self.method.dampings or (None,)
+    def best(self, sparsities: Sequence[float], validate: Score | None, progress: Progress | None = None) -> list[Run]:
+        """For each sparsity the run at the damping that scores best on held-out data; of equals the first.
+
+        One damping after the other, so that the factors of one alone are in memory.
+        """
+        candidates = self.method.dampings or (None,)
+        best: dict[int, tuple[float, Run]] = {}
         for done, damping in enumerate(candidates, 1):
-            runs.append(self.run(sparsity, damping, progress))
+            for index, sparsity in enumerate(sparsities):
+                run = self.run(sparsity, damping, progress)
+                score = validate(run.pruned.objective) if validate and len(candidates) > 1 else 0.0
+                score = -math.inf if math.isnan(score) else score  # a net that has blown up, which max() would prefer
+                if index not in best or score > best[index][0]:
+                    best[index] = (score, run)
+            self.variants.clear()
             if progress and len(candidates) > 1:
                 progress("dampings", done, len(candidates))
-        return max(runs, key=lambda run: validate(run.pruned.objective)) if validate and len(runs) > 1 else runs[0]
+        return [best[index][1] for index in range(len(sparsities))]
 
     def _shared(self, recipe: Estimate, damping: float | None) -> tuple[Fisher, Cost]:
         self.base = self.base or measured(lambda: recipe(self.objective))
         base, paid = self.base
         damping = base.damping if damping is None else damping
         if damping not in self.variants:
-            self.variants[damping] = measured(lambda: _warm(base.with_damping(damping)))
+            same = damping == base.damping
+            self.variants[damping] = measured(lambda: _warm(base if same else base.with_damping(damping)))
         fisher, extra = self.variants[damping]
         return fisher, paid + extra
 

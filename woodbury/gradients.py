@@ -131,10 +131,11 @@ def rows(objective: Objective, count: int, *, progress: Progress | None = None, 
 
 def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
     """The gradient of the mean loss over the first `count` samples (default: all): (d,)."""
-    total, samples = torch.zeros_like(objective.weights), 0
+    dtype = torch.promote_types(objective.weights.dtype, torch.float32)
+    total, samples = torch.zeros_like(objective.weights, dtype=dtype), 0
     with evaluating(objective.model):
         for inputs, target in regrouped(objective.batches, 256, count):
-            total += samples_in(inputs) * _mean_gradient(objective, inputs, target)
+            total += samples_in(inputs) * _mean_gradient(objective, inputs, target).to(dtype)
             samples += samples_in(inputs)
     if not samples or (count and samples < count):
         raise WoodburyError(f"The data gave {samples} of the {count or 1} samples asked for.")

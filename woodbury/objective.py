@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from woodbury.errors import WoodburyError
 from woodbury.space import ParameterSpace
@@ -52,14 +53,20 @@ def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (output - target).square().flatten(1).sum(1).mean()
 
 
-cross_entropy = Likelihood(nn.functional.cross_entropy, _sample_classes)
-"""Classes: logits (b, C, …) and int64 targets (b, …)."""
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    # Summed over a sample's positions, as they are observations of their own: the mean over T of them has a Hessian T
+    # times its Fisher, just as for batch means  (eq. 2).
+    return nn.functional.cross_entropy(output, target, reduction="sum") / len(target)
+
+
+cross_entropy = Likelihood(_cross_entropy, _sample_classes)
+"""Classes: logits (b, C, …) and int64 targets (b, …), summed over the positions … and averaged over the batch."""
 
 squared_error = Likelihood(_half_squared_error, _sample_normal)
 """Regression with unit variance: ½ Σ (output − target)², averaged over the batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     """The loss of a model as a function of the weights in a space.
 
@@ -158,6 +165,12 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
                 f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): are the labels missing?"
             )
         inputs, target = batch
+        for leaf in tree_leaves(inputs):
+            if isinstance(leaf, Tensor) and (not leaf.ndim or len(leaf) != samples_in(inputs)):
+                raise WoodburyError(
+                    f"Batch {index} has {samples_in(inputs)} samples and an input of shape {tuple(leaf.shape)}: give the "
+                    "samples along dimension 0 of every tensor, or make it a buffer of the model."
+                )
         if isinstance(target, Tensor) and (not target.ndim or len(target) != samples_in(inputs)):
             raise WoodburyError(
                 f"Batch {index} has {samples_in(inputs)} samples and labels of shape {tuple(target.shape)}: "

@@ -16,7 +16,7 @@ from woodbury.errors import WoodburyError
 Patterns = str | Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParameterSpace:
     """The weights under study, as one vector: tensors in the order of `shapes`, each row-major, removed weights left out.
 

@@ -147,3 +147,12 @@ def progress_bars() -> Iterator[Callback]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield progress
+
+
+def free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, … that is not taken."""
+    number = 2
+    free = path
+    while free.exists():
+        free, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return free

@@ -10,7 +10,7 @@ import typer
 
 from woodbury import report
 from woodbury.cli.choices import METHODS, plan
-from woodbury.cli.common import Data, Model, Options, one_sentence, progress_bars, say, with_options
+from woodbury.cli.common import Data, Model, Options, free, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import pose
 from woodbury.comparison import Result, compare, summary, versions, write_csv, write_json
 from woodbury.errors import WoodburyError
@@ -23,7 +23,12 @@ from woodbury.pruning.schedule import check_sparsity
 def compare_(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write: new or empty.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The folder to write: new or empty.  [default: woodbury-compare, or -2, -3, …]"
+        ),
+    ] = None,
     methods: Annotated[
         str, typer.Option(metavar="NAMES", help=f"With commas between: {', '.join(METHODS)}; each also as NAME/UPDATE.")
     ] = "magnitude,diagonal,woodfisher/independent,mfac/independent,mfac/joint",
@@ -40,8 +45,9 @@ def compare_(
 
     Example:  woodbury compare net.py:trained data.npz --methods magnitude,mfac --sparsities 0.8,0.9 --out compared
     """
+    out = out or free(Path("woodbury-compare"))
     levels = levels_of(sparsities)
-    plans = {name: plan(name, None, **options.planned()) for name in dict.fromkeys(methods.split(","))}
+    plans = {name: plan(name, None, **options.planned()) for name in dict.fromkeys(map(str.strip, methods.split(",")))}
     report.require_matplotlib()
     with output_folder(out) as folder:
         with progress_bars() as progress:

@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 from woodbury import report
-from woodbury.cli.common import Callback, one_sentence, progress_bars, say
+from woodbury.cli.common import Callback, free, one_sentence, progress_bars, say
 from woodbury.cli.compare import show_comparison, write_comparison
 from woodbury.comparison import Method, accuracy, choose_damping, compare
 from woodbury.errors import WoodburyError
@@ -54,7 +54,7 @@ def demo(
     Example:  woodbury demo --out runs/demo
     """
     report.require_matplotlib()
-    out = out or _free(Path("woodbury-demo"))
+    out = out or free(Path("woodbury-demo"))
     with output_folder(out) as folder, one_thread():
         digits = load_digits(seed)
         with progress_bars() as progress:
@@ -188,12 +188,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _free(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, … that is not taken."""
-    number = 2
-    free = path
-    while free.exists():
-        free, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return free

@@ -76,7 +76,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a truncated file shows itself as one of half a dozen types
         raise WoodburyError(
-            f"{path} is truncated or no plain state dict ({first_line(error)}): save it anew."
+            f"{path} is truncated or no plain state dict ({first_line(error).split('. ')[0].rstrip('.')}): "
+            "save it anew with torch.save(model.state_dict(), …)."
         ) from error
     for key in ("state_dict", "model"):  # how training scripts like to wrap it
         if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):

@@ -91,6 +91,10 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     likelihood = pick(LOSSES, options.loss, "loss")
     torch.manual_seed(options.seed)
     network = load_model(model, options.checkpoint).requires_grad_(False)  # gradients are taken of copies
+    if others := {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}:
+        raise WoodburyError(
+            f"The model's weights are {str(others.pop())[6:]} and DATA comes as float32: return model.float()."
+        )
     space = ParameterSpace.of(network, options.include or "*", options.exclude or (), min_ndim=2)
     found = load_data(data, seed=options.seed, size=options.size)
     for remark in found.notes:

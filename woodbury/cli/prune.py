@@ -69,6 +69,9 @@ def prune(
         write_page(folder / "report.html", f"{Path(model).name} at {percent(sparsity)}", line, parts)
     say(layers(space).rich())
     say(line)
+    for layer in report["layers"]:
+        if not layer["kept"]:
+            note(f"{layer['name']} lost all its weights: leave it out with --exclude, or take --scope global.")
     if after < 0.9 * before and numbers["measured increase"] > FAR * (result.pruned.predicted or float("inf")):
         note(
             "The loss rose far more than the Fisher predicted: ask for less at once, or more --rounds, --count or --damping."

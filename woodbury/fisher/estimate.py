@@ -38,11 +38,11 @@ def diagonal(
     def estimate(objective: Objective) -> Diagonal:
         squares, done = torch.zeros_like(objective.weights, dtype=torch.float64), 0
         for chunk in gradients(objective, count, batch=batch, labels=labels, generator=_generator(objective, seed)):
-            squares += chunk.square().sum(0)
+            squares += chunk.to(torch.promote_types(chunk.dtype, torch.float32)).square().sum(0)  # halves underflow
             done += len(chunk)
             if progress:
                 progress("gradients", done, count)
-        return Diagonal((squares / count).to(objective.weights.dtype), damping)
+        return Diagonal((squares / count).to(torch.promote_types(objective.weights.dtype, torch.float32)), damping)
 
     return estimate
 

@@ -94,6 +94,9 @@ class Dense(Fisher):
         if len(shape) not in (2, 3) or shape[-1] != shape[-2] or 0 in shape:
             raise WoodburyError(f"A dense curvature has shape {tuple(shape)}: give (d, d), or (b, s, s) for b blocks.")
         check_finite(self.curvature, "The dense curvature")
+        for block in self._blocks:
+            if (block - block.mT).abs().max() > torch.finfo(block.dtype).eps ** 0.5 * block.abs().max():
+                raise WoodburyError("The dense curvature is not symmetric: give (1/m) Σ g gᵀ.")
         if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != self._blocks.shape[:2]):
             raise WoodburyError(
                 f"valid has shape {tuple(self.valid.shape)}: give bool of shape {self._blocks.shape[:2]}."

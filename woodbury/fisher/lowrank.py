@@ -23,6 +23,9 @@ CANCELLING = 0.05
 RESOLVED = 0.01
 """A row of which less than this share is new to the rows before it needs its products in float64."""
 
+REMAINING = 0.1
+"""Where less than this share of a row's square is in the columns that stay, their Gram matrix is summed, not subtracted."""
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Fisher):
@@ -183,7 +186,10 @@ class LowRank(Fisher):
         if self.group is not None or not known or 2 * len(kept) < self.d:
             return replace(self, rows=rows, known_gram=None, exact_gram=False)
         gone = self._scaled_gram(torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0])
-        return replace(self, rows=rows, known_gram=self.gram - gone, exact_gram=self._exact)  # a downdate  (eq. 10)
+        left = self.gram - gone  # a downdate  (eq. 10)
+        if bool((left.diagonal() < REMAINING * self.gram.diagonal()).any()):
+            return replace(self, rows=rows, known_gram=None, exact_gram=False)
+        return replace(self, rows=rows, known_gram=left, exact_gram=self._exact)
 
     def with_damping(self, damping: float) -> LowRank:
         return replace(self, damping=damping, known_gram=self.gram, exact_gram=self._exact)

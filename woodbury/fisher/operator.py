@@ -11,6 +11,9 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 
+PIECE = 1 << 20
+"""Entries that are checked at once."""
+
 
 class Fisher(ABC):
     """A damped, symmetric positive definite matrix F on d weights: F = curvature + damping·I  (eq. 1).
@@ -142,13 +145,18 @@ def check_groups(groups: Tensor, d: int) -> Tensor:
 
 def check_finite(tensor: Tensor, what: str) -> Tensor:
     """`tensor`, or an error that names the first row (or entry) that is NaN or infinite."""
-    # One reduction instead of a mask as large as the rows: a sum is finite unless an entry is not, or it overflows.
     if not tensor.is_floating_point():
         raise WoodburyError(f"{what} has dtype {str(tensor.dtype)[6:]}: give real floating-point numbers.")
-    if not math.isfinite(float(tensor.sum(dtype=torch.float64))):
-        bad = (~torch.isfinite(tensor)).nonzero()
+    # A sum is finite unless an entry is not, or it overflows. By pieces: a sum in float64 first copies what it sums.
+    at_once = max(1, PIECE // max(1, tensor[:1].numel()))
+    for start in range(0, len(tensor), at_once):
+        piece = tensor[start : start + at_once]
+        if math.isfinite(float(piece.sum(dtype=torch.float64))):
+            continue
+        bad = (~torch.isfinite(piece)).nonzero()
         if len(bad):
+            first, *rest = bad[0].tolist()
             raise WoodburyError(
-                f"{what} is not finite at index {tuple(bad[0].tolist())}: look for NaN or overflow there."
+                f"{what} is not finite at index {(start + first, *rest)}: look for NaN or overflow there."
             )
     return tensor

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from woodbury.errors import WoodburyError
+
+INDEFINITE = 1e-2
+"""A negative eigenvalue beyond this share of the largest is no rounding."""
+
 
 def cholesky(curvature: Tensor, damping: float) -> Tensor:
     """Lower triangular L (…, k, k) with L Lᵀ = curvature + damping·I, in float64  (eq. 5).
@@ -18,6 +23,10 @@ def cholesky(curvature: Tensor, damping: float) -> Tensor:
     if bool(failed.any()):
         broken = failed > 0
         values, vectors = torch.linalg.eigh(damped[broken] if damped.ndim > 2 else damped)
+        if bool((values[..., 0] < -INDEFINITE * values[..., -1].abs()).any()):
+            raise WoodburyError(
+                f"The curvature has the eigenvalue {float(values[..., 0].min()):.3g}: a Fisher is positive semidefinite."
+            )
         root = values.clamp(min=damping).sqrt()[..., :, None] * vectors.mT
         repaired = torch.linalg.qr(root).R.mT
         repaired = repaired * repaired.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]

@@ -21,6 +21,9 @@ from woodbury.pruning.units import Unit, single
 from woodbury.pruning.update import Update, joint
 from woodbury.space import ParameterSpace, Patterns
 
+NO_DAMPING = 1e-30
+"""A damping that leaves a diagonal to the curvature."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -96,6 +99,7 @@ class Pruner:
             self.fisher(objective) if self.fisher else None,
             mean_gradient(objective) if self.first_order else None,
         )
+        _check_reached(quadratic, space)
         keep = self._keep(quadratic, space, sparsity)
         delta = self.update(quadratic, keep)
         weights = (quadratic.weights + delta)[keep]
@@ -121,6 +125,18 @@ class Pruner:
         keep = torch.ones(space.d, dtype=torch.bool)
         keep[remove.nonzero()[:, 0] if groups is None else groups[remove].flatten()] = False
         return keep.to(quadratic.weights.device)
+
+
+def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:
+    """An error for a tensor that no gradient reached: the quadratic would give all of it away for nothing."""
+    if quadratic.fisher is None or space.kept is not None:
+        return
+    curved = quadratic.fisher.with_damping(NO_DAMPING).diagonal() > 2 * NO_DAMPING
+    for name, part in space.slices.items():
+        if not bool(curved[part].any()) and bool((quadratic.weights[part] != 0).any()):
+            raise WoodburyError(
+                f"No gradient reached {name!r}: is it unused, detached or under no_grad? Leave it out with exclude={name!r}."
+            )
 
 
 def in_rounds(
