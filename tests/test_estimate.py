@@ -184,7 +184,7 @@ def test_progress_ends_at_the_count(name: str) -> None:
 
 
 def test_pi_correction_is_passed_on() -> None:
-    parts = kfac(COUNT, DAMPING, damp=pi_corrected)(objective_of())
+    parts = kfac(COUNT, DAMPING, damped=pi_corrected)(objective_of())
     plain = kfac(COUNT, DAMPING)(objective_of())
     assert isinstance(parts, BlockDiagonal)
     assert all(isinstance(part, Kronecker) for part in parts.parts)

@@ -271,7 +271,7 @@ def test_the_recipe_lays_the_tensors_side_by_side() -> None:
 def test_the_recipe_takes_another_damping_of_the_factors() -> None:
     objective = _network()
     pairs = factors(objective, 40, labels=observed)
-    fisher = kfac(40, 0.1, labels=observed, damp=pi_corrected)(objective)
+    fisher = kfac(40, 0.1, labels=observed, damped=pi_corrected)(objective)
     v = _random(objective.space.d)
     parts = v.split([part.numel() for part in objective.space.shapes.values()])
     each = zip(objective.space.shapes, parts, strict=True)

@@ -17,7 +17,6 @@ from woodbury.fisher.kronecker import pi_corrected as pi_corrected
 from woodbury.fisher.lowrank import LowRank as LowRank
 from woodbury.fisher.operator import Fisher as Fisher
 from woodbury.fisher.window import Window as Window
-from woodbury.gradients import gradients as gradients
 from woodbury.gradients import observed as observed
 from woodbury.gradients import sampled as sampled
 from woodbury.objective import Likelihood as Likelihood

@@ -61,22 +61,27 @@ def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
 
 
 def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
-    """The engine for this model: `vmapped`, unless it fails or takes twice the time of `looped` on the samples given.
+    """The engine for this model: `vmapped`, unless it fails or takes three times as long as `looped` on the samples given.
 
-    Both give the same rows to rounding; pin one where two runs must agree bit for bit.
+    Both give the same rows to rounding. The margin keeps the choice from flipping with the noise of a clock; pin an engine
+    where two runs must agree bit for bit.
     """
+    few = _part((inputs, target), 0, 4)
     try:
-        vmapped(objective, inputs, target)
-        start = time.perf_counter()
-        vmapped(objective, inputs, target)
+        vmapped(objective, inputs, target)  # the first call pays for more than the others
+        vectorised = _seconds_per_sample(vmapped, objective, inputs, target)
     except WoodburyError:
         raise
     except Exception:  # data-dependent control flow, in-place masks, …: what vmap refuses has no common type
         return looped
-    vectorised = time.perf_counter() - start
+    looped(objective, *few)
+    return looped if 3 * _seconds_per_sample(looped, objective, *few) < vectorised else vmapped
+
+
+def _seconds_per_sample(engine: Engine, objective: Objective, inputs: Any, target: Any) -> float:
     start = time.perf_counter()
-    looped(objective, inputs, target)
-    return looped if 2 * (time.perf_counter() - start) < vectorised else vmapped
+    engine(objective, inputs, target)
+    return (time.perf_counter() - start) / samples_in(inputs)
 
 
 def gradients(
@@ -91,10 +96,22 @@ def gradients(
     """Exactly `count` rows of G, streamed in chunks (c, d)  (eq. 2).
 
     batch: how many samples a row averages; such a row is scaled by √batch, so that (1/m) Σ g gᵀ keeps the meaning of
-    the Fisher. Raises WoodburyError when the data gives fewer rows, or a row that is not finite.
+    the Fisher. engine: `vmapped` or `looped`, None for the faster. The model is in eval mode until the last chunk is taken.
+    Raises WoodburyError when the data gives fewer rows, or a row that is not finite.
     """
     if count < 1 or batch < 1:
         raise WoodburyError(f"{count} rows of {batch} samples were asked for: both must be at least 1.")
+    return _stream(objective, count, batch, labels, generator, engine)
+
+
+def _stream(
+    objective: Objective,
+    count: int,
+    batch: int,
+    labels: Labels,
+    generator: torch.Generator | None,
+    engine: Engine | None,
+) -> Iterator[Tensor]:
     rows_at_once = max(1, min(64, MEMORY_BUDGET // (objective.weights.element_size() * objective.space.n)))
     done = 0
     with evaluating(objective.model):
@@ -103,7 +120,7 @@ def gradients(
                 break
             target = labels(objective, inputs, target, generator)
             if batch == 1:
-                engine = engine or fastest(objective, *_part((inputs, target), 0, 8))
+                engine = engine or fastest(objective, inputs, target)
                 rows = engine(objective, inputs, target)
             else:
                 rows = batch**0.5 * _mean_gradient(objective, inputs, target)[None]

@@ -89,6 +89,8 @@ class Objective:
         space: ParameterSpace | None = None,
     ) -> Objective:
         """The objective at the model's own weights. Raises WoodburyError when a weight is NaN or infinite."""
+        if not isinstance(likelihood, Likelihood):
+            raise WoodburyError(f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss).")
         if isinstance(batches, Iterator):
             raise WoodburyError("batches can be read only once: give a list or a DataLoader, not a generator.")
         space = space or ParameterSpace.of(model)
@@ -124,6 +126,24 @@ class Objective:
                 f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar tensor."
             )
         return loss
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        """Raises WoodburyError, with the reason in one sentence, unless model and likelihood take the first batch."""
+        with evaluating(self.model):
+            for inputs, target in checked(self.batches):
+                if target is None:
+                    raise WoodburyError("The batches carry no labels (None): give them.")
+                try:
+                    self.batch_loss(self.parameters, inputs, target)
+                except WoodburyError:
+                    raise
+                except Exception as error:  # whatever the user's network or loss raises
+                    why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no reason'}"
+                    raise WoodburyError(
+                        f"The model or its loss refuses the first batch: does the data fit? ({why})"
+                    ) from error
+                return
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:

@@ -41,6 +41,8 @@ class ParameterSpace:
         min_ndim: leave out tensors with fewer dimensions (2 leaves out biases and norms). Raises WoodburyError for a
         pattern that matches no parameter, or when nothing is left.
         """
+        if not isinstance(model, nn.Module):
+            raise WoodburyError(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
         parameters = dict(model.named_parameters())
         included, excluded = _matches(parameters, include, "include"), _matches(parameters, exclude, "exclude")
         chosen = {

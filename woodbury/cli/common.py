@@ -67,7 +67,10 @@ class Options:
         str, typer.Option(metavar="NAME", help="global: all weights compete; layers: the same sparsity everywhere.")
     ] = "global"
     first_order: Annotated[
-        bool, typer.Option("--first-order", help="Heed the gradient too (WoodTaylor), for nets not converged.")
+        bool,
+        typer.Option(
+            "--first-order", help="Heed the gradient too (WoodTaylor): for nets not converged; see docs/math.md, 17."
+        ),
     ] = False
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Estimate BatchNorm's statistics anew after pruning.")

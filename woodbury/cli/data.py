@@ -169,6 +169,9 @@ def _pairs(where: str, x: Any, y: Any) -> Dataset:
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise WoodburyError(f"{where} has inputs of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}: "
                             "there must be one label per input.")  # fmt: skip
+    for name, values in (("inputs", x), ("labels", y)):
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            raise WoodburyError(f"{where} has {name} that are NaN or infinite: clean the data.")
     return TensorDataset(x.float() / 255 if x.dtype == torch.uint8 else _usual(x), _usual(y))
 
 

@@ -109,7 +109,8 @@ def dense_blocks(rows: Tensor, sizes: Sequence[int], damping: float, weights: Te
     """The blocks of damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ on consecutive runs of weights, each in its cheaper form  (eq. 11).
 
     rows (m, d); sizes: lengths of the runs, summing to d. Runs shorter than about m are (s, s) matrices in one batch
-    (primal); longer ones keep their columns of the rows and an (m, m) factor (dual).
+    (primal), in float64 whatever the rows are; longer ones keep their columns of the rows, and their dtype, and an (m, m)
+    factor (dual).
     """
     if rows.ndim != 2 or 0 in rows.shape:
         raise WoodburyError(f"The rows have shape {tuple(rows.shape)}: give (m, d) with at least one row.")

@@ -14,7 +14,7 @@ from woodbury.fisher.explicit import Diagonal
 from woodbury.fisher.kronecker import Kronecker
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import Fisher, check_damping
-from woodbury.gradients import Labels, Progress, gradients, observed, rows, sampled
+from woodbury.gradients import Engine, Labels, Progress, gradients, observed, rows, sampled
 from woodbury.objective import Objective
 
 Estimate = Callable[[Objective], Fisher]
@@ -27,6 +27,7 @@ def diagonal(
     batch: int = 1,
     labels: Labels = observed,
     seed: int = 0,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """The diagonal of the Fisher, as Optimal Brain Damage takes it (LeCun et al. 1989)  (eq. 3).
@@ -37,7 +38,8 @@ def diagonal(
 
     def estimate(objective: Objective) -> Diagonal:
         squares, done = torch.zeros_like(objective.weights, dtype=torch.float64), 0
-        for chunk in gradients(objective, count, batch=batch, labels=labels, generator=_generator(objective, seed)):
+        options = {"batch": batch, "labels": labels, "generator": _generator(objective, seed), "engine": engine}
+        for chunk in gradients(objective, count, **options):
             squares += chunk.to(torch.promote_types(chunk.dtype, torch.float32)).square().sum(0)  # halves underflow
             done += len(chunk)
             if progress:
@@ -55,13 +57,14 @@ def woodfisher(
     batch: int = 1,
     labels: Labels = observed,
     seed: int = 0,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """The empirical Fisher in dense blocks of `block` weights (WoodFisher, Singh & Alistarh 2020)  (eq. 11).
 
     Blocks lie inside one tensor. The same matrix as `mfac` with that block, computed in whichever form is cheaper.
     """
-    return mfac(count, damping, block=block, batch=batch, labels=labels, seed=seed, progress=progress)
+    return mfac(count, damping, block=block, batch=batch, labels=labels, seed=seed, engine=engine, progress=progress)
 
 
 def mfac(
@@ -72,21 +75,22 @@ def mfac(
     batch: int = 1,
     labels: Labels = observed,
     seed: int = 0,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """The empirical Fisher of `count` gradients, matrix-free (M-FAC, Frantar, Kurtic & Alistarh 2021)  (eq. 2, 6).
 
     block: weights per block, None for the whole matrix. batch: samples that a row averages. labels: `observed`, or
-    `sampled` for the true Fisher, drawn with `seed`. Needs count × d floats. Raises WoodburyError on too little data.
+    `sampled` for the true Fisher, drawn with `seed`. engine: pin one for runs that
+    agree bit for bit. Needs count × d floats. Raises WoodburyError on too little data.
     """
     check_damping(damping)
     if block is not None and block < 1:
         raise WoodburyError(f"A block of {block} weights is empty: give a size of at least 1, or None for the whole.")
 
     def estimate(objective: Objective) -> Fisher:
-        matrix = rows(
-            objective, count, batch=batch, labels=labels, generator=_generator(objective, seed), progress=progress
-        )
+        options = {"batch": batch, "labels": labels, "generator": _generator(objective, seed), "engine": engine}
+        matrix = rows(objective, count, progress=progress, **options)
         if block is None:
             return LowRank(matrix, damping)
         return dense_blocks(matrix, objective.space.runs(block), damping)
@@ -100,12 +104,12 @@ def kfac(
     *,
     labels: Labels = sampled,
     seed: int = 0,
-    damp: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker,
+    damped: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker,
     progress: Progress | None = None,
 ) -> Estimate:
     """K-FAC: one Kronecker product for each tensor of the space, from `count` samples  (eq. 27).
 
-    damp: how the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps both factors as the paper
+    damped: how the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps both factors as the paper
     does, with another meaning of the number. Raises WoodburyError for layers other than Linear and ungrouped Conv2d.
     """
     check_damping(damping)
@@ -115,7 +119,7 @@ def kfac(
         pairs = factors(objective, count, labels=labels, generator=_generator(objective, seed), progress=progress)
         keep = space.keep.to(objective.weights.device)
         kept = [(name, keep[part]) for name, part in space.slices.items() if keep[part].any()]
-        return BlockDiagonal(tuple(damp(*pairs[name], damping).restrict(own) for name, own in kept))
+        return BlockDiagonal(tuple(damped(*pairs[name], damping).restrict(own) for name, own in kept))
 
     return estimate
 

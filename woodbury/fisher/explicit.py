@@ -49,10 +49,10 @@ class Diagonal(Fisher):
         return self.curvature.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        return _across(self.diagonal(), check_vector(v, self.d)) * v
+        return _across(self.diagonal(), check_vector(v, self.d)) * v.to(self.dtype)
 
     def solve(self, v: Tensor) -> Tensor:
-        return v / _across(self.diagonal(), check_vector(v, self.d))
+        return v.to(self.dtype) / _across(self.diagonal(), check_vector(v, self.d))
 
     def diagonal(self) -> Tensor:
         return self.curvature + self.damping

@@ -124,11 +124,13 @@ class LowRank(Fisher):
         return torch.cholesky_solve(columns, self._factor).view(c.shape)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        return self._combine(self._times(check_vector(v, self.d))).add_(v, alpha=self.damping)
+        v = check_vector(v, self.d).to(self.dtype)
+        return self._combine(self._times(v)).add_(v, alpha=self.damping)
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v, the IHVP: (d,) or (d, k) -> the same; two reads of the rows. For v = Gᵀc, `solve_range(c)` is better."""
-        spanned = self._combine(self._solve_small(self._times(check_vector(v, self.d))))
+        v = check_vector(v, self.d).to(self.dtype)
+        spanned = self._combine(self._solve_small(self._times(v)))
         return (v - spanned).div_(self.damping)
 
     def solve_range(self, c: Tensor) -> Tensor:

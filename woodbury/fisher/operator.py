@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,12 +90,6 @@ class Fisher(ABC):
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
         return LinearOperator((self.d, self.d), matvec=apply, rmatvec=apply, matmat=apply, dtype=dtype)  # type: ignore[call-arg]
-
-
-class Recipe(Protocol):
-    """Whatever builds a Fisher from an objective; see woodbury.fisher.estimate."""
-
-    def __call__(self, objective: Any) -> Fisher: ...
 
 
 def by_restriction(fisher: Fisher, keep: Tensor, removed: Tensor, gradient: Tensor | None) -> Tensor:

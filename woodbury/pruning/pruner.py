@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, mfac
 from woodbury.gradients import Progress, mean_gradient
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliency import Saliency, obs
 from woodbury.pruning.schedule import check_sparsity
 from woodbury.pruning.schedule import rounds as geometric
-from woodbury.pruning.select import Scope, everything, select, weight_budgets
+from woodbury.pruning.select import Scope, check_reachable, everything, select, weight_budgets
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.update import Update, joint
 from woodbury.space import ParameterSpace, Patterns
@@ -143,6 +143,9 @@ def in_rounds(
     pruner: Pruner, objective: Objective, sparsities: Sequence[float], progress: Progress | None = None
 ) -> Pruned:
     """Prune to one sparsity after the other, with fresh gradients at the weights reached each time; the model is untouched."""
+    if not sparsities:
+        raise WoodburyError("There is no sparsity to prune to: give at least one.")
+    check_reachable(objective.space, pruner.scope(objective.space), check_sparsity(sparsities[-1]))
     pruned = Pruned(objective, ())
     for done, sparsity in enumerate(sparsities, 1):
         step = pruner(pruned.objective, sparsity)
@@ -167,16 +170,34 @@ def prune(
 ) -> Pruned:
     """Prune the matrices and kernels of `model` that the patterns choose, in place; calibrated on `batches`.
 
-    batches: re-iterable (inputs, target). pruner: M-FAC with the joint update by default. rounds: fresh gradients that
-    many times on the way. keep_zeros: weights that are zero already stay zero. Raises WoodburyError before the model is
-    touched.
+    batches: re-iterable (inputs, target). pruner: by default M-FAC of the first 1,000 samples, or as many as there are, at
+    damping 1e-3 with the joint update. rounds: fresh gradients that many times on the way. keep_zeros: weights that are
+    zero already stay zero. Parameters that do not require a gradient are pruned too, unless excluded. Raises WoodburyError
+    before the model is touched.
     """
+    if pruner is not None and not isinstance(pruner, Pruner):
+        raise WoodburyError(
+            f"The pruner is a {type(pruner).__name__}: give Pruner(fisher=...), such as Pruner(mfac(500))."
+        )
     space = ParameterSpace.of(model, include, exclude, min_ndim=2)
     objective = Objective.of(model, batches, likelihood, space)
+    objective.probe()
     if keep_zeros:
         nonzero = objective.weights != 0
         objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
     schedule = geometric(sparsity, rounds, objective.space.sparsity if rounds > 1 else 0.0)
-    pruned = in_rounds(pruner or Pruner(), objective, schedule, progress)
+    pruned = in_rounds(pruner or Pruner(mfac(_samples(objective, 1000), 1e-3)), objective, schedule, progress)
     pruned.write()
     return pruned
+
+
+def _samples(objective: Objective, most: int) -> int:
+    """How many samples the batches give, up to `most`."""
+    samples = 0
+    for inputs, _ in objective.batches:
+        samples += samples_in(inputs)
+        if samples >= most:
+            return most
+    if not samples:
+        raise WoodburyError("The batches hold no samples: give some to calibrate on.")
+    return samples

@@ -44,6 +44,20 @@ def select(scores: Tensor, costs: Tensor, labels: Tensor, budgets: Mapping[int, 
     return remove
 
 
+def check_reachable(space: ParameterSpace, labels: Tensor, sparsity: float) -> None:
+    """An error if some label has lost more of its weights already than `sparsity` would take."""
+    gone = torch.bincount(labels[~space.keep.cpu()], minlength=int(labels.max()) + 1)
+    wanted = (torch.bincount(labels).double() * sparsity).round()
+    over = (gone > wanted).nonzero()[:, 0]
+    if len(over):
+        first = int((labels == over[0]).nonzero()[0])
+        name = next(name for name, part in space.slices.items() if part.start <= first < part.stop)
+        raise WoodburyError(
+            f"sparsity {sparsity} is below what is reached already: {int(gone[over[0]])} of the weights that compete with "
+            f"those of {name!r} are gone, {int(wanted[over[0]])} would go; pruned weights stay."
+        )
+
+
 def weight_budgets(space: ParameterSpace, labels: Tensor, sparsity: float) -> dict[int, float]:
     """How many of the weights left must go per label, so that `sparsity` of the label's original weights are gone."""
     keep = space.keep.cpu()

@@ -1,0 +1,93 @@
+"""prune() as a newcomer calls it: little data, wrong things in the wrong places, zeros already there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import woodbury
+from woodbury import Likelihood, Pruner, WoodburyError, independent, layers, magnitude, mfac, zero
+
+
+def data(samples: int = 40) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 6, generator=generator)
+    return [(x, (x[:, 0] > 0).long())]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
+
+
+def test_as_many_samples_as_there_are_will_do() -> None:
+    model = network()
+    pruned = woodbury.prune(model, data(), 0.5)
+    assert pruned.sparsity == 0.5
+    assert int((model[0].weight == 0).sum() + (model[2].weight == 0).sum()) == 40
+
+
+def test_the_default_is_what_it_says() -> None:
+    first, second = network(), network()
+    woodbury.prune(first, data(), 0.5)
+    woodbury.prune(second, data(), 0.5, pruner=Pruner(mfac(40, 1e-3)))
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batches": [(torch.ones(3, 5), torch.zeros(3).long())]}, "refuses the first batch"),
+        ({"batches": [(torch.ones(3, 6), torch.zeros(3))]}, "refuses the first batch"),
+        ({"batches": [(torch.ones(3, 6), torch.full((3,), 7))]}, "refuses the first batch"),
+        ({"batches": [(torch.ones(3, 6).double(), torch.zeros(3).long())]}, "refuses the first batch"),
+        ({"batches": [(torch.ones(3, 6), None)]}, "no labels"),
+        ({"batches": []}, "no samples"),
+        ({"batches": [(torch.ones(3, 6), torch.zeros(2).long())]}, "one label per sample"),
+        ({"likelihood": nn.functional.cross_entropy}, "wrap a loss"),
+        ({"pruner": mfac(10)}, r"Pruner\(mfac"),
+        ({"model": network}, "torch.nn.Module"),
+        ({"likelihood": Likelihood(lambda output, target: output)}, "scalar"),
+    ],
+)
+def test_wrong_things_are_named_before_the_model_is_touched(options, says: str) -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WoodburyError, match=says):
+        woodbury.prune(**{"model": model, "batches": data(), "sparsity": 0.5, **options})
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_layer_sparser_than_asked_is_named() -> None:
+    model = network()
+    with torch.no_grad():
+        model[2].weight[:, 1:] = 0
+    by_magnitude = Pruner(None, magnitude, zero, scope=layers)
+    with pytest.raises(WoodburyError, match=r"'2\.weight' are gone"):
+        woodbury.prune(model, data(), 0.5, pruner=by_magnitude, keep_zeros=True)
+
+
+def test_a_tensor_that_no_gradient_reaches_is_named() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.back, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.back(x).detach())
+
+    with pytest.raises(WoodburyError, match=r"No gradient reached 'back\.weight'"):
+        woodbury.prune(Detached(), data(), 0.5)
+    woodbury.prune(Detached(), data(), 0.5, exclude="back.weight")
+
+
+def test_rows_pinned_to_an_engine_agree_bit_for_bit() -> None:
+    from woodbury.gradients import looped
+
+    found = []
+    for _ in range(2):
+        model = network()
+        woodbury.prune(model, data(), 0.5, pruner=Pruner(mfac(40, 1e-3, engine=looped), update=independent))
+        found.append(model.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
