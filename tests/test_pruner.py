@@ -218,7 +218,10 @@ def refuses(objective: Objective) -> Fisher:
         ({"exclude": "nothing"}, "'nothing' matches no parameter"),
         ({"include": "0.bias"}, "No parameter is left"),
         ({"batches": iter([])}, "read only once"),
-        ({"pruner": Pruner(refuses, magnitude, zero), "keep_zeros": True, "sparsity": 0.1}, "below what is reached already"),
+        (
+            {"pruner": Pruner(refuses, magnitude, zero), "keep_zeros": True, "sparsity": 0.1},
+            "below what is reached already",
+        ),
         ({"rounds": 2, "keep_zeros": True, "sparsity": 0.1}, "must not fall"),
         ({"batches": [], "pruner": Pruner(mfac(10))}, "0 of the 10 rows"),
         ({"pruner": Pruner(mfac(70))}, "60 of the 70 rows"),

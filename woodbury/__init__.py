@@ -23,6 +23,7 @@ from woodbury.objective import Likelihood as Likelihood
 from woodbury.objective import Objective as Objective
 from woodbury.objective import cross_entropy as cross_entropy
 from woodbury.objective import squared_error as squared_error
+from woodbury.optim import MFAC as MFAC
 from woodbury.pruning.pruner import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
 from woodbury.pruning.pruner import in_rounds as in_rounds

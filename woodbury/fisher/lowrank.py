@@ -102,7 +102,7 @@ class LowRank(Fisher):
         return gram, factor, exact
 
     def _scaled_gram(self, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
-        gram = comm.total(_gram(self.rows, dtype, columns), self.group)
+        gram = comm.total(gram_of(self.rows, dtype, columns), self.group)
         return self._scale[:, None] * gram * self._scale
 
     @cached_property
@@ -231,7 +231,7 @@ def _panels(m: int) -> Iterator[tuple[int, int]]:
     yield from ((start, min(start + height, m)) for start in range(0, m, height))
 
 
-def _gram(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+def gram_of(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
     """G Gᵀ (m, m) in float64, half of it computed."""
     m = rows.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
