@@ -1,0 +1,31 @@
+"""The README's first two blocks run, and agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import dense
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_hand_written_woodbury_is_ours() -> None:
+    by_hand, with_woodbury = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[:2]
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "torch": torch,
+        "rows": torch.randn(20, 50, generator=generator),
+        "v": torch.randn(50, generator=generator),
+        "keep": torch.arange(50) % 3 > 0,
+        "damping": 0.1,
+    }
+    first, second = dict(given), dict(given)
+    exec(by_hand, first)
+    exec(with_woodbury, second)
+    torch.testing.assert_close(first["solution"], second["solution"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first["diagonal"], second["diagonal"], rtol=1e-4, atol=1e-4)
+    kept = dense.low_rank(given["rows"], 0.1)[given["keep"]][:, given["keep"]]
+    truth = torch.linalg.solve(kept, given["v"][given["keep"]].double())
+    torch.testing.assert_close(second["restricted"].double(), truth, rtol=1e-4, atol=1e-4)
