@@ -134,7 +134,7 @@ def _primal(rows: Tensor, sizes: Sequence[int], damping: float, weights: Tensor 
     for start in range(0, b, at_once):
         part = slice(start, start + at_once)
         begin, end = end, end + sum(sizes[part])
-        columns = _padded(rows[:, begin:end], valid[part]).permute(1, 0, 2).double().contiguous()
+        columns = _padded(rows[:, begin:end], valid[part]).permute(1, 0, 2).contiguous().double()
         columns = columns if scale is None else columns * scale
         torch.bmm(columns.mT, columns, out=curvature[part])
     return Dense(curvature.div_(m), damping, None if bool(valid.all()) else valid)

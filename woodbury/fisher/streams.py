@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
 
-WORTH_THREADS = 1 << 22
-"""Entries above which a product with one vector is shared among threads."""
+WORTH_THREADS = 1 << 27
+"""Entries above which a product with one vector is shared among threads: waking them costs a millisecond or two."""
 
 
 def chunks(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -48,8 +50,14 @@ def _shared(rows: Tensor, vector: Tensor, length: int, product: Callable[[slice]
     if threads == 1 or rows.device.type != "cpu" or vector.ndim > 1 or rows.numel() < WORTH_THREADS:
         return product(slice(0, length))
     step = -(-length // threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return torch.cat(list(pool.map(product, [slice(i, i + step) for i in range(0, length, step)])))
+    pieces = _pool(threads, os.getpid()).map(product, [slice(i, i + step) for i in range(0, length, step)])
+    return torch.cat(list(pieces))
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Idle threads, kept, as new ones cost a tenth of a product; those of a forked parent are not there, hence `process`."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"woodbury-{process}")
 
 
 @contextmanager
