@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-WORTH_THREADS = 1 << 25
+WORTH_THREADS = 1 << 27
 """Entries above which a product with one vector is shared among threads: waking them costs a millisecond or two."""
 
 
