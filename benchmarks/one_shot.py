@@ -21,12 +21,13 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
-from woodbury.comparison import Method, Result, accuracy, compare, summary, write_json
+from woodbury.comparison import Method, Result, accuracy, compare, summary
 from woodbury.fisher.estimate import diagonal, mfac, woodfisher
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, obs
 from woodbury.pruning.update import independent, joint, zero
+from woodbury.records import write_json
 from woodbury.space import ParameterSpace
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"

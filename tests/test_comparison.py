@@ -21,9 +21,6 @@ from woodbury.comparison import (
     compare,
     run,
     summary,
-    versions,
-    write_csv,
-    write_json,
 )
 from woodbury.cost import measured
 from woodbury.errors import WoodburyError
@@ -33,6 +30,7 @@ from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, obs
 from woodbury.pruning.update import independent, joint, zero
+from woodbury.records import versions, write_csv, write_json
 from woodbury.space import ParameterSpace
 
 COUNT = 24

@@ -24,7 +24,7 @@ FLOORS = [
     {"errors", "space", "comm", "cost"},
     MODELS | TENSORS,
     {"fisher.estimate"} | PRUNING,
-    {"report", "export", "comparison", "pruning.pruner", "optim", "optim_layout", "optim_window"},
+    {"report", "export", "comparison", "records", "pruning.pruner", "optim", "optim_layout", "optim_window"},
     {"cli"},
 ]
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import distributions
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -199,35 +193,6 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
     return right / targets
 
 
-def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
-    """One line per result; the settings as columns of their own."""
-    extra = list(dict.fromkeys(key for result in results for key in result.settings))
-    columns = [column.name for column in fields(Result) if column.name != "settings"] + extra
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for result in results:
-            row = asdict(result)
-            writer.writerow({column: {**row, **row["settings"]}.get(column) for column in columns})
-
-
-def write_json(path: str | os.PathLike, facts: Mapping[str, Any]) -> None:
-    """Any facts (dataclasses, mappings, sequences, numbers) as strict JSON: what is not finite becomes null."""
-    Path(path).write_text(json.dumps(_plain(facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    own = next((found.version for found in distributions(name="woodbury")), "a checkout, not installed")
-    return {
-        "woodbury": own,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-    }
-
-
 def _check_decidable(method: Method, validate: Score | None) -> None:
     if len(method.dampings) > 1 and validate is None:
         raise WoodburyError("There are several dampings: give `validate`, a score on held-out training data.")
@@ -308,15 +273,3 @@ def _summarised(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
         seconds=fmean(result.seconds for result in cell),
         memory=max(result.memory for result in cell),
     )
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (int, str, type(None))) else str(value)

@@ -12,10 +12,11 @@ from woodbury import report
 from woodbury.cli.choices import METHODS, plan
 from woodbury.cli.common import Data, Model, Options, free, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import pose
-from woodbury.comparison import Result, compare, summary, versions, write_csv, write_json
+from woodbury.comparison import Result, compare, summary
 from woodbury.errors import WoodburyError
 from woodbury.export import output_folder
 from woodbury.pruning.schedule import check_sparsity
+from woodbury.records import versions, write_csv, write_json
 
 
 @one_sentence

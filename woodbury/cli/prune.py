@@ -11,10 +11,11 @@ from woodbury.batchnorm import recalibrate
 from woodbury.cli.choices import METHODS, plan
 from woodbury.cli.common import Data, Model, Options, note, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import Problem, pose
-from woodbury.comparison import Run, run, versions, write_json
+from woodbury.comparison import Run, run
 from woodbury.export import output_folder, save_sparse
 from woodbury.objective import Objective
 from woodbury.pruning.schedule import check_sparsity
+from woodbury.records import versions, write_json
 from woodbury.report import facts, layers, percent, write_page
 from woodbury.space import ParameterSpace
 
