@@ -85,6 +85,7 @@ def resnet20(bench: Any) -> Task:
         "diagonal Fisher": Method(Pruner(diagonal(COUNT), obd, zero)),
         "WoodFisher (500), papers' update, 1e-4": Method(Pruner(blocks, obs, independent)),
         "WoodFisher (500), papers' update": Method(Pruner(blocks, obs, independent), dampings=grid),
+        "WoodFisher (500), joint": Method(Pruner(blocks, obs, joint), dampings=grid),
         "M-FAC, papers' update, 1e-4": Method(Pruner(full, obs, independent)),
         "M-FAC, papers' update": Method(Pruner(full, obs, independent), dampings=grid),
         "M-FAC, joint, 1e-4": Method(Pruner(full, obs, joint)),
