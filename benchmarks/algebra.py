@@ -8,10 +8,9 @@ rivals are the papers' algorithms in plain torch, as fast as their order of comp
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 import torch
-from limits import matmul_rate, seconds
+from limits import matmul_rate, seconds, table
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -88,13 +87,6 @@ def block_row(s: int, m: int, sample: int) -> list[str]:
     found, truth = dense_blocks(few, (s, s), DAMPING).inverse_diagonal(), inverse.diagonal(dim1=1, dim2=2).flatten()
     apart = float((found - truth).norm() / found.norm())
     return [str(s), f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{apart:.0e}"]
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    made = Table(*columns, title=title)
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def accuracy_table() -> Table:

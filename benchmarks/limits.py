@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from rich.table import Table
 
 
-def seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """The least of `repeats` wall-clock times, after one call to warm up where more than one is asked for."""
+def seconds(call: Callable[[], object], repeats: int = 3, prepare: Callable[[], object] = lambda: None) -> float:
+    """The least of `repeats` wall-clock times, after one call to warm up where more than one is asked for.
+
+    prepare: called before each, outside the clock.
+    """
     if repeats > 1:
+        prepare()
         call()
     best = float("inf")
     for _ in range(repeats):
+        prepare()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         start = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    made = Table(*columns, title=title)
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:

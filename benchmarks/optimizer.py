@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from limits import copy_rate, seconds
+from limits import copy_rate, seconds, table
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from woodbury.fisher.lowrank import LowRank
@@ -40,21 +38,6 @@ def fill(window: Window) -> Tensor:
     window.gram.copy_(LowRank(window.rows, DAMPING).gram * len(window.rows))
     window.pushed, window.exact_until = len(window.rows), 0
     return window.rows
-
-
-def least(prepare: Callable[[], object], call: Callable[[], object], repeats: int) -> float:
-    """The least wall-clock time of `call`, with `prepare` before each outside the clock."""
-    best = float("inf")
-    for _ in range(repeats + 1):
-        prepare()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def paper_step(rows: Tensor, dots: Tensor, row: int, gradient: Tensor, damping: float) -> Tensor:
@@ -99,7 +82,7 @@ def step_row(d: int, m: int, device: torch.device, rival: bool) -> list[str]:
     rows = fill(window)
     sample = rows[: max(1, (1 << 28) // d)]
     rate = copy_rate(sample)
-    ours = least(lambda: gradient.normal_(), optimizer.step, 7)
+    ours = seconds(optimizer.step, 7, prepare=gradient.normal_)
     rate = max(rate, copy_rate(sample))  # the machine may have been busier before
     limit = 2 * rows.numel() * rows.element_size() / rate
     small, factor = small_work(window), seconds(lambda: cholesky(window.gram, DAMPING), 3)
@@ -110,7 +93,7 @@ def step_row(d: int, m: int, device: torch.device, rival: bool) -> list[str]:
     gradient.normal_()
     found = window.solve_newest() if window.push(gradient) else gradient
     dots = window.gram.float()
-    slow = least(lambda: None, lambda: paper_step(rows, dots, window.newest, gradient, DAMPING), 2)
+    slow = seconds(lambda: paper_step(rows, dots, window.newest, gradient, DAMPING), 2)
     other = paper_step(rows, dots, window.newest, gradient, DAMPING)
     apart = float((found - other).norm() / found.norm())
     return [*cells, f"{1e3 * slow:.1f}", f"{slow / ours:.1f}", f"{apart:.0e}"]
@@ -151,13 +134,6 @@ def training_rows(m: int, device: torch.device) -> list[list[str]]:
         )
         found.append([f"MFAC, m = {m}, {name}", f"{1e3 * spent:.0f}", f"{spent / sgd - 1:+.0%}"])
     return found
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    made = Table(*columns, title=title)
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def main() -> None:
