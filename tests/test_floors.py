@@ -18,7 +18,7 @@ TENSORS = {
 }
 PRUNING = {
     *("pruning.quadratic", "pruning.saliency", "pruning.units"),
-    *("pruning.select", "pruning.update", "pruning.schedule"),
+    *("pruning.select", "pruning.contest", "pruning.selection", "pruning.update", "pruning.schedule"),
 }
 FLOORS = [
     {"errors", "space", "comm", "cost"},

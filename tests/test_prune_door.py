@@ -64,7 +64,7 @@ def test_a_layer_sparser_than_asked_is_named() -> None:
     with torch.no_grad():
         model[2].weight[:, 1:] = 0
     by_magnitude = Pruner(None, magnitude, zero, scope=layers)
-    with pytest.raises(WoodburyError, match=r"'2\.weight' are gone"):
+    with pytest.raises(WoodburyError, match=r"'2\.weight' is gone"):
         woodbury.prune(model, data(), 0.5, pruner=by_magnitude, keep_zeros=True)
 
 

@@ -12,11 +12,13 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, mfac
 from woodbury.gradients import Progress, mean_gradient
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
+from woodbury.pruning.contest import check_reachable, contest
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliency import Saliency, obs
-from woodbury.pruning.schedule import check_sparsity
+from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
-from woodbury.pruning.select import Scope, check_reachable, everything, select, weight_budgets
+from woodbury.pruning.select import Cost, Scope, everything, weights
+from woodbury.pruning.selection import Selection, once
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.update import Update, joint
 from woodbury.space import ParameterSpace, Patterns
@@ -73,8 +75,10 @@ class Pruned:
 class Pruner:
     """A recipe: every field is an object or a function with the behaviour.
 
-    fisher: objective -> Fisher, None for magnitude. first_order: give the gradient of the mean loss over the objective's
-    batches to saliency and update (WoodTaylor), for nets that are not converged.
+    fisher: objective -> Fisher, None for magnitude. saliency: what each unit is worth; selection: how saliencies become
+    the weights that stay; update: how those move. unit × scope × cost: what falls together, competes, and counts towards
+    the sparsity; ceiling: the share of a tensor that may go at most. first_order: give the gradient of the mean loss over
+    the objective's batches to saliency and update (WoodTaylor), for nets that are not converged.
     """
 
     fisher: Estimate | None = field(default_factory=mfac)
@@ -83,48 +87,28 @@ class Pruner:
     unit: Unit = single
     scope: Scope = everything
     first_order: bool = False
+    selection: Selection = once
+    cost: Cost = weights
+    ceiling: float = 1.0
 
-    def __call__(self, objective: Objective, sparsity: float) -> Pruned:
+    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
         """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
         space = objective.space
-        wanted = int((torch.bincount(self.scope(space)).double() * check_sparsity(sparsity)).round().sum())
-        if wanted == space.n:
-            raise WoodburyError(f"sparsity {sparsity} leaves none of {space.n} weights: ask for less.")
-        if wanted < space.n - space.d:
-            raise WoodburyError(
-                f"sparsity {sparsity} is below the {space.sparsity:.4f} reached already: pruned weights stay."
-            )
+        units = contest(space, sparsity, self.unit, self.scope, self.cost, self.ceiling)
         quadratic = Quadratic(
             objective.weights,
             self.fisher(objective) if self.fisher else None,
             mean_gradient(objective) if self.first_order else None,
         )
         _check_reached(quadratic, space)
-        keep = self._keep(quadratic, space, sparsity)
+        keep = self.selection(quadratic, units, self.saliency).to(objective.weights.device)
         delta = self.update(quadratic, keep)
-        weights = (quadratic.weights + delta)[keep]
-        if not bool(torch.isfinite(weights).all()):
+        remaining = (quadratic.weights + delta)[keep]
+        if not bool(torch.isfinite(remaining).all()):
             raise WoodburyError("The update gave weights that are not finite: raise the damping.")
-        pruned = objective.at(weights, space.restrict(keep))
+        pruned = objective.at(remaining, space.restrict(keep))
         predicted = quadratic.increase(delta) if quadratic.fisher is not None else None
         return Pruned(pruned, (Step(pruned.space.sparsity, predicted),))
-
-    def _keep(self, quadratic: Quadratic, space: ParameterSpace, sparsity: float) -> Tensor:
-        groups, labels = self.unit(space), self.scope(space)
-        scores = self.saliency(quadratic, groups).cpu()
-        own = labels[space.keep.cpu()]
-        size = 1 if groups is None else groups.shape[1]
-        first = own if groups is None else own[groups[:, 0]]
-        budgets = weight_budgets(space, labels, sparsity)
-        remove = select(scores, torch.full(scores.shape, size), first, budgets)
-        short = sum(budget // size * size for budget in budgets.values()) - size * int(remove.sum())
-        if short > 0:  # blocks that zeros have broken do not compete
-            raise WoodburyError(
-                f"{short:.0f} weights too few lie in whole blocks of {size}: ask for less, or for single weights."
-            )
-        keep = torch.ones(space.d, dtype=torch.bool)
-        keep[remove.nonzero()[:, 0] if groups is None else groups[remove].flatten()] = False
-        return keep.to(quadratic.weights.device)
 
 
 def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:
@@ -140,12 +124,12 @@ def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:
 
 
 def in_rounds(
-    pruner: Pruner, objective: Objective, sparsities: Sequence[float], progress: Progress | None = None
+    pruner: Pruner, objective: Objective, sparsities: Sequence[Targets], progress: Progress | None = None
 ) -> Pruned:
     """Prune to one sparsity after the other, with fresh gradients at the weights reached each time; the model is untouched."""
     if not sparsities:
         raise WoodburyError("There is no sparsity to prune to: give at least one.")
-    check_reachable(objective.space, pruner.scope(objective.space), check_sparsity(sparsities[-1]))
+    check_reachable(objective.space, sparsities[-1], pruner.scope, pruner.cost)
     pruned = Pruned(objective, ())
     for done, sparsity in enumerate(sparsities, 1):
         step = pruner(pruned.objective, sparsity)
@@ -158,7 +142,7 @@ def in_rounds(
 def prune(
     model: nn.Module,
     batches: Iterable[Batch],
-    sparsity: float,
+    sparsity: Targets,
     *,
     pruner: Pruner | None = None,
     rounds: int = 1,
@@ -170,7 +154,8 @@ def prune(
 ) -> Pruned:
     """Prune the matrices and kernels of `model` that the patterns choose, in place; calibrated on `batches`.
 
-    batches: re-iterable (inputs, target). pruner: by default M-FAC of the first 1,000 samples, or as many as there are, at
+    batches: re-iterable (inputs, target). sparsity: removed ÷ all weights, or one for each of several patterns, such as
+    {"conv1*": 0.0, "*": 0.9}. pruner: by default M-FAC of the first 1,000 samples, or as many as there are, at
     damping 1e-3 with the joint update. rounds: fresh gradients that many times on the way. keep_zeros: weights that are
     zero already stay zero. Parameters that do not require a gradient are pruned too, unless excluded. Raises WoodburyError
     before the model is touched.

@@ -40,6 +40,17 @@ class Quadratic:
             raise WoodburyError(f"{why} needs the gradient: set first_order=True.")
         return self.gradient
 
+    def restrict(self, keep: Tensor) -> Quadratic:
+        """The quadratic of the weights that stay, keep (d,) bool, moved to where it is least without the others  (eq. 9, 12)."""
+        weights = self.weights[keep]
+        if self.fisher is None:
+            return Quadratic(weights)
+        removed = self.weights.to(self.fisher.dtype).masked_fill(keep, 0)
+        gradient = None if self.gradient is None else self.gradient.to(self.fisher.dtype)
+        step = self.fisher.compensate(keep, removed, gradient).to(weights.dtype)
+        slope = None if self.gradient is None else torch.zeros_like(step)
+        return Quadratic(weights + step, self.fisher.restrict(keep), slope)
+
     def increase(self, delta: Tensor) -> float:
         """The predicted increase of the loss when the weights move by delta (d,)  (eq. 14)."""
         fisher = self.curvature("A predicted loss")

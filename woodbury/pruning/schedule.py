@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from woodbury.errors import WoodburyError
 
+Targets = float | Mapping[str, float]
+"""A sparsity for all, or one for each shell pattern of tensor names, of which the first that matches counts."""
 
-def one_shot(sparsity: float) -> list[float]:
+
+def one_shot(sparsity: Targets) -> list[Targets]:
     """One step to `sparsity`."""
-    return [check_sparsity(sparsity)]
+    return [check_targets(sparsity)]
 
 
-def rounds(sparsity: float, count: int, start: float = 0.0) -> list[float]:
+def rounds(sparsity: Targets, count: int, start: float = 0.0) -> list[Targets]:
     """`count` steps from `start` to `sparsity`, each keeping the same fraction of what was left  (eq. 20)."""
     if count < 1:
         raise WoodburyError(f"{count} rounds were asked for: give at least 1.")
-    _check_rise(start, sparsity)
-    kept = (1 - sparsity) / (1 - start)
-    return [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
+    return _for_each(sparsity, partial(_geometric, count=count, start=start))
 
 
-def polynomial(sparsity: float, count: int, start: float = 0.0, power: float = 3.0) -> list[float]:
+def polynomial(sparsity: Targets, count: int, start: float = 0.0, power: float = 3.0) -> list[Targets]:
     """`count` steps from `start` to `sparsity`, fast first and slow last; cubic by default (Zhu & Gupta 2018)  (eq. 21)."""
     if count < 1 or power <= 0:
         raise WoodburyError(
             f"{count} steps of power {power} were asked for: give at least 1 step and a positive power."
         )
-    _check_rise(start, sparsity)
-    return [sparsity + (start - sparsity) * (1 - step / count) ** power for step in range(1, count)] + [sparsity]
+    return _for_each(sparsity, partial(_polynomial, count=count, start=start, power=power))
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -34,6 +37,32 @@ def check_sparsity(sparsity: float) -> float:
     if not 0 <= sparsity < 1:
         raise WoodburyError(f"sparsity is {sparsity}: it is removed ÷ all weights and must lie in [0, 1), such as 0.9.")
     return sparsity
+
+
+def check_targets(targets: Targets) -> Targets:
+    """`targets`, or an error unless all of them lie in [0, 1)."""
+    for sparsity in targets.values() if isinstance(targets, Mapping) else (targets,):
+        check_sparsity(sparsity)
+    return targets
+
+
+def _geometric(sparsity: float, count: int, start: float) -> list[float]:
+    _check_rise(start, sparsity)
+    kept = (1 - sparsity) / (1 - start)
+    return [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
+
+
+def _polynomial(sparsity: float, count: int, start: float, power: float) -> list[float]:
+    _check_rise(start, sparsity)
+    return [sparsity + (start - sparsity) * (1 - step / count) ** power for step in range(1, count)] + [sparsity]
+
+
+def _for_each(targets: Targets, path: Callable[[float], list[float]]) -> list[Targets]:
+    """The path of one sparsity, or of each of several side by side."""
+    if not isinstance(targets, Mapping):
+        return list(path(targets))
+    paths = {pattern: path(sparsity) for pattern, sparsity in targets.items()}
+    return [dict(zip(paths, step, strict=True)) for step in zip(*paths.values(), strict=True)]
 
 
 def _check_rise(start: float, sparsity: float) -> None:

@@ -1,0 +1,212 @@
+"""Contest: the units that compete for removal, what each costs, and how much must go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.pruning.schedule import Targets, check_sparsity
+from woodbury.pruning.select import Cost, Scope, layers, select
+from woodbury.pruning.units import Unit
+from woodbury.space import ParameterSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """Units of the d weights left, and the rules by which they fall.
+
+    groups: the units, each tensor (g_i, s_i) of indices in [0, d), g = Σ g_i in that order; None: single weights.
+    costs, labels, layers: (g,). budgets: what must go per label; ceilings: what may go at most per layer.
+    """
+
+    d: int
+    groups: tuple[Tensor, ...] | None
+    costs: Tensor
+    labels: Tensor
+    budgets: Tensor
+    layers: Tensor
+    ceilings: Tensor | None = None
+
+    def cheapest(self, scores: Tensor) -> Tensor:
+        """The units that fall by their scores (g,): (g,) bool. Raises WoodburyError if too few are there to fall."""
+        scores = scores.cpu()
+        labels, budgets = self.labels, self.budgets
+        if self.ceilings is not None:  # the units that a layer cannot spare compete under a label without a budget
+            spare = select(scores, self.costs, self.layers, self.ceilings)
+            labels, budgets = labels.masked_fill(~spare, len(budgets)), torch.cat([budgets, budgets.new_zeros(1)])
+        remove = select(scores, self.costs, labels, budgets)
+        self._check_enough(remove, labels)
+        return remove
+
+    def keep(self, remove: Tensor) -> Tensor:
+        """(d,) bool: the weights that stay when the units `remove` (g,) fall."""
+        if self.groups is None:
+            return ~remove
+        keep = torch.ones(self.d, dtype=torch.bool)
+        for groups, fallen in zip(self.groups, remove.split([len(groups) for groups in self.groups]), strict=True):
+            keep[groups[fallen].flatten()] = False
+        return keep
+
+    def without(self, remove: Tensor) -> Contest:
+        """The contest that is left when the units `remove` (g,) have fallen, over the weights that stay."""
+        keep, left = self.keep(remove), ~remove
+        groups = self.groups
+        if groups is not None:
+            place, parts = keep.cumsum(0) - 1, left.split([len(some) for some in groups])
+            groups = tuple(place[some[part]] for some, part in zip(groups, parts, strict=True))
+        return replace(
+            self,
+            d=int(keep.sum()),
+            groups=groups,
+            costs=self.costs[left],
+            labels=self.labels[left],
+            layers=self.layers[left],
+            budgets=self.budgets - _sums(self.costs[remove], self.labels[remove], len(self.budgets)),
+            ceilings=None
+            if self.ceilings is None
+            else self.ceilings - _sums(self.costs[remove], self.layers[remove], len(self.ceilings)),
+        )
+
+    def first_of(self, steps: int) -> Contest:
+        """The same with the budgets of the first of `steps` that each keep the same fraction  (eq. 20)."""
+        left = (1 - self.budgets / self._totals.clamp_min(1e-300)).clamp_min(0)
+        return replace(self, budgets=self._totals * (1 - left ** (1 / steps)) if steps > 1 else self.budgets)
+
+    @cached_property
+    def _totals(self) -> Tensor:
+        return _sums(self.costs, self.labels, len(self.budgets))
+
+    def _check_enough(self, remove: Tensor, labels: Tensor) -> None:
+        spent = _sums(self.costs[remove], self.labels[remove], len(self.budgets))
+        open_ = torch.bincount(labels[~remove], minlength=len(self.budgets))[: len(self.budgets)]
+        largest = float(self.costs.max()) if len(self.costs) else 0.0
+        short = (self.budgets - spent)[(open_ == 0) & (self.budgets - spent >= max(largest, 1e-9))].sum()
+        if short > 0:  # units that zeros have broken do not compete, nor those that a layer cannot spare
+            raise WoodburyError(
+                f"The units that may fall cost {float(short):.6g} too little: ask for less, for smaller units such as single "
+                "weights, or for a higher ceiling."
+            )
+
+
+def contest(
+    space: ParameterSpace, targets: Targets, unit: Unit, scope: Scope, cost: Cost, ceiling: float = 1.0
+) -> Contest:
+    """The contest over the weights left in `space`. Raises WoodburyError for targets that cannot be."""
+    account = _account(space, targets, scope, cost)
+    account.check()
+    keep = space.keep.cpu()
+    owner, costs = space.labels()[keep], account.prices[keep]
+    units = unit(space)
+    groups = None if units is None else tuple(units)
+    first = torch.arange(space.d) if groups is None else torch.cat([some[:, 0] for some in groups])
+    return Contest(
+        d=space.d,
+        groups=groups,
+        costs=costs if groups is None else torch.cat([costs[some].sum(1) for some in groups]),
+        labels=account.labels[keep][first],
+        budgets=account.room(),
+        layers=owner[first],
+        ceilings=None if ceiling >= 1 else _account(space, ceiling, layers, cost).room(),
+    )
+
+
+def check_reachable(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> None:
+    """An error if some label has lost more already than its target would take."""
+    account = _account(space, targets, scope, cost)
+    over = (account.gone > account.wanted * (1 + 1e-9)).nonzero()[:, 0]
+    if len(over):
+        first = _name(space, int((account.labels == over[0]).nonzero()[0]))
+        raise WoodburyError(
+            f"sparsity {_say(targets)} is below what is reached already: {float(account.gone[over[0]]):.6g} of what competes "
+            f"with {first!r} is gone, {float(account.wanted[over[0]]):.6g} would go; pruned weights stay."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Account:
+    """What each of the n weights costs and competes with, and per label what there was, must go and is gone."""
+
+    space: ParameterSpace
+    targets: Targets
+    prices: Tensor
+    labels: Tensor
+    original: Tensor
+    wanted: Tensor
+    gone: Tensor
+
+    def room(self) -> Tensor:
+        return (self.wanted - self.gone).clamp_min(0)
+
+    def check(self) -> None:
+        if float(self.wanted.sum()) >= float(self.original.sum()):
+            raise WoodburyError(f"sparsity {_say(self.targets)} leaves none of {self.space.n} weights: ask for less.")
+        if float(self.wanted.sum()) < float(self.gone.sum()) * (1 - 1e-9):
+            reached = float(self.gone.sum() / self.original.sum())
+            raise WoodburyError(
+                f"sparsity {_say(self.targets)} is below the {reached:.4f} reached already: pruned weights stay."
+            )
+
+
+def _account(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> _Account:
+    prices, keep = _prices(cost, space), space.keep.cpu()
+    labels, goals = _labels(space, targets, scope)
+    original = _sums(prices, labels, len(goals))
+    wanted = original * goals
+    if bool((prices == 1).all()):
+        wanted = wanted.round()
+    gone = _sums(prices[~keep], labels[~keep], len(goals))
+    return _Account(space, targets, prices, labels, original, wanted, gone)
+
+
+def _prices(cost: Cost, space: ParameterSpace) -> Tensor:
+    prices = cost(space).double().cpu()
+    if prices.shape != (space.n,):
+        raise WoodburyError(
+            f"The cost gave shape {tuple(prices.shape)}: give one number for each of {space.n} weights."
+        )
+    bad = ~(torch.isfinite(prices) & (prices > 0))
+    if bool(bad.any()):
+        name = _name(space, int(bad.nonzero()[0]))
+        raise WoodburyError(f"A cost in {name!r} is zero, negative or not finite: every weight must cost something.")
+    return prices
+
+
+def _labels(space: ParameterSpace, targets: Targets, scope: Scope) -> tuple[Tensor, Tensor]:
+    """The label of each of the n weights and the target of each label: the scope's, within each of the targets' groups."""
+    labels = scope(space)
+    if not isinstance(targets, Mapping):
+        return labels, torch.full((int(labels.max()) + 1,), check_sparsity(targets), dtype=torch.float64)
+    names, patterns = list(space.shapes), list(targets)
+    unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
+    if unused:
+        raise WoodburyError(f"The target {unused[0]!r} matches no parameter: the space has {', '.join(names[:8])}.")
+    group_of = [_first_match(name, patterns) for name in names]
+    group = torch.tensor(group_of)[space.labels()]
+    pairs, own = torch.stack([group, labels]).unique(dim=1, return_inverse=True)
+    goals = [check_sparsity(targets[patterns[index]]) for index in pairs[0].tolist()]
+    return own, torch.tensor(goals, dtype=torch.float64)
+
+
+def _first_match(name: str, patterns: Sequence[str]) -> int:
+    for index, pattern in enumerate(patterns):
+        if fnmatchcase(name, pattern):
+            return index
+    raise WoodburyError(f"No target is given for {name!r}: add one, such as '*' for the rest.")
+
+
+def _say(targets: Targets) -> str:
+    return ", ".join(f"{p}={t}" for p, t in targets.items()) if isinstance(targets, Mapping) else str(targets)
+
+
+def _name(space: ParameterSpace, weight: int) -> str:
+    return next(name for name, part in space.slices.items() if part.start <= weight < part.stop)
+
+
+def _sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.float64).index_add_(0, labels, values.double())
