@@ -430,3 +430,55 @@ def test_a_chosen_part_of_the_parameters() -> None:
     objective = objective_of(NETS[1])
     part = Objective.of(objective.model, objective.batches, space=ParameterSpace.of(objective.model, "4.*"))
     torch.testing.assert_close(rows(part, COUNT), one_by_one(objective)[:, objective.space.slices["4.weight"].start :])
+
+
+class Sequences(nn.Module):
+    """A layer over sequences of any length, whose output is a dict, and a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+
+    def forward(self, words: Tensor, double: bool) -> dict[str, Tensor]:
+        return {"logits": self.head(self.embed(words)) * (2 if double else 1)}
+
+
+def sequences(*lengths: int) -> Objective:
+    torch.manual_seed(1)
+    batches = []
+    for size, length in zip((2, 1, 2, 3), lengths, strict=True):
+        given = words(size, length)
+        batches.append(({"words": given, "double": True}, given.masked_fill(torch.arange(length) > 4, -100)))
+    return Objective.of(Sequences().double(), batches, cross_entropy.reading(lambda output: output["logits"].mT))
+
+
+@pytest.mark.parametrize("engine", [vmapped, looped])
+def test_sequences_of_several_lengths_are_grouped_by_length(engine: Any) -> None:
+    objective = sequences(3, 3, 6, 2)
+    assert [len(inputs["words"]) for inputs, _ in regrouped(objective.batches, 64)] == [3, 2, 3]
+    assert [len(inputs["words"]) for inputs, _ in regrouped(objective.batches, 2, 5)] == [2, 1, 2]
+    one_each = [Objective.of(objective.model, [one], objective.likelihood) for one in regrouped(objective.batches, 1)]
+    truth = torch.stack([mean_gradient(one) for one in one_each])
+    torch.testing.assert_close(rows(objective, 8, engine=engine), truth)
+    torch.testing.assert_close(rows(objective, 4, engine=engine), truth[:4])
+    torch.testing.assert_close(mean_gradient(objective), truth.mean(0))
+
+
+def test_a_row_of_several_samples_takes_them_from_one_length() -> None:
+    objective = sequences(3, 3, 6, 2)
+    single = rows(objective, 8)
+    truth = 2**0.5 * torch.stack([single[i : i + 2].mean(0) for i in (0, 3, 5)])  # the third and the last are left over
+    torch.testing.assert_close(rows(objective, 3, batch=2), truth)
+    with pytest.raises(WoodburyError, match="gave 3 of the 4 rows"):
+        rows(objective, 4, batch=2)
+
+
+def test_no_label_is_drawn_where_the_data_have_none() -> None:
+    objective = sequences(6, 6, 6, 6)
+    for inputs, target in objective.batches:
+        drawn = sampled(objective, inputs, target, torch.Generator().manual_seed(0))
+        assert bool((drawn[:, 5] == -100).all()) and bool((drawn[:, :5] >= 0).all())
+        assert not torch.equal(drawn, target)
+    one = torch.full((1, 6), -100)
+    empty = Objective.of(objective.model, [(objective.batches[1][0], one)], objective.likelihood)  # type: ignore[index]
+    assert empty.loss() == 0 and not rows(empty, 1).any()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,6 +146,33 @@ def test_inputs_are_a_tensor_a_tuple_or_keywords() -> None:
     named = {"flip": True, "a": INPUTS, "b": other}
     assert Objective.of(model, [(named, TARGET)]).loss() == pytest.approx(flipped, rel=1e-12)
     assert samples_in(named) == 10
+
+
+def test_a_mapping_that_is_no_dict_is_keywords_too() -> None:
+    model, given = Two().double(), {"b": normal(10, 2), "a": INPUTS}
+    for read in (UserDict(given), MappingProxyType(given)):
+        assert samples_in(read) == 10
+        assert Objective.of(model, [(read, TARGET)]).loss() == Objective.of(model, [(given, TARGET)]).loss()
+
+
+class Wrapped(nn.Linear):
+    def forward(self, input: Tensor) -> Any:
+        return SimpleNamespace(logits=super().forward(input), hidden=input)
+
+
+def test_a_likelihood_of_a_part_of_the_output() -> None:
+    torch.manual_seed(0)
+    plain, wrapped = nn.Linear(4, 3).double(), Wrapped(4, 3).double()
+    wrapped.load_state_dict(plain.state_dict())
+    logits = cross_entropy.reading(lambda output: output.logits)
+    assert Objective.of(wrapped, BATCHES, logits).loss() == Objective.of(plain, BATCHES).loss()
+    assert logits.sample is not None and cross_entropy.sample is not None
+    drawn = logits.sample(wrapped(INPUTS), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, cross_entropy.sample(plain(INPUTS), torch.Generator().manual_seed(0)))
+    assert Likelihood(cross_entropy.loss).reading(len).sample is None
+    for likelihood in (cross_entropy, squared_error):
+        with pytest.raises(WoodburyError, match=r"got a SimpleNamespace .*reading\(lambda output: output\.logits\)"):
+            Objective.of(wrapped, BATCHES, likelihood).loss()
 
 
 def test_likelihoods_are_mean_negative_logs() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from woodbury.errors import WoodburyError
 from woodbury.objective import Batch, Objective, checked, evaluating, samples_in
@@ -34,23 +34,30 @@ def observed(objective: Objective, inputs: Any, target: Any, generator: torch.Ge
 @torch.no_grad()
 def sampled(objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None) -> Any:
     """Labels drawn from the model's own distribution: the true Fisher, by one draw per sample; `target` may be None."""
-    if objective.likelihood.sample is None:
+    likelihood = objective.likelihood
+    if likelihood.sample is None:
         raise WoodburyError("This likelihood cannot draw labels: give it `sample`, or take labels=observed.")
-    return objective.likelihood.sample(objective.forward(objective.parameters, inputs), generator)
+    drawn = likelihood.sample(objective.forward(objective.parameters, inputs), generator)
+    if likelihood.ignored is None or not isinstance(target, Tensor):
+        return drawn
+    return torch.where(target == likelihood.ignored, target, drawn)
 
 
 def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     """Per-sample gradients (c, d) of a chunk, by one vectorised backward pass."""
 
-    def loss(parameters: dict[str, Tensor], one: Any, label: Any) -> Tensor:
-        return objective.batch_loss(parameters, *tree_map(lambda leaf: leaf.unsqueeze(0), (one, label)))
+    def loss(parameters: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
+        one = iter(tensors)
+        sample = tree_map(lambda leaf: next(one).unsqueeze(0) if isinstance(leaf, Tensor) else leaf, (inputs, target))
+        return objective.batch_loss(parameters, *sample)
 
+    tensors = [leaf for leaf in tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
     # grad() ignores an outer no_grad; without one the rows would carry a graph over the parameters outside the space.
     with torch.no_grad(), warnings.catch_warnings():
         # An operation without a batching rule still gives the right answer; `fastest` is what notices its cost.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return objective.space.flatten(vmap(grad(loss), (None, 0, 0))(parameters, inputs, target))
+        return objective.space.flatten(vmap(grad(loss), (None, 0))(parameters, tensors))
 
 
 def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
@@ -115,9 +122,11 @@ def _stream(
     rows_at_once = max(1, min(64, MEMORY_BUDGET // (objective.weights.element_size() * objective.space.n)))
     done = 0
     with evaluating(objective.model):
-        for inputs, target in regrouped(objective.batches, rows_at_once if batch == 1 else batch, count * batch):
+        # A row of several samples takes them from one shape; those that do not fill a row are left out.
+        most = count if batch == 1 else None
+        for inputs, target in regrouped(objective.batches, rows_at_once if batch == 1 else batch, most):
             if batch > 1 and samples_in(inputs) < batch:
-                break
+                continue
             target = labels(objective, inputs, target, generator)
             if batch == 1:
                 engine = engine or fastest(objective, inputs, target)
@@ -127,6 +136,8 @@ def _stream(
             _check_rows(objective, rows, done)
             done += len(rows)
             yield rows
+            if done == count:
+                return
     if done < count:
         raise WoodburyError(
             f"The data gave {done} of the {count} rows of {batch} sample(s): give more data or ask for less."
@@ -161,11 +172,18 @@ def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
 
 
 def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:
-    """The samples of `batches` in order, in batches of `size` (the last one shorter), `most` samples in all."""
+    """The samples of `batches` in order, in batches of `size`, `most` samples in all.
+
+    Shorter are the last batch and any before samples of another shape, such as longer sequences.
+    """
     left, waiting = most, None
     for inputs, target in checked(batches):
         if not samples_in(inputs):
             continue
+        if waiting is not None and not _alike(waiting, (inputs, target)):
+            yield waiting
+            left = None if left is None else left - samples_in(waiting[0])
+            waiting = None
         waiting = (inputs, target) if waiting is None else _joined(waiting, (inputs, target))
         while waiting is not None and samples_in(waiting[0]) >= min(size, size if left is None else left):
             take = size if left is None else min(size, left)
@@ -181,6 +199,15 @@ def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> I
 
 def _part(tree: Any, start: int, end: int) -> Any:
     return tree_map(lambda leaf: leaf[start:end] if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _alike(first: Batch, second: Batch) -> bool:
+    """Whether two batches have the same tensors, but for the number of samples."""
+
+    def shapes(batch: Batch) -> list[torch.Size | None]:
+        return [leaf.shape[1:] if isinstance(leaf, Tensor) else None for leaf in tree_leaves(batch)]
+
+    return tree_structure(first) == tree_structure(second) and shapes(first) == shapes(second)
 
 
 def _joined(first: Batch, second: Batch) -> Batch:

@@ -17,7 +17,10 @@ from woodbury.errors import WoodburyError
 from woodbury.space import ParameterSpace
 
 Batch = tuple[Any, Any]
-"""(inputs, target). inputs: a tensor, a tuple of positional or a dict of keyword arguments; samples along dimension 0."""
+"""(inputs, target). inputs: a tensor, a tuple of positional or a mapping of keyword arguments; samples along dimension 0."""
+
+IGNORED = -100
+"""The class that means no observation, as in torch and in language models' labels."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,22 @@ class Likelihood:
     """What the model's output says about the target.
 
     loss: (output, target) -> scalar, the *mean* negative log-likelihood over the batch. sample: (output, generator) ->
-    a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn.
+    a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn. ignored: the label
+    that means no observation, such as padding; where the data have it, no label is drawn.
     """
 
     loss: Callable[[Any, Any], Tensor]
     sample: Callable[[Any, torch.Generator | None], Any] | None = None
+    ignored: int | None = None
+
+    def reading(self, read: Callable[[Any], Any]) -> Likelihood:
+        """The same likelihood of what `read` takes from the model's output, such as `lambda output: output.logits`."""
+        loss, sample = self.loss, self.sample
+        return replace(
+            self,
+            loss=lambda output, target: loss(read(output), target),
+            sample=None if sample is None else lambda output, generator: sample(read(output), generator),
+        )
 
 
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -45,6 +59,7 @@ def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    _check_tensor(output, "squared_error")
     if output.shape != target.shape:
         raise WoodburyError(
             f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}: "
@@ -54,13 +69,25 @@ def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    _check_tensor(output, "cross_entropy")
     # Summed over a sample's positions, as they are observations of their own: the mean over T of them has a Hessian T
     # times its Fisher, just as for batch means  (eq. 2).
-    return nn.functional.cross_entropy(output, target, reduction="sum") / len(target)
+    return nn.functional.cross_entropy(output, target, reduction="sum", ignore_index=IGNORED) / len(target)
 
 
-cross_entropy = Likelihood(_cross_entropy, _sample_classes)
-"""Classes: logits (b, C, …) and int64 targets (b, …), summed over the positions … and averaged over the batch."""
+def _check_tensor(output: Any, which: str) -> None:
+    if not isinstance(output, Tensor):
+        raise WoodburyError(
+            f"{which} got a {type(output).__name__} from the model, not a tensor: say where the tensor is, such as "
+            f"likelihood={which}.reading(lambda output: output.logits)."
+        )
+
+
+cross_entropy = Likelihood(_cross_entropy, _sample_classes, IGNORED)
+"""Classes: logits (b, C, …) and int64 targets (b, …), summed over the positions … and averaged over the batch.
+
+A target of −100 counts for nothing, as in torch.
+"""
 
 squared_error = Likelihood(_half_squared_error, _sample_normal)
 """Regression with unit variance: ½ Σ (output − target)², averaged over the batch."""
@@ -111,9 +138,9 @@ class Objective:
 
     def forward(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """The model's output under `parameters`; what is not named there is the model's own."""
-        keywords = inputs if isinstance(inputs, dict) else {}
+        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
         positional = (
-            () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         )
         return functional_call(self.model, dict(parameters), positional, keywords)
 
@@ -168,7 +195,7 @@ class Objective:
 
 def samples_in(tree: Any) -> int:
     """How many samples a batch's inputs hold: the length of dimension 0 of their first tensor."""
-    leaves = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else (tree,)
+    leaves = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (tuple, list)) else (tree,)
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             return len(leaf)
@@ -185,6 +212,7 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
                 f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): are the labels missing?"
             )
         inputs, target = batch
+        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a tokenizer's encoding is no dict
         for leaf in tree_leaves(inputs):
             if isinstance(leaf, Tensor) and (not leaf.ndim or len(leaf) != samples_in(inputs)):
                 raise WoodburyError(
