@@ -11,7 +11,7 @@ import pytest
 import woodbury
 
 ROOT = Path(woodbury.__file__).parent
-MODELS = {"objective", "gradients", "factors", "batchnorm"}  # the half of floor 1 that knows models
+MODELS = {"objective", "gradients", "gauss_newton", "factors", "batchnorm"}  # the half of floor 1 that knows models
 TENSORS = {
     *("fisher.operator", "fisher.small", "fisher.streams", "fisher.explicit", "fisher.lowrank"),
     *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window"),

@@ -38,7 +38,9 @@ def test_exactly_the_budget_falls_per_label_whatever_the_ties(units: list[tuple[
 )
 def test_costs_never_exceed_the_budget_and_cheap_scores_go_first(units: list[tuple[int, float]], budget: float) -> None:
     scores, costs = torch.tensor(units, dtype=torch.float64).T
-    remove = select(scores, costs, torch.zeros(len(units), dtype=torch.int64), torch.tensor([budget], dtype=torch.float64))
+    remove = select(
+        scores, costs, torch.zeros(len(units), dtype=torch.int64), torch.tensor([budget], dtype=torch.float64)
+    )
     assert float(costs[remove].sum()) <= budget * (1 + 1e-9)
     order = scores.argsort(stable=True)
     fallen = remove[order].tolist()
@@ -59,7 +61,9 @@ def test_labels_without_a_budget_stay() -> None:
 
 def test_float_costs_that_add_up_to_the_budget_fit() -> None:
     costs = torch.full((3,), 0.1, dtype=torch.float64)
-    assert select(torch.zeros(3), costs, torch.zeros(3, dtype=torch.int64), torch.tensor([0.3], dtype=torch.float64)).all()
+    assert select(
+        torch.zeros(3), costs, torch.zeros(3, dtype=torch.int64), torch.tensor([0.3], dtype=torch.float64)
+    ).all()
 
 
 @pytest.mark.parametrize(

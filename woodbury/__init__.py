@@ -7,6 +7,7 @@ from woodbury.export import save_sparse as save_sparse
 from woodbury.fisher.blocks import BlockDiagonal as BlockDiagonal
 from woodbury.fisher.blocks import dense_blocks as dense_blocks
 from woodbury.fisher.estimate import diagonal as diagonal
+from woodbury.fisher.estimate import gauss_newton as gauss_newton
 from woodbury.fisher.estimate import kfac as kfac
 from woodbury.fisher.estimate import mfac as mfac
 from woodbury.fisher.estimate import woodfisher as woodfisher

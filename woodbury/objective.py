@@ -23,26 +23,38 @@ IGNORED = -100
 """The class that means no observation, as in torch and in language models' labels."""
 
 
+def _along(output: Tensor, direction: Tensor) -> Tensor:
+    return (output * direction).sum() / len(output)
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """What the model's output says about the target.
 
     loss: (output, target) -> scalar, the *mean* negative log-likelihood over the batch. sample: (output, generator) ->
-    a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn. ignored: the label
-    that means no observation, such as padding; where the data have it, no label is drawn.
+    a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn. directions: (output,
+    rank, generator) -> (b, rank, *output's other dimensions), whose outer products add up to the Hessian of the negative
+    log-likelihood by the output, at least in expectation; along: (output, direction) -> their inner product, averaged over
+    the batch. ignored: the label that means no observation, such as padding; where the data have it, no label is drawn.
     """
 
     loss: Callable[[Any, Any], Tensor]
     sample: Callable[[Any, torch.Generator | None], Any] | None = None
     ignored: int | None = None
+    directions: Callable[[Any, int, torch.Generator | None], Tensor] | None = None
+    along: Callable[[Any, Tensor], Tensor] = _along
 
     def reading(self, read: Callable[[Any], Any]) -> Likelihood:
         """The same likelihood of what `read` takes from the model's output, such as `lambda output: output.logits`."""
-        loss, sample = self.loss, self.sample
+        loss, sample, directions, along = self.loss, self.sample, self.directions, self.along
         return replace(
             self,
             loss=lambda output, target: loss(read(output), target),
             sample=None if sample is None else lambda output, generator: sample(read(output), generator),
+            directions=None
+            if directions is None
+            else lambda output, rank, generator: directions(read(output), rank, generator),
+            along=lambda output, direction: along(read(output), direction),
         )
 
 
@@ -56,6 +68,22 @@ def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor
 
 def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
     return output + torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+
+
+def _directions_of_classes(output: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
+    """Σ_c ε_c √p_c (e_c − p) with random signs ε, at every position: E[ssᵀ] = diag(p) − ppᵀ  (eq. 29)."""
+    chance = output.unsqueeze(1).softmax(2)
+    signed = _signs((len(output), rank, *output.shape[1:]), output, generator) * chance.sqrt()
+    return (signed - chance * signed.sum(2, keepdim=True)) / rank**0.5
+
+
+def _directions_of_values(output: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
+    """Random signs: E[ssᵀ] = I  (eq. 29)."""
+    return _signs((len(output), rank, *output.shape[1:]), output, generator) / rank**0.5
+
+
+def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
 
 
 def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
@@ -83,13 +111,13 @@ def _check_tensor(output: Any, which: str) -> None:
         )
 
 
-cross_entropy = Likelihood(_cross_entropy, _sample_classes, IGNORED)
+cross_entropy = Likelihood(_cross_entropy, _sample_classes, IGNORED, _directions_of_classes)
 """Classes: logits (b, C, …) and int64 targets (b, …), summed over the positions … and averaged over the batch.
 
 A target of −100 counts for nothing, as in torch.
 """
 
-squared_error = Likelihood(_half_squared_error, _sample_normal)
+squared_error = Likelihood(_half_squared_error, _sample_normal, directions=_directions_of_values)
 """Regression with unit variance: ½ Σ (output − target)², averaged over the batch."""
 
 

@@ -14,6 +14,7 @@ from woodbury.fisher.explicit import Diagonal
 from woodbury.fisher.kronecker import Kronecker
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import Fisher, check_damping
+from woodbury.gauss_newton import gauss_newton_rows
 from woodbury.gradients import Engine, Labels, Progress, gradients, observed, rows, sampled
 from woodbury.objective import Objective
 
@@ -122,6 +123,14 @@ def kfac(
         return BlockDiagonal(tuple(damped(*pairs[name], damping).restrict(own) for name, own in kept))
 
     return estimate
+
+
+def gauss_newton(recipe: Estimate, rank: int = 2, *, seed: int = 0) -> Estimate:
+    """A recipe from Gauss–Newton rows in place of gradients by labels: `rank` rows to a sample, no labels needed  (eq. 29).
+
+    recipe: `mfac`, `woodfisher` or `diagonal`, whose `count` counts rows: gauss_newton(mfac(2000), 2) reads 1,000 samples.
+    """
+    return lambda objective: recipe(gauss_newton_rows(objective, rank, seed))
 
 
 def _generator(objective: Objective, seed: int) -> torch.Generator:
