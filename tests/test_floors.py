@@ -11,20 +11,37 @@ import pytest
 import woodbury
 
 ROOT = Path(woodbury.__file__).parent
-MODELS = {"objective", "gradients", "gauss_newton", "factors", "batchnorm"}  # the half of floor 1 that knows models
+MODELS = {"flops", "objective", "gradients", "gauss_newton", "factors", "batchnorm"}  # the half of floor 1 that knows models
 TENSORS = {
     *("fisher.operator", "fisher.small", "fisher.streams", "fisher.explicit", "fisher.lowrank"),
     *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window"),
 }
 PRUNING = {
     *("pruning.quadratic", "pruning.saliency", "pruning.units"),
-    *("pruning.select", "pruning.contest", "pruning.selection", "pruning.update", "pruning.schedule"),
+    *(
+        "pruning.select",
+        "pruning.contest",
+        "pruning.selection",
+        "pruning.exhaustive",
+        "pruning.update",
+        "pruning.schedule",
+    ),
 }
 FLOORS = [
     {"errors", "space", "comm", "cost"},
     MODELS | TENSORS,
     {"fisher.estimate"} | PRUNING,
-    {"report", "export", "comparison", "records", "pruning.pruner", "optim", "optim_layout", "optim_window"},
+    {
+        "report",
+        "export",
+        "comparison",
+        "records",
+        "pruning.pruner",
+        "pruning.pattern",
+        "optim",
+        "optim_layout",
+        "optim_window",
+    },
     {"cli"},
 ]
 

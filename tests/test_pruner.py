@@ -19,7 +19,7 @@ from woodbury.pruning.pruner import Pruner, in_rounds, prune
 from woodbury.pruning.saliency import magnitude, obd, woodtaylor
 from woodbury.pruning.schedule import polynomial
 from woodbury.pruning.select import layers
-from woodbury.pruning.units import block
+from woodbury.pruning.units import block, groups
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.space import ParameterSpace
 
@@ -269,11 +269,16 @@ def test_a_slow_schedule_with_a_budget_per_layer() -> None:
     assert pruned.keep.view(2, 3).sum(1).tolist() == [1, 1]
 
 
-def test_blocks_too_few_for_the_sparsity_are_an_error(model: nn.Module) -> None:
+def test_units_too_few_for_the_sparsity_are_named_before_the_gradients(model: nn.Module) -> None:
+    with pytest.raises(WoodburyError, match="too little"):
+        prune(model, data(), 0.9, pruner=Pruner(refuses, unit=groups([{"0.weight": slice(2)}])))
+
+
+def test_of_a_broken_block_the_rest_falls(model: nn.Module) -> None:
     with torch.no_grad():
         model[0].weight[:, ::2] = 0  # type: ignore[index]  # every block of 2 of the first layer is broken
-    with pytest.raises(WoodburyError, match="too little"):
-        prune(model, data(), 0.9, pruner=replace(BY_MAGNITUDE, unit=block(2)), keep_zeros=True)
+    pruned = prune(model, data(), 0.9, pruner=replace(BY_MAGNITUDE, unit=block(2)), keep_zeros=True)
+    assert abs(pruned.sparsity - 0.9) * pruned.objective.space.n <= 2
 
 
 def test_a_sparsity_that_rounds_to_everything_is_named_before_the_gradients(model: nn.Module) -> None:

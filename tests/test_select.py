@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError
 from woodbury.pruning.contest import contest
 from woodbury.pruning.select import everything, layers, select, weights
-from woodbury.pruning.units import block, single
+from woodbury.pruning.units import single
 from woodbury.space import ParameterSpace
 
 UNITS = st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 2)), min_size=1, max_size=30)  # (score, label), many ties
@@ -114,19 +114,3 @@ def test_budgets_count_the_weights_removed_already(
     for scope, budgets in ((everything, [everywhere]), (layers, per_layer)):
         if sparsity * 30 >= len(removed):
             assert contest(space, sparsity, single, scope, weights).budgets.tolist() == list(budgets)
-
-
-def test_units() -> None:
-    assert single(net()) is None
-    (groups,) = block(5)(net()) or ()
-    assert groups.tolist() == torch.arange(30).view(6, 5).tolist()
-    (left,) = (
-        block(5)(without(net(), 7, 29)) or ()
-    )  # the blocks 5..9 and 25..29 are broken: their rest does not compete
-    assert left.tolist() == [[0, 1, 2, 3, 4], *torch.arange(9, 24).view(3, 5).tolist()]
-
-
-@pytest.mark.parametrize("size", [3, 0, -1])
-def test_blocks_that_do_not_tile_are_named(size: int) -> None:
-    with pytest.raises(WoodburyError, match=r"do not tile '0\.weight' of 20"):
-        block(size)(net())

@@ -18,6 +18,7 @@ from woodbury.fisher.kronecker import pi_corrected as pi_corrected
 from woodbury.fisher.lowrank import LowRank as LowRank
 from woodbury.fisher.operator import Fisher as Fisher
 from woodbury.fisher.window import Window as Window
+from woodbury.flops import flops as flops
 from woodbury.gradients import observed as observed
 from woodbury.gradients import sampled as sampled
 from woodbury.objective import Likelihood as Likelihood
@@ -25,6 +26,8 @@ from woodbury.objective import Objective as Objective
 from woodbury.objective import cross_entropy as cross_entropy
 from woodbury.objective import squared_error as squared_error
 from woodbury.optim import MFAC as MFAC
+from woodbury.pruning.exhaustive import exhaustive as exhaustive
+from woodbury.pruning.pattern import n_of_m as n_of_m
 from woodbury.pruning.pruner import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
 from woodbury.pruning.pruner import in_rounds as in_rounds
@@ -35,6 +38,15 @@ from woodbury.pruning.saliency import obs as obs
 from woodbury.pruning.saliency import woodtaylor as woodtaylor
 from woodbury.pruning.select import everything as everything
 from woodbury.pruning.select import layers as layers
+from woodbury.pruning.select import raised as raised
+from woodbury.pruning.select import runs as runs
+from woodbury.pruning.select import weights as weights
+from woodbury.pruning.selection import once as once
+from woodbury.pruning.selection import stepwise as stepwise
+from woodbury.pruning.units import block as block
+from woodbury.pruning.units import groups as groups
+from woodbury.pruning.units import input_channels as input_channels
+from woodbury.pruning.units import output_channels as output_channels
 from woodbury.pruning.units import single as single
 from woodbury.pruning.update import independent as independent
 from woodbury.pruning.update import joint as joint

@@ -164,10 +164,12 @@ class Dense(Fisher):
         diagonals = [inverse.diagonal(dim1=1, dim2=2) for _, inverse in self._inverses()]
         return torch.cat(diagonals).flatten()[self._places].to(self.dtype)
 
-    def _inverses(self) -> Iterator[tuple[int, Tensor]]:
-        """The inverse a few blocks at a time (first block, (c, s, s)): whole, it would take as much memory as F."""
+    def _inverses(self, wanted: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """The inverse a few blocks at a time (first block, (c, s, s)), those `wanted` or all: whole, it would take as much
+        memory as F."""
         at_once = max(1, 4096 // self._blocks.shape[1])
-        for start in range(0, len(self._factor), at_once):
+        starts = range(0, len(self._factor), at_once)
+        for start in starts if wanted is None else (wanted.unique() // at_once * at_once).unique().tolist():
             yield start, torch.cholesky_inverse(self._factor[start : start + at_once])
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ class Dense(Fisher):
         places = self._places[check_groups(groups, self.d)]
         block, place = places // s, places % s
         found = torch.zeros(*groups.shape, groups.shape[1], dtype=torch.float64, device=self.device)
-        for start, inverse in self._inverses():
+        for start, inverse in self._inverses(block):
             here = (block >= start) & (block < start + len(inverse))
             for row in here.any(1).nonzero()[:, 0].split(1 << 16):
                 local = (block[row] - start).clamp(0, len(inverse) - 1)

@@ -16,13 +16,19 @@ from woodbury.pruning.select import Cost, Scope, layers, select
 from woodbury.pruning.units import Unit
 from woodbury.space import ParameterSpace
 
+TOO_LITTLE = (
+    "The units that may fall cost {:.6g} too little: ask for less, for smaller units such as single weights, for units that "
+    "cover more, or for a higher ceiling."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Contest:
     """Units of the d weights left, and the rules by which they fall.
 
     groups: the units, each tensor (g_i, s_i) of indices in [0, d), g = Σ g_i in that order; None: single weights.
-    costs, labels, layers: (g,). budgets: what must go per label; ceilings: what may go at most per layer.
+    costs, labels, layers: (g,). budgets: what must go per label; ceilings: what may go at most per layer. per: (g,), what
+    scores are divided by; None: nothing.
     """
 
     d: int
@@ -32,10 +38,14 @@ class Contest:
     budgets: Tensor
     layers: Tensor
     ceilings: Tensor | None = None
+    per: Tensor | None = None
 
     def cheapest(self, scores: Tensor) -> Tensor:
-        """The units that fall by their scores (g,): (g,) bool. Raises WoodburyError if too few are there to fall."""
-        scores = scores.cpu()
+        """The units that fall by their scores (g,), divided by `per`: (g,) bool.
+
+        Raises WoodburyError if too few are there to fall  (eq. 51).
+        """
+        scores = scores.cpu() if self.per is None else scores.cpu().double() / self.per
         labels, budgets = self.labels, self.budgets
         if self.ceilings is not None:  # the units that a layer cannot spare compete under a label without a budget
             spare = select(scores, self.costs, self.layers, self.ceilings)
@@ -67,6 +77,7 @@ class Contest:
             costs=self.costs[left],
             labels=self.labels[left],
             layers=self.layers[left],
+            per=None if self.per is None else self.per[left],
             budgets=self.budgets - _sums(self.costs[remove], self.labels[remove], len(self.budgets)),
             ceilings=None
             if self.ceilings is None
@@ -87,33 +98,83 @@ class Contest:
         open_ = torch.bincount(labels[~remove], minlength=len(self.budgets))[: len(self.budgets)]
         largest = float(self.costs.max()) if len(self.costs) else 0.0
         short = (self.budgets - spent)[(open_ == 0) & (self.budgets - spent >= max(largest, 1e-9))].sum()
-        if short > 0:  # units that zeros have broken do not compete, nor those that a layer cannot spare
-            raise WoodburyError(
-                f"The units that may fall cost {float(short):.6g} too little: ask for less, for smaller units such as single "
-                "weights, or for a higher ceiling."
-            )
+        if short > 0:  # the cheapest of a layer are all that it can spare, and they may compete elsewhere
+            raise WoodburyError(TOO_LITTLE.format(float(short)))
 
 
 def contest(
-    space: ParameterSpace, targets: Targets, unit: Unit, scope: Scope, cost: Cost, ceiling: float = 1.0
+    space: ParameterSpace,
+    targets: Targets,
+    unit: Unit,
+    scope: Scope,
+    cost: Cost,
+    ceiling: float = 1.0,
+    per: Cost | None = None,
 ) -> Contest:
-    """The contest over the weights left in `space`. Raises WoodburyError for targets that cannot be."""
+    """The contest over the weights left in `space`, in O(n).
+
+    Raises WoodburyError for targets and ceilings that cannot be met, costs that are no costs, and units across scopes.
+    """
     account = _account(space, targets, scope, cost)
     account.check()
     keep = space.keep.cpu()
-    owner, costs = space.labels()[keep], account.prices[keep]
+    owner, labels = space.labels()[keep], account.labels[keep]
     units = unit(space)
     groups = None if units is None else tuple(units)
     first = torch.arange(space.d) if groups is None else torch.cat([some[:, 0] for some in groups])
-    return Contest(
+    if groups is not None:
+        _check_inside(space, groups, labels, "scopes, or two targets: let all weights compete")
+    made = Contest(
         d=space.d,
         groups=groups,
-        costs=costs if groups is None else torch.cat([costs[some].sum(1) for some in groups]),
-        labels=account.labels[keep][first],
+        costs=_by_unit(account.prices[keep], groups),
+        labels=labels[first],
         budgets=account.room(),
         layers=owner[first],
-        ceilings=None if ceiling >= 1 else _account(space, ceiling, layers, cost).room(),
+        ceilings=None if ceiling == 1 else _ceilings(space, ceiling, cost, groups, owner),
+        per=None if per is None else _by_unit(_prices(per, space)[keep], groups),
     )
+    _check_enough_units(made)
+    return made
+
+
+def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:
+    """(d,) summed over the units: (g,)."""
+    return values if groups is None else torch.cat([values[some].sum(1) for some in groups])
+
+
+def _ceilings(
+    space: ParameterSpace, ceiling: float, cost: Cost, groups: tuple[Tensor, ...] | None, owner: Tensor
+) -> Tensor:
+    if not 0 < ceiling < 1:
+        raise WoodburyError(
+            f"The ceiling is {ceiling}: it is the share of a tensor that may go and must lie in (0, 1]."
+        )
+    if groups is not None:
+        _check_inside(space, groups, owner, "tensors: leave the ceiling out")
+    return _account(space, ceiling, layers, cost).room()
+
+
+def _check_inside(space: ParameterSpace, groups: tuple[Tensor, ...], labels: Tensor, across: str) -> None:
+    for some in groups:
+        astray = (labels[some] != labels[some][:, :1]).any(1).nonzero()[:, 0]
+        if len(astray):
+            name = _name(space, int(space.keep.cpu().nonzero()[int(some[astray[0], 0]), 0]))
+            raise WoodburyError(f"A unit that begins in {name!r} lies in two {across}, or give smaller units.")
+
+
+def _check_enough_units(made: Contest) -> None:
+    """An error if the units under a label cannot add up to its budget, whatever their scores will be."""
+    there = _sums(made.costs, made.labels, len(made.budgets))
+    if made.ceilings is not None:
+        count = len(made.ceilings)
+        pairs, pair = (made.labels * count + made.layers).unique(return_inverse=True)
+        there = torch.minimum(_sums(made.costs, pair, len(pairs)), made.ceilings[pairs % count])
+        there = _sums(there, pairs // count, len(made.budgets))
+    short = made.budgets - there
+    short = float(short[short >= max(float(made.costs.max()), 1e-9)].sum())
+    if short:
+        raise WoodburyError(TOO_LITTLE.format(short))
 
 
 def check_reachable(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> None:
@@ -188,9 +249,9 @@ def _labels(space: ParameterSpace, targets: Targets, scope: Scope) -> tuple[Tens
         raise WoodburyError(f"The target {unused[0]!r} matches no parameter: the space has {', '.join(names[:8])}.")
     group_of = [_first_match(name, patterns) for name in names]
     group = torch.tensor(group_of)[space.labels()]
-    pairs, own = torch.stack([group, labels]).unique(dim=1, return_inverse=True)
-    goals = [check_sparsity(targets[patterns[index]]) for index in pairs[0].tolist()]
-    return own, torch.tensor(goals, dtype=torch.float64)
+    goals = torch.tensor([check_sparsity(targets[pattern]) for pattern in patterns], dtype=torch.float64)
+    pairs, own = (labels * len(patterns) + group).unique(return_inverse=True)
+    return own, goals[pairs % len(patterns)]
 
 
 def _first_match(name: str, patterns: Sequence[str]) -> int:

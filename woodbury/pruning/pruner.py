@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +12,7 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, mfac
 from woodbury.gradients import Progress, mean_gradient
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
-from woodbury.pruning.contest import check_reachable, contest
+from woodbury.pruning.contest import Contest, check_reachable, contest
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliency import Saliency, obs
 from woodbury.pruning.schedule import Targets
@@ -27,12 +27,20 @@ NO_DAMPING = 1e-30
 """A damping that leaves a diagonal to the curvature."""
 
 
+QUANTILES = (0.1, 0.5, 0.9)
+"""Which quantiles of a layer's saliencies a step remembers."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """What one step did: the sparsity it reached and the loss increase that the quadratic predicted for it."""
+    """What one step did: the sparsity it reached and the loss increase that the quadratic predicted for it.
+
+    saliencies: name -> the QUANTILES of the saliencies of its units before the step; empty if the selection asked for none.
+    """
 
     sparsity: float
     predicted: float | None
+    saliencies: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +85,8 @@ class Pruner:
 
     fisher: objective -> Fisher, None for magnitude. saliency: what each unit is worth; selection: how saliencies become
     the weights that stay; update: how those move. unit × scope × cost: what falls together, competes, and counts towards
-    the sparsity; ceiling: the share of a tensor that may go at most. first_order: give the gradient of the mean loss over
+    the sparsity; per: what saliencies are divided by, such as the FLOPs of each weight to a power; ceiling: the share of a
+    tensor that may go at most. first_order: give the gradient of the mean loss over
     the objective's batches to saliency and update (WoodTaylor), for nets that are not converged.
     """
 
@@ -90,25 +99,53 @@ class Pruner:
     selection: Selection = once
     cost: Cost = weights
     ceiling: float = 1.0
+    per: Cost | None = None
+
+    def contest(self, space: ParameterSpace, sparsity: Targets) -> Contest:
+        """What competes on the way to `sparsity`. Raises WoodburyError if it cannot be reached: cheap, to be seen early."""
+        return contest(space, sparsity, self.unit, self.scope, self.cost, self.ceiling, self.per)
 
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
         """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
         space = objective.space
-        units = contest(space, sparsity, self.unit, self.scope, self.cost, self.ceiling)
+        units = self.contest(space, sparsity)
         quadratic = Quadratic(
             objective.weights,
             self.fisher(objective) if self.fisher else None,
             mean_gradient(objective) if self.first_order else None,
         )
         _check_reached(quadratic, space)
-        keep = self.selection(quadratic, units, self.saliency).to(objective.weights.device)
+        heard: list[Tensor] = []
+        keep = self.selection(quadratic, units, _heard(self.saliency, units, heard)).to(objective.weights.device)
         delta = self.update(quadratic, keep)
         remaining = (quadratic.weights + delta)[keep]
         if not bool(torch.isfinite(remaining).all()):
             raise WoodburyError("The update gave weights that are not finite: raise the damping.")
         pruned = objective.at(remaining, space.restrict(keep))
         predicted = quadratic.increase(delta) if quadratic.fisher is not None else None
-        return Pruned(pruned, (Step(pruned.space.sparsity, predicted),))
+        return Pruned(pruned, (Step(pruned.space.sparsity, predicted, _quantiles(heard, units, space)),))
+
+
+def _heard(saliency: Saliency, units: Contest, heard: list[Tensor]) -> Saliency:
+    """The saliency, and what it says of all units at first is noted in `heard`."""
+    whole = 1 if units.groups is None else len(units.groups)
+
+    def noted(quadratic: Quadratic, groups: Tensor | None) -> Tensor:
+        scores = saliency(quadratic, groups)
+        if len(heard) < whole:
+            heard.append(scores.detach().cpu())
+        return scores
+
+    return noted
+
+
+def _quantiles(heard: Sequence[Tensor], units: Contest, space: ParameterSpace) -> dict[str, tuple[float, ...]]:
+    if sum(map(len, heard)) != len(units.layers):  # a selection of the user's own may ask for other units
+        return {}
+    scores, count = torch.cat(list(heard)).double(), len(space.shapes)
+    parts = scores[units.layers.argsort(stable=True)].split(torch.bincount(units.layers, minlength=count).tolist())
+    ranked = {name: part.sort().values for name, part in zip(space.shapes, parts, strict=True) if len(part)}
+    return {name: tuple(float(own[round(q * (len(own) - 1))]) for q in QUANTILES) for name, own in ranked.items()}
 
 
 def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:
@@ -130,6 +167,7 @@ def in_rounds(
     if not sparsities:
         raise WoodburyError("There is no sparsity to prune to: give at least one.")
     check_reachable(objective.space, sparsities[-1], pruner.scope, pruner.cost)
+    pruner.contest(objective.space, sparsities[-1])
     pruned = Pruned(objective, ())
     for done, sparsity in enumerate(sparsities, 1):
         step = pruner(pruned.objective, sparsity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ class Quadratic:
         if self.gradient is None:
             raise WoodburyError(f"{why} needs the gradient: set first_order=True.")
         return self.gradient
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """(d,): how far each weight at zero lies from the free minimum, w − F⁻¹g, which is w without a gradient  (eq. 17)."""
+        fisher = self.curvature("The free minimum")
+        weights = self.weights.to(fisher.dtype)
+        return weights if self.gradient is None else weights - fisher.solve(self.gradient.to(fisher.dtype))
 
     def restrict(self, keep: Tensor) -> Quadratic:
         """The quadratic of the weights that stay, keep (d,) bool, moved to where it is least without the others  (eq. 9, 12)."""

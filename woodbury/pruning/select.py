@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -27,9 +28,43 @@ def layers(space: ParameterSpace) -> Tensor:
     return space.labels()
 
 
+def runs(size: int, dim: int | Mapping[str, int] = 1) -> Scope:
+    """Each run of `size` weights along a dimension competes within itself: the scope of n:m sparsity.
+
+    dim: by default 1, the inputs of a matrix or a kernel, which is run by run at each position; or one for each of several
+    patterns of names, such as {"*.c_fc.weight": 0} where a layer holds its matrix transposed, 1 for the others. Raises
+    WoodburyError where the runs do not fit.
+    """
+
+    def scope(space: ParameterSpace) -> Tensor:
+        parts, count = [], 0
+        for name, shape in space.shapes.items():
+            along = dim if isinstance(dim, int) else next((at for p, at in dim.items() if fnmatchcase(name, p)), 1)
+            if not -len(shape) <= along < len(shape):
+                raise WoodburyError(f"{name!r} has shape {tuple(shape)} and no dimension {along} for runs: exclude it.")
+            if size < 1 or shape[along] % size:
+                raise WoodburyError(
+                    f"Runs of {size} do not divide the {shape[along]} weights along dimension {along} of {name!r}, "
+                    f"which has shape {tuple(shape)}: exclude it."
+                )
+            shorter = [*shape]
+            shorter[along] //= size
+            labels = torch.arange(shape.numel() // size).view(shorter).repeat_interleave(size, along)
+            parts.append(labels.flatten() + count)
+            count += shape.numel() // size
+        return torch.cat(parts)
+
+    return scope
+
+
 def weights(space: ParameterSpace) -> Tensor:
     """Every weight costs 1: sparsity counts weights."""
     return torch.ones(space.n, dtype=torch.float64)
+
+
+def raised(cost: Cost, power: float) -> Cost:
+    """The cost of each weight to a power: `per=raised(flops(model, inputs), 0.3)` divides saliencies by FLOPs^0.3."""
+    return lambda space: cost(space).double() ** power
 
 
 def select(scores: Tensor, costs: Tensor, labels: Tensor, budgets: Tensor) -> Tensor:
