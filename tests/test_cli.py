@@ -171,16 +171,49 @@ def test_the_written_weights_score_as_reported(here: Path) -> None:
         "--batch 2 --exclude 4.*",
         "--include 1.weight",
         "--damping 1e-4,1e-2",
+        "--selection stepwise:4",
+        "--ceiling 0.8",
+        "--flops-power 0.5",
+        "--pattern 1:4 --include 1.weight",
+        "--pattern 1:4 --method magnitude",
     ],
 )
 def test_every_option_prunes_exactly(options: str, here: Path) -> None:
-    result = woodbury("prune net.py:build net.py:both --sparsity 0.75 --count 60 --out out", options)
+    target = "" if "--pattern" in options else "--sparsity 0.75"
+    result = woodbury("prune net.py:build net.py:both --count 60 --out out", target, options)
     assert result.exit_code == 0, result.output
     report = json.loads((here / "out" / "report.json").read_text())
     removed = sum(layer["weights"] - layer["kept"] for layer in report["layers"])
     assert removed == round(0.75 * sum(layer["weights"] for layer in report["layers"]))
     if "1e-4,1e-2" in options:
         assert report["damping"] in (1e-4, 1e-2)
+
+
+def test_targets_for_layers_and_blocks_and_flops(here: Path) -> None:
+    command = "prune net.py:build net.py:both --count 60 --damping 1e-3"
+    for options in (
+        "--sparsity 4.*=0,*=0.75",
+        "--unit block:1x4 --sparsity 0.5",
+        "--unit block:4 --sparsity 0.5 --flops",
+    ):
+        result = woodbury(command, options, f"--out out{len(options)}")
+        assert result.exit_code == 0, result.output
+        layers = json.loads((here / f"out{len(options)}" / "report.json").read_text())["layers"]
+        if "*=" in options:
+            assert [layer["sparsity"] for layer in layers] == [0.75, 0.0]
+        else:
+            weights = load_sparse(here / f"out{len(options)}" / "weights.safetensors")
+            whole = [(weights[layer["name"]].view(-1, 4) != 0).sum(1) for layer in layers]
+            assert all(((own == 0) | (own == 4)).all() for own in whole) and sum(map(sum, whole)) == 228
+
+
+def test_channels_fall_whole(here: Path) -> None:
+    command = (
+        "prune net.py:build net.py:both --sparsity 0.5 --count 60 --damping 1e-3 --include 1.weight --unit channels"
+    )
+    assert woodbury(command, "--out out").exit_code == 0
+    rows = (load_sparse(here / "out" / "weights.safetensors")["1.weight"] != 0).sum(1)
+    assert sorted(rows.tolist()) == [0] * 12 + [16] * 12
 
 
 def test_the_same_seed_gives_the_same_weights(here: Path) -> None:
@@ -284,6 +317,27 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
         ("net.py:build net.py:both --sparsity 0.5 --method mfc", "There is no method 'mfc': did you mean mfac?"),
         ("net.py:build net.py:both --sparsity 0.5 --update all", "There is no update 'all'"),
         ("net.py:build net.py:both --sparsity 0.5 --scope layer", "There is no scope 'layer': did you mean layers?"),
+        ("net.py:build net.py:both", "There is no target: give --sparsity"),
+        ("net.py:build net.py:both --sparsity half", "--sparsity is 'half'"),
+        ("net.py:build net.py:both --sparsity fc*=0.5,0.9", "--sparsity is 'fc*=0.5,0.9'"),
+        ("net.py:build net.py:both --sparsity 1.*=0.5,*=1.5", "sparsity is 1.5"),
+        ("net.py:build net.py:both --sparsity 1.*=0.5", "No target is given for '4.weight'"),
+        ("net.py:build net.py:both --sparsity fc*=0.5,*=0.9", "The target 'fc*' matches no parameter"),
+        ("net.py:build net.py:both --sparsity 0.5 --unit blok:4", "There is no unit 'blok:4'"),
+        ("net.py:build net.py:both --sparsity 0.5 --unit block", "--unit is 'block'"),
+        ("net.py:build net.py:both --sparsity 0.5 --unit block:4x0", "--unit is 'block:4x0'"),
+        ("net.py:build net.py:both --sparsity 0.5 --unit block:5", "Blocks of 5 do not tile '1.weight'"),
+        ("net.py:build net.py:both --sparsity 0.5 --selection stepwise", "--selection is 'stepwise'"),
+        ("net.py:build net.py:both --sparsity 0.5 --selection once:3", "There is no selection with a number 'once'"),
+        ("net.py:build net.py:both --sparsity 0.5 --selection twice", "There is no selection 'twice'"),
+        ("net.py:build net.py:both --sparsity 0.5 --ceiling 0", "--ceiling is 0.0"),
+        ("net.py:build net.py:both --sparsity 0.5 --ceiling 0.3", "may fall cost"),
+        ("net.py:build net.py:both --pattern 2", "--pattern is '2'"),
+        ("net.py:build net.py:both --pattern 4:4", "The pattern is 4:4"),
+        ("net.py:build net.py:both --pattern 2:5", "Runs of 5 do not divide the 16 weights along dimension 1"),
+        ("net.py:build net.py:both --pattern 2:4 --sparsity 0.5", "--pattern 2:4 settles the sparsity"),
+        ("net.py:build net.py:both --pattern 2:4 --scope layers", "--pattern settles the scope"),
+        ("net.py:build net.py:both --pattern 2:4 --ceiling 0.9", "leave them out"),
         ("net.py:build net.py:both --sparsity 0.5 --loss mse", "There is no loss 'mse'"),
         ("net.py:build net.py:both --sparsity 0.5 --damping 0", "--damping is '0'"),
         ("net.py:build net.py:both --sparsity 0.5 --damping small", "--damping is 'small'"),

@@ -18,6 +18,7 @@ from woodbury.fisher.operator import Fisher
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective, checked, evaluating
 from woodbury.pruning.pruner import Pruned, Pruner, in_rounds
+from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
 
 Score = Callable[[Objective], float]
@@ -89,7 +90,7 @@ class Summary:
 def run(
     method: Method,
     objective: Objective,
-    sparsity: float,
+    sparsity: Targets,
     validate: Score | None = None,
     progress: Progress | None = None,
 ) -> Run:
@@ -206,7 +207,7 @@ class _Ready:
         self.base: tuple[Fisher, Cost] | None = None
         self.variants: dict[float, tuple[Fisher, Cost]] = {}
 
-    def run(self, sparsity: float, damping: float | None, progress: Progress | None = None) -> Run:
+    def run(self, sparsity: Targets, damping: float | None, progress: Progress | None = None) -> Run:
         """Prune at one damping, None for the Fisher's own; the cost includes the Fisher's, however often it is shared."""
         method, paid, used = self.method, Cost(0.0, 0.0), damping
         pruner = method.pruner
@@ -220,7 +221,9 @@ class _Ready:
         pruned, cost = measured(lambda: in_rounds(pruner, self.objective, steps, progress))
         return Run(pruned, used, paid + cost)
 
-    def best(self, sparsities: Sequence[float], validate: Score | None, progress: Progress | None = None) -> list[Run]:
+    def best(
+        self, sparsities: Sequence[Targets], validate: Score | None, progress: Progress | None = None
+    ) -> list[Run]:
         """For each sparsity the run at the damping that scores best on held-out data; of equals the first.
 
         One damping after the other, so that the factors of one alone are in memory.

@@ -66,6 +66,36 @@ class Options:
     scope: Annotated[
         str, typer.Option(metavar="NAME", help="global: all weights compete; layers: the same sparsity everywhere.")
     ] = "global"
+    unit: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What falls together: single weights; block:4, block:4x1 (4 outputs × 1 input); channels or rows (all that "
+            "leads to one output); columns.",
+        ),
+    ] = "single"
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N:M", help="N weights stay of every M along the inputs, such as 2:4; settles the sparsity."
+        ),
+    ] = None
+    selection: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="once: by the saliencies as they are; stepwise:16: in 16 inner steps on one Fisher."
+        ),
+    ] = "once"
+    flops: Annotated[
+        bool, typer.Option("--flops", help="The sparsity is a share of the FLOPs, not of the weights.")
+    ] = False
+    flops_power: Annotated[
+        float,
+        typer.Option(metavar="POWER", help="Divide saliencies by FLOPs^POWER, so that costly weights go sooner."),
+    ] = 0.0
+    ceiling: Annotated[
+        float, typer.Option(metavar="FRACTION", help="The share of a tensor that may go at most, against dead layers.")
+    ] = 1.0
     first_order: Annotated[
         bool,
         typer.Option(
@@ -89,7 +119,13 @@ class Options:
 
     def planned(self) -> dict[str, Any]:
         """Those that a method is planned with."""
-        return {name: getattr(self, name) for name in ("scope", "first_order", "rounds", "damping")}
+        return {name: getattr(self, name) for name in PLANNED}
+
+
+PLANNED = (
+    *("scope", "first_order", "rounds", "damping", "unit", "pattern", "selection", "flops", "flops_power"),
+    "ceiling",
+)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from woodbury import report
-from woodbury.cli.choices import METHODS, plan
+from woodbury.cli.choices import METHODS, pattern_sparsity, plan
 from woodbury.cli.common import Data, Model, Options, free, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import pose
 from woodbury.comparison import Result, compare, summary
@@ -17,6 +17,8 @@ from woodbury.errors import WoodburyError
 from woodbury.export import output_folder
 from woodbury.pruning.schedule import check_sparsity
 from woodbury.records import versions, write_csv, write_json
+
+SPARSITIES = "0.5,0.7,0.8,0.9,0.95"
 
 
 @one_sentence
@@ -34,8 +36,9 @@ def compare_(
         str, typer.Option(metavar="NAMES", help=f"With commas between: {', '.join(METHODS)}; each also as NAME/UPDATE.")
     ] = "magnitude,diagonal,woodfisher/independent,mfac/independent,mfac/joint",
     sparsities: Annotated[
-        str, typer.Option(metavar="FRACTIONS", help="With commas between, each in [0, 1).")
-    ] = "0.5,0.7,0.8,0.9,0.95",
+        str | None,
+        typer.Option(metavar="FRACTIONS", help="With commas between, each in [0, 1).  [default: 0.5,0.7,0.8,0.9,0.95]"),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many calibration samples, drawn by seed, seed + 1, …")
     ] = 3,
@@ -47,14 +50,16 @@ def compare_(
     Example:  woodbury compare net.py:trained data.npz --methods magnitude,mfac --sparsities 0.8,0.9 --out compared
     """
     out = out or free(Path("woodbury-compare"))
-    levels = levels_of(sparsities)
+    levels = levels_of(sparsities or SPARSITIES) if options.pattern is None else [pattern_sparsity(options.pattern)]
+    if options.pattern and sparsities:
+        raise WoodburyError("--pattern settles the sparsity: leave --sparsities out.")
     plans = {name: plan(name, None, **options.planned()) for name in dict.fromkeys(map(str.strip, methods.split(",")))}
     report.require_matplotlib()
     with output_folder(out) as folder:
         with progress_bars() as progress:
             problem = pose(model, data, options, choosing=any(len(p.dampings) > 1 for p in plans.values()))
             dense = problem.dense()
-            chosen = {name: p.method(problem.sampling(progress)) for name, p in plans.items()}
+            chosen = {name: p.method(problem.sampling(progress), problem.flops()) for name, p in plans.items()}
             samples = range(options.seed, options.seed + seeds)
             results = compare(
                 chosen, levels, samples, problem.objective, problem.score, validate=problem.validate, progress=progress

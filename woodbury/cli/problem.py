@@ -18,6 +18,7 @@ from woodbury.cli.data import HELD_OUT, Data, batches, load_data, probe, sample,
 from woodbury.cli.load import load_model
 from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
+from woodbury.flops import Flops, flops
 from woodbury.objective import Batch, Likelihood, Objective
 from woodbury.space import ParameterSpace
 
@@ -76,6 +77,11 @@ class Problem:
         """What the Fishers are estimated from."""
         o = self.options
         return Sampling(self.count, o.batch, o.block, o.seed, progress)
+
+    def flops(self) -> Flops:
+        """What each weight costs, on the first batch of the test data."""
+        inputs, _ = next(iter(self.test))
+        return flops(self.model, inputs)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for and what was decided, for the report."""

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from woodbury.batchnorm import recalibrate
-from woodbury.cli.choices import METHODS, plan
+from woodbury.cli.choices import METHODS, plan, sparsity_of
 from woodbury.cli.common import Data, Model, Options, note, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import Problem, pose
 from woodbury.comparison import Run, run
 from woodbury.export import output_folder, save_sparse
 from woodbury.objective import Objective
-from woodbury.pruning.schedule import check_sparsity
 from woodbury.records import versions, write_json
 from woodbury.report import facts, layers, percent, write_page
 from woodbury.space import ParameterSpace
@@ -28,8 +27,13 @@ FAR = 5
 def prune(
     model: Model,
     data: Data,
-    sparsity: Annotated[float, typer.Option(metavar="FRACTION", help="Removed ÷ all weights, in [0, 1).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write: new or empty.")],
+    sparsity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTION", help="Removed ÷ all weights, in [0, 1); or by layers, such as conv1*=0,fc*=0.8,*=0.9."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help=", ".join(METHODS) + ".")] = "mfac",
     update: Annotated[
         str | None,
@@ -45,14 +49,17 @@ def prune(
 
     Example:  woodbury prune net.py:trained data.npz --sparsity 0.9 --out pruned
     """
-    check_sparsity(sparsity)
+    target = sparsity_of(sparsity, options.pattern)
     chosen = plan(method, update, **options.planned())
     with output_folder(out) as folder:
         with progress_bars() as progress:
             problem = pose(model, data, options, choosing=len(chosen.dampings) > 1)
             before = problem.dense()
             objective = problem.objective(options.seed)
-            result = run(chosen.method(problem.sampling(progress)), objective, sparsity, problem.validate, progress)
+            flops = problem.flops()
+            result = run(
+                chosen.method(problem.sampling(progress), flops), objective, target, problem.validate, progress
+            )
             after = problem.score(result.pruned.objective)
         numbers = _numbers(problem, objective, result, before, after)
         space = result.pruned.objective.space
@@ -60,14 +67,14 @@ def prune(
         if options.recalibrate:
             recalibrate(problem.model, objective.batches)
         save_sparse(folder / "weights.safetensors", problem.model.state_dict(), space.shapes)
-        settings = {"model": model, "data": data, "sparsity": sparsity, "method": chosen.name, "update": chosen.update}
+        settings = {"model": model, "data": data, "sparsity": target, "method": chosen.name, "update": chosen.update}
         settings |= problem.settings()
         line = _line(problem, result, before, after)
         report = {"command": "prune", "settings": settings, "versions": versions(), **numbers, "layers": _layers(space)}
         write_json(folder / "report.json", report)
         folded = (facts("Settings", settings), facts("Versions", versions()))
         parts = [layers(space).html(), facts("Numbers", numbers).html(), *(grid.html(folded=True) for grid in folded)]
-        write_page(folder / "report.html", f"{Path(model).name} at {percent(sparsity)}", line, parts)
+        write_page(folder / "report.html", f"{Path(model).name} at {percent(space.sparsity, 2)}", line, parts)
     say(layers(space).rich())
     say(line)
     for layer in report["layers"]:

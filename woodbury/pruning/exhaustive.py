@@ -44,14 +44,15 @@ def exhaustive(quadratic: Quadratic, contest: Contest, saliency: Saliency) -> Te
 
 def _runs(contest: Contest) -> Iterator[tuple[Tensor, int]]:
     """The weights of every label that loses some, (r, l) for the r labels of l members, and how many each loses."""
-    if contest.groups is not None or bool((contest.costs != contest.costs[:1]).any()):
+    price = torch.ones_like(contest.budgets).index_copy_(0, contest.labels, contest.costs)
+    if contest.groups is not None or bool((contest.costs != price[contest.labels]).any()):
         raise WoodburyError(
-            "The exhaustive selection takes single weights of equal cost: take once or stepwise for others."
+            "The exhaustive selection takes single weights, of equal cost within a run: take once or stepwise for others."
         )
     if contest.ceilings is not None or contest.per is not None:
         raise WoodburyError("The exhaustive selection heeds neither a ceiling nor `per`: leave them out.")
     lengths = torch.bincount(contest.labels, minlength=len(contest.budgets))
-    losses = (contest.budgets / contest.costs[:1] + 1e-9).floor().long()
+    losses = (contest.budgets / price + 1e-9).floor().long()
     order, ends = contest.labels.argsort(stable=True), lengths.cumsum(0)
     for length, loss in torch.stack([lengths, losses], 1)[losses > 0].unique(dim=0).tolist():
         if math.comb(length, loss) > MOST:

@@ -36,7 +36,8 @@ def obs(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
 
 def woodtaylor(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     """(w_q − [F⁻¹g]_q)² / (2 [F⁻¹]_qq): OBS with the first-order term (Singh & Alistarh 2020, S9)  (eq. 17)."""
-    quadratic.curvature("woodtaylor"), quadratic.slope("woodtaylor")
+    quadratic.curvature("woodtaylor")
+    quadratic.slope("woodtaylor")
     return _surgeon(quadratic, quadratic.distance, groups)
 
 
