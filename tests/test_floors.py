@@ -11,7 +11,14 @@ import pytest
 import woodbury
 
 ROOT = Path(woodbury.__file__).parent
-MODELS = {"flops", "objective", "gradients", "gauss_newton", "factors", "batchnorm"}  # the half of floor 1 that knows models
+MODELS = {
+    "flops",
+    "objective",
+    "gradients",
+    "gauss_newton",
+    "factors",
+    "batchnorm",
+}  # the half of floor 1 that knows models
 TENSORS = {
     *("fisher.operator", "fisher.small", "fisher.streams", "fisher.explicit", "fisher.lowrank"),
     *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window"),

@@ -196,9 +196,9 @@ class Rules:
 
 def by_words(words: Mapping[str, Any]) -> Rules:
     """The rules by the words of the command line. Raises WoodburyError for unknown ones and for those that do not go together."""
-    runs = words["pattern"] and pattern(words["pattern"])
+    runs = pattern(words["pattern"]) if words["pattern"] else None
     if runs:
-        n_of_m(*runs)
+        pattern_sparsity(words["pattern"])
         for name, usual in (("scope", "global"), ("selection", "once"), ("unit", "single")):
             if words[name] != usual:
                 raise WoodburyError(f"--pattern settles the {name}: leave --{name} {words[name]} out.")
@@ -208,7 +208,7 @@ def by_words(words: Mapping[str, Any]) -> Rules:
         unit=unit(words["unit"]),
         scope=pick(SCOPES, words["scope"], "scope"),
         selection=selection(words["selection"]),
-        pattern=runs or None,
+        pattern=runs,
         flops=words["flops"],
         flops_power=words["flops_power"],
         ceiling=words["ceiling"],
