@@ -23,7 +23,7 @@ demo: $(READY)  ## train a small net, prune it by five methods, show the table, 
 test: $(READY)  ## the fast tests, under 5 minutes on 2 cores
 	$(BIN)/python -m pytest -q
 
-test-all: $(READY)  ## the slow ones too
+test-all: $(READY)  ## the slow ones too, such as ResNet-20, ViT, BERT and GPT-2
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 lint: $(READY)  ## style

@@ -135,6 +135,10 @@ class Objective:
     space: ParameterSpace
     weights: Tensor
 
+    def __post_init__(self) -> None:
+        if self.weights.shape != (self.space.d,):
+            raise WoodburyError(f"Weights of shape {tuple(self.weights.shape)} met a space of {self.space.d} weights.")
+
     @classmethod
     def of(
         cls,

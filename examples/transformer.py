@@ -1,0 +1,80 @@
+"""Train a small GPT-2 on Python's own help, letter by letter, and prune its attention and MLP matrices in one shot:
+
+pip install 'woodbury[models]'
+python examples/transformer.py
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import woodbury
+
+LENGTH = 64
+TOKENS = woodbury.cross_entropy.reading(
+    lambda output: output.logits.mT
+)  # (b, T, C) as transformers has it to (b, C, T)
+
+
+def pieces() -> tuple[Tensor, Tensor]:
+    """Letters and the letters that follow them, (b, T) each; the first four fifths of the text and the rest."""
+    text = "\n".join(topics[name] for name in sorted(topics))
+    codes = torch.tensor([min(ord(letter), 127) for letter in text])
+    found = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
+    return found[: len(found) * 4 // 5], found[len(found) * 4 // 5 :][:512]
+
+
+def batches(found: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(part[:, :-1], part[:, 1:]) for part in found.split(32)]
+
+
+def train(model: nn.Module, data: list[tuple[Tensor, Tensor]], steps: int) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    for step in range(steps):
+        letters, following = data[step % len(data)]
+        optimizer.zero_grad()
+        TOKENS.loss(model(letters), following).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def perplexity(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> float:
+    """Per letter; a sample's loss is the sum over its letters."""
+    return math.exp(woodbury.Objective.of(model, data, TOKENS).loss() / LENGTH)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    size = {"vocab_size": 128, "n_positions": LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 3}
+    model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None))
+    training, held_out = pieces()
+    shuffled = training[torch.randperm(len(training))]
+    train(model, batches(shuffled), 400)
+    print(f"perplexity per letter on text not seen: {perplexity(model, batches(held_out)):.2f} dense")
+
+    second_order = woodbury.Pruner(woodbury.mfac(256, damping=1e-3))
+    methods = {
+        "magnitude": (woodbury.Pruner(None, woodbury.magnitude, woodbury.zero), 1),
+        "M-FAC, joint": (second_order, 1),
+        "... in 4 rounds": (second_order, 4),
+    }
+    print("sparsity          50 %    80 %    90 %")
+    for name, (pruner, rounds) in methods.items():
+        row = []
+        for sparsity in (0.5, 0.8, 0.9):
+            pruned = copy.deepcopy(model)
+            options = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # embeddings: one is the output layer too
+            woodbury.prune(pruned, batches(shuffled), sparsity, pruner=pruner, rounds=rounds, **options)
+            row.append(perplexity(pruned, batches(held_out)))
+        print(f"{name:<15}" + "".join(f"{found:>8.2f}" for found in row))
+
+
+if __name__ == "__main__":
+    main()
