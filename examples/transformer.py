@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def perplexity(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> float:
 
 def main() -> None:
     torch.manual_seed(0)
-    size = {"vocab_size": 128, "n_positions": LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 3}
+    size: dict[str, Any] = {"vocab_size": 128, "n_positions": LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 3}
     model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None))
     training, held_out = pieces()
     shuffled = training[torch.randperm(len(training))]
@@ -70,7 +71,7 @@ def main() -> None:
         row = []
         for sparsity in (0.5, 0.8, 0.9):
             pruned = copy.deepcopy(model)
-            options = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # embeddings: one is the output layer too
+            options: dict[str, Any] = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # embeddings: one is the output layer too
             woodbury.prune(pruned, batches(shuffled), sparsity, pruner=pruner, rounds=rounds, **options)
             row.append(perplexity(pruned, batches(held_out)))
         print(f"{name:<15}" + "".join(f"{found:>8.2f}" for found in row))

@@ -201,6 +201,10 @@ def loss_of(likelihood: Likelihood = cross_entropy, batches: Any = None) -> floa
         (lambda: loss_of(squared_error), r"outputs of shape \(7, 3\) and targets of shape \(7,\)"),
         (lambda: loss_of(batches=[(INPUTS,)]), "Batch 0 is a tuple, not a pair .* labels missing"),
         (lambda: loss_of(batches=[*BATCHES, INPUTS]), "Batch 2 is a Tensor, not a pair"),
+        (
+            lambda: loss_of(batches=[{"x": INPUTS, "labels": TARGET}]),
+            r'is a dict, .*: give \(batch, batch\["labels"\]\)',
+        ),
         (lambda: loss_of(batches=[("words", TARGET)]), "hold no tensor"),
         (lambda: Objective.of(network(), iter(BATCHES)), "read only once"),
         (lambda: Objective.of(network(), (batch for batch in BATCHES)), "read only once"),

@@ -240,9 +240,8 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, each seen to be a pair, with one label per sample where the labels are a tensor."""
     for index, batch in enumerate(batches):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            raise WoodburyError(
-                f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): are the labels missing?"
-            )
+            hint = 'give (batch, batch["labels"]).' if isinstance(batch, Mapping) else "are the labels missing?"
+            raise WoodburyError(f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): {hint}")
         inputs, target = batch
         inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a tokenizer's encoding is no dict
         for leaf in tree_leaves(inputs):
