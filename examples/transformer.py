@@ -71,7 +71,7 @@ def main() -> None:
         row = []
         for sparsity in (0.5, 0.8, 0.9):
             pruned = copy.deepcopy(model)
-            options: dict[str, Any] = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # embeddings: one is the output layer too
+            options: dict[str, Any] = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # all but the embeddings
             woodbury.prune(pruned, batches(shuffled), sparsity, pruner=pruner, rounds=rounds, **options)
             row.append(perplexity(pruned, batches(held_out)))
         print(f"{name:<15}" + "".join(f"{found:>8.2f}" for found in row))
