@@ -36,3 +36,14 @@ def compensate(matrix: Tensor, keep: Tensor, removed: Tensor, gradient: Tensor |
     if gradient is not None:
         force = force - gradient[keep]
     return torch.linalg.solve(matrix[keep][:, keep], force)
+
+
+def conditional(matrix: Tensor, keep: Tensor) -> Tensor:
+    """The Schur complement of each weight against the others that stay, one at a time."""
+    found = torch.empty(len(matrix), dtype=torch.float64)
+    for q in range(len(matrix)):
+        others = keep.clone()
+        others[q] = False
+        coupled = matrix[others][:, q]
+        found[q] = matrix[q, q] - coupled @ torch.linalg.solve(matrix[others][:, others], coupled)
+    return found

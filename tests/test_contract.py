@@ -96,6 +96,12 @@ def test_compensation_is_the_constrained_optimum(pair: tuple[Fisher, Tensor]) ->
     close(fisher.compensate(keep, removed, gradient), dense.compensate(matrix, keep, removed, gradient))
 
 
+def test_conditional_curvature(pair: tuple[Fisher, Tensor]) -> None:
+    fisher, matrix = pair
+    for keep in (mask(fisher.d), ~mask(fisher.d)):
+        close(fisher.conditional(keep), dense.conditional(matrix, keep))
+
+
 def test_other_damping(pair: tuple[Fisher, Tensor]) -> None:
     fisher, matrix = pair
     stronger = matrix + (0.5 - DAMPING) * torch.eye(len(matrix), dtype=torch.float64)

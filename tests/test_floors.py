@@ -30,6 +30,7 @@ PRUNING = {
         "pruning.contest",
         "pruning.selection",
         "pruning.exhaustive",
+        "pruning.exchange",
         "pruning.update",
         "pruning.schedule",
     ),

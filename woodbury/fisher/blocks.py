@@ -87,6 +87,11 @@ class BlockDiagonal(Fisher):
         parts = zip(self.parts, pieces, strict=True)
         return BlockDiagonal(tuple(part.restrict(own) for part, own in parts if bool(own.any())))
 
+    def conditional(self, keep: Tensor) -> Tensor:
+        pieces = check_keep(keep, self.d).split([part.d for part in self.parts])
+        parts = zip(self.parts, pieces, strict=True)
+        return torch.cat([part.conditional(own) if bool(own.any()) else part.diagonal() for part, own in parts])
+
     def with_damping(self, damping: float) -> BlockDiagonal:
         return replace(self, parts=tuple(part.with_damping(damping) for part in self.parts))
 

@@ -66,6 +66,10 @@ class Diagonal(Fisher):
     def restrict(self, keep: Tensor) -> Diagonal:
         return replace(self, curvature=self.curvature[check_keep(keep, self.d)])
 
+    def conditional(self, keep: Tensor) -> Tensor:
+        check_keep(keep, self.d)
+        return self.diagonal()
+
     def with_damping(self, damping: float) -> Diagonal:
         return replace(self, damping=damping)
 
@@ -119,6 +123,11 @@ class Dense(Fisher):
         """(b, s, s) lower triangular: L Lᵀ = F, padding included."""
         return cholesky(self._blocks.double(), self.damping)
 
+    @property
+    def _at_once(self) -> int:
+        """How many blocks are inverted at a time."""
+        return max(1, 4096 // self._blocks.shape[1])
+
     def _scatter(self, v: Tensor) -> Tensor:
         """(d,) or (d, k) -> (b, s, k), zeros in the padding."""
         b, s, _ = self._blocks.shape
@@ -167,7 +176,7 @@ class Dense(Fisher):
     def _inverses(self, wanted: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
         """The inverse a few blocks at a time (first block, (c, s, s)), those `wanted` or all: whole, it would take as much
         memory as F."""
-        at_once = max(1, 4096 // self._blocks.shape[1])
+        at_once = self._at_once
         starts = range(0, len(self._factor), at_once)
         for start in starts if wanted is None else (wanted.unique() // at_once * at_once).unique().tolist():
             yield start, torch.cholesky_inverse(self._factor[start : start + at_once])
@@ -194,6 +203,21 @@ class Dense(Fisher):
         each = torch.arange(len(used), device=self.device)[:, None, None]
         smaller = used[each, order[:, :, None], order[:, None, :]] * (valid[:, :, None] & valid[:, None, :])
         return Dense(smaller, self.damping, None if bool(valid.all()) else valid)
+
+    def conditional(self, keep: Tensor) -> Tensor:
+        b, s, _ = self._blocks.shape
+        stays = torch.zeros(b * s, dtype=torch.bool, device=self.device)
+        stays[self._places[check_keep(keep, self.d)]] = True
+        found = []
+        for own, some in zip(self._blocks.split(self._at_once), stays.view(b, s).split(self._at_once), strict=True):
+            block = own.double() + self.damping * torch.eye(s, dtype=torch.float64, device=self.device)
+            among = some[:, :, None] & some[:, None, :]
+            alone = torch.diag_embed((~some).double())  # an identity where a weight is gone keeps the stack regular
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(block * among + alone))
+            coupled = block * (some[:, :, None] & ~some[:, None, :])
+            left = block.diagonal(dim1=1, dim2=2) - (coupled * (inverse @ coupled)).sum(1)
+            found.append(torch.where(some, 1 / inverse.diagonal(dim1=1, dim2=2), left))
+        return torch.cat(found).flatten()[self._places].to(self.dtype)
 
     def with_damping(self, damping: float) -> Dense:
         return replace(self, damping=damping)

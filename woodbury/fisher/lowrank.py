@@ -193,6 +193,19 @@ class LowRank(Fisher):
             return replace(self, rows=rows, known_gram=None, exact_gram=False)
         return replace(self, rows=rows, known_gram=left, exact_gram=self._exact)
 
+    def conditional(self, keep: Tensor) -> Tensor:
+        stays = self.restrict(keep)
+        found = torch.empty(self.d, dtype=self.dtype, device=self.device)
+        found[keep] = self.damping / stays._left
+        whitener = stays._whitener.to(self.dtype)
+        with full_precision(self.device):
+            for some in (
+                (~keep).nonzero()[:, 0].split(width(self.rows))
+            ):  # F_qq less what K explains: λ(1 + |L_K⁻¹ S g_q|²)
+                chunk = self.rows.index_select(1, some).to(self.dtype)
+                found[some] = self.damping * (1 + _squared_columns(whitener, chunk))
+        return found
+
     def with_damping(self, damping: float) -> LowRank:
         return replace(self, damping=damping, known_gram=self.gram, exact_gram=self._exact)
 

@@ -78,6 +78,21 @@ class Fisher(ABC):
         keep (d,) bool; removed (d,), the values that vanish and 0 elsewhere; gradient (d,) or None -> (keep.sum(),).
         """
 
+    def conditional(self, keep: Tensor) -> Tensor:
+        """The curvature along each weight when those that stay are free to follow, the others fixed: keep (d,) bool -> (d,).
+
+        1/[F_KK⁻¹]_qq for a weight that stays, F_qq − F_qK F_KK⁻¹ F_Kq for another: what leaving or coming back is worth
+        per half square  (eq. 57).
+        """
+        stays, found = self.restrict(keep), self.diagonal()
+        found[keep] = 1 / stays.inverse_diagonal()
+        for some in (~keep).nonzero()[:, 0].split(256):
+            unit = torch.zeros(self.d, len(some), dtype=self.dtype, device=self.device)
+            unit[some, torch.arange(len(some), device=self.device)] = 1
+            coupled = (self @ unit)[keep]
+            found[some] -= (coupled * stays.solve(coupled)).sum(0)
+        return found
+
     def scipy(self) -> Any:
         """F as a `scipy.sparse.linalg.LinearOperator`, for Lanczos and its relatives."""
         try:

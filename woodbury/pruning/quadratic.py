@@ -59,6 +59,12 @@ class Quadratic:
         slope = None if self.gradient is None else torch.zeros_like(step)
         return Quadratic(weights + step, self.fisher.restrict(keep), slope)
 
+    def slope_at(self, delta: Tensor) -> Tensor:
+        """The quadratic's gradient when the weights have moved by delta (d,): F δ + g, (d,)."""
+        fisher = self.curvature("A slope")
+        found = fisher @ delta.to(fisher.dtype)
+        return found if self.gradient is None else found + self.gradient.to(fisher.dtype)
+
     def increase(self, delta: Tensor) -> float:
         """The predicted increase of the loss when the weights move by delta (d,)  (eq. 14)."""
         fisher = self.curvature("A predicted loss")
