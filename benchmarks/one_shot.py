@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,17 +103,24 @@ def batches(x: torch.Tensor, y: torch.Tensor) -> list[Batch]:
     return list(zip(x.split(500), y.split(500), strict=True))
 
 
-def run(task: Task, seeds: Sequence[int], console: Console) -> list[Result]:
-    """Calibration samples are drawn from all training images but the last of a fixed shuffle, which choose the damping."""
+def prepared(task: Task) -> tuple[Callable[[int], Objective], list[Batch], list[Batch]]:
+    """The objective on a seed's calibration sample, the images that choose the damping, and those of the test.
+
+    Samples are drawn from all training images but the first of a fixed shuffle, which choose.
+    """
     x, y = task.train
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))
     held, pool = order[:HELD_OUT], order[HELD_OUT:]
-    judge, test = batches(x[held], y[held]), batches(*task.test)
 
     def sample(seed: int) -> Objective:
         drawn = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:COUNT]]
         return Objective.of(task.model, batches(x[drawn], y[drawn]), space=task.space)
 
+    return sample, batches(x[held], y[held]), batches(*task.test)
+
+
+def run(task: Task, seeds: Sequence[int], console: Console) -> list[Result]:
+    sample, judge, test = prepared(task)
     console.print(f"{task.title}: {task.space.n:,} weights, dense {100 * accuracy(sample(0), test):.2f} %")
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
         bar = bars.add_task(task.title)
