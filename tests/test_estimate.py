@@ -15,6 +15,7 @@ from woodbury.fisher.estimate import Estimate, diagonal, kfac, mfac, woodfisher
 from woodbury.fisher.explicit import Dense, Diagonal
 from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.restricted import Restricted, at_most
 from woodbury.gradients import looped, rows, sampled
 from woodbury.objective import Likelihood, Objective, cross_entropy
 from woodbury.space import ParameterSpace
@@ -106,6 +107,17 @@ def test_kfac_of_one_sample_with_its_own_label_is_the_fisher_of_each_tensor() ->
         one.at(one.weights[keep], one.space.restrict(keep))
     )
     assert restricted.d == int(keep.sum())
+
+
+def test_kfac_with_bounds_once_weights_are_gone() -> None:
+    found = kfac(COUNT, DAMPING, elements=at_most)(halved())
+    exact = kfac(COUNT, DAMPING)(halved())
+    assert isinstance(found, BlockDiagonal)
+    parts = [part for part in found.parts if isinstance(part, Restricted)]
+    assert len(parts) == 4
+    whole = torch.cat([part.whole.inverse_diagonal()[part.keep] for part in parts])
+    torch.testing.assert_close(found.inverse_diagonal(), whole)
+    assert not torch.allclose(whole, exact.inverse_diagonal())
 
 
 RECIPES: dict[str, Any] = {"diagonal": diagonal, "woodfisher": woodfisher, "mfac": mfac, "kfac": kfac}

@@ -12,11 +12,12 @@ import woodbury
 
 ROOT = Path(woodbury.__file__).parent
 MODELS = {
-    "flops",
     "objective",
     "gradients",
     "gauss_newton",
     "factors",
+    "hessian",
+    "flops",
     "batchnorm",
 }  # the half of floor 1 that knows models
 TENSORS = {

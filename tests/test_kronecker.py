@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher import restricted
+from woodbury.fisher import restricted, small
 from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.fisher.operator import Fisher
 from woodbury.fisher.restricted import conjugate_gradients
@@ -145,10 +147,36 @@ def test_a_part_too_large_for_its_dense_factor_says_so_and_still_solves(monkeypa
     monkeypatch.setattr(restricted, "DENSE", 3)
     monkeypatch.setattr(restricted, "DIRECT", 3)
     part = fisher.restrict(keep)
-    with pytest.raises(WoodburyError, match="another structure"):
+    with pytest.raises(WoodburyError, match="at_most"):
         part.inverse_diagonal()
     v = _vector(part.d)
     _close(part.solve(v), torch.linalg.solve(matrix[keep][:, keep], v))
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
+def test_bounds_hold_and_need_no_dense_factor(sparsity: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, matrix = _pair(1e-3)
+    keep = _keep(plain.d, sparsity)
+    monkeypatch.setattr(restricted, "DENSE", 3)
+    monkeypatch.setattr(restricted, "DIRECT", 3)
+    part = replace(plain, elements=restricted.at_most).restrict(_keep(plain.d, 0.05) | keep).with_damping(1e-3)
+    part = part.restrict(keep[part.keep])  # type: ignore[attr-defined]
+    kept = matrix[keep][:, keep]
+    exact, found = torch.linalg.inv(kept).diagonal(), part.inverse_diagonal()
+    assert bool((found >= exact - 1e-9).all()) and bool((found > 1.01 * exact).any())
+    assert bool((exact >= 1 / kept.diagonal() - 1e-9).all())  # the other side of (eq. 34)
+    groups = torch.randperm(part.d, generator=torch.Generator().manual_seed(4))[: part.d // 4 * 4].view(-1, 4)
+    over = part.inverse_blocks(groups) - torch.linalg.inv(kept)[groups[:, :, None], groups[:, None, :]]
+    assert float(torch.linalg.eigvalsh(over).min()) > -1e-9
+    assert_close(part.inverse_blocks(groups).diagonal(dim1=1, dim2=2), found[groups])
+    _close(part.solve(_vector(part.d)), torch.linalg.solve(kept, _vector(part.d)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_inverse_diagonal_from_a_factor_in_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "COLUMNS", size)
+    matrix = _factor(8, 5) + torch.eye(8, dtype=torch.float64)
+    _close(small.inverse_diagonal(torch.linalg.cholesky(matrix)), torch.linalg.inv(matrix).diagonal())
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.4])

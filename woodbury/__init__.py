@@ -8,6 +8,7 @@ from woodbury.fisher.blocks import BlockDiagonal as BlockDiagonal
 from woodbury.fisher.blocks import dense_blocks as dense_blocks
 from woodbury.fisher.estimate import diagonal as diagonal
 from woodbury.fisher.estimate import gauss_newton as gauss_newton
+from woodbury.fisher.estimate import hessian_diagonal as hessian_diagonal
 from woodbury.fisher.estimate import kfac as kfac
 from woodbury.fisher.estimate import mfac as mfac
 from woodbury.fisher.estimate import woodfisher as woodfisher
@@ -17,6 +18,7 @@ from woodbury.fisher.kronecker import Kronecker as Kronecker
 from woodbury.fisher.kronecker import pi_corrected as pi_corrected
 from woodbury.fisher.lowrank import LowRank as LowRank
 from woodbury.fisher.operator import Fisher as Fisher
+from woodbury.fisher.restricted import at_most as at_most
 from woodbury.fisher.window import Window as Window
 from woodbury.flops import flops as flops
 from woodbury.gradients import observed as observed

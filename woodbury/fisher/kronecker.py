@@ -19,7 +19,7 @@ from woodbury.fisher.operator import (
     check_keep,
     check_vector,
 )
-from woodbury.fisher.restricted import CHUNK, Restricted
+from woodbury.fisher.restricted import CHUNK, Elements, Restricted, exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +68,14 @@ class Kronecker(Fisher):
     left (o, o), right (i, i): symmetric positive semidefinite. The damping is exact, the same number as in every other
     operator, unlike K-FAC's factored one (see `pi_corrected`); 0 is allowed if both factors are positive definite.
     All algebra is in float64, at O(o³ + i³) once; what the verbs return has the dtype of `left`.
-    eigen: the eigenvectors where they are known already.
+    elements: where the inverse elements of a part come from once weights are gone: `exactly`, by a dense factor, or
+    `at_most`, a bound that costs nothing. eigen: the eigenvectors where they are known already.
     """
 
     left: Tensor
     right: Tensor
     damping: float
+    elements: Elements = field(default=exactly, repr=False)
     eigen: Basis | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
