@@ -55,6 +55,15 @@ def regression():
 def unlabelled():
     return (data()[0],)
 
+def without():
+    return data()[0], None
+
+def halfway():
+    return data()[0], None, *data(100, 1)
+
+def regression_without():
+    return regression()[0], None
+
 def unlabelled_set():
     return TensorDataset(torch.zeros(20, 16))
 
@@ -275,6 +284,45 @@ def test_regression_is_scored_by_r_squared(here: Path) -> None:
     assert 0.9 < report["R² before"] < 1 and report["R² after"] > 0.5
 
 
+@pytest.mark.parametrize("method", ["magnitude", "diagonal", "hessian", "woodfisher", "mfac", "kfac", "kfac-bound"])
+def test_data_without_labels(method: str, here: Path) -> None:
+    np.savez(here / "x.npz", x=np.random.default_rng(0).normal(size=(150, 16)))
+    words = f"prune net.py:build x.npz --labels sampled --sparsity 0.5 --method {method} --damping 1e-2,1 --count 40 --out out"
+    result = woodbury(words)
+    assert result.exit_code == 0, result.output
+    assert "what the dense network says stands for them" in result.stderr
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert report["agreement before"] == 1 and 0.3 < report["agreement after"] <= 1
+    assert report["settings"]["labels"] == "sampled"
+
+
+def test_labels_of_the_test_data_alone_and_of_regression(here: Path) -> None:
+    usual = "--labels sampled --damping 1e-2 --count 40 --sparsity 0.25 --out"
+    result = woodbury(f"prune net.py:build net.py:halfway {usual} half")
+    assert result.exit_code == 0 and "no labels" not in result.stderr, result.output
+    assert json.loads((here / "half" / "report.json").read_text())["accuracy before"] > 0.3
+    result = woodbury(f"prune net.py:linear net.py:regression_without --loss squared_error {usual} out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert report["R² before"] == pytest.approx(1) and 0.5 < report["R² after"] < 1
+
+
+def test_sampled_labels_make_another_fisher(here: Path) -> None:
+    for labels in ("observed", "sampled", "own"):
+        words = "prune net.py:build net.py:both --sparsity 0.9 --damping 1e-3 --count 20 --update independent"
+        assert woodbury(f"{words} --labels {labels} --out {labels}").exit_code == 0
+    found = {labels: load_sparse(here / labels / "weights.safetensors") for labels in ("observed", "sampled", "own")}
+    assert torch.equal(found["own"]["1.weight"], found["observed"]["1.weight"])
+    assert not torch.equal(found["own"]["1.weight"], found["sampled"]["1.weight"])
+
+
+@pytest.mark.parametrize("data", ["net.py:few", "net.py:both --count 10", "net.py:without --labels sampled --count 10"])
+def test_ten_samples_will_do(data: str, here: Path) -> None:
+    result = woodbury(f"prune net.py:build {data} --sparsity 0.5 --out out")
+    assert result.exit_code == 0, result.output
+    assert json.loads((here / "out" / "report.json").read_text())["sparsity reached"] == 0.5
+
+
 def images(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
     image = pytest.importorskip("PIL.Image")
     for index, (name, size) in enumerate(sizes.items()):
@@ -346,6 +394,9 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
         ("net.py:build net.py:both --sparsity 0.5 --method kfac --batch 2", "kfac takes single samples"),
         ("net.py:build net.py:both --sparsity 0.5 --count 9999", "240 of the 9999 gradients"),
         ("net.py:build net.py:unlabelled --sparsity 0.5", "return (x, y)"),
+        ("net.py:build net.py:without --sparsity 0.5", "net.py:without has no labels: give y, or add --labels sampled"),
+        ("net.py:build net.py:without --sparsity 0.5 --labels drawn", "There is no kind of labels 'drawn'"),
+        ("net.py:build net.py:both --sparsity 0.5 --method hessian --batch 2", "hessian takes single samples"),
         ("net.py:build net.py:unlabelled_set --sparsity 0.5", "are the labels missing?"),
         (
             "net.py:build net.py:too_wide --sparsity 0.5",
@@ -382,7 +433,10 @@ def test_bad_checkpoints(here: Path) -> None:
     (here / "cut.npz").write_bytes(b"PK\x03\x04")
     refused("cut.npz is truncated", "prune net.py:build cut.npz --sparsity 0.5 --out out")
     np.savez(here / "x.npz", x=np.zeros((3, 16)))
-    refused("x.npz has no array 'y'", "prune net.py:build x.npz --sparsity 0.5 --out out")
+    refused("x.npz has no labels: give y, or add --labels sampled", "prune net.py:build x.npz --sparsity 0.5 --out out")
+    for given, missing in (("y", "x"), ("x y y_test", "x_test"), ("x y x_test", "y_test")):
+        np.savez(here / "slip.npz", **{name: np.zeros((3, 16)) for name in given.split()})  # type: ignore[arg-type]
+        refused(f"slip.npz has no array {missing!r}", "prune net.py:build slip.npz --sparsity 0.5 --out out")
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
     wide = {**model.state_dict(), "4.weight": torch.zeros(3, 25)}
     torch.save(wide, here / "wide.pt")

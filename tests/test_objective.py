@@ -119,7 +119,7 @@ def test_each_modules_mode_is_restored(fails: bool) -> None:
     assert len(set(modes)) == 2
     batches: list[Any] = [*BATCHES, (INPUTS, None)] if fails else BATCHES
     if fails:
-        with pytest.raises(TypeError):
+        with pytest.raises(WoodburyError, match="no labels"):
             Objective.of(model, batches).loss()
     else:
         Objective.of(model, batches).loss()
@@ -241,6 +241,25 @@ class Counting:
     def __iter__(self):
         self.reads += 1
         return iter(BATCHES)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_batchnorm_without_running_statistics_is_named(place: int) -> None:
+    norms = [nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)]
+    norms[place] = nn.BatchNorm1d(4, track_running_stats=False)
+    model = nn.Sequential(*norms, nn.Linear(4, 3)).double()
+    with pytest.raises(WoodburyError, match=f"BatchNorm '{place}' has no running statistics"):
+        Objective.of(model, BATCHES)
+
+
+def test_batches_without_labels_are_probed_by_drawn_ones() -> None:
+    objective, state = Objective.of(network(), [(INPUTS, None)]), torch.get_rng_state()
+    objective.probe()
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(WoodburyError, match="draws none"):
+        Objective.of(network(), [(INPUTS, None)], Likelihood(cross_entropy.loss)).probe()
+    with pytest.raises(WoodburyError, match="refuses the first batch"):
+        Objective.of(network(), [(normal(5, 7), None)]).probe()
 
 
 def test_making_an_objective_reads_nothing() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import woodbury
-from woodbury import Likelihood, Pruner, WoodburyError, independent, layers, magnitude, mfac, zero
+from woodbury import Likelihood, Pruner, WoodburyError, independent, kfac, layers, magnitude, mfac, sampled, zero
 
 
 def data(samples: int = 40) -> list[tuple[Tensor, Tensor]]:
@@ -91,3 +91,27 @@ def test_rows_pinned_to_an_engine_agree_bit_for_bit() -> None:
         woodbury.prune(model, data(), 0.5, pruner=Pruner(mfac(40, 1e-3, engine=looped), update=independent))
         found.append(model.state_dict())
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recipe", [woodbury.diagonal, woodbury.hessian_diagonal, mfac, woodbury.woodfisher, kfac])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_ten_samples_without_labels_will_do(recipe, rounds: int) -> None:
+    inputs = torch.randn(10, 6, generator=torch.Generator().manual_seed(3))
+    unlabelled = [(inputs[:4], None), (inputs[4:], None)]
+    model = network()
+    pruned = woodbury.prune(
+        model, unlabelled, 0.5, pruner=Pruner(recipe(10, damping=0.1, labels=sampled)), rounds=rounds
+    )
+    assert pruned.sparsity == 0.5
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options", [{"pruner": Pruner(mfac(10))}, {"pruner": Pruner(mfac(10, labels=sampled), first_order=True)}]
+)
+def test_what_needs_labels_says_so_and_leaves_the_model(options: dict) -> None:
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(WoodburyError, match="carry no labels"):
+        woodbury.prune(model, [(torch.ones(10, 6), None)], 0.5, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from woodbury.errors import WoodburyError
@@ -147,12 +148,16 @@ class Objective:
         likelihood: Likelihood = cross_entropy,
         space: ParameterSpace | None = None,
     ) -> Objective:
-        """The objective at the model's own weights. Raises WoodburyError when a weight is NaN or infinite."""
+        """The objective at the model's own weights.
+
+        Raises WoodburyError when a weight is NaN or infinite, or a BatchNorm has no running statistics.
+        """
         if not isinstance(likelihood, Likelihood):
             raise WoodburyError(f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss).")
         if isinstance(batches, Iterator):
             raise WoodburyError("batches can be read only once: give a list or a DataLoader, not a generator.")
         space = space or ParameterSpace.of(model)
+        _check_norms(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         for name in space.shapes:
             if name in parameters and not torch.isfinite(parameters[name]).all():
@@ -177,7 +182,9 @@ class Objective:
         return functional_call(self.model, dict(parameters), positional, keywords)
 
     def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
-        """The mean loss of one batch, a scalar. Raises WoodburyError when the likelihood gives anything else."""
+        """The mean loss of one batch, a scalar. Raises WoodburyError without labels, or if the likelihood gives anything else."""
+        if target is None:
+            raise WoodburyError("The batches carry no labels (None) and a loss needs them: give labels.")
         loss = self.likelihood.loss(self.forward(parameters, inputs), target)
         if not isinstance(loss, Tensor) or loss.ndim:
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -188,12 +195,21 @@ class Objective:
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Raises WoodburyError, with the reason in one sentence, unless model and likelihood take the first batch."""
+        """Raises WoodburyError, with the reason in one sentence, unless model and likelihood take the first batch.
+
+        Batches without labels (None) pass if the likelihood can draw some.
+        """
         with evaluating(self.model):
             for inputs, target in checked(self.batches):
-                if target is None:
-                    raise WoodburyError("The batches carry no labels (None): give them.")
+                if target is None and self.likelihood.sample is None:
+                    raise WoodburyError(
+                        "The batches carry no labels (None), and this likelihood draws none: give them."
+                    )
                 try:
+                    if target is None:  # whoever needs the data's own says so; a generator leaves torch's own alone
+                        assert self.likelihood.sample is not None
+                        generator = torch.Generator(self.weights.device).manual_seed(0)
+                        target = self.likelihood.sample(self.forward(self.parameters, inputs), generator)
                     self.batch_loss(self.parameters, inputs, target)
                 except WoodburyError:
                     raise
@@ -223,6 +239,16 @@ class Objective:
         parameters = dict(self.model.named_parameters())
         for name, tensor in self.parameters.items():
             parameters[name].copy_(tensor)
+
+
+def _check_norms(model: nn.Module) -> None:
+    """An error for a BatchNorm in which the samples of a batch would depend on each other even in eval mode."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise WoodburyError(
+                f"BatchNorm {name!r} has no running statistics, so that no sample has a gradient of its own: build it with "
+                "track_running_stats=True and let recalibrate(model, batches) fill them."
+            )
 
 
 def samples_in(tree: Any) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, TypeVar
 
 from woodbury.comparison import Method
 from woodbury.errors import WoodburyError
-from woodbury.fisher.estimate import Estimate, diagonal, kfac, mfac, woodfisher
+from woodbury.fisher.estimate import Estimate, diagonal, hessian_diagonal, kfac, mfac, woodfisher
+from woodbury.fisher.restricted import Elements, at_most, exactly
 from woodbury.flops import Flops
-from woodbury.gradients import Progress
+from woodbury.gradients import Labels, Progress, observed, sampled
 from woodbury.objective import Likelihood, cross_entropy, squared_error
 from woodbury.pruning.exhaustive import exhaustive
 from woodbury.pruning.pattern import n_of_m
@@ -30,13 +32,14 @@ AUTO = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a Fisher is estimated from."""
+    """What a Fisher is estimated from. labels: None for each method's own."""
 
     count: int
     batch: int
     block: int | None
     seed: int
     progress: Progress | None
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -49,31 +52,49 @@ class Kind:
     update: str
 
 
+def _observed(s: Sampling) -> dict[str, Any]:
+    """Options of the recipes whose own labels are the observed ones."""
+    return {"batch": s.batch, "labels": s.labels or observed, "seed": s.seed, "progress": s.progress}
+
+
 def _diagonal(s: Sampling, damping: float) -> Estimate:
-    return diagonal(s.count, damping, batch=s.batch, seed=s.seed, progress=s.progress)
+    return diagonal(s.count, damping, **_observed(s))
+
+
+def _hessian(s: Sampling, damping: float) -> Estimate:
+    _check_single("hessian", s)
+    return hessian_diagonal(s.count, damping, labels=s.labels or observed, seed=s.seed, progress=s.progress)
 
 
 def _woodfisher(s: Sampling, damping: float) -> Estimate:
-    return woodfisher(s.count, s.block or 2000, damping, batch=s.batch, seed=s.seed, progress=s.progress)
+    return woodfisher(s.count, s.block or 2000, damping, **_observed(s))
 
 
 def _mfac(s: Sampling, damping: float) -> Estimate:
-    return mfac(s.count, damping, block=s.block, batch=s.batch, seed=s.seed, progress=s.progress)
+    return mfac(s.count, damping, block=s.block, **_observed(s))
 
 
-def _kfac(s: Sampling, damping: float) -> Estimate:
+def _kfac(s: Sampling, damping: float, elements: Elements = exactly) -> Estimate:
+    _check_single("kfac", s)
+    labels = s.labels or sampled
+    return kfac(s.count, damping, labels=labels, seed=s.seed, elements=elements, progress=s.progress)
+
+
+def _check_single(name: str, s: Sampling) -> None:
     if s.batch > 1:
-        raise WoodburyError(f"kfac takes single samples, not averages of {s.batch}: leave --batch out.")
-    return kfac(s.count, damping, seed=s.seed, progress=s.progress)
+        raise WoodburyError(f"{name} takes single samples, not averages of {s.batch}: leave --batch out.")
 
 
 METHODS: Mapping[str, Kind] = {
     "magnitude": Kind(None, magnitude, None, "zero"),
     "diagonal": Kind(_diagonal, obd, None, "zero"),
+    "hessian": Kind(_hessian, obd, None, "zero"),
     "woodfisher": Kind(_woodfisher, obs, woodtaylor, "joint"),
     "mfac": Kind(_mfac, obs, woodtaylor, "joint"),
     "kfac": Kind(_kfac, obs, woodtaylor, "joint"),
+    "kfac-bound": Kind(partial(_kfac, elements=at_most), obs, woodtaylor, "joint"),
 }
+LABELS: Mapping[str, Labels | None] = {"own": None, "observed": observed, "sampled": sampled}
 UPDATES: Mapping[str, Update] = {"zero": zero, "independent": independent, "joint": joint}
 SCOPES: Mapping[str, Scope] = {"global": everything, "layers": layers}
 UNITS: Mapping[str, Unit] = {

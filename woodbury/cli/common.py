@@ -29,7 +29,8 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="FILE.py:FUNCTION that returns (x, y), (x, y, x_test, y_test) or one or two torch Datasets; "
-        "a .npz with x and y [x_test, y_test]; or a folder of class folders of images, [train/ and test/ above them].",
+        "a .npz with x and y [x_test, y_test]; or a folder of class folders of images, [train/ and test/ above them]. "
+        "No y, or None for it: see --labels.",
     ),
 ]
 
@@ -50,6 +51,14 @@ class Options:
         typer.Option(min=1, metavar="N", help="Gradients in the Fisher.  [default: 1000, or all that the data gives]"),
     ] = None
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples that one gradient averages.")] = 1
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="observed: the data's; sampled: drawn from the network, for data without any too; own: kfac's are sampled, "
+            "all others' observed.",
+        ),
+    ] = "own"
     damping: Annotated[
         str,
         typer.Option(

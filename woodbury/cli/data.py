@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,25 +26,35 @@ IN_MEMORY = 2**30
 
 @dataclass(frozen=True)
 class Data:
-    """A training and a test split, as datasets of pairs (input, target); `notes` say what was decided on the way."""
+    """A training and a test split, as datasets of pairs (input, target); `notes` say what was decided on the way.
+
+    answered: the labels of the test split are not the data's own.
+    """
 
     train: Dataset
     test: Dataset
     notes: tuple[str, ...] = ()
+    answered: bool = False
 
 
-def load_data(where: str, *, seed: int = 0, size: int | None = None) -> Data:
+Answer = Callable[[Tensor], Tensor]
+"""Inputs -> the labels that stand for those which the data lack."""
+
+
+def load_data(where: str, *, seed: int = 0, size: int | None = None, answer: Answer | None = None) -> Data:
     """The splits that DATA names; without a test split a fifth is held out by `seed`.
 
+    answer: gives inputs without labels those that stand for them; None to refuse such data.
     Raises WoodburyError, in one sentence, for a place that does not exist or holds no pairs of inputs and labels.
     """
     path = Path(where).expanduser()
+    answered = False
     if path.is_dir():
         splits = Images.splits(path, size)
-    elif path.suffix == ".npz":
-        splits = _from_file(path)
-    elif ":" in where:
-        splits = _from_function(where)
+    elif path.suffix == ".npz" or ":" in where:
+        splits = _from_file(path) if path.suffix == ".npz" else _from_function(where)
+        answered = isinstance(splits[-1], Unlabelled)
+        splits = [_answered(where, split, answer) for split in splits]
     else:
         raise WoodburyError(
             f"There is no data at {where}: give FILE.py:FUNCTION, a .npz file or a folder of class folders."
@@ -53,10 +63,30 @@ def load_data(where: str, *, seed: int = 0, size: int | None = None) -> Data:
         if not len(split):  # type: ignore[arg-type]
             raise WoodburyError(f"{where} holds no samples: look at what it returns.")
     if len(splits) == 2:
-        return Data(splits[0], splits[1])
+        return Data(splits[0], splits[1], answered=answered)
     train, test = split_off(splits[0], HELD_OUT, seed)
     said = f"{where} has no test split: accuracy is measured on {len(test)} samples held out by seed {seed}, "
-    return Data(train, test, (said + "which the model may have seen in training.",))
+    return Data(train, test, (said + "which the model may have seen in training.",), answered)
+
+
+@dataclass(frozen=True)
+class Unlabelled(Dataset):
+    """Inputs alone."""
+
+    inputs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def _answered(where: str, split: Dataset, answer: Answer | None) -> Dataset:
+    if not isinstance(split, Unlabelled):
+        return split
+    if answer is None:
+        raise WoodburyError(f"{where} has no labels: give y, or add --labels sampled, which needs none.")
+    return TensorDataset(
+        split.inputs, torch.cat([answer(part) for part in split.inputs.split(250)] or [torch.empty(0)])
+    )
 
 
 def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -99,10 +129,21 @@ def batches(dataset: Dataset) -> Iterable[Batch]:
 def probe(model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood) -> None:
     """Raises WoodburyError unless the model takes the first batch and its outputs fit the labels."""
     inputs, target = next(iter(batches))
+    output = answers(model, inputs)
+    if likelihood is cross_entropy:
+        _check_classes(output, target)
+        _check_range([target] if isinstance(batches, Batches) else [label for _, label in batches], output.shape[1])
+    else:
+        likelihood.loss(output, target)  # says itself what does not fit
+
+
+@torch.no_grad()
+def answers(model: nn.Module, inputs: Any) -> Tensor:
+    """What the model says to a batch of inputs, in eval mode. Raises WoodburyError if it refuses them."""
     keywords = inputs if isinstance(inputs, dict) else {}
     positional = () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-    with torch.no_grad(), evaluating(model):
+    with evaluating(model):
         try:
             output = model(*positional, **keywords)
         except Exception as error:  # whatever the user's network raises
@@ -110,11 +151,7 @@ def probe(model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood) ->
             raise WoodburyError(f"The model refuses a batch of shape {shape}: does DATA fit it? ({why})") from error
     if not isinstance(output, Tensor):
         raise WoodburyError(f"The model gives a {type(output).__name__}: it must give one tensor.")
-    if likelihood is cross_entropy:
-        _check_classes(output, target)
-        _check_range([target] if isinstance(batches, Batches) else [label for _, label in batches], output.shape[1])
-    else:
-        likelihood.loss(output, target)  # says itself what does not fit
+    return output
 
 
 def _check_classes(output: Tensor, target: Any) -> None:
@@ -155,24 +192,28 @@ def _from_file(path: Path) -> list[Dataset]:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise WoodburyError(f"{path} is truncated or no .npz file ({first_line(error)}): write it anew.") from error
-    names = ["x", "y"] + (["x_test", "y_test"] if {"x_test", "y_test"} & set(arrays) else [])
-    for name in names:
+    split = bool({"x_test", "y_test"} & set(arrays))
+    needed = ["x", *(["x_test"] if split else []), *(["y_test"] if split and "y" in arrays else [])]
+    for name in needed:
         if name not in arrays:
             has = ", ".join(arrays) or "nothing"
             raise WoodburyError(f"{path} has no array {name!r}: it needs x and y [x_test, y_test] and has {has}.")
-    return [_pairs(str(path), *(arrays[name] for name in names[i : i + 2])) for i in range(0, len(names), 2)]
+    pairs = [("x", "y"), ("x_test", "y_test")][: 2 if split else 1]
+    return [_pairs(str(path), arrays[x], arrays.get(y)) for x, y in pairs]
 
 
 def _pairs(where: str, x: Any, y: Any) -> Dataset:
-    """Arrays as a dataset: bytes to [0, 1], floats to float32, label integers to int64."""
-    x, y = guarded(where, lambda: (torch.as_tensor(x), torch.as_tensor(y)))
+    """Arrays as a dataset: bytes to [0, 1], floats to float32, label integers to int64; y: None for no labels."""
+    without = y is None
+    x, y = guarded(where, lambda: (torch.as_tensor(x), torch.zeros(len(x)) if without else torch.as_tensor(y)))
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise WoodburyError(f"{where} has inputs of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}: "
                             "there must be one label per input.")  # fmt: skip
     for name, values in (("inputs", x), ("labels", y)):
         if values.is_floating_point() and not torch.isfinite(values).all():
             raise WoodburyError(f"{where} has {name} that are NaN or infinite: clean the data.")
-    return TensorDataset(x.float() / 255 if x.dtype == torch.uint8 else _usual(x), _usual(y))
+    x = x.float() / 255 if x.dtype == torch.uint8 else _usual(x)
+    return Unlabelled(x) if without else TensorDataset(x, _usual(y))
 
 
 def _usual(leaf: Any) -> Any:

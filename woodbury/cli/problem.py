@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from woodbury.batchnorm import recalibrate
-from woodbury.cli.choices import LOSSES, Sampling, pick
+from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick
 from woodbury.cli.common import Callback, Options, note
-from woodbury.cli.data import HELD_OUT, Data, batches, load_data, probe, sample, split_off
+from woodbury.cli.data import HELD_OUT, Data, answers, batches, load_data, probe, sample, split_off
 from woodbury.cli.load import load_model
 from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
@@ -76,7 +77,7 @@ class Problem:
     def sampling(self, progress: Callback | None) -> Sampling:
         """What the Fishers are estimated from."""
         o = self.options
-        return Sampling(self.count, o.batch, o.block, o.seed, progress)
+        return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""
@@ -95,6 +96,7 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     choosing: hold training data out to choose a damping on.
     """
     likelihood = pick(LOSSES, options.loss, "loss")
+    pick(LABELS, options.labels, "kind of labels")
     torch.manual_seed(options.seed)
     network = load_model(model, options.checkpoint).requires_grad_(False)  # gradients are taken of copies
     if others := {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}:
@@ -102,9 +104,12 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
             f"The model's weights are {str(others.pop())[6:]} and DATA comes as float32: return model.float()."
         )
     space = ParameterSpace.of(network, options.include or "*", options.exclude or (), min_ndim=2)
-    found = load_data(data, seed=options.seed, size=options.size)
+    stand_in = partial(ANSWERS[options.loss], network) if options.labels == "sampled" else None
+    found = load_data(data, seed=options.seed, size=options.size, answer=stand_in)
     for remark in found.notes:
         note(remark)
+    if found.answered:
+        note(f"{data} has no labels: what the dense network says stands for them, and the score is agreement with it.")
     test = batches(found.test)
     probe(network, test, likelihood)
     calibration, held_out = _held_out(found, options.seed) if choosing else (found.train, None)
@@ -116,7 +121,7 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
         calibration=calibration,
         held_out=held_out,
         test=test,
-        measure="accuracy" if options.loss == "cross_entropy" else "R²",
+        measure=MEASURES[options.loss, found.answered],
         count=_count(calibration, options),
         options=options,
     )
@@ -130,7 +135,22 @@ def r_squared(objective: Objective, data: Iterable[Batch]) -> float:
     return 1 - 2 * samples * objective.loss(data) / deviation if deviation else float("nan")
 
 
-SCORES: Mapping[str, Callable[[Objective, Iterable[Batch]], float]] = {"accuracy": accuracy, "R²": r_squared}
+SCORES: Mapping[str, Callable[[Objective, Iterable[Batch]], float]] = {
+    "accuracy": accuracy,
+    "agreement": accuracy,
+    "R²": r_squared,
+}
+MEASURES = {
+    ("cross_entropy", False): "accuracy",
+    ("cross_entropy", True): "agreement",
+    ("squared_error", False): "R²",
+    ("squared_error", True): "R²",
+}
+ANSWERS: Mapping[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "cross_entropy": lambda model, inputs: answers(model, inputs).argmax(1),
+    "squared_error": answers,
+}
+"""For each loss, the labels that a dense network's own outputs give."""
 
 
 def _held_out(found: Data, seed: int) -> tuple[Dataset, Iterable[Batch]]:
