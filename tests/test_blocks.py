@@ -7,7 +7,7 @@ from itertools import combinations
 import dense
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,6 +31,7 @@ def both_forms(rows: Tensor, sizes: list[int], weights: Tensor | None) -> tuple[
     return primal, BlockDiagonal(tuple(LowRank(part, DAMPING, weights) for part in rows.split(sizes, dim=1)))
 
 
+@settings(deadline=None)  # a clock on a busy machine finds no error
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), m=st.integers(1, 5), weighted=st.booleans())
 def test_primal_and_dual_are_the_same_matrix(sizes: list[int], m: int, weighted: bool) -> None:
     rows, weights = normal(m, sum(sizes)), normal(m, seed=1).abs() + 0.1 if weighted else None
@@ -53,6 +54,22 @@ def test_primal_and_dual_are_the_same_matrix(sizes: list[int], m: int, weighted:
 )
 def test_the_cheaper_form_is_chosen(m: int, sizes: tuple[int, ...], form: type) -> None:
     assert isinstance(dense_blocks(normal(m, sum(sizes)), sizes, DAMPING), form)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("m", "sizes"), [(9, (3, 3, 2)), (2, (140, 140))])
+def test_both_forms_return_the_dtype_of_the_rows(dtype: torch.dtype, m: int, sizes: tuple[int, ...]) -> None:
+    rows, wide = normal(m, sum(sizes)).to(dtype), torch.promote_types(dtype, torch.float32)
+    fisher = dense_blocks(rows, sizes, DAMPING)
+    assert isinstance(fisher, Dense) == (m == 9)
+    truth = dense.blocks_only(dense.low_rank(rows, DAMPING), sizes)
+    keep, v = torch.arange(sum(sizes)) % 3 != 0, normal(sum(sizes), seed=2).to(wide)
+    groups = torch.tensor([[0, 1]])
+    for some, matrix, w in ((fisher, truth, v), (fisher.restrict(keep), truth[keep][:, keep], v[keep])):
+        found = [some @ w, some.solve(w), some.diagonal(), some.inverse_diagonal(), some.inverse_blocks(groups)]
+        assert {part.dtype for part in found} == {some.dtype} == {wide}
+        torch.testing.assert_close(found[1].double(), torch.linalg.solve(matrix, w.double()), rtol=1e-4, atol=1e-4)
+    assert fisher.compensate(keep, v.masked_fill(keep, 0)).dtype == wide == fisher.with_damping(1.0).dtype
 
 
 def test_many_blocks_are_worked_on_a_few_at_a_time() -> None:

@@ -68,9 +68,20 @@ def test_recipes_are_the_dense_fisher_and_its_parts(name: str, batch: int) -> No
         (woodfisher(COUNT, 8, DAMPING, batch=batch), dense.blocks_only(truth, sizes)),
         (mfac(COUNT, DAMPING, block=8, batch=batch), dense.blocks_only(truth, sizes)),
         (woodfisher(COUNT, 2000, DAMPING, batch=batch), dense.blocks_only(truth, objective.space.runs())),
+        (woodfisher(COUNT, 4, DAMPING, batch=batch), dense.blocks_only(truth, objective.space.runs(4))),  # streamed
         (woodfisher(COUNT, 1, DAMPING, batch=batch), truth.diagonal().diag()),
     ):
         torch.testing.assert_close(matrix(objective, estimate), expected)
+
+
+def test_blocks_shorter_than_half_the_count_never_hold_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("all rows were asked for")
+
+    monkeypatch.setattr("woodbury.fisher.estimate.rows", refuse)
+    woodfisher(COUNT, 4, DAMPING)(objective_of())
+    with pytest.raises(AssertionError, match="all rows"):
+        woodfisher(COUNT, 5, DAMPING)(objective_of())
 
 
 def test_structures() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.factors import factors
-from woodbury.fisher.blocks import BlockDiagonal, dense_blocks
+from woodbury.fisher.blocks import BlockDiagonal, dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.explicit import Diagonal
 from woodbury.fisher.kronecker import Kronecker
 from woodbury.fisher.lowrank import LowRank
@@ -41,13 +41,10 @@ def diagonal(
     check_damping(damping)
 
     def estimate(objective: Objective) -> Diagonal:
-        squares, done = torch.zeros_like(objective.weights, dtype=torch.float64), 0
+        squares = torch.zeros_like(objective.weights, dtype=torch.float64)
         options = {"batch": batch, "labels": labels, "generator": _generator(objective, seed), "engine": engine}
-        for chunk in gradients(objective, count, **options):
+        for chunk in _told(gradients(objective, count, **options), count, progress):
             squares += chunk.to(torch.promote_types(chunk.dtype, torch.float32)).square().sum(0)  # halves underflow
-            done += len(chunk)
-            if progress:
-                progress("gradients", done, count)
         return Diagonal((squares / count).to(torch.promote_types(objective.weights.dtype, torch.float32)), damping)
 
     return estimate
@@ -109,8 +106,8 @@ def mfac(
     """The empirical Fisher of `count` gradients, matrix-free (M-FAC, Frantar, Kurtic & Alistarh 2021)  (eq. 2, 6).
 
     block: weights per block, None for the whole matrix. batch: samples that a row averages. labels: `observed`, or
-    `sampled` for the true Fisher, drawn with `seed`. engine: pin one for runs that
-    agree bit for bit. Needs count × d floats. Raises WoodburyError on too little data.
+    `sampled` for the true Fisher, drawn with `seed`. engine: pin one for runs that agree bit for bit. Needs count × d
+    floats, or block × d in float64 where that is no more. Raises WoodburyError on too little data.
     """
     check_damping(damping)
     if block is not None and block < 1:
@@ -118,10 +115,11 @@ def mfac(
 
     def estimate(objective: Objective) -> Fisher:
         options = {"batch": batch, "labels": labels, "generator": _generator(objective, seed), "engine": engine}
+        sizes = None if block is None else objective.space.runs(block)
+        if sizes and is_primal(count, sizes) and 2 * max(sizes) <= count:  # the sums are smaller than the rows
+            return summed_blocks(_told(gradients(objective, count, **options), count, progress), sizes, damping)
         matrix = rows(objective, count, progress=progress, **options)
-        if block is None:
-            return LowRank(matrix, damping)
-        return dense_blocks(matrix, objective.space.runs(block), damping)
+        return LowRank(matrix, damping) if sizes is None else dense_blocks(matrix, sizes, damping)
 
     return estimate
 
@@ -162,6 +160,16 @@ def gauss_newton(recipe: Estimate, rank: int = 2, *, seed: int = 0) -> Estimate:
     recipe: `mfac`, `woodfisher` or `diagonal`, whose `count` counts rows: gauss_newton(mfac(2000), 2) reads 1,000 samples.
     """
     return lambda objective: recipe(gauss_newton_rows(objective, rank, seed))
+
+
+def _told(chunks: Iterable[Tensor], count: int, progress: Progress | None) -> Iterator[Tensor]:
+    """The chunks of rows, and after each the progress."""
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        if progress:
+            progress("gradients", done, count)
 
 
 def _generator(objective: Objective, seed: int) -> torch.Generator:

@@ -85,12 +85,14 @@ class Dense(Fisher):
     """F = curvature + damping·I, one symmetric matrix or a stack of equally large ones side by side  (eq. 4).
 
     curvature: (d, d), or (b, s, s) for b blocks of s weights each. valid: (b, s) bool, False where a block is padded
-    (with zeros in the curvature); the d weights are the valid ones in order.
+    (with zeros in the curvature); the d weights are the valid ones in order. result: the dtype of what the verbs return,
+    None for the curvature's, in which they compute.
     """
 
     curvature: Tensor
     damping: float
     valid: Tensor | None = None
+    result: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -98,7 +100,7 @@ class Dense(Fisher):
         if len(shape) not in (2, 3) or shape[-1] != shape[-2] or 0 in shape:
             raise WoodburyError(f"A dense curvature has shape {tuple(shape)}: give (d, d), or (b, s, s) for b blocks.")
         check_finite(self.curvature, "The dense curvature")
-        allowed = torch.finfo(self.dtype).eps ** 0.5
+        allowed = torch.finfo(self.curvature.dtype).eps ** 0.5
         for some in self._blocks.split(max(1, 4096 // shape[-1])):
             if bool(((some - some.mT).abs_().amax((1, 2)) > allowed * some.abs().amax((1, 2))).any()):
                 raise WoodburyError("The dense curvature is not symmetric: give (1/m) Σ g gᵀ.")
@@ -149,21 +151,21 @@ class Dense(Fisher):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.curvature.dtype
+        return self.result or self.curvature.dtype
 
     @property
     def device(self) -> torch.device:
         return self.curvature.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        columns = self._scatter(v.to(self.dtype))
+        columns = self._scatter(v.to(self.curvature.dtype))
         return self._gather(self._blocks @ columns + self.damping * columns, v)
 
     def solve(self, v: Tensor) -> Tensor:
         return self._gather(torch.cholesky_solve(self._scatter(v.double()), self._factor), v)
 
     def diagonal(self) -> Tensor:
-        return self._blocks.diagonal(dim1=1, dim2=2).flatten()[self._places] + self.damping
+        return (self._blocks.diagonal(dim1=1, dim2=2).flatten()[self._places] + self.damping).to(self.dtype)
 
     def inverse_diagonal(self) -> Tensor:
         return self._inverse_diagonal
@@ -202,7 +204,7 @@ class Dense(Fisher):
         valid = stays.gather(1, order)
         each = torch.arange(len(used), device=self.device)[:, None, None]
         smaller = used[each, order[:, :, None], order[:, None, :]] * (valid[:, :, None] & valid[:, None, :])
-        return Dense(smaller, self.damping, None if bool(valid.all()) else valid)
+        return Dense(smaller, self.damping, None if bool(valid.all()) else valid, self.result)
 
     def conditional(self, keep: Tensor) -> Tensor:
         b, s, _ = self._blocks.shape

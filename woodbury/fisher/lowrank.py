@@ -93,11 +93,14 @@ class LowRank(Fisher):
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor, bool]:
         """The Gram matrix, the factor of gram + damping·I, and whether the products were taken in float64."""
-        exact = self.exact_gram or self.dtype == torch.float64
-        gram = self._scaled_gram(self.dtype) if self.known_gram is None else self.known_gram
-        factor = cholesky(gram, self.damping)
+        gram = self.known_gram if self.known_gram is not None else self._scaled_gram(self.dtype)
+        return self._factored(gram, self.exact_gram)
+
+    def _factored(self, gram: Tensor, exact: bool, columns: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
+        """The same of the Gram matrix of some columns, taken again in float64 if float32 cannot carry the answer."""
+        exact, factor = exact or self.dtype == torch.float64, cholesky(gram, self.damping)
         if not exact and _least_new(factor) < RESOLVED:
-            gram, exact = self._scaled_gram(torch.float64), True
+            gram, exact = self._scaled_gram(torch.float64, columns), True
             factor = cholesky(gram, self.damping)
         return gram, factor, exact
 
@@ -120,8 +123,7 @@ class LowRank(Fisher):
         return combine(self.rows, _down(self._scale, c).to(self.dtype))
 
     def _solve_small(self, c: Tensor) -> Tensor:
-        columns = c if c.ndim == 2 else c[:, None]
-        return torch.cholesky_solve(columns, self._factor).view(c.shape)
+        return _solved_by(self._factor, c)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         v = check_vector(v, self.d).to(self.dtype)
@@ -182,16 +184,18 @@ class LowRank(Fisher):
         return blocks
 
     def restrict(self, keep: Tensor) -> LowRank:
-        kept = check_keep(keep, self.d).nonzero()[:, 0]
-        rows = self.rows.index_select(1, kept)
+        rows = self.rows.index_select(1, check_keep(keep, self.d).nonzero()[:, 0])
+        left = self._downdated(keep)
+        return replace(self, rows=rows, known_gram=left, exact_gram=left is not None and self._exact)
+
+    def _downdated(self, keep: Tensor) -> Tensor | None:
+        """The Gram matrix of the columns that stay, where that of the others is cheaper and the difference exact  (eq. 10)."""
         known = self.known_gram is not None or "_solved" in vars(self)
-        if self.group is not None or not known or 2 * len(kept) < self.d:
-            return replace(self, rows=rows, known_gram=None, exact_gram=False)
+        if self.group is not None or not known or 2 * int(keep.sum()) < self.d:
+            return None
         gone = self._scaled_gram(torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0])
-        left = self.gram - gone  # a downdate  (eq. 10)
-        if bool((left.diagonal() < REMAINING * self.gram.diagonal()).any()):
-            return replace(self, rows=rows, known_gram=None, exact_gram=False)
-        return replace(self, rows=rows, known_gram=left, exact_gram=self._exact)
+        left = self.gram - gone
+        return None if bool((left.diagonal() < REMAINING * self.gram.diagonal()).any()) else left
 
     def conditional(self, keep: Tensor) -> Tensor:
         stays = self.restrict(keep)
@@ -214,12 +218,23 @@ class LowRank(Fisher):
         return (d - self.m) * math.log(self.damping) + float(2 * self._factor.diagonal().log().sum())
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
-        # F_KQ w_Q lies in the span of the kept columns, so that the range form applies: no division by the damping.
-        stays = self.restrict(keep)
-        step = stays._combine(stays._solve_small(self._times(check_vector(removed, self.d))))
+        # F_KQ w_Q lies in the span of the kept columns, so that the range form applies: no division by the damping. Only
+        # their Gram matrix is needed: what the other columns would add is cut off last.
+        kept = check_keep(keep, self.d).nonzero()[:, 0]
+        left = self._downdated(keep)
+        known = (self._scaled_gram(self.dtype, kept), False) if left is None else (left, self._exact)
+        _, factor, _ = self._factored(*known, kept)
+        step = self._combine(_solved_by(factor, self._times(check_vector(removed, self.d))))[keep]
         if gradient is None:
             return step
-        return step.sub_(stays.solve(check_vector(gradient, self.d)[keep].to(self.dtype)))
+        slope = check_vector(gradient, self.d).to(self.dtype).masked_fill(~keep, 0)
+        newton = slope - self._combine(_solved_by(factor, self._times(slope)))
+        return step.sub_(newton[keep], alpha=1 / self.damping)
+
+
+def _solved_by(factor: Tensor, c: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ c for c (m,) or (m, k)."""
+    return torch.cholesky_solve(c if c.ndim == 2 else c[:, None], factor).view(c.shape)
 
 
 def check_weights(weights: Tensor, m: int) -> Tensor:
