@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from woodbury.comparison import Method, accuracy
-from woodbury.fisher.estimate import Estimate, diagonal, kfac, mfac, woodfisher
+from woodbury.fisher.estimate import Estimate, diagonal, hessian_diagonal, kfac, mfac, woodfisher
 from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.gradients import Labels, observed, sampled
 from woodbury.objective import Objective
@@ -42,7 +42,7 @@ def swapped(left: Tensor, right: Tensor, damping: float) -> Kronecker:
     return Kronecker(right, left, damping)
 
 
-def methods(count: int) -> dict[str, Method]:
+def methods(count: int, hessian: bool) -> dict[str, Method]:
     """Each at 1e-5, then with the damping chosen."""
     recipes: dict[str, tuple[Estimate, Saliency, Update]] = {
         "diagonal, no update": (diagonal(count), obd, zero),
@@ -56,18 +56,20 @@ def methods(count: int) -> dict[str, Method]:
         "K-FAC, sampled, joint": (kfac(count, labels=sampled), obs, joint),
         "K-FAC, observed, wrong order": (kfac(count, labels=observed, damped=swapped), obs, independent),
     }
+    if hessian:
+        recipes["Hessian's diagonal"] = (hessian_diagonal(count), obd, zero)
     plain = {name: Method(Pruner(*recipe)) for name, recipe in recipes.items()}
     chosen = {f"{name}, chosen": replace(method, dampings=GRID) for name, method in plain.items()}
     return {"magnitude": Method(Pruner(None, magnitude, zero)), **plain, **chosen}
 
 
-def mlpnet(bench: Any, count: int) -> Task:
+def mlpnet(bench: Any, count: int, hessian: bool) -> Task:
     x, y, x_test, y_test = bench.mnist()
     model = bench.mlpnet()
     space = ParameterSpace.of(model)
     sparsities = {f"{SPARSITY:g}": published(SPARSITY, space.n)}
     title = f"MLPNet on MNIST, {count} gradients"
-    return Task(title, model, space, (x, y), (x_test, y_test), sparsities, methods(count))
+    return Task(title, model, space, (x, y), (x_test, y_test), sparsities, methods(count, hessian))
 
 
 def factored(task: Task, count: int, labels: Labels, seeds: Sequence[int], console: Console) -> list[str]:
@@ -90,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="gradients, 1000 at most")
+    parser.add_argument("--hessian", action="store_true", help="and its exact diagonal: 2 minutes per 100 and seed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write every cell as JSON")
     arguments = parser.parse_args()
@@ -101,7 +104,7 @@ def main() -> None:
     bench = importlib.import_module("bench_data")
     console, cells = Console(width=160), {}
     for count in arguments.counts:
-        task, seeds = mlpnet(bench, count), range(arguments.seeds)
+        task, seeds = mlpnet(bench, count, arguments.hessian), range(arguments.seeds)
         cells[str(count)] = run(task, seeds, console)
         show(task, cells[str(count)], console)
         for name, labels in (("observed", observed), ("sampled", sampled)):
