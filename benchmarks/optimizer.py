@@ -65,7 +65,7 @@ def small_work(window: Window) -> float:
 
     def work() -> None:
         window._replace(inverse, 0, window.gram[0])
-        window._errors(window._solve_small(unit))
+        window._estimates(unit, window._solve_small(unit), slice(0, 1))
 
     spent = seconds(work, 9)
     window.age = age

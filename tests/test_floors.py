@@ -50,6 +50,7 @@ FLOORS = [
         "optim",
         "optim_layout",
         "optim_window",
+        "optim_damping",
     },
     {"cli"},
 ]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import woodbury
 from woodbury.errors import WoodburyError
 from woodbury.optim import MFAC
 from woodbury.optim_layout import blocks, per_group, per_parameter, whole
@@ -438,6 +439,23 @@ def test_pruned_weights_stay_zero_and_take_no_memory(by: str) -> None:
     assert not vector(model)[~keep].any()
     assert optimizer.state_dict()["windows"]["states"][0]["rows"].shape == (4, int(keep.sum()))
     assert optimizer.state[model[0].weight]["momentum_buffer"].numel() == 5
+
+
+def test_a_pruned_network_is_tuned_with_its_zeros_held() -> None:
+    """From `prune` to `keep` in one line: the loss that pruning cost is won back, and not one zero with it."""
+    model = net()
+    x, y = data()
+    train(model, MFAC(model.parameters(), 0.02, window=16, damping=1e-2, momentum=0.9), range(60))
+    pruned = woodbury.prune(model, [(x[:20].flatten(0, 1), y[:20].flatten())], 0.4)
+    zeros = [parameter == 0 for parameter in model.parameters()]
+    before = float(nn.functional.cross_entropy(model(x[0]), y[0]).detach())
+    keep = pruned.objective.space
+    optimizer = MFAC(model.named_parameters(), 0.02, window=16, damping=1e-2, momentum=0.9, keep=keep)
+    for _ in range(60):
+        train(model, optimizer, range(1))
+    assert float(nn.functional.cross_entropy(model(x[0]), y[0]).detach()) < 0.7 * before
+    assert sum(int(zero.sum()) for zero in zeros) == keep.n - keep.d > 0
+    assert all(bool((p.detach()[zero] == 0).all()) for p, zero in zip(model.parameters(), zeros, strict=True))
 
 
 def test_half_precision_rows_are_half_as_large_and_point_the_same_way() -> None:

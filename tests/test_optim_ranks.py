@@ -98,6 +98,17 @@ def late_group(group: Any) -> str:
     return str(caught.value)
 
 
+def on_rows(group: Any) -> dict[str, Any]:
+    """Several rows per step, the same on all ranks."""
+    model, generator = net(), torch.Generator().manual_seed(5)
+    optimizer = MFAC(model.parameters(), 0.02, window=6, damping=0.1, group=group)
+    for _ in range(9):
+        rows = [torch.randn(4, *p.shape, generator=generator, dtype=torch.float64) for p in model.parameters()]
+        optimizer.step(rows=rows, residuals=torch.arange(4.0))
+    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return {"weights": weights, "slope": optimizer.slope}
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store, patience = f"file://{folder}/store", timedelta(seconds=30)
@@ -107,6 +118,7 @@ def work(rank: int, folder: str) -> None:
 
         half = slice(4 * rank, 4 * rank + 4)
         found: dict[str, Any] = {case: trained(case, half, dist.group.WORLD, DistributedDataParallel) for case in CASES}
+        found["rows"] = on_rows(dist.group.WORLD)
         found["late"] = late_group(dist.group.WORLD)
         found["sharded"] = sharded(rank, dist.group.WORLD)
         torch.save(found, f"{folder}/{rank}.pt")
@@ -144,6 +156,12 @@ def test_sharded_parameters_train_as_one(ranks: list[dict[str, Any]]) -> None:
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-9, atol=1e-11)
     assert first["columns"][0] + second["columns"][0] == alone["columns"][0]
     assert min(first["columns"][0], second["columns"][0]) > 0
+
+
+def test_rows_on_two_processes_are_those_on_one(ranks: list[dict[str, Any]]) -> None:
+    alone, (first, second) = on_rows(None), [found["rows"] for found in ranks]
+    torch.testing.assert_close(first, alone, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
 def test_a_late_group_is_refused_on_ranks(ranks: list[dict[str, Any]]) -> None:

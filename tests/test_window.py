@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher.window import FAST, REBUILT, WIDE, Window, combination, products
+from woodbury.fisher.streams import FAST, WIDE, combination, products
+from woodbury.fisher.window import REBUILT, Window
 
 
 def stream(count: int, d: int = 6) -> torch.Tensor:

@@ -28,6 +28,7 @@ from woodbury.objective import Objective as Objective
 from woodbury.objective import cross_entropy as cross_entropy
 from woodbury.objective import squared_error as squared_error
 from woodbury.optim import MFAC as MFAC
+from woodbury.optim_damping import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.pruning.exhaustive import exhaustive as exhaustive
 from woodbury.pruning.pattern import n_of_m as n_of_m
 from woodbury.pruning.pruner import Pruned as Pruned

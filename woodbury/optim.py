@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from woodbury.optim_layout import (
     Keep,
     Partition,
     Piece,
+    check_group,
     check_sharding,
     digest,
     gradient_of,
     indices_of,
     masks_of,
     pieces,
+    rows_of,
     runs_of,
     sizes_of,
     whole,
@@ -100,7 +102,7 @@ class MFAC(torch.optim.Optimizer):
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         try:
-            _check_group(added)
+            check_group(added)
             self._window_device()
             self._indices |= indices_of(self._masks, added)
             if self._windows is not None:
@@ -112,26 +114,47 @@ class MFAC(torch.optim.Optimizer):
             raise
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step from the parameters' gradients; with a closure, which computes loss and gradients, its loss."""
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        rows: Sequence[Tensor] | None = None,
+        residuals: Tensor | None = None,
+    ) -> Any:
+        """One step from the parameters' gradients; with a closure, which computes loss and gradients, its loss.
+
+        rows: (k, *shape) for each parameter in turn, as `torch.func.vmap` gives them; residuals: (k,). They stand for the
+        gradients: of a loss ½·mean(residual²) the rows are the residuals' Jacobian, and the step is Gauss and Newton's  (eq. 40).
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if (rows is None) != (residuals is None):
+            raise WoodburyError("step got only one of rows and residuals: give both, or neither.")
         parts = self._pieces()
-        if all(piece.parameter.grad is None for piece in parts):
+        moving = [piece for piece in parts if rows is not None or piece.parameter.grad is not None]
+        if not moving:
             return loss
         if self._windows is None:  # only now, as models move between devices before training
             self._windows = self._open(parts)
-        gradient = gradient_of(parts, self.param_groups, self._windows.like)
+        if rows is None or residuals is None:
+            gradients = gradient_of(parts, self.param_groups, self._windows.like)
+        else:
+            gradients = rows_of(parts, self.param_groups, rows, residuals, self._windows.like)
         dampings = self._dampings(self._windows.runs, parts)
-        measured = self._windows.measure(gradient)
-        if measured is None:
+        measured = self._windows.measure(gradients)
+        if measured is None or not (residuals is None or bool(torch.isfinite(residuals).all())):
             self.skipped += 1
             return loss
-        self._windows.solve(gradient, measured, dampings, self._coupled_decay(parts, gradient))
-        self._move(parts, gradient)
+        decay = self._coupled_decay(moving, gradients)
+        self._move(moving, self._windows.solve(gradients, measured, dampings, decay, residuals))
         return loss
+
+    @property
+    def slope(self) -> float:
+        """gᵀF⁻¹g of the last step: how fast the loss falls along it at first, in the quadratic's eyes  (eq. 41)."""
+        return 0.0 if self._windows is None else sum(window.slope for window in self._windows.windows)
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state and, under `windows`, all that the windows need to go on bit for bit; readable weights_only."""
@@ -221,23 +244,24 @@ class MFAC(torch.optim.Optimizer):
             dampings.append(check_damping(found.pop()))
         return dampings
 
-    def _coupled_decay(self, parts: list[Piece], like: Tensor) -> Tensor | None:
+    def _coupled_decay(self, moving: list[Piece], like: Tensor) -> Tensor | None:
         """weight_decay·w as a vector (d,), where it is coupled; None if it is nowhere."""
         decay = None
-        for piece in parts:
+        for piece in moving:
             group = self.param_groups[piece.group]
-            if group["weight_decay"] and not group["decoupled"] and piece.parameter.grad is not None:
-                decay = torch.zeros_like(like) if decay is None else decay
+            if group["weight_decay"] and not group["decoupled"]:
+                decay = like.new_zeros(like.shape[-1]) if decay is None else decay
                 decay[piece.place].copy_(piece.read(piece.parameter)).mul_(group["weight_decay"])
         return decay
 
-    def _move(self, parts: list[Piece], step: Tensor) -> None:
-        """w ← w − lr·(momentum of the step) − lr·(decoupled decay), for every parameter that has a gradient."""
+    def _move(self, moving: list[Piece], step: Tensor) -> None:
+        """w ← w − lr·(momentum of the step) − lr·(decoupled decay), for every parameter that moves."""
         for number, group in enumerate(self.param_groups):
-            moving = [piece for piece in parts if piece.group == number and piece.parameter.grad is not None]
             lr, shrink = float(group["lr"]), group["weight_decay"] if group["decoupled"] else 0.0
             weights, updates = [], []
             for piece in moving:
+                if piece.group != number:
+                    continue
                 update = step[piece.place].to(piece.own.device)
                 update = update.view(piece.own.shape) if piece.index is None else update
                 if group["momentum"]:
@@ -258,21 +282,6 @@ class MFAC(torch.optim.Optimizer):
         else:
             state["momentum_buffer"].mul_(momentum).add_(update)
         return state["momentum_buffer"]
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    """Raise WoodburyError unless a group's parameters are real and its numbers in range."""
-    for parameter in group["params"]:
-        if not parameter.is_floating_point():
-            raise WoodburyError(
-                f"A parameter has dtype {str(parameter.dtype)[6:]}: only real floating-point ones can move."
-            )
-    for name in ("lr", "weight_decay"):
-        if not (math.isfinite(float(group[name])) and float(group[name]) >= 0):
-            raise WoodburyError(f"{name} is {float(group[name])}: it must be at least 0 and finite.")
-    if not 0 <= group["momentum"] < 1:
-        raise WoodburyError(f"momentum is {group['momentum']}: it must lie in [0, 1).")
-    check_damping(group["damping"])
 
 
 def _counted(shapes: list[list[list[int]]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.fisher.operator import check_damping
 from woodbury.space import ParameterSpace
 
 Partition = Callable[[Sequence[Sequence[int]]], Sequence[int]]
@@ -121,6 +123,26 @@ def gradient_of(parts: Sequence[Piece], groups: Sequence[Mapping[str, Any]], lik
     return vector
 
 
+def rows_of(
+    parts: Sequence[Piece], groups: Sequence[Mapping[str, Any]], rows: Sequence[Tensor], residuals: Tensor, like: Tensor
+) -> Tensor:
+    """Rows given as (k, *shape) for each parameter as one matrix (k, d), the sign turned where a group maximizes."""
+    wanted = [(len(residuals), *piece.own.shape) for piece in parts]
+    found = [tuple(row.shape) for row in rows]
+    if residuals.ndim != 1 or found != wanted:
+        raise WoodburyError(
+            f"Rows of the shapes {found} met residuals of shape {tuple(residuals.shape)} and parameters of the shapes "
+            f"{[shape[1:] for shape in wanted]}: give (k, *shape) for each parameter in turn, and k residuals."
+        )
+    matrix = like.new_empty(len(residuals), parts[-1].place.stop)
+    for piece, given in zip(parts, rows, strict=True):
+        flat = given.detach().flatten(1)
+        part = matrix[:, piece.place].copy_(flat if piece.index is None else flat[:, piece.index])
+        if groups[piece.group]["maximize"]:
+            part.neg_()
+    return matrix
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a DTensor; any other tensor as it is. (Importing DTensor costs more than asking for it.)"""
     to_local = getattr(tensor, "to_local", None)
@@ -138,6 +160,21 @@ def check_sharding(parts: Sequence[Piece], group: Any) -> bool:
             "Some parameters are DTensors: shard all of them (fully_shard), and give the ranks as group=…."
         )
     return True
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raise WoodburyError unless a group's parameters are real and its numbers in range."""
+    for parameter in group["params"]:
+        if not parameter.is_floating_point():
+            raise WoodburyError(
+                f"A parameter has dtype {str(parameter.dtype)[6:]}: only real floating-point ones can move."
+            )
+    for name in ("lr", "weight_decay"):
+        if not (math.isfinite(float(group[name])) and float(group[name]) >= 0):
+            raise WoodburyError(f"{name} is {float(group[name])}: it must be at least 0 and finite.")
+    if not 0 <= group["momentum"] < 1:
+        raise WoodburyError(f"momentum is {group['momentum']}: it must lie in [0, 1).")
+    check_damping(group["damping"])
 
 
 def masks_of(keep: Keep | None) -> Mapping[Any, Tensor]:

@@ -63,23 +63,32 @@ class Windows:
         self.runs.append(runs[last])
         self._open(runs[last + 1 :], dampings[last + 1 :])
 
-    def measure(self, gradient: Tensor) -> list[Tensor] | None:
-        """The Gram rows of a gradient (d,) for `solve`; None if it is not finite somewhere. Nothing changes yet."""
+    def measure(self, gradients: Tensor) -> list[Tensor] | None:
+        """The Gram rows of gradients, (d,) or (k, d), for `solve`; None if they are not finite. Nothing changes yet."""
         measured = [
-            window.measure(gradient[self._own(run)]) for window, run in zip(self.windows, self.runs, strict=True)
+            window.measure(gradients[..., self._own(run)]) for window, run in zip(self.windows, self.runs, strict=True)
         ]
         finite = torch.isfinite(torch.stack([products.sum() for products in measured])).all()
         return measured if bool(finite) else None
 
-    def solve(self, gradient: Tensor, measured: list[Tensor], dampings: Sequence[float], plus: Tensor | None) -> None:
-        """Take the gradient (d,) in and turn it into F⁻¹(g + plus), in place."""
+    def solve(
+        self,
+        gradients: Tensor,
+        measured: list[Tensor],
+        dampings: Sequence[float],
+        plus: Tensor | None,
+        residuals: Tensor | None,
+    ) -> Tensor:
+        """Take the gradients in; F⁻¹(g + plus), (d,), for g their mean weighted by the residuals: may be in place."""
+        step = gradients if gradients.ndim == 1 else gradients.new_empty(gradients.shape[1])
         for window, run, products, damping in zip(self.windows, self.runs, measured, dampings, strict=True):
             part = self._own(run)
             window.damping = damping
-            window.admit(gradient[part], products)
-            gradient[part] = window.solve_newest(None if plus is None else plus[part])
+            window.admit(gradients[..., part], products)
+            step[part] = window.solve_newest(None if plus is None else plus[part], residuals=residuals)
         if self.group is not None and not self.sharded:
-            self._gather(gradient)
+            self._gather(step)
+        return step
 
     def state(self) -> dict[str, Any]:
         """Where the windows lie and what each needs to go on."""

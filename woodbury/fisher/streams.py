@@ -13,6 +13,10 @@ from torch import Tensor
 
 WORTH_THREADS = 1 << 27
 """Entries above which a product with one vector is shared among threads: waking them costs a millisecond or two."""
+FAST = 1 << 14
+"""Columns of a float32 product before its sum goes on in float64: at the memory's speed, yet far more exact than one sum."""
+WIDE, FEW = 1 << 16, 4
+"""Columns and rows that are converted at once, to float64 (to float32, four times the rows): what a cache holds."""
 
 
 def chunks(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -44,6 +48,35 @@ def combine(rows: Tensor, c: Tensor) -> Tensor:
         return _shared(rows, c, rows.shape[1], lambda part: rows[:, part].mT @ c)
 
 
+def products(rows: Tensor, v: Tensor, exact: bool) -> Tensor:
+    """G v in float64, (m, d) and (d,) -> (m,): by float32 products of chunks that are summed in float64, or exactly."""
+    if rows.dtype == torch.float64:
+        return times(rows, v.double())
+    new = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    v = v.to(torch.float64 if exact else torch.float32)
+    with full_precision(rows.device):
+        if rows.dtype != v.dtype:
+            for some, part, piece in _converted(rows, v.dtype):
+                new[some] += piece @ v[part]
+            return new
+        step = FAST if rows.device.type == "cpu" else 16 * FAST
+        for start in range(0, rows.shape[1], step):
+            new += rows[:, start : start + step] @ v[start : start + step]
+    return new
+
+
+def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
+    """Gᵀ c, (m, d) and (m,) float64 -> (d,): float64 for such rows, else float32, rounded once if `exact`."""
+    c = c.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
+    if rows.dtype == c.dtype:
+        return combine(rows, c)
+    combined = torch.zeros(rows.shape[1], dtype=c.dtype, device=rows.device)
+    with full_precision(rows.device):
+        for some, part, piece in _converted(rows, c.dtype):
+            combined[part].addmv_(piece.mT, c[some])
+    return combined.to(torch.promote_types(rows.dtype, torch.float32))
+
+
 def _shared(rows: Tensor, vector: Tensor, length: int, product: Callable[[slice], Tensor]) -> Tensor:
     """product(slice(0, length)), in concurrent pieces where one BLAS call leaves a third of the memory's rate unused."""
     threads = min(torch.get_num_threads(), 8)
@@ -52,6 +85,17 @@ def _shared(rows: Tensor, vector: Tensor, length: int, product: Callable[[slice]
     step = -(-length // threads)
     pieces = _pool(threads, os.getpid()).map(product, [slice(i, i + step) for i in range(0, length, step)])
     return torch.cat(list(pieces))
+
+
+def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The rows in another dtype by pieces, each valid until the next."""
+    few = FEW * (1 if dtype == torch.float64 else 4) * (1 if rows.device.type == "cpu" else 32)
+    buffer = torch.empty(few * min(WIDE, rows.shape[1]), dtype=dtype, device=rows.device)
+    for start in range(0, rows.shape[1], WIDE):
+        part = slice(start, min(start + WIDE, rows.shape[1]))
+        for row in range(0, len(rows), few):
+            piece = rows[row : row + few, part]
+            yield slice(row, row + few), part, buffer[: piece.numel()].view(piece.shape).copy_(piece)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.lowrank import LowRank, gram_of
 from woodbury.fisher.operator import check_damping
 from woodbury.fisher.small import cholesky
-from woodbury.fisher.streams import combine, full_precision, times
+from woodbury.fisher.streams import FAST, WIDE, chunks, combination, products
 
 TOLERANCE = 3e-5
 """Estimated relative error of F⁻¹g above which products or the combination are taken in float64."""
@@ -21,11 +20,7 @@ REBUILT = 256
 """Replacements after which the inverse of the small matrix is computed anew, so that no rounding adds up for a week."""
 DRIFTED = 1e-4
 """Residual of a small solve at which it is computed anew at once."""
-FAST = 1 << 14
-"""Columns of a float32 product before its sum goes on in float64: at the memory's speed, yet far more exact than one sum."""
-WIDE, FEW = 1 << 16, 4
-"""Columns and rows that are converted at once, to float64 (to float32, four times the rows): what a cache holds."""
-KEYS = ("rows", "gram", "pushed", "skipped", "damping", "inverse", "age", "shift", "exact_until")
+KEYS = ("rows", "gram", "pushed", "latest", "slope", "skipped", "damping", "inverse", "age", "shift", "exact_until")
 
 
 class Window:
@@ -33,7 +28,8 @@ class Window:
 
     capacity: rows m; d: weights. A push reads the rows once, `solve_newest` once more, and the (m, m) work between them
     is O(m²): replacing a row changes the inverse by rank two. The Fisher is scaled by the rows seen, not by the capacity,
-    and a gradient that is not finite is not let in but counted in `skipped`.
+    and a gradient that is not finite is not let in but counted in `skipped`. Several rows at once, such as a batch's
+    Jacobian, cost a factor of the small matrix, and their products are taken in float64.
 
     group: the ranks over which the columns are spread, each holding its own d (0 is allowed there); a push sums m numbers
     over them, and nothing else is exchanged but one number per step and, should float32 not do, the Gram matrix once.
@@ -58,7 +54,9 @@ class Window:
         self.gram = torch.zeros(capacity, capacity, dtype=torch.float64, device=device)
         self.group = group
         self.pushed = 0
+        self.latest = 1  # how many rows the last push brought
         self.skipped = 0
+        self.slope = 0.0  # gᵀF⁻¹g of the last solve: how steeply the loss falls along the step
         self.inverse: Tensor | None = None  # (m, m) of gram + shift·I, once the window is full and solved with
         self.age = -1  # replacements since the inverse was built; -1: it is not that of the rows before the last push
         self.shift = 0.0
@@ -74,40 +72,55 @@ class Window:
         """The index of the row that was pushed last."""
         return (self.pushed - 1) % len(self.rows)
 
-    def push(self, gradient: Tensor) -> bool:
-        """Let `gradient` (d,) replace the oldest row; False if it is not finite and was left out."""
-        products = self.measure(gradient)
+    def push(self, gradients: Tensor) -> bool:
+        """Let `gradients`, (d,) or (k, d), replace the oldest rows; False if they are not finite and were left out."""
+        products = self.measure(gradients)
         if not bool(torch.isfinite(products).all()):
             self.skipped += 1
             return False
-        self.admit(gradient, products)
+        self.admit(gradients, products)
         return True
 
-    def measure(self, gradient: Tensor) -> Tensor:
-        """The Gram row that `gradient` (d,) would have, float64, over all ranks; finite if and only if it can be let in.
+    def measure(self, gradients: Tensor) -> Tensor:
+        """The Gram rows that gradients would have, (d,) -> (seen,), (k, d) -> (k, seen), float64, over all ranks.
 
-        Nothing changes yet, so that several windows can agree on a step before the first of them takes it.
+        They are finite if and only if the gradients can be let in. Nothing changes yet, so that several windows can agree
+        on a step before the first of them takes it.
         """
-        if gradient.shape != self.rows.shape[1:]:
+        if gradients.shape[-1:] != self.rows.shape[1:] or gradients.ndim > 2:
             raise WoodburyError(
-                f"A gradient of shape {tuple(gradient.shape)} met a window of {self.rows.shape[1]} weights."
+                f"Gradients of shape {tuple(gradients.shape)} met a window of {self.rows.shape[1]} weights."
             )
-        row, seen = self.pushed % len(self.rows), min(self.pushed + 1, len(self.rows))
-        stored = gradient.to(self.rows.device, self.rows.dtype)
-        new = products(self.rows[:seen], stored, self.pushed < self.exact_until)
-        new[row : row + 1] = products(stored[None], stored, self.pushed < self.exact_until)
+        count = 1 if gradients.ndim == 1 else len(gradients)
+        if not 1 <= count <= len(self.rows):
+            raise WoodburyError(f"{count} rows at once met a window of {len(self.rows)}: it must hold all of them.")
+        stored, seen = gradients.to(self.rows.device, self.rows.dtype), min(self.pushed + count, len(self.rows))
+        places, exact = self._places(self.pushed, count), self.pushed < self.exact_until
+        if gradients.ndim == 1:
+            new = products(self.rows[:seen], stored, exact)
+            new[places] = products(stored[None], stored, exact)
+        else:
+            new = torch.zeros(count, seen, dtype=torch.float64, device=self.rows.device)
+            for part, chunk in chunks(self.rows[:seen], torch.float64) if count < seen else ():
+                new += stored[:, part].double() @ chunk.mT
+            new[:, places] = gram_of(stored, torch.float64)
         return comm.total(new, self.group)
 
-    def admit(self, gradient: Tensor, products: Tensor) -> None:
-        """Let `gradient` (d,) with its finite `measure` replace the oldest row."""
-        row = self.pushed % len(self.rows)
-        if self.age >= 0:
+    def admit(self, gradients: Tensor, products: Tensor) -> None:
+        """Let `gradients`, (d,) or (k, d), with their finite `measure` replace the oldest rows."""
+        count = 1 if gradients.ndim == 1 else len(gradients)
+        places = self._places(self.pushed, count)
+        if count == 1 and self.age >= 0:
             assert self.inverse is not None
-            self._replace(self.inverse, row, products)
-        self.rows[row] = gradient
-        self.pushed += 1
-        self.gram[row, : self.seen] = products
-        self.gram[: self.seen, row] = products
+            self._replace(self.inverse, self.pushed % len(self.rows), products.view(-1))
+        else:
+            self.age = -1
+        self.rows[places] = gradients
+        self.pushed, self.latest = self.pushed + count, count
+        if count == len(self.rows):
+            self.exact_until = self.pushed
+        self.gram[places, : self.seen] = products
+        self.gram[: self.seen, places] = products.view(count, -1).mT
 
     def fisher(self) -> LowRank:
         """The Fisher of the rows seen, over the window's own memory: valid until the next push."""
@@ -116,32 +129,39 @@ class Window:
         gram = self.gram[: self.seen, : self.seen] / self.seen
         return LowRank(self.rows[: self.seen], self.damping, group=self.group, known_gram=gram, exact_gram=True)
 
-    def solve_newest(self, plus: Tensor | None = None) -> Tensor:
+    def solve_newest(self, plus: Tensor | None = None, *, residuals: Tensor | None = None) -> Tensor:
         """F⁻¹ g for the gradient pushed last, (d,): one read of the rows, no division by the damping  (eq. 8).
 
         plus: (d,), for F⁻¹(g + plus) with F that of the gradients alone; one read more, and this part as in (eq. 6).
+        residuals: (k,), where k rows were pushed at once: g is the mean of rowᵢ·residualᵢ, else of the rows  (eq. 40).
         """
         if not self.seen:
             raise WoodburyError("The window is empty: push a gradient first.")
-        unit = torch.zeros(self.seen, dtype=torch.float64, device=self.gram.device)
-        unit[self.newest] = 1
-        column = self._solve_small(unit)
-        spread, error = self._errors(column)
-        if self.rows.dtype != torch.float64 and self._on_any_rank(error > TOLERANCE):
-            if self.pushed > self.exact_until:  # the last push was measured in float32, and others before it
+        if residuals is not None and residuals.shape != (self.latest,):
+            raise WoodburyError(
+                f"{self.latest} rows met residuals of shape {tuple(residuals.shape)}: give one for each."
+            )
+        c = torch.zeros(self.seen, dtype=torch.float64, device=self.gram.device)
+        places = self._places(self.pushed - self.latest, self.latest)
+        c[places] = (1.0 if residuals is None else residuals.to(c)) / self.latest
+        column = self._solve_small(c)
+        spread, error, self.slope = self._estimates(c, column, places)
+        coarse = self.latest > 1 or error > TOLERANCE
+        if self.rows.dtype != torch.float64 and self._on_any_rank(coarse):
+            if self.pushed > self.exact_until:  # the last push was measured in float32, or others before it
                 rows = self.rows[: self.seen]
                 self.gram[: self.seen, : self.seen] = comm.total(gram_of(rows, torch.float64), self.group)
                 self.age = -1
-                column = self._solve_small(unit)
-                spread, _ = self._errors(column)
+                column = self._solve_small(c)
+                spread, _, self.slope = self._estimates(c, column, places)
             self.exact_until = self.pushed + len(self.rows)
-        c = self.seen * column
+        combined = self.seen * column
         if plus is not None:
             plus = plus.to(self.rows.device)
             exact = self.pushed <= self.exact_until
             projected = comm.total(products(self.rows[: self.seen], plus, exact), self.group)
-            c = c - self._solve_small(projected) / self.damping
-        step = combination(self.rows[: self.seen], c, 2.0**-23 * spread > TOLERANCE)
+            combined = combined - self._solve_small(projected) / self.damping
+        step = combination(self.rows[: self.seen], combined, 2.0**-23 * spread > TOLERANCE)
         return step if plus is None else step.add_(plus, alpha=1 / self.damping)
 
     def widen(self, columns: int) -> None:
@@ -170,7 +190,8 @@ class Window:
         self.gram.copy_(state["gram"])
         saved = state["inverse"]
         self.inverse = None if saved is None else saved.to(self.gram.device, copy=True)
-        self.pushed, self.skipped = state["pushed"], state["skipped"]
+        self.pushed, self.latest, self.skipped = state["pushed"], state["latest"], state["skipped"]
+        self.slope = state["slope"]
         self.age, self.shift, self.exact_until = state["age"], state["shift"], state["exact_until"]
         self.damping = check_damping(state["damping"])
 
@@ -211,67 +232,35 @@ class Window:
         inverse[:, row] = inverse[row]
         self.age += 1
 
-    def _errors(self, column: Tensor) -> tuple[float, float]:
-        """By how much the terms of Gᵀ column exceed their sum, and F⁻¹g's relative error by a float32 Gram matrix.
+    def _estimates(self, c: Tensor, column: Tensor, places: slice | Tensor) -> tuple[float, float, float]:
+        """By how much the terms of Gᵀ column exceed their sum; F⁻¹g's relative error by a float32 Gram matrix; gᵀF⁻¹g.
 
-        An estimate from O(m) numbers. The first is what the combination's rounding is multiplied by. A product's own error
+        From O(m) numbers for one new row. The first is what the combination's rounding is multiplied by. A product's own error
         grows with the root of a sum's length, and is divided by the share of the newest row that is new to the others.
         """
         lengths, square = self.gram.diagonal()[: self.seen], column.square()
         terms = lengths @ square
-        summed = column[self.newest] - self.seen * self.damping * square.sum()  # columnᵀ gram column
-        share = (lengths[self.newest] * column[self.newest]).clamp(min=1)
-        numbers = torch.stack([terms, summed, share]).tolist()
+        summed = c @ column - self.seen * self.damping * square.sum()  # columnᵀ gram column
+        share = (lengths[places] * column[places]).amax().clamp(min=1)
+        slope = self.seen * (c[places] @ (self.gram[places, : self.seen] @ column))
+        numbers = torch.stack([terms, summed, share, slope]).tolist()
         spread = (numbers[0] / max(numbers[1], 1e-30 * numbers[0])) ** 0.5 if numbers[0] > 0 else 0.0
         d, chunk = max(self.rows.shape[1], 1), FAST if self.rows.dtype == torch.float32 else WIDE
         product = 2.0**-24 * max(1.0, min(d, chunk) / 8 / d**0.5)
-        return spread, product * spread * (self.seen * numbers[2]) ** 0.5
+        return spread, product * spread * (self.seen * numbers[2]) ** 0.5, numbers[3]
+
+    def _places(self, start: int, count: int) -> slice | Tensor:
+        """The rows of the pushes start, start + 1, …, of which there are `count`."""
+        first = start % len(self.rows)
+        if first + count <= len(self.rows):
+            return slice(first, first + count)
+        return torch.arange(first, first + count, device=self.rows.device) % len(self.rows)
 
     def _on_any_rank(self, flag: bool) -> bool:
         """Ranks on different processors may round differently; what they do together they decide together."""
         if self.group is None:
             return flag
         return bool(comm.total(torch.tensor(float(flag), device=self.rows.device), self.group) > 0)
-
-
-def products(rows: Tensor, v: Tensor, exact: bool) -> Tensor:
-    """G v in float64, (m, d) and (d,) -> (m,): by float32 products of chunks that are summed in float64, or exactly."""
-    if rows.dtype == torch.float64:
-        return times(rows, v.double())
-    new = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    v = v.to(torch.float64 if exact else torch.float32)
-    with full_precision(rows.device):
-        if rows.dtype != v.dtype:
-            for some, part, piece in _converted(rows, v.dtype):
-                new[some] += piece @ v[part]
-            return new
-        step = FAST if rows.device.type == "cpu" else 16 * FAST
-        for start in range(0, rows.shape[1], step):
-            new += rows[:, start : start + step] @ v[start : start + step]
-    return new
-
-
-def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
-    """Gᵀ c, (m, d) and (m,) float64 -> (d,): float64 for such rows, else float32, rounded once if `exact`."""
-    c = c.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
-    if rows.dtype == c.dtype:
-        return combine(rows, c)
-    combined = torch.zeros(rows.shape[1], dtype=c.dtype, device=rows.device)
-    with full_precision(rows.device):
-        for some, part, piece in _converted(rows, c.dtype):
-            combined[part].addmv_(piece.mT, c[some])
-    return combined.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The rows in another dtype by pieces, each valid until the next."""
-    few = FEW * (1 if dtype == torch.float64 else 4) * (1 if rows.device.type == "cpu" else 32)
-    buffer = torch.empty(few * min(WIDE, rows.shape[1]), dtype=dtype, device=rows.device)
-    for start in range(0, rows.shape[1], WIDE):
-        part = slice(start, min(start + WIDE, rows.shape[1]))
-        for row in range(0, len(rows), few):
-            piece = rows[row : row + few, part]
-            yield slice(row, row + few), part, buffer[: piece.numel()].view(piece.shape).copy_(piece)
 
 
 def _described(rows: Tensor) -> str:
