@@ -52,17 +52,16 @@ def products(rows: Tensor, v: Tensor, exact: bool) -> Tensor:
     """G v in float64, (m, d) and (d,) -> (m,): by float32 products of chunks that are summed in float64, or exactly."""
     if rows.dtype == torch.float64:
         return times(rows, v.double())
-    new = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     v = v.to(torch.float64 if exact else torch.float32)
     with full_precision(rows.device):
-        if rows.dtype != v.dtype:
-            for some, part, piece in _converted(rows, v.dtype):
-                new[some] += piece @ v[part]
-            return new
-        step = FAST if rows.device.type == "cpu" else 16 * FAST
-        for start in range(0, rows.shape[1], step):
-            new += rows[:, start : start + step] @ v[start : start + step]
-    return new
+        if rows.dtype == v.dtype:
+            step = FAST if rows.device.type == "cpu" else 16 * FAST
+            parts = [piece @ part for piece, part in zip(rows.split(step, 1), v.split(step), strict=True)]
+            return torch.stack(parts).double().sum(0)
+        new = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for some, part, piece in _converted(rows, v.dtype):
+            new[some] += piece @ v[part]
+        return new
 
 
 def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
