@@ -26,31 +26,17 @@ TENSORS = {
 }
 PRUNING = {
     *("pruning.quadratic", "pruning.saliency", "pruning.units"),
-    *(
-        "pruning.select",
-        "pruning.contest",
-        "pruning.selection",
-        "pruning.exhaustive",
-        "pruning.exchange",
-        "pruning.update",
-        "pruning.schedule",
-    ),
+    *("pruning.select", "pruning.contest", "pruning.selection", "pruning.exhaustive", "pruning.exchange"),
+    *("pruning.update", "pruning.schedule", "pruning.moments"),
 }
 FLOORS = [
     {"errors", "space", "comm", "cost"},
     MODELS | TENSORS,
     {"fisher.estimate"} | PRUNING,
     {
-        "report",
-        "export",
-        "comparison",
-        "records",
-        "pruning.pruner",
-        "pruning.pattern",
-        "optim",
-        "optim_layout",
-        "optim_window",
-        "optim_damping",
+        *("report", "export", "comparison", "records"),
+        *("optim", "optim_layout", "optim_window", "optim_damping"),
+        *("pruning.pruner", "pruning.pattern", "pruning.masks", "pruning.gradual", "finetuning"),
     },
     {"cli"},
 ]

@@ -30,6 +30,9 @@ from woodbury.objective import squared_error as squared_error
 from woodbury.optim import MFAC as MFAC
 from woodbury.optim_damping import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.pruning.exhaustive import exhaustive as exhaustive
+from woodbury.pruning.gradual import Gradual as Gradual
+from woodbury.pruning.masks import hold_zeros as hold_zeros
+from woodbury.pruning.moments import cycle as cycle
 from woodbury.pruning.pattern import n_of_m as n_of_m
 from woodbury.pruning.pruner import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner

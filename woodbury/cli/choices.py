@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 from woodbury.comparison import Method
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, diagonal, hessian_diagonal, kfac, mfac, woodfisher
 from woodbury.fisher.restricted import Elements, at_most, exactly
 from woodbury.flops import Flops
-from woodbury.gradients import Labels, Progress, observed, sampled
+from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
 from woodbury.objective import Likelihood, cross_entropy, squared_error
 from woodbury.pruning.exhaustive import exhaustive
 from woodbury.pruning.pattern import n_of_m
@@ -40,6 +43,7 @@ class Sampling:
     seed: int
     progress: Progress | None
     labels: Labels | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Kind:
 
 def _observed(s: Sampling) -> dict[str, Any]:
     """Options of the recipes whose own labels are the observed ones."""
-    return {"batch": s.batch, "labels": s.labels or observed, "seed": s.seed, "progress": s.progress}
+    own = {"batch": s.batch, "labels": s.labels or observed, "seed": s.seed}
+    return own | {"engine": s.engine, "progress": s.progress}
 
 
 def _diagonal(s: Sampling, damping: float) -> Estimate:
@@ -107,6 +112,34 @@ SELECTIONS: Mapping[str, Selection] = {"once": once, "exhaustive": exhaustive}
 STEPPED: Mapping[str, Callable[[int], Selection]] = {"stepwise": stepwise}
 """Selections that are told a number: `stepwise:16`."""
 LOSSES: Mapping[str, Likelihood] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+ENGINES: Mapping[str, Engine] = {"vmapped": vmapped, "looped": looped}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """An optimizer's name at the door, and its usual learning rate."""
+
+    lr: float
+    make: Callable[[Iterable[nn.Parameter], float, float, float], torch.optim.Optimizer]
+
+
+def _sgd(weights: Iterable[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=decay)
+
+
+def _adam(weights: Iterable[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(weights, lr, (momentum, 0.999), weight_decay=decay)
+
+
+def _adamw(weights: Iterable[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights, lr, (momentum, 0.999), weight_decay=decay)
+
+
+OPTIMIZERS: Mapping[str, Trainer] = {
+    "sgd": Trainer(1e-2, _sgd),
+    "adam": Trainer(1e-3, _adam),
+    "adamw": Trainer(1e-3, _adamw),
+}
 
 
 def pick(table: Mapping[str, T], name: str, what: str) -> T:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -138,20 +138,22 @@ PLANNED = (
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(…, options)` with the fields of Options as options of its own, so that they are declared once."""
-    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "options"]
-    hints = get_type_hints(Options, include_extras=True)
+    """`command` with the fields of its dataclass parameters as options of its own, so that they are declared once."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     kind = inspect.Parameter.KEYWORD_ONLY
-    shared = [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(Options)]
-    own = [parameter.replace(kind=kind) for parameter in own]
+    shown = [parameter.replace(kind=kind) for parameter in parameters if parameter.name not in groups]
+    for group in groups.values():
+        hints = get_type_hints(group, include_extras=True)
+        shown += [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
-        chosen = {field.name: given.pop(field.name) for field in fields(Options)}
-        command(**given, options=Options(**chosen))
+        chosen = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(**given, **chosen)
 
-    wrapper.__signature__ = inspect.Signature(own + shared)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in own + shared}
+    wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return wrapper
 
 
@@ -165,8 +167,9 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
         except WoodburyError as error:
             err.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            err.print("Interrupted: nothing was written.", style="yellow")
+        except KeyboardInterrupt as interrupt:
+            said = str(interrupt) or "Interrupted: nothing was written."
+            err.print(escape(said), style="yellow", soft_wrap=True, highlight=False)
             raise typer.Exit(130) from None
 
     return wrapper

@@ -113,10 +113,14 @@ class Batches:
     size: int = 250
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in DataLoader(self.dataset, batch_size=self.size):
-            if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-                raise WoodburyError("The dataset's items are not pairs (input, label): are the labels missing?")
-            yield tree_map(_usual, batch[0]), tree_map(_usual, batch[1])
+        return map(_pair, DataLoader(self.dataset, batch_size=self.size))
+
+
+def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
+    """One batch of the dataset for each tensor of indices, read anew each time, as it may augment its samples."""
+    # with a generator of its own the loader takes nothing from the one that a resumed run goes on with
+    loader = DataLoader(dataset, batch_sampler=map(Tensor.tolist, order), generator=torch.Generator())  # type: ignore[arg-type]
+    return map(_pair, loader)
 
 
 def batches(dataset: Dataset) -> Iterable[Batch]:
@@ -214,6 +218,12 @@ def _pairs(where: str, x: Any, y: Any) -> Dataset:
             raise WoodburyError(f"{where} has {name} that are NaN or infinite: clean the data.")
     x = x.float() / 255 if x.dtype == torch.uint8 else _usual(x)
     return Unlabelled(x) if without else TensorDataset(x, _usual(y))
+
+
+def _pair(batch: Any) -> Batch:
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise WoodburyError("The dataset's items are not pairs (input, label): are the labels missing?")
+    return tree_map(_usual, batch[0]), tree_map(_usual, batch[1])
 
 
 def _usual(leaf: Any) -> Any:

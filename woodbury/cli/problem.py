@@ -32,9 +32,11 @@ class Problem:
     """A dense model with its calibration data, its test data, and data held out to choose a damping.
 
     measure: what `score` is called; `score` and `validate` want to be large. count: gradients, of `batch` samples each.
+    trainable: the names of the parameters that required a gradient when the model came.
     """
 
     model: nn.Module
+    trainable: tuple[str, ...]
     likelihood: Likelihood
     space: ParameterSpace
     calibration: Dataset
@@ -98,7 +100,9 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     likelihood = pick(LOSSES, options.loss, "loss")
     pick(LABELS, options.labels, "kind of labels")
     torch.manual_seed(options.seed)
-    network = load_model(model, options.checkpoint).requires_grad_(False)  # gradients are taken of copies
+    network = load_model(model, options.checkpoint)
+    trainable = tuple(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+    network.requires_grad_(False)  # gradients are taken of copies
     if others := {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}:
         raise WoodburyError(
             f"The model's weights are {str(others.pop())[6:]} and DATA comes as float32: return model.float()."
@@ -116,6 +120,7 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     probe(network, batches(sample(calibration, 250, options.seed)), likelihood)
     return Problem(
         model=network,
+        trainable=trainable,
         likelihood=likelihood,
         space=space,
         calibration=calibration,

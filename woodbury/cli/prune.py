@@ -1,4 +1,4 @@
-"""woodbury prune: one network, one sparsity."""
+"""woodbury prune: one network, one sparsity, in one step or in several with fine-tuning between them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import typer
 
 from woodbury.batchnorm import recalibrate
 from woodbury.cli.choices import METHODS, plan, sparsity_of
-from woodbury.cli.common import Data, Model, Options, note, one_sentence, progress_bars, say, with_options
+from woodbury.cli.common import Data, Model, Options, one_sentence, progress_bars, with_options
+from woodbury.cli.gradual import Training, gradually
 from woodbury.cli.problem import Problem, pose
+from woodbury.cli.results import show_results, write_results
 from woodbury.comparison import Run, run
-from woodbury.export import output_folder, save_sparse
+from woodbury.export import output_folder
 from woodbury.objective import Objective
-from woodbury.records import versions, write_json
-from woodbury.report import facts, layers, percent, write_page
-from woodbury.space import ParameterSpace
+from woodbury.report import percent
 
 FAR = 5
 """How many times the predicted increase the measured one may be before it is remarked upon."""
+
+FAR_OFF = (
+    "The loss rose far more than the Fisher predicted: ask for less at once, or more --rounds, --count or --damping."
+)
 
 
 @one_sentence
@@ -43,14 +47,21 @@ def prune(
         ),
     ] = None,
     *,
+    training: Training,
     options: Options,
 ) -> None:
     """Prune a network; write its sparse weights and a report.
 
     Example:  woodbury prune net.py:trained data.npz --sparsity 0.9 --out pruned
+
+    Example:  woodbury prune net.py:trained data.npz --sparsity 0.95 --epochs 10 --out pruned --resume
     """
     target = sparsity_of(sparsity, options.pattern)
+    training.check()
     chosen = plan(method, update, **options.planned())
+    if training.epochs:
+        gradually(model, data, target, out, chosen, training, options)
+        return
     with output_folder(out) as folder:
         with progress_bars() as progress:
             problem = pose(model, data, options, choosing=len(chosen.dampings) > 1)
@@ -66,25 +77,13 @@ def prune(
         result.pruned.write()
         if options.recalibrate:
             recalibrate(problem.model, objective.batches)
-        save_sparse(folder / "weights.safetensors", problem.model.state_dict(), space.shapes)
         settings = {"model": model, "data": data, "sparsity": target, "method": chosen.name, "update": chosen.update}
         settings |= problem.settings()
         line = _line(problem, result, before, after)
-        report = {"command": "prune", "settings": settings, "versions": versions(), **numbers, "layers": _layers(space)}
-        write_json(folder / "report.json", report)
-        folded = (facts("Settings", settings), facts("Versions", versions()))
-        parts = [layers(space).html(), facts("Numbers", numbers).html(), *(grid.html(folded=True) for grid in folded)]
-        write_page(folder / "report.html", f"{Path(model).name} at {percent(space.sparsity, 2)}", line, parts)
-    say(layers(space).rich())
-    say(line)
-    for layer in report["layers"]:
-        if not layer["kept"]:
-            note(f"{layer['name']} lost all its weights: leave it out with --exclude, or take --scope global.")
-    if after < 0.9 * before and numbers["measured increase"] > FAR * (result.pruned.predicted or float("inf")):
-        note(
-            "The loss rose far more than the Fisher predicted: ask for less at once, or more --rounds, --count or --damping."
-        )
-    say(f'Load it with  model.load_state_dict(woodbury.load_sparse("{out / "weights.safetensors"}"))', plain=True)
+        title = f"{Path(model).name} at {percent(space.sparsity, 2)}"
+        write_results(folder, problem.model, space, title=title, line=line, settings=settings, numbers=numbers)
+    far = after < 0.9 * before and numbers["measured increase"] > FAR * (result.pruned.predicted or float("inf"))
+    show_results(space, line, out, remark=FAR_OFF if far else "")
 
 
 def _numbers(problem: Problem, objective: Objective, result: Run, before: float, after: float) -> dict[str, Any]:
@@ -101,14 +100,6 @@ def _numbers(problem: Problem, objective: Objective, result: Run, before: float,
         "seconds": result.cost.seconds,
         "peak MB": result.cost.memory,
     }
-
-
-def _layers(space: ParameterSpace) -> list[dict[str, Any]]:
-    kept = {name: int(space.keep[part].sum()) for name, part in space.slices.items()}
-    return [
-        {"name": name, "weights": shape.numel(), "kept": kept[name], "sparsity": 1 - kept[name] / shape.numel()}
-        for name, shape in space.shapes.items()
-    ]
 
 
 def _line(problem: Problem, result: Run, before: float, after: float) -> str:

@@ -1,0 +1,329 @@
+"""woodbury prune --epochs: pruning in steps with fine-tuning between them, resumable at any moment."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from woodbury.batchnorm import recalibrate
+from woodbury.cli.choices import ENGINES, OPTIMIZERS, Plan, pick
+from woodbury.cli.common import Callback, Options, note, progress_bars
+from woodbury.cli.data import batches, sample, stream
+from woodbury.cli.problem import SCORES, Problem, pose
+from woodbury.cli.results import show_results, write_results
+from woodbury.cli.resume import RunFolder, run_folder
+from woodbury.comparison import run
+from woodbury.errors import WoodburyError
+from woodbury.finetuning import batches_in, finetune, shuffled
+from woodbury.gradients import fastest, regrouped
+from woodbury.objective import Objective
+from woodbury.pruning.gradual import Gradual, check_same
+from woodbury.pruning.moments import cycle
+from woodbury.pruning.pruner import Pruned
+from woodbury.records import versions
+from woodbury.report import Grid, percent
+
+SAVE_EVERY = 60.0
+"""Seconds after which the state is saved, also between pruning steps and the ends of epochs."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options of `prune` that only count with --epochs."""
+
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Prune in steps and fine-tune for N epochs meanwhile; the options below go with it.",
+        ),
+    ] = None
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Pruning steps, on a cubic schedule.")] = 10
+    prune_until: Annotated[
+        float, typer.Option(metavar="FRACTION", help="The part of the training after which the last step comes.")
+    ] = 0.6
+    optimizer: Annotated[str, typer.Option(metavar="NAME", help=", ".join(OPTIMIZERS) + ".")] = "sgd"
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Learning rate right after each pruning step, from which a cosine takes it to 0 at the next.  "
+            "[default: sgd 0.01, adam and adamw 0.001]",
+        ),
+    ] = None
+    momentum: Annotated[float, typer.Option(metavar="NUMBER", help="SGD's momentum, Adam's first beta.")] = 0.9
+    weight_decay: Annotated[float, typer.Option(metavar="NUMBER", help="The optimizer's weight decay.")] = 1e-4
+    decay_off: Annotated[bool, typer.Option("--decay-off", help="No weight decay after the last pruning step.")] = False
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a batch of training.")] = 64
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="The same command again, with this: go on where the run in DIR was stopped, or begin."
+        ),
+    ] = False
+
+    def check(self) -> None:
+        """Raise WoodburyError for what cannot be, and for options that would count for nothing."""
+        idle = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if self.epochs is None and idle:
+            raise WoodburyError(f"--{idle[0].replace('_', '-')} is for fine-tuning: give --epochs too.")
+        pick(OPTIMIZERS, self.optimizer, "optimizer")
+        if not 0 < self.prune_until <= 1:
+            raise WoodburyError(
+                f"--prune-until is {self.prune_until}: it is a fraction of the training, over 0, up to 1."
+            )
+        if not 0 < self.rate < float("inf"):
+            raise WoodburyError(f"--lr is {self.lr}: give a positive number.")
+        if not 0 <= self.momentum < 1:
+            raise WoodburyError(f"--momentum is {self.momentum}: it must lie in [0, 1).")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise WoodburyError(f"--weight-decay is {self.weight_decay}: it must be at least 0 and finite.")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate asked for, or the optimizer's usual one."""
+        return OPTIMIZERS[self.optimizer].lr if self.lr is None else self.lr
+
+
+def gradually(
+    model: str, data: str, sparsity: float, out: Path, plan: Plan, training: Training, options: Options
+) -> None:
+    """Prune and fine-tune; write the results. Raises WoodburyError; stopped in any other way, `--resume` goes on."""
+    settings = {"model": model, "data": data, "sparsity": sparsity, "method": plan.name, "update": plan.update}
+    asked = asdict(options) | {name: value for name, value in asdict(training).items() if name != "resume"}
+    asked = {
+        name: value if isinstance(value, (int, float, list, type(None))) else str(value)
+        for name, value in asked.items()
+    }
+    with run_folder(out, training.resume) as folder:
+        if folder.saved:
+            check_same(folder.saved["settings"], settings | asked, f"The run in {out}")
+        with progress_bars() as progress:
+            problem = pose(model, data, options, choosing=True)
+            session = Session(problem, sparsity, plan, training, folder, settings | asked, progress)
+            session.train(progress)
+        space = session.gradual.space
+        numbers = session.numbers()
+        line = _line(problem, numbers, space.n)
+        grids = (_table(problem.measure, numbers["steps"]),)
+        with folder.finishing() as results:
+            title = f"{Path(model).name} at {percent(sparsity)}"
+            every = settings | problem.settings() | asked | {"engine": session.record["engine"], "lr": training.rate}
+            write_results(
+                results, problem.model, space, title=title, line=line, settings=every, numbers=numbers, grids=grids
+            )
+    show_results(space, line, out, grids)
+
+
+class Session:
+    """A run in progress: model, optimizer, schedules, and the record of what has happened, all of which are saved."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        sparsity: float,
+        plan: Plan,
+        training: Training,
+        folder: RunFolder,
+        settings: Mapping[str, Any],
+        progress: Callback,
+    ) -> None:
+        self.problem, self.folder, self.training, self.settings = problem, folder, training, settings
+        self.facts = _facts(problem)
+        saved = folder.saved
+        if saved:
+            check_same(saved["facts"], self.facts, "The unfinished run")
+        self.samples = len(problem.calibration)  # type: ignore[arg-type]
+        self.epoch = batches_in(self.samples, training.batch_size)
+        assert training.epochs is not None  # or there would be nothing to train
+        self.total = training.epochs * self.epoch
+        model = problem.model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in problem.trainable)
+        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not moving:
+            raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
+        self.record: dict[str, Any] = (
+            dict(saved["record"])
+            if saved
+            else {"before": problem.dense(), "engine": _engine(problem), "dampings": [], "seconds": 0.0, "made": versions()}
+        )
+        sampling = replace(problem.sampling(progress), engine=ENGINES.get(self.record["engine"]))
+        method = plan.method(sampling)
+
+        def prune(objective: Objective, sparsity: float) -> Pruned:
+            result = run(method, objective, sparsity, problem.validate, progress)
+            self.record["dampings"] = [*self.record["dampings"], result.damping]
+            return result.pruned
+
+        count = problem.count * problem.options.batch
+        self.optimizer = OPTIMIZERS[training.optimizer].make(
+            moving, training.rate, training.momentum, training.weight_decay
+        )
+        self.gradual = Gradual(
+            model,
+            self.optimizer,
+            lambda step: batches(sample(problem.calibration, count, problem.options.seed + step)),
+            sparsity,
+            end=max(1, round(training.prune_until * self.total)),
+            steps=training.steps,
+            pruner=prune,
+            likelihood=problem.likelihood,
+            include=list(problem.space.shapes),
+            keep_zeros=problem.options.keep_zeros,
+            score=lambda objective: SCORES[problem.measure](problem.settled(objective), problem.held_out or []),
+            decay_off=training.decay_off,
+        )
+        self.scheduler = LambdaLR(self.optimizer, cycle(self.gradual.moments, self.total))
+        torch.manual_seed(problem.options.seed)
+        if saved:
+            self._load(saved)
+        self.began = self.saved_at = time.monotonic()
+
+    def train(self, progress: Callback) -> None:
+        """Train to the end, from wherever the run is; the model is as it will be used after it."""
+        problem, done = self.problem, self.gradual.step
+        if not self.folder.saved:
+            self._save()
+        order = shuffled(self.samples, self.training.batch_size, problem.options.seed, done)
+        finetune(
+            problem.model,
+            self.optimizer,
+            stream(problem.calibration, order),
+            range(done + 1, self.total + 1),
+            likelihood=problem.likelihood,
+            scheduler=self.scheduler,
+            after=self._after,
+            progress=progress,
+        )
+        self.gradual.remove()
+        problem.model.requires_grad_(False)
+        self.record["after"] = problem.score(self._objective())
+        if problem.options.recalibrate:
+            recalibrate(problem.model, self._objective().batches)
+
+    def numbers(self) -> dict[str, Any]:
+        """What happened, for the report."""
+        measure, steps = self.problem.measure, []
+        for done, damping in zip(self.gradual.history, self.record["dampings"], strict=True):
+            steps.append(
+                {
+                    "step": done.step,
+                    "epoch": done.step / self.epoch,
+                    "sparsity": done.sparsity,
+                    "predicted increase": done.predicted,
+                    "damping": damping,
+                    f"held-out {measure} before": done.before,
+                    f"held-out {measure} after": done.after,
+                }
+            )
+        return {
+            "sparsity reached": self.gradual.sparsity,
+            f"{measure} before": self.record["before"],
+            f"{measure} after the last pruning step": self.record["pruned"],
+            f"{measure} after": self.record["after"],
+            "seconds": self._seconds(),
+            "steps": steps,
+        }
+
+    def _after(self, step: int) -> None:
+        """Called after each step of training: what is measured and saved then."""
+        if step == self.gradual.moments[-1]:
+            self.record["pruned"] = self.problem.score(self._objective())
+        due = step % self.epoch == 0 or step in self.gradual.moments
+        if due or time.monotonic() - self.saved_at > SAVE_EVERY:
+            self._save()
+
+    def _objective(self) -> Objective:
+        problem = self.problem
+        calibration = problem.objective(problem.options.seed).batches
+        return Objective.of(problem.model, calibration, problem.likelihood, self.gradual.space)
+
+    def _save(self) -> None:
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        record = self.record | {"seconds": self._seconds()}
+        self.folder.save(
+            {
+                "settings": dict(self.settings),
+                "facts": self.facts,
+                "record": record,
+                "rng": torch.get_rng_state(),
+                **state,
+            }
+        )
+        self.saved_at = time.monotonic()
+
+    def _load(self, saved: Mapping[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        torch.set_rng_state(saved["rng"])
+        for what, now in versions().items():
+            if (began := self.record["made"].get(what)) != now:
+                note(f"The run began with {what} {began} and goes on with {now}: its last bits may differ from then on.")
+
+    def _parts(self) -> dict[str, Any]:
+        own = {"model": self.problem.model, "optimizer": self.optimizer}
+        return own | {"scheduler": self.scheduler, "gradual": self.gradual}
+
+    def _seconds(self) -> float:
+        return self.record["seconds"] + time.monotonic() - self.began
+
+
+def _engine(problem: Problem) -> str:
+    """The engine for the gradients, chosen by the clock once for the whole run, as two engines differ in the last bit."""
+    inputs, target = next(regrouped(problem.objective(problem.options.seed).batches, 64))
+    chosen = fastest(problem.objective(problem.options.seed), inputs, target)
+    return next(name for name, engine in ENGINES.items() if engine is chosen)
+
+
+def _facts(problem: Problem) -> dict[str, Any]:
+    """What tells this network and these data from others: checksums of the weights, and how many samples."""
+    sums = {f"a checksum of {name}": _checksum(tensor) for name, tensor in problem.model.state_dict().items()}
+    return {"a number of training samples": len(problem.calibration), **sums}  # type: ignore[arg-type]
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _table(measure: str, steps: list[dict[str, Any]]) -> Grid:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}"
+
+    rows = (
+        (
+            f"{step['epoch']:.2f}",
+            percent(step["sparsity"], 2),
+            number(step["damping"]),
+            number(step["predicted increase"]),
+            f"{100 * step[f'held-out {measure} before']:.2f} %",
+            f"{100 * step[f'held-out {measure} after']:.2f} %",
+        )
+        for step in steps
+    )
+    header = ("epoch", "sparsity", "damping", "predicted increase", f"{measure} before", f"{measure} after")
+    return Grid(
+        "Pruning steps", header, tuple(rows), note="On held-out training data, right before and after each step."
+    )
+
+
+def _line(problem: Problem, numbers: Mapping[str, Any], weights: int) -> str:
+    """The result in one line."""
+    measure = problem.measure
+    dense, pruned, after = (
+        f"{100 * numbers[f'{measure} {when}']:.2f} %" for when in ("before", "after the last pruning step", "after")
+    )
+    return (
+        f"{percent(numbers['sparsity reached'], 2)} of {weights:,} weights removed: {measure} {dense} → {pruned} right after "
+        f"the last pruning step → {after} at the end ({numbers['seconds']:.1f} s)."
+    )
