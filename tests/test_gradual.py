@@ -239,7 +239,12 @@ BAD: dict[str, dict[str, Any]] = {
     "batches can be read only once": {"batches": iter(BATCHES)},
     "refuses the first batch": {"likelihood": Likelihood(no_loss)},
     "takes no \\(objective, sparsity\\)": {"pruner": mfac(60)},
-    "below the 0.5333 reached already": {"sparsity": 0.5},
+    "64 of what competes with '0.weight' is gone, 60 would go": {"sparsity": 0.4},
+    "sparsity 0.64.* is below what is reached already": {
+        "keep_zeros": True,
+        "pruner": Pruner(None, magnitude, zero, scope=layers),
+    },
+    "The target 'x' matches no parameter": {"sparsity": {"x": 0.5}},
 }
 
 
@@ -247,7 +252,7 @@ BAD: dict[str, dict[str, Any]] = {
 def test_bad_input_is_refused_before_any_work(sentence: str) -> None:
     model = network()
     with torch.no_grad():
-        model[0].weight.zero_()  # type: ignore[operator, union-attr]
+        model[0].weight[:8].zero_()  # type: ignore[index, operator]
     optimizer = sgd(model)
     options = {"batches": BATCHES, "sparsity": 0.8, "start": 2, "end": 14, "every": 4, **BAD[sentence]}
     with pytest.raises(WoodburyError, match=sentence):
@@ -258,6 +263,14 @@ def test_bad_input_is_refused_before_any_work(sentence: str) -> None:
         with pytest.raises(WoodburyError):
             wrong()
     assert not optimizer._optimizer_step_post_hooks and not model[0].weight._backward_hooks  # type: ignore[union-attr]
+
+
+def test_targets_of_their_own() -> None:
+    model = network()
+    optimizer = sgd(model)
+    Gradual(model, optimizer, BATCHES, {"0.*": 0.75, "*": 0.1}, end=4, every=1, pruner=EXACT)
+    train(model, optimizer, 8)
+    assert [int((p == 0).sum()) for p in model.parameters() if p.ndim > 1] == [60, 7]
 
 
 def test_a_gradual_run_keeps_what_one_shot_loses() -> None:

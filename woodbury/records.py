@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
     own = next((found.version for found in distributions(name="woodbury")), "a checkout, not installed")
     return {
         "woodbury": own,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # it comes as a type of its own
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from woodbury.comparison import Method
 from woodbury.errors import WoodburyError
@@ -120,18 +120,18 @@ class Trainer:
     """An optimizer's name at the door, and its usual learning rate."""
 
     lr: float
-    make: Callable[[Iterable[nn.Parameter], float, float, float], torch.optim.Optimizer]
+    make: Callable[[Iterable[Tensor], float, float, float], torch.optim.Optimizer]
 
 
-def _sgd(weights: Iterable[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def _sgd(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=decay)
 
 
-def _adam(weights: Iterable[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def _adam(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(weights, lr, (momentum, 0.999), weight_decay=decay)
 
 
-def _adamw(weights: Iterable[nn.Parameter], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def _adamw(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr, (momentum, 0.999), weight_decay=decay)
 
 

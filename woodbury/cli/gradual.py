@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from woodbury.batchnorm import recalibrate
 from woodbury.cli.choices import ENGINES, OPTIMIZERS, Plan, pick
 from woodbury.cli.common import Callback, Options, note, progress_bars
-from woodbury.cli.data import batches, sample, stream
+from woodbury.cli.data import stream
 from woodbury.cli.problem import SCORES, Problem, pose
 from woodbury.cli.results import show_results, write_results
 from woodbury.cli.resume import RunFolder, run_folder
@@ -89,6 +89,14 @@ class Training:
         if not 0 <= self.weight_decay < float("inf"):
             raise WoodburyError(f"--weight-decay is {self.weight_decay}: it must be at least 0 and finite.")
 
+    def optimizer_of(self, problem: Problem) -> torch.optim.Optimizer:
+        """The optimizer of what is trainable, which requires a gradient from now on."""
+        parameters = dict(problem.model.named_parameters())
+        moving = [parameters[name].requires_grad_() for name in problem.trainable]
+        if not moving:
+            raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
+        return OPTIMIZERS[self.optimizer].make(moving, self.rate, self.momentum, self.weight_decay)
+
     @property
     def rate(self) -> float:
         """The learning rate asked for, or the optimizer's usual one."""
@@ -143,37 +151,22 @@ class Session:
         saved = folder.saved
         if saved:
             check_same(saved["facts"], self.facts, "The unfinished run")
+        self.record: dict[str, Any] = dict(saved["record"]) if saved else _new_record(problem)
         self.samples = len(problem.calibration)  # type: ignore[arg-type]
         self.epoch = batches_in(self.samples, training.batch_size)
-        assert training.epochs is not None  # or there would be nothing to train
-        self.total = training.epochs * self.epoch
-        model = problem.model
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in problem.trainable)
-        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not moving:
-            raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
-        self.record: dict[str, Any] = (
-            dict(saved["record"])
-            if saved
-            else {"before": problem.dense(), "engine": _engine(problem), "dampings": [], "seconds": 0.0, "made": versions()}
-        )
-        sampling = replace(problem.sampling(progress), engine=ENGINES.get(self.record["engine"]))
-        method = plan.method(sampling)
+        self.total = (training.epochs or 0) * self.epoch
+        self.optimizer = training.optimizer_of(problem)
+        method = plan.method(replace(problem.sampling(progress), engine=ENGINES[self.record["engine"]]))
 
-        def prune(objective: Objective, sparsity: float) -> Pruned:
+        def prune(objective: Objective, sparsity: Any) -> Pruned:
             result = run(method, objective, sparsity, problem.validate, progress)
             self.record["dampings"] = [*self.record["dampings"], result.damping]
             return result.pruned
 
-        count = problem.count * problem.options.batch
-        self.optimizer = OPTIMIZERS[training.optimizer].make(
-            moving, training.rate, training.momentum, training.weight_decay
-        )
         self.gradual = Gradual(
-            model,
+            problem.model,
             self.optimizer,
-            lambda step: batches(sample(problem.calibration, count, problem.options.seed + step)),
+            lambda step: problem.drawn(problem.options.seed + step),
             sparsity,
             end=max(1, round(training.prune_until * self.total)),
             steps=training.steps,
@@ -246,8 +239,8 @@ class Session:
 
     def _objective(self) -> Objective:
         problem = self.problem
-        calibration = problem.objective(problem.options.seed).batches
-        return Objective.of(problem.model, calibration, problem.likelihood, self.gradual.space)
+        drawn = problem.drawn(problem.options.seed)
+        return Objective.of(problem.model, drawn, problem.likelihood, self.gradual.space)
 
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
@@ -269,7 +262,9 @@ class Session:
         torch.set_rng_state(saved["rng"])
         for what, now in versions().items():
             if (began := self.record["made"].get(what)) != now:
-                note(f"The run began with {what} {began} and goes on with {now}: its last bits may differ from then on.")
+                note(
+                    f"The run began with {what} {began} and goes on with {now}: its last bits may differ from then on."
+                )
 
     def _parts(self) -> dict[str, Any]:
         own = {"model": self.problem.model, "optimizer": self.optimizer}
@@ -279,11 +274,13 @@ class Session:
         return self.record["seconds"] + time.monotonic() - self.began
 
 
-def _engine(problem: Problem) -> str:
-    """The engine for the gradients, chosen by the clock once for the whole run, as two engines differ in the last bit."""
-    inputs, target = next(regrouped(problem.objective(problem.options.seed).batches, 64))
-    chosen = fastest(problem.objective(problem.options.seed), inputs, target)
-    return next(name for name, engine in ENGINES.items() if engine is chosen)
+def _new_record(problem: Problem) -> dict[str, Any]:
+    """What is known when a run begins; the clock chooses the engine once, as two engines differ in the last bit."""
+    objective = problem.objective(problem.options.seed)
+    inputs, target = next(regrouped(objective.batches, 64))
+    chosen = fastest(objective, inputs, target)
+    engine = next(name for name, engine in ENGINES.items() if engine is chosen)
+    return {"before": problem.dense(), "engine": engine, "dampings": [], "seconds": 0.0, "made": versions()}
 
 
 def _facts(problem: Problem) -> dict[str, Any]:

@@ -48,12 +48,15 @@ class Problem:
 
     def objective(self, seed: int) -> Objective:
         """The dense objective on a calibration sample drawn by `seed`."""
-        drawn = batches(sample(self.calibration, self.count * self.options.batch, seed))
-        objective = Objective.of(self.model, drawn, self.likelihood, self.space)
+        objective = Objective.of(self.model, self.drawn(seed), self.likelihood, self.space)
         if not self.options.keep_zeros:
             return objective
         nonzero = objective.weights != 0
         return objective.at(objective.weights[nonzero], self.space.restrict(nonzero))
+
+    def drawn(self, seed: int) -> Iterable[Batch]:
+        """The calibration sample drawn by `seed`."""
+        return batches(sample(self.calibration, self.count * self.options.batch, seed))
 
     def score(self, objective: Objective) -> float:
         """The accuracy (or R²) on the test data, with BatchNorm recalibrated where that was asked for."""

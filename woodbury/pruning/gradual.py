@@ -15,19 +15,20 @@ from torch import nn
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import mfac
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
+from woodbury.pruning.contest import check_reachable
 from woodbury.pruning.masks import Hold
 from woodbury.pruning.moments import moments
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.schedule import check_sparsity, polynomial
+from woodbury.pruning.schedule import Targets, check_targets, polynomial
 from woodbury.space import ParameterSpace, Patterns
 
 Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 """Re-iterable (inputs, target), or optimizer step -> such batches, for fresh samples each time."""
 
-Prune = Callable[[Objective, float], Pruned]
+Prune = Callable[[Objective, Targets], Pruned]
 """A Pruner, or a function like one: (objective, sparsity) -> Pruned."""
 
-Schedule = Callable[[float, int, float], list[float]]
+Schedule = Callable[[Targets, int, float], list[Targets]]
 """(sparsity, count, start sparsity) -> the sparsity after each of `count` steps, the last one `sparsity`."""
 
 USUAL_COUNT = 1000
@@ -64,7 +65,7 @@ class Gradual:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         batches: Calibration,
-        sparsity: float,
+        sparsity: Targets,
         *,
         end: int,
         start: int = 1,
@@ -79,7 +80,7 @@ class Gradual:
         score: Callable[[Objective], float] | None = None,
         decay_off: bool = False,
     ) -> None:
-        check_sparsity(sparsity)
+        check_targets(sparsity)
         _check_pruner(pruner)
         self.moments = moments(start, end, every=every, steps=steps)
         self.step = 0
@@ -91,14 +92,12 @@ class Gradual:
             objective = self._objective(self.moments[0])
             objective.probe()
             self._pruner: Prune = pruner or Pruner(mfac(_samples(objective), 1e-3))
-        zeros = int((objective.weights == 0).sum())
-        if zeros > round(sparsity * self.space.n):
-            raise WoodburyError(
-                f"sparsity {sparsity} is below the {zeros / self.space.n:.4f} reached already: pruned weights stay."
-            )
-        if keep_zeros:
-            self.space = self.space.restrict(objective.weights != 0)
+        rules = pruner if isinstance(pruner, Pruner) else Pruner(None)
+        nonzero = self.space.restrict(objective.weights != 0)
+        check_reachable(nonzero, sparsity, rules.scope, rules.cost)
+        self.space = nonzero if keep_zeros else self.space
         self._sparsities = schedule(sparsity, len(self.moments), self.space.sparsity)
+        check_reachable(self.space, self._sparsities[0], rules.scope, rules.cost)
         self._settings = _flat(
             {
                 "sparsity": sparsity,
@@ -149,7 +148,7 @@ class Gradual:
             with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the generator that the loop uses
                 self._prune(self._sparsities[self.moments.index(self.step)])
 
-    def _prune(self, sparsity: float) -> None:
+    def _prune(self, sparsity: Targets) -> None:
         objective = self._objective(self.step)
         before = self._score(objective) if self._score else None
         pruned = self._pruner(objective, sparsity)
