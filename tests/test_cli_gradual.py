@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,7 @@ class Killed(BaseException):
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file rewritten within a second passes for the old one
     path = list(sys.path)
     (tmp_path / "net.py").write_text(NET)
     yield tmp_path
@@ -138,11 +138,10 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(save: int, here: Path, mon
             woodbury(COMMAND, "--out cut --method woodfisher")
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", dying_step)
-        with pytest.raises(Killed) if save < 6 else nullcontext():  # the sixth is the last, after all steps
+        with pytest.raises(Killed):
             woodbury(COMMAND, "--out cut --method woodfisher --resume")
-    if save < 6:
-        assert not (here / "cut" / "report.json").exists()
-        assert woodbury(COMMAND, "--out cut --method woodfisher --resume").exit_code == 0
+    assert not (here / "cut" / "report.json").exists()
+    assert woodbury(COMMAND, "--out cut --method woodfisher --resume").exit_code == 0
     assert same("whole", "cut") and len(list((here / "cut").iterdir())) == 3
 
 

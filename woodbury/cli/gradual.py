@@ -29,6 +29,7 @@ from woodbury.objective import Objective
 from woodbury.pruning.gradual import Gradual, check_same
 from woodbury.pruning.moments import cycle
 from woodbury.pruning.pruner import Pruned
+from woodbury.pruning.schedule import Targets
 from woodbury.records import versions
 from woodbury.report import Grid, percent
 
@@ -104,7 +105,7 @@ class Training:
 
 
 def gradually(
-    model: str, data: str, sparsity: float, out: Path, plan: Plan, training: Training, options: Options
+    model: str, data: str, sparsity: Targets, out: Path, plan: Plan, training: Training, options: Options
 ) -> None:
     """Prune and fine-tune; write the results. Raises WoodburyError; stopped in any other way, `--resume` goes on."""
     settings = {"model": model, "data": data, "sparsity": sparsity, "method": plan.name, "update": plan.update}
@@ -125,7 +126,7 @@ def gradually(
         line = _line(problem, numbers, space.n)
         grids = (_table(problem.measure, numbers["steps"]),)
         with folder.finishing() as results:
-            title = f"{Path(model).name} at {percent(sparsity)}"
+            title = f"{Path(model).name} at {percent(space.sparsity, 2)}"
             every = settings | problem.settings() | asked | {"engine": session.record["engine"], "lr": training.rate}
             write_results(
                 results, problem.model, space, title=title, line=line, settings=every, numbers=numbers, grids=grids
@@ -139,7 +140,7 @@ class Session:
     def __init__(
         self,
         problem: Problem,
-        sparsity: float,
+        sparsity: Targets,
         plan: Plan,
         training: Training,
         folder: RunFolder,
@@ -156,9 +157,10 @@ class Session:
         self.epoch = batches_in(self.samples, training.batch_size)
         self.total = (training.epochs or 0) * self.epoch
         self.optimizer = training.optimizer_of(problem)
-        method = plan.method(replace(problem.sampling(progress), engine=ENGINES[self.record["engine"]]))
+        sampling = replace(problem.sampling(progress), engine=ENGINES[self.record["engine"]])
+        method = plan.method(sampling, problem.flops())
 
-        def prune(objective: Objective, sparsity: Any) -> Pruned:
+        def prune(objective: Objective, sparsity: Targets) -> Pruned:
             result = run(method, objective, sparsity, problem.validate, progress)
             self.record["dampings"] = [*self.record["dampings"], result.damping]
             return result.pruned

@@ -1,0 +1,185 @@
+"""Gradual pruning of ResNet-20 on CIFAR-10: python benchmarks/gradual.py [--epochs 2] [--seeds 1] [--threads 2] [--out FILE.json]
+
+WoodFisher (blocks of 500, joint update) against global magnitude: the 18 block convolutions to 90 % and 95 % in ten steps of a
+cubic schedule, with the same fine-tuning. Two accuracies on the test images: right after the last pruning step, and at the end.
+A Fisher's damping is chosen at every step on held-out training images; so is what `--lr` and the like are to be judged by, which
+is in the file too. Finished cells are in FILE.json (default: runs/gradual.json) and are not run again. Needs ../shared/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from woodbury.comparison import Method, accuracy, run
+from woodbury.finetuning import batches_in, finetune, shuffled
+from woodbury.fisher.estimate import woodfisher
+from woodbury.gradients import vmapped
+from woodbury.objective import Batch, Objective
+from woodbury.pruning.gradual import Gradual
+from woodbury.pruning.moments import cycle
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.saliency import magnitude, obs
+from woodbury.pruning.update import joint, zero
+from woodbury.records import versions, write_json
+
+BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
+COUNT, HELD_OUT, UNTIL, GRID = 1000, 2000, 0.6, (1e-3, 1e-2, 1e-1, 1.0)
+METHODS = {
+    "magnitude": Method(Pruner(None, magnitude, zero)),
+    "WoodFisher (500), joint": Method(
+        Pruner(woodfisher(COUNT, 500, GRID[0], engine=vmapped), obs, joint), dampings=GRID
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """CIFAR-10, with some of the training images held out; batches of 500."""
+
+    train: Batch
+    held_out: list[Batch]
+    test: list[Batch]
+
+    @classmethod
+    def load(cls, bench: Any, most: int) -> Images:
+        x, y, x_test, y_test = bench.cifar10()
+        x, x_test = (part.contiguous(memory_format=torch.channels_last) for part in (x, x_test))
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))  # the split of one_shot.py
+        held, rest = order[:HELD_OUT], order[HELD_OUT:][:most]
+        return cls((x[rest], y[rest]), _batches(x[held], y[held]), _batches(x_test, y_test))
+
+    def sample(self, seed: int) -> list[Batch]:
+        x, y = self.train
+        drawn = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:COUNT]
+        return _batches(x[drawn], y[drawn])
+
+    def stream(self, size: int, seed: int) -> Iterator[Batch]:
+        x, y = self.train
+        return ((x[drawn], y[drawn]) for drawn in shuffled(len(y), size, seed))
+
+
+def _batches(x: Tensor, y: Tensor) -> list[Batch]:
+    return list(zip(x.split(500), y.split(500), strict=True))
+
+
+def cell(
+    bench: Any, images: Images, method: Method, sparsity: float, seed: int, asked: argparse.Namespace, progress: Any
+) -> dict[str, Any]:
+    """One run: both accuracies on the test images, and those on held-out training images around each pruning step."""
+    model = bench.resnet20().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), asked.lr, momentum=0.9, weight_decay=asked.weight_decay)
+    total = asked.epochs * batches_in(len(images.train[1]), asked.batch_size)
+    found: dict[str, Any] = {"dampings": []}
+
+    def prune(objective: Objective, target: Any) -> Pruned:
+        result = run(method, objective, target, lambda pruned: -pruned.loss(images.held_out))
+        found["dampings"].append(result.damping)
+        return result.pruned
+
+    def judged(batches: list[Batch]) -> float:
+        return accuracy(Objective.of(model, batches, space=gradual.space), batches)
+
+    def after(step: int) -> None:
+        if step == gradual.moments[-1]:
+            found["after the last pruning step"] = judged(images.test)
+
+    begun = time.perf_counter()
+    gradual = Gradual(
+        model,
+        optimizer,
+        lambda step: images.sample(1_000_000 * seed + step),
+        sparsity,
+        end=max(asked.steps, round(UNTIL * total)),
+        steps=asked.steps,
+        pruner=prune,
+        include="layer*.conv?.weight",
+        score=partial(accuracy, batches=images.held_out),
+    )
+    scheduler = LambdaLR(optimizer, cycle(gradual.moments, total))
+    stream = images.stream(asked.batch_size, seed)
+    finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after, progress=progress)
+    found |= {"at the end": judged(images.test), "held out, at the end": judged(images.held_out)}
+    return found | {"steps": gradual.history, "seconds": time.perf_counter() - begun}
+
+
+def show(cells: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for made in cells.values():
+        groups.setdefault((made["method"], made["sparsity"]), []).append(made)
+    moments = ("after the last pruning step", "at the end")
+    table = Table("method", "sparsity", *moments, "held out, at the end", "seeds", "s", title="Accuracy, %")
+    for (method, sparsity), runs in groups.items():
+        means = (_mean_and_spread([made[what] for made in runs]) for what in (*moments, "held out, at the end"))
+        seconds = sum(made["seconds"] for made in runs) / len(runs)
+        table.add_row(method, f"{sparsity:g}", *means, str(len(runs)), f"{seconds:.0f}")
+    console.print(table)
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    scores = 100 * torch.tensor(values, dtype=torch.float64)
+    return f"{float(scores.mean()):.2f} ± {float(scores.std(correction=0)):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, the pruning steps included")
+    parser.add_argument("--steps", type=int, default=10, help="pruning steps")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.95])
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--weight-decay", type=float, default=1e-4)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--train", type=int, default=50_000, help="training images at most, for a try")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/gradual.json"))
+    asked = parser.parse_args()
+    if not BENCH.is_dir():
+        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
+        return
+    torch.set_num_threads(asked.threads)
+    sys.path.insert(0, str(BENCH))
+    bench = importlib.import_module("bench_data")
+    console = Console(width=140)
+    settings = {
+        name: value for name, value in vars(asked).items() if name not in ("seeds", "threads", "out", "sparsities")
+    }
+    cells: dict[str, Any] = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else {}
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    images = Images.load(bench, asked.train)
+    wanted = [(s, x, m) for s in range(asked.seeds) for x in asked.sparsities for m in METHODS]
+    for seed, sparsity, name in wanted:
+        identity = {"method": name, "sparsity": sparsity, "seed": seed, **settings}
+        key = json.dumps(identity)
+        if key in cells:
+            continue
+        torch.manual_seed(seed)
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
+            bar = bars.add_task(f"{name}, {sparsity:g}, seed {seed}")
+            track = lambda _, done, total, bars=bars, bar=bar: bars.update(bar, completed=done, total=total)  # noqa: E731
+            made = cell(bench, images, METHODS[name], sparsity, seed, asked, track)
+        cells[key] = {**identity, **made, "versions": versions()}
+        partial_file = asked.out.with_suffix(".partial")
+        write_json(partial_file, cells)
+        partial_file.replace(asked.out)
+        cells = json.loads(asked.out.read_text("utf-8"))
+        show({key: made for key, made in cells.items() if settings.items() <= made.items()}, console)
+
+
+if __name__ == "__main__":
+    main()
