@@ -178,7 +178,10 @@ def main() -> None:
         write_json(partial_file, cells)
         partial_file.replace(asked.out)
         cells = json.loads(asked.out.read_text("utf-8"))
-        show({key: made for key, made in cells.items() if settings.items() <= made.items()}, console)
+        show(
+            {key: made for key, made in cells.items() if all(made[name] == value for name, value in settings.items())},
+            console,
+        )
 
 
 if __name__ == "__main__":
