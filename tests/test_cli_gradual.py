@@ -305,7 +305,7 @@ def test_kill_9_in_the_middle_of_saving(here: Path) -> None:
 @pytest.mark.slow
 def test_kill_9_anywhere(here: Path) -> None:
     assert woodbury(COMMAND, "--out whole").exit_code == 0
-    for kind, count in (("saving", 1), ("saved", 1), ("saved", 4), ("training", 3), ("training", 8), ("finishing", 8)):
+    for kind, count in (("saving", 1), ("saved", 1), ("saved", 4), ("training", 3), ("training", 8), ("finishing", 7)):
         killed(here, kind, count)
         assert woodbury(COMMAND, f"--out {kind}-{count} --resume").exit_code == 0
         assert same("whole", f"{kind}-{count}"), (kind, count)
