@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.flops import Flops, flops
-from woodbury.pruning.pruner import Pruner, prune
+from woodbury.pruning.door import prune
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude
 from woodbury.pruning.select import raised
 from woodbury.pruning.update import zero

@@ -15,7 +15,9 @@ from woodbury.fisher.explicit import Dense
 from woodbury.fisher.operator import Fisher
 from woodbury.gradients import mean_gradient
 from woodbury.objective import Batch, Objective, squared_error
-from woodbury.pruning.pruner import Pruner, in_rounds, prune
+from woodbury.pruning.door import prune
+from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.saliency import magnitude, obd, woodtaylor
 from woodbury.pruning.schedule import polynomial
 from woodbury.pruning.select import layers

@@ -17,7 +17,8 @@ from woodbury.fisher.estimate import Estimate
 from woodbury.fisher.operator import Fisher
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective, checked, evaluating
-from woodbury.pruning.pruner import Pruned, Pruner, in_rounds
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
 

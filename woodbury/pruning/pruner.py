@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, mfac
-from woodbury.gradients import Progress, mean_gradient
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
+from woodbury.gradients import mean_gradient
+from woodbury.objective import Objective
 from woodbury.pruning.contest import Contest, check_reachable, contest
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliency import Saliency, obs
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.schedule import rounds as geometric
 from woodbury.pruning.select import Cost, Scope, everything, weights
 from woodbury.pruning.selection import Selection, once
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.update import Update, joint
-from woodbury.space import ParameterSpace, Patterns
+from woodbury.space import ParameterSpace
 
 NO_DAMPING = 1e-30
 """A damping that leaves a diagonal to the curvature."""
@@ -36,22 +36,27 @@ class Step:
     """What one step did: the sparsity it reached and the loss increase that the quadratic predicted for it.
 
     saliencies: name -> the QUANTILES of the saliencies of its units before the step; empty if the selection asked for none.
+    damping: of the Fisher, None without one; trust: the share of the gradient that was followed, None without it.
     """
 
     sparsity: float
     predicted: float | None
     saliencies: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    damping: float | None = None
+    trust: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """A pruned objective: its weights lie in the space of the weights that stay.
 
-    steps: one per round; `predicted` is their summed loss increase, None without a Fisher.
+    steps: one per round; `predicted` is their summed loss increase, None without a Fisher. settings: what was chosen for
+    the user, in words.
     """
 
     objective: Objective
     steps: tuple[Step, ...]
+    settings: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def keep(self) -> Tensor:
@@ -77,6 +82,13 @@ class Pruned:
     def write(self) -> None:
         """Copy the weights into the model, in place."""
         self.objective.write()
+
+
+class Recipe(Protocol):
+    """What prunes once: a Pruner, or something around one."""
+
+    def check(self, space: ParameterSpace, sparsity: Targets) -> None: ...
+    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned: ...
 
 
 @dataclass(frozen=True)
@@ -105,25 +117,43 @@ class Pruner:
         """What competes on the way to `sparsity`. Raises WoodburyError if it cannot be reached: cheap, to be seen early."""
         return contest(space, sparsity, self.unit, self.scope, self.cost, self.ceiling, self.per)
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
-        space = objective.space
-        units = self.contest(space, sparsity)
+    def check(self, space: ParameterSpace, sparsity: Targets) -> None:
+        """Raises WoodburyError if steps that end at `sparsity` cannot be."""
+        check_reachable(space, sparsity, self.scope, self.cost)
+        self.contest(space, sparsity)
+
+    def quadratic(self, objective: Objective) -> Quadratic:
+        """The loss as this recipe sees it from the objective's weights."""
         quadratic = Quadratic(
             objective.weights,
             self.fisher(objective) if self.fisher else None,
             mean_gradient(objective) if self.first_order else None,
         )
-        _check_reached(quadratic, space)
-        heard: list[Tensor] = []
+        _check_reached(quadratic, objective.space)
+        return quadratic
+
+    def on(self, quadratic: Quadratic, objective: Objective, sparsity: Targets) -> Pruned:
+        """Prune once on a quadratic that is known already; the model is untouched. Raises WoodburyError."""
+        space, units, heard = objective.space, self.contest(objective.space, sparsity), []
         keep = self.selection(quadratic, units, _heard(self.saliency, units, heard)).to(objective.weights.device)
         delta = self.update(quadratic, keep)
         remaining = (quadratic.weights + delta)[keep]
         if not bool(torch.isfinite(remaining).all()):
             raise WoodburyError("The update gave weights that are not finite: raise the damping.")
         pruned = objective.at(remaining, space.restrict(keep))
-        predicted = quadratic.increase(delta) if quadratic.fisher is not None else None
-        return Pruned(pruned, (Step(pruned.space.sparsity, predicted, _quantiles(heard, units, space)),))
+        step = Step(
+            sparsity=pruned.space.sparsity,
+            predicted=quadratic.increase(delta) if quadratic.fisher is not None else None,
+            saliencies=_quantiles(heard, units, space),
+            damping=quadratic.fisher.damping if quadratic.fisher is not None else None,
+            trust=1.0 if self.first_order else None,
+        )
+        return Pruned(pruned, (step,))
+
+    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+        """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
+        self.contest(objective.space, sparsity)  # seen to be possible before any gradient is taken
+        return self.on(self.quadratic(objective), objective, sparsity)
 
 
 def _heard(saliency: Saliency, units: Contest, heard: list[Tensor]) -> Saliency:
@@ -158,69 +188,3 @@ def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:
             raise WoodburyError(
                 f"No gradient reached {name!r}: is it unused, detached or under no_grad? Leave it out with exclude={name!r}."
             )
-
-
-def in_rounds(
-    pruner: Pruner, objective: Objective, sparsities: Sequence[Targets], progress: Progress | None = None
-) -> Pruned:
-    """Prune to one sparsity after the other, with fresh gradients at the weights reached each time; the model is untouched."""
-    if not sparsities:
-        raise WoodburyError("There is no sparsity to prune to: give at least one.")
-    check_reachable(objective.space, sparsities[-1], pruner.scope, pruner.cost)
-    pruner.contest(objective.space, sparsities[-1])
-    pruned = Pruned(objective, ())
-    for done, sparsity in enumerate(sparsities, 1):
-        step = pruner(pruned.objective, sparsity)
-        pruned = replace(step, steps=pruned.steps + step.steps)
-        if progress:
-            progress("rounds", done, len(sparsities))
-    return pruned
-
-
-def prune(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    sparsity: Targets,
-    *,
-    pruner: Pruner | None = None,
-    rounds: int = 1,
-    likelihood: Likelihood = cross_entropy,
-    include: Patterns = "*",
-    exclude: Patterns = (),
-    keep_zeros: bool = False,
-    progress: Progress | None = None,
-) -> Pruned:
-    """Prune the matrices and kernels of `model` that the patterns choose, in place; calibrated on `batches`.
-
-    batches: re-iterable (inputs, target). sparsity: removed ÷ all weights, or one for each of several patterns, such as
-    {"conv1*": 0.0, "*": 0.9}. pruner: by default M-FAC of the first 1,000 samples, or as many as there are, at
-    damping 1e-3 with the joint update. rounds: fresh gradients that many times on the way. keep_zeros: weights that are
-    zero already stay zero. Parameters that do not require a gradient are pruned too, unless excluded. Raises WoodburyError
-    before the model is touched.
-    """
-    if pruner is not None and not isinstance(pruner, Pruner):
-        raise WoodburyError(
-            f"The pruner is a {type(pruner).__name__}: give Pruner(fisher=...), such as Pruner(mfac(500))."
-        )
-    space = ParameterSpace.of(model, include, exclude, min_ndim=2)
-    objective = Objective.of(model, batches, likelihood, space)
-    objective.probe()
-    if keep_zeros:
-        nonzero = objective.weights != 0
-        objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
-    schedule = geometric(sparsity, rounds, objective.space.sparsity if rounds > 1 else 0.0)
-    pruned = in_rounds(pruner or Pruner(mfac(_samples(objective, 1000), 1e-3)), objective, schedule, progress)
-    pruned.write()
-    return pruned
-
-
-def _samples(objective: Objective, most: int) -> int:
-    """How many samples the batches give, up to `most`."""
-    samples = 0
-    for inputs, _ in objective.batches:
-        samples += samples_in(inputs)
-        if samples >= most:
-            return most
-    if not samples:
-        raise WoodburyError("The batches hold no samples: give some to calibrate on.")
-    return samples

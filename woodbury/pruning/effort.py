@@ -1,0 +1,100 @@
+"""Effort: how much time to give, and the best known settings for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.estimate import gauss_newton, mfac
+from woodbury.gradients import Progress, regrouped
+from woodbury.objective import Objective, samples_in
+from woodbury.pruning.pruner import Pruner, Recipe
+from woodbury.pruning.schedule import Targets, check_targets, rounds
+from woodbury.pruning.tuned import Tuned
+
+WHOLE = 50_000
+"""Up to so many weights the whole matrix is best, beyond it blocks (docs/results.md)."""
+
+BLOCK = 500
+MEMORY = 8 * 2**30
+"""Bytes that the rows, and the blocks made of them, may take each."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to spend on one pruning.
+
+    samples: to estimate the curvature from, at most; rank: rows to a sample; keeps: the fraction of the weights that a
+    stage keeps at least, each with fresh gradients; held_back: the share of the samples on which every stage chooses among
+    `dampings`, 0 for the first of them.
+    """
+
+    samples: int
+    rank: int
+    keeps: float
+    dampings: tuple[float, ...] = (3e-4,)
+    held_back: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.rank < 1 or not 0 <= self.keeps < 1 or not 0 <= self.held_back < 1:
+            raise WoodburyError(f"This effort cannot be: {self}.")
+
+
+quick = Effort(500, 1, 0.0)
+"""One stage: seconds on a small net."""
+
+usual = Effort(1000, 2, 0.7)
+"""Stages that keep 70 % each."""
+
+thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2)
+"""More samples, stages that keep 85 % each, and a damping chosen at each on samples held back."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an effort comes to on one model: the recipe, the sparsities of its stages, and the same in words."""
+
+    recipe: Recipe
+    objective: Objective
+    sparsities: list[Targets]
+    settings: Mapping[str, Any]
+
+
+def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Progress | None = None) -> Choice:
+    """The best known settings for a model and an effort, see docs/results.md: Gauss–Newton rows, the joint update, stages.
+
+    Raises WoodburyError when there are no samples.
+    """
+    check_targets(sparsity)
+    batches, d = list(regrouped(objective.batches, 64, effort.samples)), objective.space.d
+    if not batches:
+        raise WoodburyError("The batches hold no samples: give some to calibrate on.")
+    apart = math.floor(effort.held_back * len(batches))
+    seen, held = batches[: len(batches) - apart], batches[len(batches) - apart :]
+    exact = objective.likelihood.directions is not None
+    rank = effort.rank if exact else 1
+    count = max(1, min(rank * sum(samples_in(inputs) for inputs, _ in seen), MEMORY // (4 * d)))
+    block = None if d <= WHOLE else max(16, min(BLOCK, MEMORY // (8 * d)))
+    rows = mfac(count, effort.dampings[0], block=block, progress=progress)
+    pruner = Pruner(gauss_newton(rows, rank) if exact else rows)
+    sparsities = _sparsities(sparsity, objective.space.sparsity, effort.keeps)
+    settings = {
+        "rows": f"{count} Gauss–Newton rows, {rank} to a sample" if exact else f"{count} gradients",
+        "structure": f"blocks of {block}" if block else "whole matrix",
+        "damping": ", ".join(f"{damping:g}" for damping in (effort.dampings if held else effort.dampings[:1])),
+        "samples held back": sum(samples_in(inputs) for inputs, _ in held),
+        "stages": len(sparsities),
+    }
+    recipe = Tuned(pruner, held, effort.dampings) if held else pruner
+    return Choice(recipe, replace(objective, batches=seen), sparsities, settings)
+
+
+def _sparsities(sparsity: Targets, start: float, keeps: float) -> list[Targets]:
+    """Stages that each keep the same fraction, `keeps` at least; one if that is 0."""
+    highest = max(sparsity.values()) if isinstance(sparsity, Mapping) else sparsity
+    if not keeps or highest <= start:
+        return [sparsity]
+    return rounds(sparsity, max(1, math.ceil(math.log((1 - highest) / (1 - start)) / math.log(keeps))), start)
