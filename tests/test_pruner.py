@@ -17,10 +17,10 @@ from woodbury.gradients import mean_gradient
 from woodbury.objective import Batch, Objective, squared_error
 from woodbury.pruning.door import prune
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.saliency import magnitude, obd, woodtaylor
 from woodbury.pruning.schedule import polynomial
 from woodbury.pruning.select import layers
+from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.units import block, groups
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.space import ParameterSpace

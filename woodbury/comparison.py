@@ -18,9 +18,9 @@ from woodbury.fisher.operator import Fisher
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective, checked, evaluating
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
+from woodbury.pruning.stages import in_rounds
 
 Score = Callable[[Objective], float]
 """A number that should be large: the accuracy on some data, for instance."""

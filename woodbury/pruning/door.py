@@ -56,6 +56,8 @@ def prune(
         pruned = in_rounds(pruner, objective, schedule, progress)
     else:
         choice = choose(objective, sparsity, effort, progress)
-        pruned = replace(in_rounds(choice.recipe, choice.objective, choice.sparsities, progress), settings=choice.settings)
+        pruned = replace(
+            in_rounds(choice.recipe, choice.objective, choice.sparsities, progress), settings=choice.settings
+        )
     pruned.write()
     return pruned

@@ -69,10 +69,10 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     Raises WoodburyError when there are no samples.
     """
     check_targets(sparsity)
-    batches, d = list(regrouped(objective.batches, 64, effort.samples)), objective.space.d
+    batches, d = list(regrouped(objective.batches, 16, effort.samples)), objective.space.d
     if not batches:
         raise WoodburyError("The batches hold no samples: give some to calibrate on.")
-    apart = math.floor(effort.held_back * len(batches))
+    apart = round(effort.held_back * len(batches))
     seen, held = batches[: len(batches) - apart], batches[len(batches) - apart :]
     exact = objective.likelihood.directions is not None
     rank = effort.rank if exact else 1

@@ -13,7 +13,10 @@ from woodbury.pruning.schedule import Targets
 
 
 def stages(
-    recipe: Recipe, objective: Objective, sparsities: Sequence[Targets], fresh: Callable[[int], Iterable[Batch]] | None = None
+    recipe: Recipe,
+    objective: Objective,
+    sparsities: Sequence[Targets],
+    fresh: Callable[[int], Iterable[Batch]] | None = None,
 ) -> Iterator[Pruned]:
     """Prune to one sparsity after the other, with fresh gradients at the weights reached each time: what each stage reached.
 
@@ -40,8 +43,9 @@ def in_rounds(
     recipe: Recipe, objective: Objective, sparsities: Sequence[Targets], progress: Progress | None = None
 ) -> Pruned:
     """The last of the `stages`, on the objective's own batches; the model is untouched."""
-    pruned = Pruned(objective, ())
+    reached = Pruned(objective, ())
     for done, pruned in enumerate(stages(recipe, objective, sparsities), 1):
+        reached = pruned
         if progress:
             progress("rounds", done, len(sparsities))
-    return pruned
+    return reached

@@ -37,7 +37,9 @@ class Tuned:
         if self.pruner.fisher is None:
             raise WoodburyError("This pruner has no Fisher and so no damping to choose: use it as it is.")
         if not self.dampings or not self.trust:
-            raise WoodburyError("There is nothing to choose from: give at least one damping and one share of the gradient.")
+            raise WoodburyError(
+                "There is nothing to choose from: give at least one damping and one share of the gradient."
+            )
         for damping in self.dampings:
             check_damping(damping)
         if any(not 0 <= share <= 1 for share in self.trust):
@@ -56,7 +58,9 @@ class Tuned:
             fisher = fisher.spectral()
         best, least = None, math.inf
         for damping in self.dampings:
-            for candidate in self._candidates(replace(quadratic, fisher=fisher.with_damping(damping)), objective, sparsity):
+            for candidate in self._candidates(
+                replace(quadratic, fisher=fisher.with_damping(damping)), objective, sparsity
+            ):
                 loss = candidate.objective.loss(self.held_back)
                 if loss < least:  # never a NaN
                     best, least = candidate, loss

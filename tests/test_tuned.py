@@ -1,0 +1,149 @@
+"""Dampings and trust by held-back loss, stages with fresh samples, efforts: what is chosen is what is best there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.estimate import gauss_newton, mfac, woodfisher
+from woodbury.fisher.lowrank import LowRank
+from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.pruning.door import prune
+from woodbury.pruning.effort import Effort, choose, quick, thorough, usual
+from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.saliency import magnitude, woodtaylor
+from woodbury.pruning.stages import in_rounds, stages
+from woodbury.pruning.tuned import Tuned
+from woodbury.pruning.update import zero
+from woodbury.space import ParameterSpace
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def data(seed: int = 0, samples: int = 60) -> list[Batch]:
+    label = torch.arange(samples) % 3
+    inputs = normal(samples, 8, seed=seed) + 2 * torch.eye(3, 8, dtype=torch.float64)[label]
+    return list(zip(inputs.split(20), label.split(20), strict=True))
+
+
+def network(epochs: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for inputs, target in data() * epochs:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), target).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def objective() -> Objective:
+    model = network(15)
+    return Objective.of(model, data(), space=ParameterSpace.of(model, min_ndim=2))
+
+
+DAMPINGS = (1e-6, 1e-3, 1e-1, 10.0)
+
+
+@pytest.mark.parametrize("recipe", [mfac(30), woodfisher(30, 16)])
+def test_the_damping_of_least_held_back_loss_is_taken(recipe, objective: Objective) -> None:
+    held = data(seed=5)
+    losses = {}
+    for damping in DAMPINGS:
+        pruner = Pruner(lambda o, damping=damping: recipe(o).with_damping(damping))
+        losses[damping] = pruner(objective, 0.8).objective.loss(held)
+    found = Tuned(Pruner(recipe), held, DAMPINGS)(objective, 0.8)
+    assert found.steps[0].damping == min(losses, key=losses.__getitem__)
+    assert found.objective.loss(held) == pytest.approx(min(losses.values()))
+    assert found.sparsity == pytest.approx(0.8)
+    assert found.steps[0].trust is None
+
+
+def test_the_gradient_is_followed_as_far_as_the_measured_loss_falls() -> None:
+    model = network(1)  # not converged
+    objective = Objective.of(model, data(), space=ParameterSpace.of(model, min_ndim=2))
+    held, pruner = data(seed=5), Pruner(gauss_newton(mfac(60, 1e-2)), woodtaylor, first_order=True)
+    found = Tuned(pruner, held, (1e-2,))(objective, 0.5)
+    without = Pruner(gauss_newton(mfac(60, 1e-2)))(objective, 0.5)
+    assert found.steps[0].trust is not None and found.steps[0].trust > 0
+    assert found.objective.loss(held) < without.objective.loss(held)
+    converged = Objective.of(network(15), data(), space=objective.space)
+    reckless = Tuned(replace(pruner, fisher=mfac(3, 1e-6)), held, (1e-6,))(converged, 0.3)
+    assert reckless.steps[0].trust is not None and reckless.steps[0].trust < 1
+
+
+def test_stages_take_fresh_samples_and_yield_what_each_reached(objective: Objective) -> None:
+    asked: list[int] = []
+
+    def fresh(stage: int) -> list[Batch]:
+        asked.append(stage)
+        return data(seed=stage + 1)
+
+    pruner, levels = Pruner(mfac(30, 1e-3)), [0.3, 0.5, 0.7]
+    reached = list(stages(pruner, objective, levels, fresh))
+    assert asked == [0, 1, 2]
+    assert [pruned.sparsity for pruned in reached] == pytest.approx(levels, abs=0.01)
+    assert [len(pruned.steps) for pruned in reached] == [1, 2, 3]
+    assert bool((reached[0].keep | ~reached[2].keep).all())
+    first = pruner(replace(objective, batches=data(seed=1)), 0.3)
+    torch.testing.assert_close(reached[0].weights, first.weights)
+    torch.testing.assert_close(
+        in_rounds(pruner, objective, levels).weights, list(stages(pruner, objective, levels))[-1].weights
+    )
+
+
+@pytest.mark.parametrize("effort", [quick, usual, thorough])
+@pytest.mark.parametrize("likelihood", [cross_entropy, Likelihood(cross_entropy.loss)])
+def test_an_effort_says_what_it_chose(effort: Effort, likelihood: Likelihood) -> None:
+    model = network(15)
+    pruned = prune(model, data(), 0.6, effort=effort, likelihood=likelihood)
+    assert pruned.sparsity == pytest.approx(0.6)
+    assert pruned.settings["stages"] == len(pruned.steps) == {quick: 1, usual: 3, thorough: 6}[effort]
+    assert ("Gauss–Newton" in str(pruned.settings["rows"])) == (likelihood is cross_entropy)
+    assert pruned.settings["structure"] == "whole matrix"
+    assert (pruned.settings["samples held back"] == 0) == (effort is not thorough)
+
+
+def test_large_spaces_are_taken_in_blocks(objective: Objective, monkeypatch) -> None:
+    monkeypatch.setattr("woodbury.pruning.effort.WHOLE", 100)
+    assert choose(objective, 0.5, quick).settings["structure"] == "blocks of 500"
+
+
+def test_all_dampings_on_one_eigendecomposition() -> None:
+    rows = normal(12, 40) * torch.logspace(0, -3, 40, dtype=torch.float64)
+    for weights in (None, torch.rand(12, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1):
+        plain = LowRank(rows, 1e-4, weights)
+        spectral = plain.spectral()
+        for damping in (1e-8, 1e-4, 1.0):
+            truth, found = plain.with_damping(damping), spectral.with_damping(damping)
+            torch.testing.assert_close(found.inverse_diagonal(), truth.inverse_diagonal(), rtol=1e-8, atol=0)
+            torch.testing.assert_close(found.solve(rows[0]), truth.solve(rows[0]), rtol=1e-5, atol=1e-12)
+            keep = torch.arange(40) % 3 > 0
+            torch.testing.assert_close(
+                found.restrict(keep).inverse_diagonal(), truth.restrict(keep).inverse_diagonal(), rtol=1e-8, atol=0
+            )
+            torch.testing.assert_close(found.conditional(keep), truth.conditional(keep), rtol=1e-8, atol=0)
+
+
+def test_what_cannot_be_is_named(objective: Objective) -> None:
+    pruner = Pruner(mfac(10))
+    for call, says in (
+        (lambda: Tuned(Pruner(None, magnitude, zero), data()), "no damping to choose"),
+        (lambda: Tuned(pruner, data(), ()), "nothing to choose"),
+        (lambda: Tuned(pruner, data(), (0.0,)), "positive"),
+        (lambda: Tuned(pruner, data(), trust=(2.0,)), r"in \[0, 1\]"),
+        (lambda: Tuned(pruner, [])(objective, 0.5), "at least one sample"),
+        (lambda: stages(pruner, objective, []), "no sparsity"),
+        (lambda: choose(replace(objective, batches=[]), 0.5, usual), "no samples"),
+        (lambda: Effort(0, 1, 0.5), "cannot be"),
+        (lambda: prune(objective.model, data(), 1.5), r"in \[0, 1\)"),
+    ):
+        with pytest.raises(WoodburyError, match=says):
+            call()
