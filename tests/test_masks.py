@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import diagonal
 from woodbury.optim import MFAC
+from woodbury.pruning.door import prune
 from woodbury.pruning.masks import hold_zeros
-from woodbury.pruning.pruner import Pruner, prune
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude
 from woodbury.pruning.update import zero
 from woodbury.space import ParameterSpace

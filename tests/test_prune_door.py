@@ -7,7 +7,19 @@ import torch
 from torch import Tensor, nn
 
 import woodbury
-from woodbury import Likelihood, Pruner, WoodburyError, gauss_newton, independent, kfac, layers, magnitude, mfac, sampled, zero
+from woodbury import (
+    Likelihood,
+    Pruner,
+    WoodburyError,
+    gauss_newton,
+    independent,
+    kfac,
+    layers,
+    magnitude,
+    mfac,
+    sampled,
+    zero,
+)
 
 
 def data(samples: int = 40) -> list[tuple[Tensor, Tensor]]:
