@@ -95,7 +95,7 @@ GRIDS = {
         "MFAC": (gauss_newton, rates(0.001, 0.01, 0.1, 1.0)),
     },
 }
-STEPS = {"images": 234, "pruned": 60, "text": 400, "equation": 3000}
+STEPS = {"images": 234, "pruned": 40, "text": 400, "equation": 3000}
 NUMBERS = {
     "images": "accuracy, %",
     "pruned": "accuracy, %",
@@ -105,7 +105,7 @@ NUMBERS = {
 
 
 def run(name: str, make: Make, setting: Setting, seed: int) -> Curve:
-    """(step, seconds, loss to tune by, number to report) at MARKS steps; the rate falls as half a cosine, Newton's does not."""
+    """(step, seconds, number) at MARKS steps, or the last alone for CHOOSING; the rate falls as half a cosine, Newton's not."""
     task, spent, curve = getattr(tasks, name)(seed), 0.0, []
     optimizers, newton = make(task, setting), make is gauss_newton
     steps = STEPS[name] // FEWER if newton else STEPS[name]
@@ -115,7 +115,8 @@ def run(name: str, make: Make, setting: Setting, seed: int) -> Curve:
         if not newton
     ]
     damping = LevenbergMarquardt(optimizers[0]) if newton and isinstance(optimizers[0], MFAC) else None
-    marks = {steps * (mark + 1) // MARKS for mark in range(MARKS)}
+    choosing = seed == CHOOSING
+    marks = {steps} if choosing else {steps * (mark + 1) // MARKS for mark in range(MARKS)}
     for step in range(steps):
         start = time.process_time()
         if damping is not None and task.rows is not None:
@@ -128,7 +129,7 @@ def run(name: str, make: Make, setting: Setting, seed: int) -> Curve:
             each.step()
         spent += time.process_time() - start
         if step + 1 in marks:
-            curve.append([step + 1, spent, task.tuning(), task.test()])
+            curve.append([step + 1, spent, task.tuning() if choosing else task.test()])
     return curve
 
 
@@ -178,8 +179,8 @@ def rows_of(name: str, curves: dict[str, tuple[Setting, list[Curve]]]) -> list[l
 
     made = []
     for optimizer, (setting, found) in curves.items():
-        by_steps = [cell([curve[MARKS * part // 4 - 1][3] for curve in found]) for part in (1, 2, 4)]
-        in_time = [[mark[3] for mark in curve if mark[1] <= 1.05 * quickest] for curve in found]
+        by_steps = [cell([curve[MARKS * part // 4 - 1][2] for curve in found]) for part in (1, 2, 4)]
+        in_time = [[mark[2] for mark in curve if mark[1] <= 1.05 * quickest] for curve in found]
         timed = cell([each[-1] for each in in_time]) if all(in_time) else "none yet"
         numbers = ", ".join(f"{number:g}" for number in setting)
         seconds = mean(curve[-1][1] for curve in found)

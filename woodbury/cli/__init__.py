@@ -1,4 +1,4 @@
-"""The command line: woodbury prune | compare | demo."""
+"""The command line: woodbury prune | compare | train | demo."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 import typer
 
-from woodbury.cli import compare, demo, prune
+from woodbury.cli import compare, demo, prune, train
 
 app = typer.Typer(
-    help="Second-order information about neural networks: prune them by what each weight is worth.",
+    help="Second-order information about neural networks: prune them by what each weight is worth, or train them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("prune")(prune.prune)
 app.command("compare")(compare.compare_)
+app.command("train")(train.train)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from woodbury.fisher.restricted import Elements, at_most, exactly
 from woodbury.flops import Flops
 from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
 from woodbury.objective import Likelihood, cross_entropy, squared_error
+from woodbury.optim import MFAC
 from woodbury.pruning.exhaustive import exhaustive
 from woodbury.pruning.pattern import n_of_m
 from woodbury.pruning.pruner import Pruner
@@ -117,10 +118,11 @@ ENGINES: Mapping[str, Engine] = {"vmapped": vmapped, "looped": looped}
 
 @dataclass(frozen=True)
 class Trainer:
-    """An optimizer's name at the door, and its usual learning rate."""
+    """An optimizer's name at the door, its usual learning rate, and the usual numbers of further options of its own."""
 
     lr: float
-    make: Callable[[Iterable[Tensor], float, float, float], torch.optim.Optimizer]
+    make: Callable[..., torch.optim.Optimizer]
+    own: Mapping[str, float] = field(default_factory=dict)
 
 
 def _sgd(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
@@ -135,10 +137,17 @@ def _adamw(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) 
     return torch.optim.AdamW(weights, lr, (momentum, 0.999), weight_decay=decay)
 
 
+def _mfac_of(
+    weights: Iterable[Tensor], lr: float, momentum: float, decay: float, window: int = 128, damping: float = 1e-2
+) -> torch.optim.Optimizer:
+    return MFAC(weights, lr, momentum=momentum, weight_decay=decay, window=window, damping=damping)
+
+
 OPTIMIZERS: Mapping[str, Trainer] = {
     "sgd": Trainer(1e-2, _sgd),
     "adam": Trainer(1e-3, _adam),
     "adamw": Trainer(1e-3, _adamw),
+    "mfac": Trainer(3e-3, _mfac_of, {"window": 128, "damping": 1e-2}),
 }
 
 

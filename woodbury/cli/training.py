@@ -35,10 +35,10 @@ class Training:
         typer.Option(
             metavar="NUMBER",
             help="Learning rate right after each pruning step, from which a cosine takes it to 0 at the next.  "
-            "[default: sgd 0.01, adam and adamw 0.001]",
+            "[default: sgd 0.01, adam and adamw 0.001, mfac 0.003]",
         ),
     ] = None
-    momentum: Annotated[float, typer.Option(metavar="NUMBER", help="SGD's momentum, Adam's first beta.")] = 0.9
+    momentum: Annotated[float, typer.Option(metavar="NUMBER", help="The momentum; Adam's first beta.")] = 0.9
     weight_decay: Annotated[float, typer.Option(metavar="NUMBER", help="The optimizer's weight decay.")] = 1e-4
     decay_off: Annotated[bool, typer.Option("--decay-off", help="No weight decay after the last pruning step.")] = False
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a batch of training.")] = 64
