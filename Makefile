@@ -35,6 +35,7 @@ types: $(READY)  ## static types
 
 bench: $(READY)  ## speed against the papers' recursions and the machine; accuracy where ../shared/bench is present
 	$(BIN)/python benchmarks/algebra.py
+	$(BIN)/python benchmarks/optimizer.py
 	$(BIN)/python benchmarks/one_shot.py
 
 clean:  ## remove what the other targets made

@@ -90,9 +90,9 @@ GRIDS = {
     "text": USUAL,
     "equation": {
         "SGD": (sgd, rates(0.001, 0.003, 0.01, 0.03)),
-        "AdamW": USUAL["AdamW"],
-        "Muon": (muon, rates(0.001, 0.003, 0.01, 0.03)),
-        "MFAC": (gauss_newton, rates(0.001, 0.01, 0.1, 1.0)),
+        "AdamW": (adamw, rates(0.003, 0.01, 0.03, 0.1)),
+        "Muon": USUAL["Muon"],
+        "MFAC": (gauss_newton, rates(0.01, 0.1, 1.0, 10.0)),
     },
 }
 STEPS = {"images": 234, "pruned": 40, "text": 400, "equation": 3000}
