@@ -154,6 +154,9 @@ def test_prune_writes_weights_and_every_number(here: Path) -> None:
     assert {"woodbury", "torch", "python"} <= set(report["versions"])
     assert report["accuracy before"] > 0.8 and 0 <= report["accuracy after"] <= 1
     assert {"seconds", "predicted increase", "accuracy before"} <= set(report)
+    assert [layer["flops"] for layer in report["layers"]] == [2 * 384, 2 * 72]
+    assert all(layer["flops_left"] == 2 * layer["kept"] and len(layer["saliencies"]) == 3 for layer in report["layers"])
+    assert "What stays of each tensor" in (here / "out" / "report.html").read_text()
 
 
 def test_the_written_weights_score_as_reported(here: Path) -> None:
@@ -469,7 +472,7 @@ def test_compare_writes_table_picture_and_page(here: Path) -> None:
     methods = "--methods magnitude,mfac/independent,mfac --sparsities 0.9,0.5 --seeds 2"
     result = woodbury("compare net.py:build net.py:both --count 60 --damping 1e-3,1e-2 --out out", methods)
     assert result.exit_code == 0, result.output
-    names = ["accuracy.png", "report.html", "results.csv", "results.json"]
+    names = ["accuracy.png", "prediction.png", "report.html", "results.csv", "results.json"]
     assert sorted(entry.name for entry in (here / "out").iterdir()) == names
     with (here / "out" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

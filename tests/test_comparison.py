@@ -29,6 +29,7 @@ from woodbury.fisher.operator import Fisher
 from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, obs
+from woodbury.pruning.units import block
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.records import versions, write_csv, write_json
 from woodbury.space import ParameterSpace
@@ -79,6 +80,12 @@ def test_every_cell_is_there_and_agrees_with_the_pruner_alone() -> None:
         assert result.loss_before == pytest.approx(objective.loss())
         assert result.measured == pytest.approx(pruned.objective.loss() - objective.loss(), rel=1e-3, abs=1e-6)
         assert result.predicted == (None if result.method == "magnitude" else pytest.approx(pruned.predicted, rel=1e-3))
+        kept = pruned.keep
+        zeroed = objective.at(objective.weights[kept], objective.space.restrict(kept))
+        assert result.removed == pytest.approx(zeroed.loss() - objective.loss(), rel=1e-3, abs=1e-6)
+        assert result.accuracy_removed == pytest.approx(evaluate(zeroed))
+        if result.method != "joint":  # their update moves nothing else
+            assert result.removed == pytest.approx(result.measured, abs=1e-9)
         assert result.damping == (None if result.method == "magnitude" else 1e-3)
         assert result.seconds > 0 and result.memory > 1
     assert results[-1].settings == {"rounds": 1, "recipe": "mfac"}
@@ -136,6 +143,18 @@ def test_what_cannot_be_compared_is_told() -> None:
         choose_damping(METHODS["magnitude"], [1.0], [0.5], problem(), evaluate)
     with pytest.raises(WoodburyError, match="no data to measure the accuracy on"):
         accuracy(problem(), [])
+
+
+def test_what_cannot_be_reached_is_told_before_any_gradient() -> None:
+    calls: list[Objective] = []
+    impossible = Method(Pruner(counted(mfac(COUNT, 1e-3), calls), unit=block(5)))
+    for act in (
+        lambda: compare({**METHODS, "m": impossible}, [0.5], [0], problem, evaluate),
+        lambda: run(impossible, problem(), 0.5),
+    ):
+        with pytest.raises(WoodburyError, match=r"Blocks of 5 do not tile '0\.weight'"):
+            act()
+    assert not calls
 
 
 def test_accuracy_counts_samples_not_batches() -> None:

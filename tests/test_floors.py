@@ -34,7 +34,7 @@ FLOORS = [
     MODELS | TENSORS,
     {"fisher.estimate"} | PRUNING,
     {
-        *("report", "export", "comparison", "records"),
+        *("report", "pictures", "per_layer", "export", "comparison", "records"),
         *("optim", "optim_layout", "optim_window", "optim_damping"),
         *("pruning.pruner", "pruning.pattern", "pruning.masks", "pruning.gradual", "finetuning"),
         "report",

@@ -6,6 +6,7 @@ import builtins
 import html.parser
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from woodbury import report
+from woodbury import pictures, report
 from woodbury.comparison import Result
 from woodbury.errors import WoodburyError
+from woodbury.fisher.estimate import mfac
+from woodbury.flops import Flops, flops
+from woodbury.objective import Objective
+from woodbury.per_layer import Layer, by_layer, total
+from woodbury.pruning.pruner import QUANTILES, Pruned, Pruner, prune
+from woodbury.pruning.quadratic import Quadratic
+from woodbury.pruning.saliency import magnitude, obs
+from woodbury.pruning.select import layers as per_layer
+from woodbury.pruning.units import output_channels
+from woodbury.pruning.update import zero
 from woodbury.space import ParameterSpace
 
 TABLE = {"magnitude": (0.95, 0.5), "M-FAC <joint>": (0.97, 0.9), "[red]WoodFisher[/]": (0.97, 0.8)}
@@ -61,23 +72,75 @@ def test_names_are_text_and_never_markup() -> None:
     assert "M-FAC &lt;joint&gt;" in report.accuracies(results()).html()
 
 
+def pruned_net(pruner: Pruner) -> Pruned:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    return prune(model, [(torch.randn(30, 10), torch.randint(5, (30,)))], 0.5, pruner=pruner)
+
+
+def rows_of(pruned: Pruned, counted: Flops | None = None) -> list[Layer]:
+    return by_layer(pruned.objective.space, counted, pruned.steps[0].saliencies)
+
+
 def test_layers_say_what_fell_where() -> None:
-    model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5))
-    space = ParameterSpace.of(model, min_ndim=2)
-    keep = torch.ones(300, dtype=torch.bool)
-    keep[:150] = False
-    grid = report.layers(space.restrict(keep))
-    assert grid.cells == (
-        ("0.weight", "200", "50", "75.00 %"),
-        ("1.weight", "100", "100", "0.00 %"),
-        ("all", "300", "150", "50.00 %"),
-    )
+    layers = rows_of(pruned_net(Pruner(None, magnitude, zero, scope=per_layer)))
+    assert [(row.name, row.weights, row.kept, row.sparsity) for row in [*layers, total(layers)]] == [
+        ("0.weight", 200, 100, 0.5),
+        ("2.weight", 100, 50, 0.5),
+        ("all", 300, 150, 0.5),
+    ]
+    grid = report.layers(layers)
+    assert grid.header[-1] == "saliency at 10, 50, 90 %"
+    assert [row[:-1] for row in grid.cells][:2] == [
+        ("0.weight", "200", "100", "50.00 %"),
+        ("2.weight", "100", "50", "50.00 %"),
+    ]
+
+
+def test_layers_know_their_flops_and_saliencies() -> None:
+    pruner = Pruner(mfac(30, 1e-2))
+    pruned = pruned_net(pruner)
+    layers = rows_of(pruned, flops(pruned.objective.model, torch.zeros(4, 3, 10)))
+    assert [(row.flops, row.flops_left) for row in layers] == [(6.0 * row.weights, 6.0 * row.kept) for row in layers]
+    whole = total(layers)
+    assert (whole.flops, whole.flops_left) == (1800.0, 900.0)
+    assert report.layers(layers).cells[-1] == ("all", "300", "150", "50.00 %", "1.8 k", "900", "")
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    objective = Objective.of(dense, pruned.objective.batches, space=ParameterSpace.of(dense, min_ndim=2))
+    scores = obs(Quadratic(objective.weights, mfac(30, 1e-2)(objective))).double()
+    for row, part in zip(layers, objective.space.slices.values(), strict=True):
+        truth = torch.quantile(scores[part], torch.tensor(QUANTILES).double(), interpolation="nearest")
+        torch.testing.assert_close(torch.tensor(row.saliencies).double(), truth, rtol=0.05, atol=0)
+
+
+def test_saliencies_of_channels_are_by_layer() -> None:
+    layers = rows_of(pruned_net(Pruner(None, magnitude, zero, unit=output_channels)))
+    assert all(len(row.saliencies) == 3 and list(row.saliencies) == sorted(row.saliencies) for row in layers)
+
+
+def test_pictures_of_layers_and_predictions() -> None:
+    pytest.importorskip("matplotlib")
+    for pruner in (Pruner(mfac(30, 1e-2)), Pruner(None, magnitude, zero)):
+        layers = rows_of(pruned_net(pruner))
+        light, dark = (pictures.layers(layers, dark=dark) for dark in (False, True))
+        assert light.startswith(b"\x89PNG") and light != dark
+    assert pictures.predictions(results()) is None  # nothing was predicted
+    foretold = [replace(result, predicted=0.1) for result in results()]
+    picture = pictures.predictions(foretold)
+    assert picture and picture.startswith(b"\x89PNG")
+
+
+def test_accuracies_after_the_removal() -> None:
+    grid = report.removed([replace(result, accuracy_removed=result.accuracy / 2) for result in results()])
+    assert grid.cells[0] == ("magnitude", "47.8", "25.2")
+    assert report.removed(results()).cells[0] == ("magnitude", "–", "–")
 
 
 def test_costs_name_each_method_once() -> None:
     grid = report.costs(results())
     assert [row[0] for row in grid.cells] == ["magnitude", "", "M-FAC <joint>", "", "[red]WoodFisher[/]", ""]
-    assert grid.cells[0][1:] == ("50 %", "–", "–", "0.2", "1.50", "100")
+    assert grid.cells[0][1:] == ("50 %", "–", "–", "0.2", "–", "1.50", "100")
 
 
 class Page(html.parser.HTMLParser):
@@ -100,7 +163,7 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    light, dark = (report.picture(results(), dense=0.98, dark=dark) for dark in (False, True))
+    light, dark = (pictures.accuracies(results(), dense=0.98, dark=dark) for dark in (False, True))
     assert light.startswith(b"\x89PNG") and dark.startswith(b"\x89PNG") and light != dark
     settings = report.facts("Settings", {"damping": 1e-3, "seeds": [0, 1], "name": "<b>"})
     parts = [
@@ -128,12 +191,12 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(WoodburyError, match=r"pip install 'woodbury\[demo\]'"):
-        report.picture(results())
+        pictures.accuracies(results())
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=9), st.floats(0.1, 20))
 def test_labels_are_spread_out_and_keep_their_order(values: list[float], gap: float) -> None:
-    places = report.spread_out(values, gap)
+    places = pictures.spread_out(values, gap)
     order = sorted(range(len(values)), key=values.__getitem__)
     steps = [places[b] - places[a] for a, b in itertools.pairwise(order)]
     assert all(step >= gap * (1 - 1e-6) - 1e-9 for step in steps)
@@ -141,7 +204,7 @@ def test_labels_are_spread_out_and_keep_their_order(values: list[float], gap: fl
 
 
 def test_labels_far_apart_stay() -> None:
-    assert report.spread_out([10, 50, 90], 5) == [10, 50, 90]
+    assert pictures.spread_out([10, 50, 90], 5) == [10, 50, 90]
 
 
 def test_percentages_are_as_long_as_they_need_be() -> None:

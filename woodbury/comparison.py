@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -46,7 +47,8 @@ class Result:
 
     `sparsity` was asked for and `reached` was got. Losses, and so the predicted and the measured increase, are those of
     the calibration sample. seconds: the Fisher and one pruning, without evaluation and the choice among dampings.
-    memory: the process's peak meanwhile, in MB.
+    memory: the process's peak meanwhile, in MB. removed and accuracy_removed: the measured increase and the accuracy right
+    after the removal and before the update, with the removed weights at zero and the others as they were in the dense model.
     """
 
     method: str
@@ -62,6 +64,8 @@ class Result:
     memory: float
     damping: float | None
     settings: Mapping[str, Any]
+    removed: float | None = None
+    accuracy_removed: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,8 @@ class Summary:
     measured: float
     seconds: float
     memory: float
+    removed: float | None = None
+    accuracy_removed: float | None = None
 
 
 def run(
@@ -97,6 +103,7 @@ def run(
 ) -> Run:
     """Prune once by a method; `validate` scores the candidates where the method has several dampings."""
     _check_decidable(method, validate)
+    method.pruner.contest(objective.space, sparsity)  # what cannot be is told before any gradient
     return _Ready(method, objective).best([sparsity], validate, progress)[0]
 
 
@@ -124,11 +131,13 @@ def compare(
     results: list[Result] = []
     for seed in seeds:
         objective = make_objective(seed)
+        for method, sparsity in product(methods.values(), () if results else sparsities):
+            method.pruner.contest(objective.space, sparsity)
         before = objective.loss()
         for name, method in methods.items():
             runs = _Ready(method, objective).best(sparsities, validate)
             for sparsity, best in zip(sparsities, runs, strict=True):
-                after = best.pruned.objective.loss()
+                after, zeroed = best.pruned.objective.loss(), removed_only(objective, best.pruned)
                 cell = Result(
                     method=name,
                     sparsity=sparsity,
@@ -143,11 +152,19 @@ def compare(
                     memory=best.cost.memory,
                     damping=best.damping,
                     settings={"rounds": method.rounds, **method.settings},
+                    removed=zeroed.loss() - before,
+                    accuracy_removed=evaluate(zeroed),
                 )
                 results.append(cell)
                 if progress:
                     progress("pruning", len(results), len(methods) * len(sparsities) * len(seeds))
     return results
+
+
+def removed_only(dense: Objective, pruned: Pruned) -> Objective:
+    """The dense objective with the weights that `pruned` lost at zero and all others as they were: before any update."""
+    space = pruned.objective.space
+    return dense.at(dense.space.expand(dense.weights)[space.keep.to(dense.weights.device)], space)
 
 
 def choose_damping(
@@ -265,15 +282,21 @@ def _damped(recipe: Estimate, damping: float, objective: Objective) -> Fisher:
 
 def _summarised(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
     scores = [result.accuracy for result in cell]
-    predicted = [result.predicted for result in cell if result.predicted is not None]
     return Summary(
         method=name,
         sparsity=sparsity,
         seeds=len(cell),
         accuracy=fmean(scores),
         spread=pstdev(scores),
-        predicted=fmean(predicted) if predicted else None,
+        predicted=_mean([result.predicted for result in cell]),
         measured=fmean(result.measured for result in cell),
         seconds=fmean(result.seconds for result in cell),
         memory=max(result.memory for result in cell),
+        removed=_mean([result.removed for result in cell]),
+        accuracy_removed=_mean([result.accuracy_removed for result in cell]),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

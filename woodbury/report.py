@@ -1,11 +1,9 @@
-"""Results for the eye: tables in the terminal, one picture, one HTML page that needs nothing beside it."""
+"""Results for the eye: tables for the terminal and for one HTML page that needs nothing beside it."""
 
 from __future__ import annotations
 
 import base64
 import html
-import io
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from woodbury.comparison import Result, Summary, summary
-from woodbury.errors import WoodburyError
-from woodbury.space import ParameterSpace
-
-# Okabe and Ito's colours, told apart by every kind of colour vision; the last stands out on light and on dark ground
-COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
-MARKERS = "osD^vPX*"
+from woodbury.per_layer import Layer, total
+from woodbury.pruning.pruner import QUANTILES
 
 
 @dataclass(frozen=True)
@@ -95,6 +89,18 @@ def accuracies(
     )
 
 
+def removed(results: Sequence[Result], *, measure: str = "accuracy") -> Grid:
+    """Methods × sparsities: the mean accuracy right after the removal, before the update."""
+    cells = {(cell.method, cell.sparsity): cell.accuracy_removed for cell in summary(results)}
+    methods, sparsities = (list(dict.fromkeys(key)) for key in zip(*cells, strict=True))
+    return Grid(
+        title=f"{measure.capitalize()} in % after the removal, before the update",
+        header=("method", *map(percent, sparsities)),
+        cells=tuple((name, *(_percentage(cells[name, at]) for at in sparsities)) for name in methods),
+        note="The removed weights are zero, all others as in the dense network.",
+    )
+
+
 def costs(results: Sequence[Result]) -> Grid:
     """What each cell predicted, measured and cost, averaged over the seeds."""
     rows, above = [], ""
@@ -106,6 +112,7 @@ def costs(results: Sequence[Result]) -> Grid:
             ", ".join(dict.fromkeys("–" if damping is None else f"{damping:g}" for damping in dampings)),
             "–" if cell.predicted is None else f"{cell.predicted:.3g}",
             f"{cell.measured:.3g}",
+            "–" if cell.removed is None else f"{cell.removed:.3g}",
             f"{cell.seconds:.2f}",
             f"{cell.memory:.0f}",
         )
@@ -113,23 +120,33 @@ def costs(results: Sequence[Result]) -> Grid:
         above = cell.method
     return Grid(
         title="Loss on the calibration sample, and cost",
-        header=("method", "sparsity", "damping", "predicted increase", "measured increase", "seconds", "peak MB"),
-        cells=tuple(rows),
-        note="The quadratic predicts the increase of the loss; magnitude predicts none. Seconds include the Fisher.",
-    )
-
-
-def layers(space: ParameterSpace) -> Grid:
-    """What fell where: weights, kept and sparsity of each tensor and of all."""
-    rows = [(name, at.stop - at.start, int(space.keep[at].sum())) for name, at in space.slices.items()]
-    rows.append(("all", space.n, space.d))
-    return Grid(
-        title="What stays",
-        header=("parameter", "weights", "kept", "sparsity"),
-        cells=tuple(
-            (name, f"{weights:,}", f"{kept:,}", percent(1 - kept / weights, 2)) for name, weights, kept in rows
+        header=(
+            "method",
+            "sparsity",
+            "damping",
+            "predicted increase",
+            "measured",
+            "before the update",
+            "seconds",
+            "peak MB",
         ),
+        cells=tuple(rows),
+        note="The quadratic predicts the increase of the loss; magnitude predicts none. Before the update the same weights "
+        "are zero and the others where they were. Seconds include the Fisher.",
     )
+
+
+def layers(rows: Sequence[Layer]) -> Grid:
+    """What fell where: weights, FLOPs and saliencies of each tensor, and of all where they add up."""
+    counted, scored = all(row.flops is not None for row in rows), any(row.saliencies for row in rows)
+    header = ["parameter", "weights", "kept", "sparsity"]
+    header += ["FLOPs", "FLOPs left"] * counted + [f"saliency at {_levels()} %"] * scored
+    cells = []
+    for row in [*rows, total(rows)]:
+        cell = [row.name, f"{row.weights:,}", f"{row.kept:,}", percent(row.sparsity, 2)]
+        cell += [_short(row.flops or 0), _short(row.flops_left or 0)] * counted
+        cells.append((*cell, *[" ".join(f"{value:.1e}" for value in row.saliencies)] * scored))
+    return Grid("What stays", tuple(header), tuple(cells))
 
 
 def facts(title: str, values: Mapping[str, Any]) -> Grid:
@@ -140,66 +157,6 @@ def facts(title: str, values: Mapping[str, Any]) -> Grid:
 def percent(fraction: float, digits: int | None = None) -> str:
     """0.975 as “97.5 %”; with as many decimals as it needs, or `digits`."""
     return f"{100 * fraction:.{digits}f} %" if digits is not None else f"{round(100 * fraction, 6):g} %"
-
-
-def require_matplotlib() -> None:
-    """Raises WoodburyError where matplotlib is missing: call it before the work that ends in a picture."""
-    try:
-        import matplotlib as matplotlib
-    except ImportError as error:
-        raise WoodburyError("The picture needs matplotlib: pip install 'woodbury[demo]'.") from error
-
-
-def picture(
-    results: Sequence[Result], *, dense: float | None = None, measure: str = "accuracy", dark: bool = False
-) -> bytes:
-    """Accuracy over sparsity with the spread as bars, the kept fraction on a logarithmic axis, as a PNG.
-
-    Raises WoodburyError where matplotlib is missing.
-    """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    ink, faint, ground = ("#e8e8e8", "#3a3d42", "#16181c") if dark else ("#222222", "#e3e3e3", "#ffffff")
-    figure = Figure(figsize=(7.4, 4.6), dpi=180, facecolor=ground, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=ground)
-    lines: dict[str, list[Summary]] = {}
-    for cell in summary(results):
-        lines.setdefault(cell.method, []).append(cell)
-    ends = []
-    for index, (name, cells) in enumerate(lines.items()):
-        cells = sorted(cells, key=lambda cell: cell.sparsity)
-        colour = COLOURS[index % len(COLOURS)]
-        x, y = [kept_axis(cell.sparsity) for cell in cells], [100 * cell.accuracy for cell in cells]
-        spread = [100 * cell.spread for cell in cells]
-        axes.errorbar(
-            x, y, spread, color=colour, marker=MARKERS[index % len(MARKERS)], ms=5, lw=1.8, capsize=2.5, elinewidth=1
-        )
-        ends.append((y[-1], name, colour))
-    if dense is not None:
-        axes.axhline(100 * dense, color=ink, lw=0.8, ls=(0, (4, 4)), zorder=0)
-        ends.append((100 * dense, f"dense {100 * dense:.1f}", ink))
-    axes.margins(x=0.03)
-    _label_ends(axes, ends)
-    ticks = sorted({cell.sparsity for cell in summary(results)})
-    axes.set_xticks([kept_axis(sparsity) for sparsity in ticks], [percent(sparsity) for sparsity in ticks])
-    axes.set_title(f"{measure.capitalize()} in %", loc="left", color=ink, fontsize=11)
-    axes.set_xlabel("sparsity (logarithmic in the weights that stay)", color=ink)
-    axes.tick_params(colors=ink, length=0)
-    axes.grid(axis="y", color=faint, lw=0.8)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor=ground)
-    return png.getvalue()
-
-
-def kept_axis(sparsity: float) -> float:
-    """Where a sparsity stands on the picture: −log₁₀ of the kept fraction, which opens up the crowd near 1."""
-    return -math.log10(1 - sparsity)
 
 
 def embedded(light: bytes, dark: bytes, words: str) -> str:
@@ -254,44 +211,25 @@ summary { cursor: pointer; } summary h2 { display: inline-block; margin: 1.2rem 
 """
 
 
-def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names of the lines at their right ends, pushed apart where they would touch."""
-    low, high = axes.get_ylim()
-    heights = spread_out([y for y, _, _ in ends], 0.062 * (high - low))
-    for height, (_, name, colour) in zip(heights, ends, strict=True):
-        axes.annotate(
-            name,
-            (1, height),
-            (3, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=9.5,
-            fontweight="bold",
-            annotation_clip=False,
-        )
-
-
-def spread_out(values: Sequence[float], gap: float) -> list[float]:
-    """The values, moved as little as need be for neighbours to be `gap` apart: each crowd is centred on its mean."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    crowds: list[list[int]] = []
-
-    def start(crowd: list[int]) -> float:
-        return sum(values[i] for i in crowd) / len(crowd) - gap * (len(crowd) - 1) / 2
-
-    for index in order:
-        crowds.append([index])
-        while len(crowds) > 1 and start(crowds[-2]) + gap * len(crowds[-2]) > start(crowds[-1]):
-            crowds[-2:] = [crowds[-2] + crowds[-1]]
-    places = {index: start(crowd) + gap * rank for crowd in crowds for rank, index in enumerate(crowd)}
-    return [places[index] for index in range(len(values))]
-
-
 def _mean_and_spread(cell: Summary, digits: int) -> str:
     spread = f" ± {100 * cell.spread:.{digits}f}" if cell.seeds > 1 else ""
     return f"{100 * cell.accuracy:.{digits}f}{spread}"
+
+
+def _percentage(score: float | None) -> str:
+    return "–" if score is None else f"{100 * score:.1f}"
+
+
+def _levels() -> str:
+    return ", ".join(f"{100 * level:g}" for level in QUANTILES)
+
+
+def _short(number: float) -> str:
+    """1,234,567 as “1.23 M”."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from woodbury import report
+from woodbury import pictures, report
 from woodbury.cli.choices import METHODS, pattern_sparsity, plan
 from woodbury.cli.common import Data, Model, Options, free, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import pose
@@ -54,7 +54,7 @@ def compare_(
     if options.pattern and sparsities:
         raise WoodburyError("--pattern settles the sparsity: leave --sparsities out.")
     plans = {name: plan(name, None, **options.planned()) for name in dict.fromkeys(map(str.strip, methods.split(",")))}
-    report.require_matplotlib()
+    pictures.require_matplotlib()
     with output_folder(out) as folder:
         with progress_bars() as progress:
             problem = pose(model, data, options, choosing=any(len(p.dampings) > 1 for p in plans.values()))
@@ -89,20 +89,26 @@ def write_comparison(
     settings: Mapping[str, Any],
     measure: str = "accuracy",
 ) -> None:
-    """results.csv, results.json, accuracy.png and report.html."""
+    """results.csv, results.json, accuracy.png, report.html, and prediction.png where a method predicts."""
     write_csv(folder / "results.csv", results)
     record = {"settings": settings, "versions": versions(), measure: {"dense": dense}, "spread": "population std"}
     write_json(folder / "results.json", record | {"summary": summary(results), "results": list(results)})
-    light, dark = (report.picture(results, dense=dense, measure=measure, dark=dark) for dark in (False, True))
+    light, dark = (pictures.accuracies(results, dense=dense, measure=measure, dark=dark) for dark in (False, True))
     (folder / "accuracy.png").write_bytes(light)
+    foretold, at_night = (pictures.predictions(results, dark=dark) for dark in (False, True))
     words = f"{measure.capitalize()} on the test data; bars are the spread over the calibration samples."
     parts = [
         report.embedded(light, dark, words),
         report.accuracies(results, dense=dense, measure=measure).html(),
+        report.removed(results, measure=measure).html(folded=True),
         report.costs(results).html(folded=True),
         report.facts("Settings", settings).html(folded=True),
         report.facts("Versions", versions()).html(folded=True),
     ]
+    if foretold and at_night:
+        (folder / "prediction.png").write_bytes(foretold)
+        words = "Predicted and measured increase of the loss on the calibration sample; each point is a method at a sparsity."
+        parts.insert(2, report.embedded(foretold, at_night, words))
     report.write_page(folder / "report.html", title, lead, parts)
 
 

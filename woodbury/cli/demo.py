@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from woodbury import report
+from woodbury import pictures
 from woodbury.cli.common import Callback, free, one_sentence, progress_bars, say
 from woodbury.cli.compare import show_comparison, write_comparison
 from woodbury.comparison import Method, accuracy, choose_damping, compare
@@ -53,7 +53,7 @@ def demo(
 
     Example:  woodbury demo --out runs/demo
     """
-    report.require_matplotlib()
+    pictures.require_matplotlib()
     out = out or free(Path("woodbury-demo"))
     with output_folder(out) as folder, one_thread():
         digits = load_digits(seed)

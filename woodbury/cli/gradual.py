@@ -25,6 +25,7 @@ from woodbury.comparison import run
 from woodbury.finetuning import batches_in, finetune, shuffled
 from woodbury.gradients import fastest, regrouped
 from woodbury.objective import Objective
+from woodbury.per_layer import by_layer
 from woodbury.pruning.gradual import Gradual, check_same
 from woodbury.pruning.moments import cycle
 from woodbury.pruning.pruner import Pruned
@@ -54,6 +55,7 @@ def gradually(
             session = Session(problem, sparsity, plan, training, folder, settings | asked, progress)
             session.train(progress)
         space = session.gradual.space
+        stays = by_layer(space, problem.flops())
         numbers = session.numbers()
         line = _line(problem, numbers, space.n)
         grids = (_table(problem.measure, numbers["steps"]),)
@@ -61,9 +63,9 @@ def gradually(
             title = f"{Path(model).name} at {percent(space.sparsity, 2)}"
             every = settings | problem.settings() | asked | {"engine": session.record["engine"], "lr": training.rate}
             write_results(
-                results, problem.model, space, title=title, line=line, settings=every, numbers=numbers, grids=grids
+                results, problem.model, stays, title=title, line=line, settings=every, numbers=numbers, grids=grids
             )
-    show_results(space, line, out, grids)
+    show_results(stays, line, out, grids)
 
 
 class Session:

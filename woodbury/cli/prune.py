@@ -17,6 +17,7 @@ from woodbury.cli.training import Training
 from woodbury.comparison import Run, run
 from woodbury.export import output_folder
 from woodbury.objective import Objective
+from woodbury.per_layer import by_layer
 from woodbury.report import percent
 
 FAR = 5
@@ -80,11 +81,12 @@ def prune(
             recalibrate(problem.model, objective.batches)
         settings = {"model": model, "data": data, "sparsity": target, "method": chosen.name, "update": chosen.update}
         settings |= problem.settings()
+        stays = by_layer(space, flops, result.pruned.steps[0].saliencies)
         line = _line(problem, result, before, after)
         title = f"{Path(model).name} at {percent(space.sparsity, 2)}"
-        write_results(folder, problem.model, space, title=title, line=line, settings=settings, numbers=numbers)
+        write_results(folder, problem.model, stays, title=title, line=line, settings=settings, numbers=numbers)
     far = after < 0.9 * before and numbers["measured increase"] > FAR * (result.pruned.predicted or float("inf"))
-    show_results(space, line, out, remark=FAR_OFF if far else "")
+    show_results(stays, line, out, remark=FAR_OFF if far else "")
 
 
 def _numbers(problem: Problem, objective: Objective, result: Run, before: float, after: float) -> dict[str, Any]:

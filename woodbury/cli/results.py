@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from woodbury import pictures
 from woodbury.cli.common import note, say
 from woodbury.export import save_sparse
+from woodbury.per_layer import Layer
 from woodbury.records import versions, write_json
-from woodbury.report import Grid, facts, layers, write_page
-from woodbury.space import ParameterSpace
+from woodbury.report import Grid, embedded, facts, layers, write_page
 
 
 def write_results(
     folder: Path,
     model: nn.Module,
-    space: ParameterSpace,
+    stays: Sequence[Layer],
     *,
     title: str,
     line: str,
@@ -27,22 +29,23 @@ def write_results(
     grids: Sequence[Grid] = (),
 ) -> None:
     """weights.safetensors, report.json and report.html; `grids` go before the numbers, which may hold lists for JSON."""
-    save_sparse(folder / "weights.safetensors", model.state_dict(), space.shapes)
-    report = {"command": "prune", "settings": settings, "versions": versions(), **numbers, "layers": _layers(space)}
+    save_sparse(folder / "weights.safetensors", model.state_dict(), [layer.name for layer in stays])
+    rows = [{**asdict(layer), "sparsity": layer.sparsity} for layer in stays]
+    report = {"command": "prune", "settings": settings, "versions": versions(), **numbers, "layers": rows}
     write_json(folder / "report.json", report)
     short = {name: value for name, value in numbers.items() if not isinstance(value, (list, tuple))}
     folded = (facts("Settings", settings), facts("Versions", versions()))
-    tables = (layers(space), *grids, facts("Numbers", short))
-    parts = [*(grid.html() for grid in tables), *(grid.html(folded=True) for grid in folded)]
+    tables = (layers(stays), *grids, facts("Numbers", short))
+    parts = [*_pictured(stays), *(grid.html() for grid in tables), *(grid.html(folded=True) for grid in folded)]
     write_page(folder / "report.html", title, line, parts)
 
 
-def show_results(space: ParameterSpace, line: str, out: Path, grids: Sequence[Grid] = (), remark: str = "") -> None:
+def show_results(stays: Sequence[Layer], line: str, out: Path, grids: Sequence[Grid] = (), remark: str = "") -> None:
     """The tables, the result in one line, what to look at, and how to load the weights."""
-    for grid in (layers(space), *grids):
+    for grid in (layers(stays), *grids):
         say(grid.rich())
     say(line)
-    for layer in _layers(space):
+    for layer in _layers(stays):
         if not layer["kept"]:
             note(f"{layer['name']} lost all its weights: leave it out with --exclude, or take --scope global.")
     if remark:
@@ -50,9 +53,10 @@ def show_results(space: ParameterSpace, line: str, out: Path, grids: Sequence[Gr
     say(f'Load it with  model.load_state_dict(woodbury.load_sparse("{out / "weights.safetensors"}"))', plain=True)
 
 
-def _layers(space: ParameterSpace) -> list[dict[str, Any]]:
-    kept = {name: int(space.keep[part].sum()) for name, part in space.slices.items()}
-    return [
-        {"name": name, "weights": shape.numel(), "kept": kept[name], "sparsity": 1 - kept[name] / shape.numel()}
-        for name, shape in space.shapes.items()
-    ]
+def _pictured(stays: Sequence[Layer]) -> list[str]:
+    """The picture of what stays for the page; none where matplotlib is missing."""
+    try:
+        light, dark = (pictures.layers(stays, dark=dark) for dark in (False, True))
+    except pictures.NoMatplotlib:
+        return []
+    return [embedded(light, dark, "What stays of each tensor, and its saliencies before the first step.")]
