@@ -90,7 +90,7 @@ def test_layers_say_what_fell_where() -> None:
         ("all", 300, 150, 0.5),
     ]
     grid = report.layers(layers)
-    assert grid.header[-1] == "saliency at 10, 50, 90 %"
+    assert grid.header[-1] == "median saliency"
     assert [row[:-1] for row in grid.cells][:2] == [
         ("0.weight", "200", "100", "50.00 %"),
         ("2.weight", "100", "50", "50.00 %"),

@@ -140,12 +140,12 @@ def layers(rows: Sequence[Layer]) -> Grid:
     """What fell where: weights, FLOPs and saliencies of each tensor, and of all where they add up."""
     counted, scored = all(row.flops is not None for row in rows), any(row.saliencies for row in rows)
     header = ["parameter", "weights", "kept", "sparsity"]
-    header += ["FLOPs", "FLOPs left"] * counted + [f"saliency at {_levels()} %"] * scored
+    header += ["FLOPs", "FLOPs left"] * counted + ["median saliency"] * scored
     cells = []
     for row in [*rows, total(rows)]:
         cell = [row.name, f"{row.weights:,}", f"{row.kept:,}", percent(row.sparsity, 2)]
         cell += [_short(row.flops or 0), _short(row.flops_left or 0)] * counted
-        cells.append((*cell, *[" ".join(f"{value:.1e}" for value in row.saliencies)] * scored))
+        cells.append((*cell, *[f"{row.saliencies[len(QUANTILES) // 2]:.1e}" if row.saliencies else ""] * scored))
     return Grid("What stays", tuple(header), tuple(cells))
 
 
@@ -218,10 +218,6 @@ def _mean_and_spread(cell: Summary, digits: int) -> str:
 
 def _percentage(score: float | None) -> str:
     return "–" if score is None else f"{100 * score:.1f}"
-
-
-def _levels() -> str:
-    return ", ".join(f"{100 * level:g}" for level in QUANTILES)
 
 
 def _short(number: float) -> str:
