@@ -388,7 +388,7 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
         ("net.py:build net.py:both --pattern 2:5", "Runs of 5 do not divide the 16 weights along dimension 1"),
         ("net.py:build net.py:both --pattern 2:4 --sparsity 0.5", "--pattern 2:4 settles the sparsity"),
         ("net.py:build net.py:both --pattern 2:4 --scope layers", "--pattern settles the scope"),
-        ("net.py:build net.py:both --pattern 2:4 --ceiling 0.9", "leave them out"),
+        ("net.py:build net.py:both --pattern 2:4 --ceiling 0.9", "leave --ceiling out"),
         ("net.py:build net.py:both --sparsity 0.5 --loss mse", "There is no loss 'mse'"),
         ("net.py:build net.py:both --sparsity 0.5 --damping 0", "--damping is '0'"),
         ("net.py:build net.py:both --sparsity 0.5 --damping small", "--damping is 'small'"),

@@ -80,6 +80,16 @@ def test_scores_are_divided_by_what_a_weight_costs() -> None:
     assert [int(gone[part].sum()) for part in PARTS] == [0, 0, 20]
 
 
+def test_scores_are_divided_by_the_cost_unless_told_otherwise() -> None:
+    """Nine of ten FLOPs lie in the last layer: equal scores there are worth the most."""
+    made = posed(0.4, cost=prices(1, 1, 10))
+    gone = ~made.keep(made.cheapest(torch.full((50,), 0.5, dtype=torch.float64)))
+    assert [int(gone[part].sum()) for part in PARTS] == [0, 0, 9]
+    assert posed().per is None and posed(0.4, block(2)).per is None  # equal units: nothing to divide
+    plain = posed(0.4, cost=prices(1, 1, 10), per=weights)
+    assert plain.per is None
+
+
 @given(target=st.floats(0.1, 0.85), seed=st.integers(0, 50))
 def test_no_layer_loses_more_than_the_ceiling(target: float, seed: int) -> None:
     made = posed(target, ceiling=0.9)

@@ -104,10 +104,24 @@ CASES = [
         {"6.*": 0.3, "*": 0.0},
     ),
     Case("coupled channels", Pruner(FULL, unit=coupled("2.weight", "6.weight", 24, 16)), 0.3, 0.9),
-    Case("a share of FLOPs", Pruner(FULL, cost=cost), 0.75, share=cost),
-    Case("FLOPs-aware", Pruner(FULL, cost=cost, per=raised(cost, 0.5)), 0.75, share=cost),
-    Case("FLOPs of channels", Pruner(FULL, cost=cost, per=cost, unit=output_channels), 0.3, share=cost),
+    Case("a share of FLOPs", Pruner(FULL, cost=cost), 0.75, 0.8, share=cost),
+    Case("FLOPs-aware", Pruner(FULL, cost=cost, per=raised(cost, 0.5)), 0.75, 0.8, share=cost),
+    Case("FLOPs of channels", Pruner(FULL, cost=cost, unit=output_channels, ceiling=0.9), 0.3, 0.9, share=cost),
 ]
+
+
+def test_units_of_unequal_size_are_worth_their_score_per_cost() -> None:
+    """Undivided, the small units of the first layers go first, and with them the whole net."""
+    losses = {}
+    for name, per in (("divided", None), ("undivided", lambda space: 1.0 / weights_of_unit(space))):
+        losses[name] = unseen_loss(Pruner(FULL, unit=output_channels, per=per, ceiling=0.9)(dense(), 0.3))
+    assert losses["divided"] < 0.2 * losses["undivided"]
+
+
+def weights_of_unit(space: ParameterSpace) -> Tensor:
+    """(n,): how many weights the output channel of each weight has."""
+    sizes = [torch.full((shape.numel(),), float(shape[1:].numel())) for shape in space.shapes.values()]
+    return torch.cat(sizes)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

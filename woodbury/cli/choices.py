@@ -243,7 +243,7 @@ class Rules:
     selection: Selection
     pattern: tuple[int, int] | None
     flops: bool
-    flops_power: float
+    flops_power: float | None
     ceiling: float
 
     def applied(self, pruner: Pruner, flops: Flops | None) -> Pruner:
@@ -254,7 +254,9 @@ class Rules:
             _, pruner = n_of_m(n, m, pruner)
         if flops and self.flops:
             pruner = replace(pruner, cost=flops)
-        return replace(pruner, per=raised(flops, self.flops_power)) if flops and self.flops_power else pruner
+        if flops and self.flops_power is not None:
+            pruner = replace(pruner, per=raised(flops, self.flops_power))
+        return pruner
 
 
 def by_words(words: Mapping[str, Any]) -> Rules:
@@ -320,7 +322,7 @@ def plan(name: str, update: str | None, *, first_order: bool, rounds: int, dampi
     if kind.first_order is None and first_order:
         raise WoodburyError(f"{name} has no first-order form: leave --first-order out, or take mfac or woodfisher.")
     asked = by_words(words)
-    if asked.pattern and kind.estimate and (asked.flops_power or asked.ceiling < 1):
-        raise WoodburyError("--pattern leaves nothing to --flops-power and --ceiling: leave them out.")
+    if asked.pattern and kind.estimate and asked.ceiling < 1:
+        raise WoodburyError("--pattern leaves nothing to a ceiling: leave --ceiling out.")
     candidates = dampings(damping)
     return Plan(name, kind, chosen, asked, first_order, rounds, candidates if kind.estimate else (), words)

@@ -99,9 +99,12 @@ class Options:
         bool, typer.Option("--flops", help="The sparsity is a share of the FLOPs, not of the weights.")
     ] = False
     flops_power: Annotated[
-        float,
-        typer.Option(metavar="POWER", help="Divide saliencies by FLOPs^POWER, so that costly weights go sooner."),
-    ] = 0.0
+        float | None,
+        typer.Option(
+            metavar="POWER",
+            help="Divide saliencies by FLOPs^POWER, so that costly weights go sooner.  [default: 1 with --flops, else 0]",
+        ),
+    ] = None
     ceiling: Annotated[
         float, typer.Option(metavar="FRACTION", help="The share of a tensor that may go at most, against dead layers.")
     ] = 1.0

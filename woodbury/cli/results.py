@@ -45,9 +45,9 @@ def show_results(stays: Sequence[Layer], line: str, out: Path, grids: Sequence[G
     for grid in (layers(stays), *grids):
         say(grid.rich())
     say(line)
-    for layer in _layers(stays):
-        if not layer["kept"]:
-            note(f"{layer['name']} lost all its weights: leave it out with --exclude, or take --scope global.")
+    for layer in stays:
+        if not layer.kept:
+            note(f"{layer.name} lost all its weights: take --ceiling 0.99, or leave it out with --exclude.")
     if remark:
         note(remark)
     say(f'Load it with  model.load_state_dict(woodbury.load_sparse("{out / "weights.safetensors"}"))', plain=True)

@@ -28,7 +28,7 @@ class Contest:
 
     groups: the units, each tensor (g_i, s_i) of indices in [0, d), g = Σ g_i in that order; None: single weights.
     costs, labels, layers: (g,). budgets: what must go per label; ceilings: what may go at most per layer. per: (g,), what
-    scores are divided by; None: nothing.
+    scores are divided by; None: nothing, as for equal units.
     """
 
     d: int
@@ -111,7 +111,7 @@ def contest(
     ceiling: float = 1.0,
     per: Cost | None = None,
 ) -> Contest:
-    """The contest over the weights left in `space`, in O(n).
+    """The contest over the weights left in `space`, in O(n). per: what scores are divided by, None for the cost  (eq. 51).
 
     Raises WoodburyError for targets and ceilings that cannot be met, costs that are no costs, and units across scopes.
     """
@@ -124,15 +124,17 @@ def contest(
     first = torch.arange(space.d) if groups is None else torch.cat([some[:, 0] for some in groups])
     if groups is not None:
         _check_inside(space, groups, labels, "scopes, or two targets: let all weights compete")
+    costs = _by_unit(account.prices[keep], groups)
+    divisor = costs if per is None else _by_unit(_prices(per, space)[keep], groups)
     made = Contest(
         d=space.d,
         groups=groups,
-        costs=_by_unit(account.prices[keep], groups),
+        costs=costs,
         labels=labels[first],
         budgets=account.room(),
         layers=owner[first],
         ceilings=None if ceiling == 1 else _ceilings(space, ceiling, cost, groups, owner),
-        per=None if per is None else _by_unit(_prices(per, space)[keep], groups),
+        per=None if bool((divisor == divisor[0]).all()) else divisor,
     )
     _check_enough_units(made)
     return made

@@ -49,8 +49,8 @@ def _runs(contest: Contest) -> Iterator[tuple[Tensor, int]]:
         raise WoodburyError(
             "The exhaustive selection takes single weights, of equal cost within a run: take once or stepwise for others."
         )
-    if contest.ceilings is not None or contest.per is not None:
-        raise WoodburyError("The exhaustive selection heeds neither a ceiling nor `per`: leave them out.")
+    if contest.ceilings is not None:
+        raise WoodburyError("The exhaustive selection heeds no ceiling: leave it out.")
     lengths = torch.bincount(contest.labels, minlength=len(contest.budgets))
     losses = (contest.budgets / price + 1e-9).floor().long()
     order, ends = contest.labels.argsort(stable=True), lengths.cumsum(0)

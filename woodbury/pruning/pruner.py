@@ -97,7 +97,7 @@ class Pruner:
 
     fisher: objective -> Fisher, None for magnitude. saliency: what each unit is worth; selection: how saliencies become
     the weights that stay; update: how those move. unit × scope × cost: what falls together, competes, and counts towards
-    the sparsity; per: what saliencies are divided by, such as the FLOPs of each weight to a power; ceiling: the share of a
+    the sparsity; per: what saliencies are divided by, None for the cost itself; ceiling: the share of a
     tensor that may go at most. first_order: give the gradient of the mean loss over
     the objective's batches to saliency and update (WoodTaylor), for nets that are not converged.
     """
