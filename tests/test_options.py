@@ -16,12 +16,13 @@ from woodbury.flops import Flops, flops
 from woodbury.objective import Objective
 from woodbury.pruning.exhaustive import exhaustive
 from woodbury.pruning.pattern import n_of_m
-from woodbury.pruning.pruner import Pruned, Pruner, in_rounds
+from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliency import magnitude, obd, obs, woodtaylor
 from woodbury.pruning.schedule import Targets, rounds
 from woodbury.pruning.select import layers, raised, runs
 from woodbury.pruning.selection import once, stepwise
+from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.units import block, groups, input_channels, output_channels
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.space import ParameterSpace

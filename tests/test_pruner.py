@@ -19,7 +19,7 @@ from woodbury.pruning.door import prune
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, woodtaylor
 from woodbury.pruning.schedule import polynomial
-from woodbury.pruning.select import layers
+from woodbury.pruning.select import layers, weights
 from woodbury.pruning.stages import in_rounds
 from woodbury.pruning.units import block, groups
 from woodbury.pruning.update import independent, joint, zero
@@ -307,3 +307,17 @@ def test_a_block_diagonal_that_loses_whole_parts(model: nn.Module) -> None:
 def _block(fisher: Fisher, start: int) -> Tensor:
     unit = torch.eye(fisher.d, dtype=torch.float64)[:, start : start + 10]
     return (fisher @ unit)[start : start + 10] - 1e-3 * torch.eye(10, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("cost", [weights, lambda space: 1.0 + space.labels()])
+def test_rounds_with_targets_go_on_from_what_is_gone_of_each(model: nn.Module, cost) -> None:
+    """Half of the second layer is gone and must not fall below that on the way; the first layer keeps all."""
+    last = list(model.state_dict())[-2]
+    with torch.no_grad():
+        dict(model.named_parameters())[last][:, ::2] = 0
+    targets = {last: 0.75, "*": 0.0}
+    pruned = prune(model, data(), targets, pruner=replace(BY_MAGNITUDE, cost=cost), rounds=3, keep_zeros=True)
+    space = pruned.objective.space
+    sparsities = {name: 1 - float(space.keep[part].double().mean()) for name, part in space.slices.items()}
+    assert {name for name, share in sparsities.items() if share} == {last}
+    assert sparsities[last] == pytest.approx(0.75, abs=1 / space.shapes[last].numel())

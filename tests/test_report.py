@@ -24,7 +24,8 @@ from woodbury.fisher.estimate import mfac
 from woodbury.flops import Flops, flops
 from woodbury.objective import Objective
 from woodbury.per_layer import Layer, by_layer, total
-from woodbury.pruning.pruner import QUANTILES, Pruned, Pruner, prune
+from woodbury.pruning.door import prune
+from woodbury.pruning.pruner import QUANTILES, Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.select import layers as per_layer

@@ -18,6 +18,7 @@ from woodbury.fisher.estimate import Estimate
 from woodbury.fisher.operator import Fisher
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective, checked, evaluating
+from woodbury.pruning.contest import reached
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
@@ -137,7 +138,7 @@ def compare(
         for name, method in methods.items():
             runs = _Ready(method, objective).best(sparsities, validate)
             for sparsity, best in zip(sparsities, runs, strict=True):
-                after, zeroed = best.pruned.objective.loss(), removed_only(objective, best.pruned)
+                after, zeroed = best.pruned.objective.loss(), best.pruned.before_update(objective)
                 cell = Result(
                     method=name,
                     sparsity=sparsity,
@@ -159,12 +160,6 @@ def compare(
                 if progress:
                     progress("pruning", len(results), len(methods) * len(sparsities) * len(seeds))
     return results
-
-
-def removed_only(dense: Objective, pruned: Pruned) -> Objective:
-    """The dense objective with the weights that `pruned` lost at zero and all others as they were: before any update."""
-    space = pruned.objective.space
-    return dense.at(dense.space.expand(dense.weights)[space.keep.to(dense.weights.device)], space)
 
 
 def choose_damping(
@@ -235,7 +230,8 @@ class _Ready:
         elif method.pruner.fisher and damping is not None:
             pruner = replace(pruner, fisher=partial(_damped, method.pruner.fisher, damping))
         # weights that are zero from the start count as removed: the rounds go on from there
-        steps = geometric(sparsity, method.rounds, self.objective.space.sparsity if method.rounds > 1 else 0.0)
+        start = reached(self.objective.space, sparsity, pruner.cost) if method.rounds > 1 else 0.0
+        steps = geometric(sparsity, method.rounds, start)
         pruned, cost = measured(lambda: in_rounds(pruner, self.objective, steps, progress))
         return Run(pruned, used, paid + cost)
 

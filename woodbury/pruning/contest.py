@@ -179,6 +179,19 @@ def _check_enough_units(made: Contest) -> None:
         raise WoodburyError(TOO_LITTLE.format(short))
 
 
+def reached(space: ParameterSpace, targets: Targets, cost: Cost) -> Targets:
+    """How much is gone already, as `targets` would count it: a share of the cost, or one for each of their patterns."""
+    prices, gone = _prices(cost, space), ~space.keep.cpu()
+    if not isinstance(targets, Mapping):
+        return float((prices * gone).sum() / prices.sum())
+    patterns, shares = list(targets), {}
+    owner = torch.tensor([_first_match(name, patterns) for name in space.shapes])[space.labels()]
+    for index, pattern in enumerate(patterns):
+        own = prices * (owner == index)
+        shares[pattern] = float((own * gone).sum() / own.sum().clamp_min(1e-300))
+    return shares
+
+
 def check_reachable(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> None:
     """An error if some label has lost more already than its target would take."""
     account = _account(space, targets, scope, cost)

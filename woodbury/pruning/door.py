@@ -10,6 +10,7 @@ from torch import nn
 from woodbury.errors import WoodburyError
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.pruning.contest import reached
 from woodbury.pruning.effort import Effort, choose, usual
 from woodbury.pruning.pruner import Pruned, Pruner, Recipe
 from woodbury.pruning.schedule import Targets
@@ -52,7 +53,8 @@ def prune(
         nonzero = objective.weights != 0
         objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
     if pruner is not None:
-        schedule = geometric(sparsity, rounds, objective.space.sparsity if rounds > 1 else 0.0)
+        start = reached(objective.space, sparsity, pruner.cost) if rounds > 1 else 0.0
+        schedule = geometric(sparsity, rounds, start)
         pruned = in_rounds(pruner, objective, schedule, progress)
     else:
         choice = choose(objective, sparsity, effort, progress)

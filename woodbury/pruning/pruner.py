@@ -79,6 +79,11 @@ class Pruned:
         parts = [step.predicted for step in self.steps if step.predicted is not None]
         return sum(parts) if len(parts) == len(self.steps) else None
 
+    def before_update(self, dense: Objective) -> Objective:
+        """The dense objective with the weights that fell at zero and all others as they were: the removal alone."""
+        space = self.objective.space
+        return dense.at(dense.space.expand(dense.weights)[space.keep.to(dense.weights.device)], space)
+
     def write(self) -> None:
         """Copy the weights into the model, in place."""
         self.objective.write()
@@ -97,9 +102,9 @@ class Pruner:
 
     fisher: objective -> Fisher, None for magnitude. saliency: what each unit is worth; selection: how saliencies become
     the weights that stay; update: how those move. unit × scope × cost: what falls together, competes, and counts towards
-    the sparsity; per: what saliencies are divided by, None for the cost itself; ceiling: the share of a
-    tensor that may go at most. first_order: give the gradient of the mean loss over
-    the objective's batches to saliency and update (WoodTaylor), for nets that are not converged.
+    the sparsity; per: what saliencies are divided by, None for the cost itself; ceiling: the share of a tensor that may go
+    at most. first_order: give the gradient of the mean loss over the objective's batches to saliency and update
+    (WoodTaylor), for nets that are not converged.
     """
 
     fisher: Estimate | None = field(default_factory=mfac)

@@ -16,20 +16,20 @@ def one_shot(sparsity: Targets) -> list[Targets]:
     return [check_targets(sparsity)]
 
 
-def rounds(sparsity: Targets, count: int, start: float = 0.0) -> list[Targets]:
+def rounds(sparsity: Targets, count: int, start: Targets = 0.0) -> list[Targets]:
     """`count` steps from `start` to `sparsity`, each keeping the same fraction of what was left  (eq. 20)."""
     if count < 1:
         raise WoodburyError(f"{count} rounds were asked for: give at least 1.")
-    return _for_each(sparsity, partial(_geometric, count=count, start=start))
+    return _for_each(sparsity, start, partial(_geometric, count=count))
 
 
-def polynomial(sparsity: Targets, count: int, start: float = 0.0, power: float = 3.0) -> list[Targets]:
+def polynomial(sparsity: Targets, count: int, start: Targets = 0.0, power: float = 3.0) -> list[Targets]:
     """`count` steps from `start` to `sparsity`, fast first and slow last; cubic by default (Zhu & Gupta 2018)  (eq. 21)."""
     if count < 1 or power <= 0:
         raise WoodburyError(
             f"{count} steps of power {power} were asked for: give at least 1 step and a positive power."
         )
-    return _for_each(sparsity, partial(_polynomial, count=count, start=start, power=power))
+    return _for_each(sparsity, start, partial(_polynomial, count=count, power=power))
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -46,22 +46,25 @@ def check_targets(targets: Targets) -> Targets:
     return targets
 
 
-def _geometric(sparsity: float, count: int, start: float) -> list[float]:
+def _geometric(sparsity: float, start: float, count: int) -> list[float]:
     _check_rise(start, sparsity)
     kept = (1 - sparsity) / (1 - start)
     return [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
 
 
-def _polynomial(sparsity: float, count: int, start: float, power: float) -> list[float]:
+def _polynomial(sparsity: float, start: float, count: int, power: float) -> list[float]:
     _check_rise(start, sparsity)
     return [sparsity + (start - sparsity) * (1 - step / count) ** power for step in range(1, count)] + [sparsity]
 
 
-def _for_each(targets: Targets, path: Callable[[float], list[float]]) -> list[Targets]:
-    """The path of one sparsity, or of each of several side by side."""
+def _for_each(targets: Targets, start: Targets, path: Callable[[float, float], list[float]]) -> list[Targets]:
+    """The path of one sparsity, or of each of several side by side, each from its own start."""
     if not isinstance(targets, Mapping):
-        return list(path(targets))
-    paths = {pattern: path(sparsity) for pattern, sparsity in targets.items()}
+        if isinstance(start, Mapping):
+            raise WoodburyError("The schedule starts at several sparsities and ends at one: give as many of both.")
+        return list(path(targets, start))
+    starts = start if isinstance(start, Mapping) else dict.fromkeys(targets, start)
+    paths = {pattern: path(sparsity, starts.get(pattern, 0.0)) for pattern, sparsity in targets.items()}
     return [dict(zip(paths, step, strict=True)) for step in zip(*paths.values(), strict=True)]
 
 

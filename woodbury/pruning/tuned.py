@@ -13,6 +13,7 @@ from woodbury.objective import Batch, Objective
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
+from woodbury.pruning.select import Cost
 from woodbury.space import ParameterSpace
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -44,6 +45,11 @@ class Tuned:
             check_damping(damping)
         if any(not 0 <= share <= 1 for share in self.trust):
             raise WoodburyError(f"The shares of the gradient are {self.trust}: each must lie in [0, 1].")
+
+    @property
+    def cost(self) -> Cost:
+        """What counts towards the sparsity."""
+        return self.pruner.cost
 
     def check(self, space: ParameterSpace, sparsity: Targets) -> None:
         """Raises WoodburyError if steps that end at `sparsity` cannot be."""
