@@ -184,6 +184,8 @@ def test_the_written_weights_score_as_reported(here: Path) -> None:
         "--include 1.weight",
         "--damping 1e-4,1e-2",
         "--selection stepwise:4",
+        "--selection swaps:3",
+        "--selection thresholded:3 --flops-power 0.5",
         "--ceiling 0.8",
         "--flops-power 0.5",
         "--pattern 1:4 --include 1.weight",

@@ -19,6 +19,7 @@ from woodbury.flops import Flops
 from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
 from woodbury.objective import Likelihood, cross_entropy, squared_error
 from woodbury.optim import MFAC
+from woodbury.pruning.exchange import swaps, thresholded
 from woodbury.pruning.exhaustive import exhaustive
 from woodbury.pruning.pattern import n_of_m
 from woodbury.pruning.pruner import Pruner
@@ -110,7 +111,7 @@ UNITS: Mapping[str, Unit] = {
     "columns": input_channels,
 }
 SELECTIONS: Mapping[str, Selection] = {"once": once, "exhaustive": exhaustive}
-STEPPED: Mapping[str, Callable[[int], Selection]] = {"stepwise": stepwise}
+STEPPED: Mapping[str, Callable[[int], Selection]] = {"stepwise": stepwise, "swaps": swaps, "thresholded": thresholded}
 """Selections that are told a number: `stepwise:16`."""
 LOSSES: Mapping[str, Likelihood] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
 ENGINES: Mapping[str, Engine] = {"vmapped": vmapped, "looped": looped}
@@ -185,7 +186,7 @@ def unit(word: str) -> Unit:
 
 
 def selection(word: str) -> Selection:
-    """`once`, `exhaustive`, or with a number `stepwise:16`."""
+    """`once`, `exhaustive`, or with a number `stepwise:16`, `swaps:20`, `thresholded:20`."""
     name, colon, number = word.partition(":")
     if not colon and name not in STEPPED:
         return pick(SELECTIONS | STEPPED, name, "selection")  # type: ignore[return-value,operator]

@@ -92,7 +92,9 @@ class Options:
     selection: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="once: by the saliencies as they are; stepwise:16: in 16 inner steps on one Fisher."
+            metavar="NAME",
+            help="once: by the saliencies as they are; stepwise:16: in 16 inner steps on one Fisher; swaps:20 or "
+            "thresholded:20: at most 20 exchanges from there that lower the predicted loss.",
         ),
     ] = "once"
     flops: Annotated[
