@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from woodbury import pictures, report
-from woodbury.cli.choices import METHODS, pattern_sparsity, plan
+from woodbury.cli.choices import METHODS, plan
 from woodbury.cli.common import Data, Model, Options, free, one_sentence, progress_bars, say, with_options
 from woodbury.cli.problem import pose
+from woodbury.cli.rules import pattern_sparsity
 from woodbury.comparison import Result, compare, summary
 from woodbury.errors import WoodburyError
 from woodbury.export import output_folder

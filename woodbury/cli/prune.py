@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from woodbury.batchnorm import recalibrate
-from woodbury.cli.choices import METHODS, plan, sparsity_of
+from woodbury.cli.choices import METHODS, plan
 from woodbury.cli.common import Data, Model, Options, one_sentence, progress_bars, with_options
 from woodbury.cli.gradual import gradually
 from woodbury.cli.problem import Problem, pose
 from woodbury.cli.results import show_results, write_results
+from woodbury.cli.rules import sparsity_of
 from woodbury.cli.training import Training
 from woodbury.comparison import Run, run
 from woodbury.export import output_folder
