@@ -170,6 +170,18 @@ def test_float32_products_give_way_where_they_are_too_coarse() -> None:
     assert 0 < float((coarse - exact).norm() / exact.norm()) < 1e-6
 
 
+def test_only_products_in_float64_count_as_exact() -> None:
+    for pushed, exact in ((stream(1)[0], 0), (stream(1), 1)):
+        window = Window(1, 6, 0.1)
+        window.push(pushed.float())
+        assert window.exact_until == exact
+    window, rows = Window(4, 6, 0.1), stream(4).float()
+    window.push(rows)
+    torch.testing.assert_close(window.gram, rows.double() @ rows.double().T, rtol=1e-14, atol=0)
+    with pytest.raises(WoodburyError, match="one for each"):
+        window.solve_newest(residuals=torch.ones(3))
+
+
 @pytest.mark.parametrize("d", [3, FAST - 1, FAST + 1, WIDE + 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_products_and_combinations_by_pieces(d: int, dtype: torch.dtype) -> None:

@@ -117,7 +117,7 @@ class Window:
             self.age = -1
         self.rows[places] = gradients
         self.pushed, self.latest = self.pushed + count, count
-        if count == len(self.rows):
+        if gradients.ndim == 2 and count == len(self.rows):
             self.exact_until = self.pushed
         self.gram[places, : self.seen] = products
         self.gram[: self.seen, places] = products.view(count, -1).mT
