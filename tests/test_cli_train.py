@@ -73,6 +73,7 @@ def test_every_optimizer_trains_to_what_it_reports(here: Path, optimizer: str) -
     assert {file.name for file in Path("out").iterdir()} == {"weights.safetensors", "report.json", "report.html"}
     made = report("out")
     assert made["settings"]["optimizer"] == optimizer and len(made["epochs"]) == 3
+    assert made["settings"]["window"] == (128 if optimizer == "mfac" else None)
     names: dict[str, Any] = {}
     exec(NET, names)
     model = names["fresh"]()

@@ -101,7 +101,7 @@ ENGINES: Mapping[str, Engine] = {"vmapped": vmapped, "looped": looped}
 
 @dataclass(frozen=True)
 class Trainer:
-    """An optimizer's name at the door, its usual learning rate, and the usual numbers of further options of its own."""
+    """An optimizer's name at the door, its usual learning rate, and options of its own with their usual numbers."""
 
     lr: float
     make: Callable[..., torch.optim.Optimizer]
@@ -121,7 +121,7 @@ def _adamw(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) 
 
 
 def _mfac_of(
-    weights: Iterable[Tensor], lr: float, momentum: float, decay: float, window: int = 128, damping: float = 1e-2
+    weights: Iterable[Tensor], lr: float, momentum: float, decay: float, window: int, damping: float
 ) -> torch.optim.Optimizer:
     return MFAC(weights, lr, momentum=momentum, weight_decay=decay, window=window, damping=damping)
 

@@ -62,8 +62,8 @@ class Recipe:
         """Raise WoodburyError for what cannot be: the optimizers say themselves which numbers they refuse."""
         pick(LOSSES, self.loss, "loss")
         pick(OPTIMIZERS, self.optimizer, "optimizer")
-        for name in self._given():
-            if name not in OPTIMIZERS[self.optimizer].own:
+        for name, value in {"window": self.window, "damping": self.damping}.items():
+            if value is not None and name not in OPTIMIZERS[self.optimizer].own:
                 raise WoodburyError(f"--{name} is for mfac: {self.optimizer} has none.")
         try:
             self.optimizer_of(nn.Linear(1, 1))
@@ -77,13 +77,15 @@ class Recipe:
         moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not moving:
             raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
-        trainer = OPTIMIZERS[self.optimizer]
-        rate = trainer.lr if self.lr is None else self.lr
-        return trainer.make(moving, rate, self.momentum, self.weight_decay, **self._given())
+        settings, trainer = self.settings(), OPTIMIZERS[self.optimizer]
+        own = {name: settings[name] for name in trainer.own}
+        return trainer.make(moving, settings["lr"], self.momentum, self.weight_decay, **own)
 
-    def _given(self) -> dict[str, Any]:
-        own = {"window": self.window, "damping": self.damping}
-        return {name: value for name, value in own.items() if value is not None}
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, and the optimizer's usual numbers where nothing was."""
+        trainer = OPTIMIZERS[self.optimizer]
+        usual = {"lr": trainer.lr, **trainer.own}
+        return {name: usual.get(name) if value is None else value for name, value in asdict(self).items()}
 
 
 @one_sentence
@@ -109,7 +111,8 @@ def train(
     Example:  woodbury train net.py:fresh data.npz --epochs 5 --out trained
     """
     recipe.check()
-    settings = {"model": model, "data": data, "checkpoint": checkpoint and str(checkpoint), **asdict(recipe)}
+    settings = {"model": model, "data": data, "checkpoint": checkpoint and str(checkpoint)}
+    settings |= recipe.settings()
     with run_folder(out, resume) as folder:
         if folder.saved:
             check_same(folder.saved["settings"], settings, f"The run in {out}")

@@ -72,7 +72,8 @@ class Training:
         moving = [parameters[name].requires_grad_() for name in problem.trainable]
         if not moving:
             raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
-        return OPTIMIZERS[self.optimizer].make(moving, self.rate, self.momentum, self.weight_decay)
+        trainer = OPTIMIZERS[self.optimizer]
+        return trainer.make(moving, self.rate, self.momentum, self.weight_decay, **trainer.own)
 
     @property
     def rate(self) -> float:
