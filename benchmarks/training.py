@@ -83,10 +83,13 @@ USUAL: dict[str, tuple[Make, list[Setting]]] = {
     "Muon": (muon, rates(0.003, 0.01, 0.03, 0.1)),
     "MFAC": (mfac, [(0.003, 0.01), (0.003, 0.1), (0.01, 0.01), (0.01, 0.1)]),
 }
-GENTLE = {"AdamW": (adamw, rates(0.0003, 0.001, 0.003, 0.01)), "Muon": (muon, rates(0.001, 0.003, 0.01, 0.03))}
 GRIDS = {
     "images": USUAL,
-    "pruned": USUAL | GENTLE,
+    "pruned": USUAL
+    | {
+        "Muon": (muon, rates(0.001, 0.003, 0.01, 0.03)),
+        "MFAC": (mfac, [(0.01, 0.01), (0.01, 0.1), (0.03, 0.01), (0.03, 0.1)]),
+    },
     "text": USUAL,
     "equation": {
         "SGD": (sgd, rates(0.001, 0.003, 0.01, 0.03)),
