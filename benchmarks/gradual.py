@@ -1,9 +1,9 @@
 """Gradual pruning of ResNet-20 on CIFAR-10: python benchmarks/gradual.py [--epochs 2] [--seeds 1] [--threads 2] [--out FILE.json]
 
-WoodFisher (blocks of 500, joint update) against global magnitude: the 18 block convolutions to 90 % and 95 % in ten steps of a
-cubic schedule, with the same fine-tuning. Two accuracies on the test images: right after the last pruning step, and at the end.
-A Fisher's damping is chosen at every step on held-out training images; so is what `--lr` and the like are to be judged by, which
-is in the file too. Finished cells are in FILE.json (default: runs/gradual.json) and are not run again. Needs ../shared/bench.
+WoodFisher (blocks of 500, Gauss–Newton rows of 500 fresh images at every step, joint update, damping 1e-4 as one_shot.py chose
+it) against global magnitude: the 18 block convolutions to 90 % and 95 % in eight steps of a cubic schedule, with the same
+fine-tuning. Two accuracies on the test images: right after the last pruning step, and at the end. What `--lr` and the like are
+to be judged by, the accuracy on held-out training images, is in the file too. Finished cells are in FILE.json (default: runs/gradual.json) and are not run again. Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.comparison import Method, accuracy, run
+from woodbury.comparison import accuracy
 from woodbury.finetuning import batches_in, finetune, shuffled
-from woodbury.fisher.estimate import woodfisher
+from woodbury.fisher.estimate import gauss_newton, woodfisher
 from woodbury.gradients import vmapped
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.gradual import Gradual
 from woodbury.pruning.moments import cycle
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.update import joint, zero
 from woodbury.records import versions, write_json
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
-COUNT, HELD_OUT, UNTIL, GRID = 1000, 2000, 0.6, (1e-3, 1e-2, 1e-1, 1.0)
+COUNT, RANK, DAMPING, HELD_OUT, UNTIL = 500, 2, 1e-4, 2000, 0.6
 METHODS = {
-    "magnitude": Method(Pruner(None, magnitude, zero)),
-    "WoodFisher (500), joint": Method(
-        Pruner(woodfisher(COUNT, 500, GRID[0], engine=vmapped), obs, joint), dampings=GRID
+    "magnitude": Pruner(None, magnitude, zero),
+    "WoodFisher (500), Gauss–Newton, joint": Pruner(
+        gauss_newton(woodfisher(RANK * COUNT, 500, DAMPING, engine=vmapped), RANK), obs, joint
     ),
 }
 
@@ -79,18 +79,13 @@ def _batches(x: Tensor, y: Tensor) -> list[Batch]:
 
 
 def cell(
-    bench: Any, images: Images, method: Method, sparsity: float, seed: int, asked: argparse.Namespace, progress: Any
+    bench: Any, images: Images, pruner: Pruner, sparsity: float, seed: int, asked: argparse.Namespace, progress: Any
 ) -> dict[str, Any]:
     """One run: both accuracies on the test images, and those on held-out training images around each pruning step."""
     model = bench.resnet20().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), asked.lr, momentum=0.9, weight_decay=asked.weight_decay)
     total = asked.epochs * batches_in(len(images.train[1]), asked.batch_size)
-    found: dict[str, Any] = {"dampings": []}
-
-    def prune(objective: Objective, target: Any) -> Pruned:
-        result = run(method, objective, target, lambda pruned: -pruned.loss(images.held_out))
-        found["dampings"].append(result.damping)
-        return result.pruned
+    found: dict[str, Any] = {}
 
     def judged(batches: list[Batch]) -> float:
         return accuracy(Objective.of(model, batches, space=gradual.space), batches)
@@ -107,7 +102,7 @@ def cell(
         sparsity,
         end=max(asked.steps, round(UNTIL * total)),
         steps=asked.steps,
-        pruner=prune,
+        pruner=pruner,
         include="layer*.conv?.weight",
         score=partial(accuracy, batches=images.held_out),
     )
@@ -139,7 +134,7 @@ def _mean_and_spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, the pruning steps included")
-    parser.add_argument("--steps", type=int, default=10, help="pruning steps")
+    parser.add_argument("--steps", type=int, default=8, help="pruning steps")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.95])
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--weight-decay", type=float, default=1e-4)
