@@ -3,7 +3,8 @@
 WoodFisher (blocks of 500, Gauss–Newton rows of 500 fresh images at every step, joint update, damping 1e-4 as one_shot.py chose
 it) against global magnitude: the 18 block convolutions to 90 % and 95 % in eight steps of a cubic schedule, with the same
 fine-tuning. Two accuracies on the test images: right after the last pruning step, and at the end. What `--lr` and the like are
-to be judged by, the accuracy on held-out training images, is in the file too. Finished cells are in FILE.json (default: runs/gradual.json) and are not run again. Needs ../shared/bench.
+to be judged by, the accuracy on held-out training images, is in the file too.
+Finished cells are in FILE.json (default: runs/gradual.json) and are not run again. Needs ../shared/bench.
 """
 
 from __future__ import annotations
