@@ -1,0 +1,228 @@
+"""The best one-shot accuracy: python benchmarks/best.py [mlpnet|resnet20|resnet20-all ...] [--rows NAME ...] [--seeds 5]
+
+No label's gradient is followed here: the networks move by curvature alone. `single`: one set of 1,000 training images for
+everything; `fresh`: other images at every stage. One-stage rows choose their damping per cell on 2,000 held-out training
+images; staged rows have one damping, chosen on those images with another seed. Every row is a path: one run gives all
+sparsities. ResNet-20 is judged with and without BatchNorm recalibrated on the calibration images. Finished cells are in
+FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from one_shot import BENCH, TASKS, Task, batches, prepared
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from woodbury.batchnorm import recalibrate
+from woodbury.comparison import accuracy
+from woodbury.fisher.estimate import gauss_newton, mfac
+from woodbury.objective import Batch, Objective
+from woodbury.pruning.exchange import swaps, thresholded
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.saliency import magnitude, obs
+from woodbury.pruning.selection import stepwise
+from woodbury.pruning.stages import stages
+from woodbury.pruning.tuned import Tuned
+from woodbury.pruning.update import independent, joint, zero
+from woodbury.records import versions, write_json
+from woodbury.space import ParameterSpace
+
+SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2)
+Path_ = Iterator[tuple[float, Pruned]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images."""
+
+    task: Task
+    block: int | None
+    damping: float
+    rank: int
+    ratio: float
+    fresh: int
+
+
+@dataclass(frozen=True)
+class OneStage:
+    """From the dense net to each sparsity at once, the damping chosen per cell."""
+
+    pruner: Pruner
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Path_:
+        recipe = self.pruner
+        if recipe.fisher:
+            fisher = recipe.fisher(objective)
+            recipe = Tuned(replace(recipe, fisher=lambda _: fisher), judge, GRID)
+        for sparsity in setting.task.sparsities.values():
+            yield sparsity, recipe(objective, sparsity)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Stage by stage through all sparsities, `samples` images for each: the same for all, or fresh ones."""
+
+    pruner: Pruner
+    samples: int = 0
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Path_:
+        wanted = list(setting.task.sparsities.values())
+        levels, fresh = way(wanted, setting.ratio), shuffled(setting.task, self.samples, seed) if self.samples else None
+        for level, pruned in zip(levels, stages(self.pruner, objective, levels, fresh), strict=True):
+            if level in wanted:
+                yield level, pruned
+
+
+def way(sparsities: Sequence[float], ratio: float) -> list[float]:
+    """Through all the sparsities, by stages that keep at least `ratio` from the first of them on."""
+    levels, start = [sparsities[0]], sparsities[0]
+    for sparsity in sparsities[1:]:
+        kept = (1 - sparsity) / (1 - start)
+        count = max(1, math.ceil(math.log(kept) / math.log(ratio) - 1e-9))
+        levels += [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
+        start = sparsity
+    return levels
+
+
+def shuffled(task: Task, count: int, seed: int) -> Callable[[int], list[Batch]]:
+    """Stage -> its `count` images, the next ones of a shuffle of all that are not held out."""
+    x, y = task.train
+    pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
+    pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(10_000 + seed))]
+
+    def fresh(stage: int) -> list[Batch]:
+        drawn = pool[torch.arange(stage * count, (stage + 1) * count) % len(pool)]
+        return batches(x[drawn], y[drawn])
+
+    return fresh
+
+
+def rows(setting: Setting) -> Mapping[str, Any]:
+    """The table: rivals written as recipes on our axes first."""
+    labels = mfac(SAMPLES, GRID[0], block=setting.block)
+    exact = gauss_newton(mfac(setting.rank * SAMPLES, setting.damping, block=setting.block), setting.rank)
+    fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
+    return {
+        "magnitude": OneStage(Pruner(None, magnitude, zero)),
+        "WoodFisher, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
+        "magnitude + joint, 1 stage": OneStage(Pruner(labels, magnitude, joint)),
+        "thresholded from magnitude + joint, 1 stage": OneStage(
+            Pruner(labels, magnitude, joint, selection=thresholded(20))
+        ),
+        "Gauss–Newton, joint, 1 stage": OneStage(Pruner(exact, obs, joint)),
+        "Gauss–Newton, stepwise, joint, 1 stage": OneStage(Pruner(exact, obs, joint, selection=stepwise(16))),
+        "Gauss–Newton, swaps, joint, 1 stage": OneStage(Pruner(exact, obs, joint, selection=swaps(10))),
+        "labels, joint, stages, single": Staged(Pruner(labels, obs, joint)),
+        "Gauss–Newton, joint, stages, single": Staged(Pruner(exact, obs, joint)),
+        "Gauss–Newton, joint, stages, fresh": Staged(Pruner(fresh, obs, joint), setting.fresh),
+    }
+
+
+def settings(name: str, bench: Any) -> Setting:
+    if name == "mlpnet":
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 4, 0.8, 4000)
+    task = TASKS["resnet20"](bench)
+    sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
+    if name == "resnet20-all":
+        space = ParameterSpace.of(task.model, include=("*conv*.weight", "*downsample.0.weight", "fc.weight"))
+        title = "ResNet-20 on CIFAR-10 (JPEG), all convolutions and the classifier"
+        task = replace(task, space=space, title=title)
+    return Setting(replace(task, sparsities=sparsities), 500, 1e-4, 2, 0.78, 2000)
+
+
+def recalibrated(pruned: Pruned) -> Objective:
+    model = copy.deepcopy(pruned.objective.model)
+    settled = replace(pruned.objective, model=model)
+    settled.write()
+    recalibrate(model, pruned.objective.batches)
+    return settled
+
+
+def cell(setting: Setting, row: Any, seed: int, *, settle: bool) -> dict[str, Any]:
+    """Accuracies, held-out accuracies and seconds since the start, by sparsity."""
+    sample, judge, test = prepared(setting.task)
+    found, spent, since = {}, 0.0, time.perf_counter()
+    names = {value: name for name, value in setting.task.sparsities.items()}
+    for sparsity, pruned in row(setting, sample(seed), judge, seed):
+        spent += time.perf_counter() - since
+        made = {
+            "test": accuracy(pruned.objective, test),
+            "held out": accuracy(pruned.objective, judge),
+            "seconds": spent,
+        }
+        if settle:
+            made["test, recalibrated"] = accuracy(recalibrated(pruned), test)
+        found[names[sparsity]] = made | {"damping": pruned.steps[-1].damping}
+        since = time.perf_counter()
+    return found
+
+
+def show(title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], console: Console) -> None:
+    for what in ("test", "test, recalibrated"):
+        if not any(what in made for cell_ in cells for made in cell_["found"].values()):
+            continue
+        table = Table("row", *names, "seeds", "s for all", title=f"{title}: {what}, %")
+        for row in dict.fromkeys(cell_["row"] for cell_ in cells):
+            mine = [cell_["found"] for cell_ in cells if cell_["row"] == row]
+            values = [100 * torch.tensor([found[name][what] for found in mine], dtype=torch.float64) for name in names]
+            texts = [f"{float(v.mean()):.2f} ± {float(v.std(correction=0)):.2f}" for v in values]
+            seconds = sum(found[names[-1]]["seconds"] for found in mine) / len(mine)
+            table.add_row(row, *texts, str(len(mine)), f"{seconds:.0f}")
+        console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="mlpnet|resnet20|resnet20-all")
+    parser.add_argument("--rows", nargs="*", help="only rows that contain one of these")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/best.json"))
+    asked = parser.parse_args()
+    if not BENCH.is_dir():
+        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
+        return
+    torch.set_num_threads(asked.threads)
+    sys.path.insert(0, str(BENCH))
+    bench, console = importlib.import_module("bench_data"), Console(width=170)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in asked.tasks or ("mlpnet", "resnet20", "resnet20-all"):
+        setting = settings(name, bench)
+        wanted = {
+            row: how for row, how in rows(setting).items() if not asked.rows or any(part in row for part in asked.rows)
+        }
+        for seed in range(asked.seeds):
+            for row, how in wanted.items():
+                cells = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else {}
+                key = f"{name} / {row} / {seed}"
+                if key in cells:
+                    continue
+                console.print(f"{key} …")
+                found = cell(
+                    setting, how, seed, settle=any(isinstance(m, nn.BatchNorm2d) for m in setting.task.model.modules())
+                )
+                cells[key] = {"task": name, "row": row, "seed": seed, "found": found, "versions": versions()}
+                partial = asked.out.with_suffix(".partial")
+                write_json(partial, cells)
+                partial.replace(asked.out)
+        done = json.loads(asked.out.read_text("utf-8")).values()
+        own = [cell_ for cell_ in done if cell_["task"] == name]
+        show(setting.task.title, list(setting.task.sparsities), own, console)
+
+
+if __name__ == "__main__":
+    main()
