@@ -134,7 +134,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
 
 def settings(name: str, bench: Any) -> Setting:
     if name == "mlpnet":
-        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 4, 0.8, 4000)
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 2000)
     task = TASKS["resnet20"](bench)
     sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
     if name == "resnet20-all":
