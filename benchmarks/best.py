@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,10 @@ def recalibrated(pruned: Pruned) -> Objective:
     return settled
 
 
-def cell(setting: Setting, row: Any, seed: int, *, settle: bool) -> dict[str, Any]:
+def cell(setting: Setting, row: Any, seed: int) -> dict[str, Any]:
     """Accuracies, held-out accuracies and seconds since the start, by sparsity."""
     sample, judge, test = prepared(setting.task)
+    settle = any(isinstance(module, nn.BatchNorm2d) for module in setting.task.model.modules())
     found, spent, since = {}, 0.0, time.perf_counter()
     names = {value: name for name, value in setting.task.sparsities.items()}
     for sparsity, pruned in row(setting, sample(seed), judge, seed):
@@ -185,14 +187,21 @@ def show(title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], c
         console.print(table)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="mlpnet|resnet20|resnet20-all")
+Table_ = tuple[Setting, Mapping[str, Any]]
+
+
+def drive(description: str, tables: Mapping[str, Callable[[Any], Table_]], seeds: int, out: str) -> None:
+    """The command line of a benchmark of rows × seeds, whose finished cells are kept in a file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", metavar="|".join(tables))
     parser.add_argument("--rows", nargs="*", help="only rows that contain one of these")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/best.json"))
+    parser.add_argument("--out", type=Path, default=Path(out))
     asked = parser.parse_args()
+    unknown = set(asked.tables) - set(tables)
+    if unknown:
+        parser.error(f"unknown table {', '.join(unknown)}: choose from {', '.join(tables)}")
     if not BENCH.is_dir():
         print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
         return
@@ -200,28 +209,36 @@ def main() -> None:
     sys.path.insert(0, str(BENCH))
     bench, console = importlib.import_module("bench_data"), Console(width=170)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in asked.tasks or ("mlpnet", "resnet20", "resnet20-all"):
-        setting = settings(name, bench)
-        wanted = {
-            row: how for row, how in rows(setting).items() if not asked.rows or any(part in row for part in asked.rows)
-        }
-        for seed in range(asked.seeds):
-            for row, how in wanted.items():
-                cells = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else {}
-                key = f"{name} / {row} / {seed}"
-                if key in cells:
-                    continue
+    for name in asked.tables or tables:
+        setting, every = tables[name](bench)
+        wanted = {row: how for row, how in every.items() if not asked.rows or any(part in row for part in asked.rows)}
+        for seed, row in product(range(asked.seeds), wanted):
+            cells = finished(asked.out)
+            key = f"{name} / {row} / {seed}"
+            if key not in cells:
                 console.print(f"{key} …")
-                found = cell(
-                    setting, how, seed, settle=any(isinstance(m, nn.BatchNorm2d) for m in setting.task.model.modules())
-                )
-                cells[key] = {"task": name, "row": row, "seed": seed, "found": found, "versions": versions()}
-                partial = asked.out.with_suffix(".partial")
-                write_json(partial, cells)
-                partial.replace(asked.out)
-        done = json.loads(asked.out.read_text("utf-8")).values()
-        own = [cell_ for cell_ in done if cell_["task"] == name]
+                found = cell(setting, wanted[row], seed)
+                cells[key] = {"table": name, "row": row, "seed": seed, "found": found, "versions": versions()}
+                keep(cells, asked.out)
+        own = [made for made in finished(asked.out).values() if made["table"] == name]
         show(setting.task.title, list(setting.task.sparsities), own, console)
+
+
+def finished(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def keep(cells: Mapping[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    write_json(partial, cells)
+    partial.replace(path)
+
+
+def main() -> None:
+    def table(name: str) -> Callable[[Any], Table_]:
+        return lambda bench: (settings(name, bench), rows(settings(name, bench)))
+
+    drive(str(__doc__), {name: table(name) for name in ("mlpnet", "resnet20", "resnet20-all")}, 5, "runs/best.json")
 
 
 if __name__ == "__main__":

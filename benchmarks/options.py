@@ -1,0 +1,84 @@
+"""What each option of pruning is worth: python benchmarks/options.py [resnet20|half-trained ...] [--rows NAME ...] [--seeds 3]
+
+ResNet-20 on CIFAR-10 (JPEG), 18 block convolutions, blocks of 128 and the joint update: global or per-layer thresholds, 1, 4 and
+16 recomputations, observed or drawn labels or none, 1,000 images or 50 or 10. `half-trained`: the papers' checkpoint, which has
+not converged on these images, with and without the first-order term. Dampings are chosen on held-out training images, per cell
+in one stage and per stage otherwise. Needs ../shared/bench.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from best import OneStage, Setting, Table_, drive
+from one_shot import BENCH, TASKS
+
+from woodbury.fisher.estimate import gauss_newton, woodfisher
+from woodbury.gradients import sampled
+from woodbury.objective import Batch, Objective
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.saliency import magnitude, obs, woodtaylor
+from woodbury.pruning.schedule import rounds
+from woodbury.pruning.select import layers
+from woodbury.pruning.stages import in_rounds
+from woodbury.pruning.tuned import Tuned
+from woodbury.pruning.update import joint, zero
+
+COUNT, BLOCK, GRID = 1000, 128, (1e-4, 1e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """`count` recomputations from the dense net to each sparsity."""
+
+    pruner: Pruner
+    count: int
+
+    def __call__(
+        self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
+    ) -> Iterator[tuple[float, Pruned]]:
+        for sparsity in setting.task.sparsities.values():
+            tuned = Tuned(self.pruner, judge, GRID)
+            yield sparsity, in_rounds(tuned, objective, rounds(sparsity, self.count))
+
+
+def resnet20(bench: Any) -> Table_:
+    task = replace(TASKS["resnet20"](bench), sparsities={"0.7": 0.7, "0.8": 0.8})
+    base = Pruner(woodfisher(COUNT, BLOCK), obs, joint)
+    table = {
+        "magnitude": OneStage(Pruner(None, magnitude, zero)),
+        "magnitude, per layer": OneStage(Pruner(None, magnitude, zero, scope=layers)),
+        "observed labels": OneStage(base),
+        "observed labels, per layer": OneStage(replace(base, scope=layers)),
+        "drawn labels": OneStage(replace(base, fisher=woodfisher(COUNT, BLOCK, labels=sampled))),
+        "no labels (Gauss–Newton)": OneStage(replace(base, fisher=gauss_newton(woodfisher(2 * COUNT, BLOCK), 2))),
+        "50 images": OneStage(replace(base, fisher=woodfisher(50, BLOCK))),
+        "50 images, no labels": OneStage(replace(base, fisher=gauss_newton(woodfisher(8 * 50, BLOCK), 8))),
+        "10 images, no labels": OneStage(replace(base, fisher=gauss_newton(woodfisher(8 * 10, BLOCK), 8))),
+        "4 rounds": Rounds(base, 4),
+        "16 rounds": Rounds(base, 16),
+    }
+    return Setting(task, BLOCK, 0.0, 1, 1.0, 0), table
+
+
+def half_trained(bench: Any) -> Table_:
+    task = TASKS["resnet20"](bench)
+    task.model.load_state_dict(torch.load(BENCH / "resnet20-cifar10-original.pt", weights_only=True))
+    title = "ResNet-20, not converged on these images (78.31 %), 18 block convolutions"
+    task = replace(task, sparsities={"0.3": 0.3, "0.5": 0.5, "0.7": 0.7}, title=title)
+    labels, exact = woodfisher(COUNT, BLOCK), gauss_newton(woodfisher(2 * COUNT, BLOCK), 2)
+    table = {
+        "magnitude": OneStage(Pruner(None, magnitude, zero)),
+        "WoodFisher": OneStage(Pruner(labels, obs, joint)),
+        "WoodTaylor": OneStage(Pruner(labels, woodtaylor, joint, first_order=True)),
+        "Gauss–Newton": OneStage(Pruner(exact, obs, joint)),
+        "Gauss–Newton, first order": OneStage(Pruner(exact, woodtaylor, joint, first_order=True)),
+    }
+    return Setting(task, BLOCK, 0.0, 1, 1.0, 0), table
+
+
+if __name__ == "__main__":
+    drive(str(__doc__), {"resnet20": resnet20, "half-trained": half_trained}, 3, "runs/options.json")
