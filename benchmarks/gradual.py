@@ -111,7 +111,7 @@ def cell(
     stream = images.stream(asked.batch_size, seed)
     finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after, progress=progress)
     found |= {"at the end": judged(images.test), "held out, at the end": judged(images.held_out)}
-    return found | {"steps": gradual.history, "seconds": time.perf_counter() - begun}
+    return found | {"history": gradual.history, "seconds": time.perf_counter() - begun}
 
 
 def show(cells: Mapping[str, Mapping[str, Any]], console: Console) -> None:
