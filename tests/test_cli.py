@@ -150,7 +150,7 @@ def test_prune_writes_weights_and_every_number(here: Path) -> None:
     assert sum(layer["kept"] for layer in report["layers"]) == 228
     assert sum(int(weights[layer["name"]].count_nonzero()) for layer in report["layers"]) == 228
     assert report["measured increase"] == pytest.approx(report["loss after"] - report["loss before"])
-    assert report["settings"]["count"] == 100 and report["settings"]["method"] == "mfac"
+    assert report["settings"]["count"] == 100 and report["settings"]["method"] == "gauss-newton"
     assert {"woodbury", "torch", "python"} <= set(report["versions"])
     assert report["accuracy before"] > 0.8 and 0 <= report["accuracy after"] <= 1
     assert {"seconds", "predicted increase", "accuracy before"} <= set(report)
@@ -180,7 +180,7 @@ def test_the_written_weights_score_as_reported(here: Path) -> None:
         "--method diagonal --scope layers",
         "--method kfac --update independent",
         "--first-order --rounds 2",
-        "--batch 2 --exclude 4.*",
+        "--method mfac --batch 2 --exclude 4.*",
         "--include 1.weight",
         "--damping 1e-4,1e-2",
         "--selection stepwise:4",
@@ -314,7 +314,7 @@ def test_labels_of_the_test_data_alone_and_of_regression(here: Path) -> None:
 
 def test_sampled_labels_make_another_fisher(here: Path) -> None:
     for labels in ("observed", "sampled", "own"):
-        words = "prune net.py:build net.py:both --sparsity 0.9 --damping 1e-3 --count 20 --update independent"
+        words = "prune net.py:build net.py:both --sparsity 0.9 --damping 1e-3 --count 20 --method mfac --update independent"
         assert woodbury(f"{words} --labels {labels} --out {labels}").exit_code == 0
     found = {labels: load_sparse(here / labels / "weights.safetensors") for labels in ("observed", "sampled", "own")}
     assert torch.equal(found["own"]["1.weight"], found["observed"]["1.weight"])
@@ -397,6 +397,7 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
         ("net.py:build net.py:both --sparsity 0.5 --method magnitude --update joint", "magnitude has no Fisher"),
         ("net.py:build net.py:both --sparsity 0.5 --method diagonal --first-order", "diagonal has no first-order form"),
         ("net.py:build net.py:both --sparsity 0.5 --method kfac --batch 2", "kfac takes single samples"),
+        ("net.py:build net.py:both --sparsity 0.5 --batch 2", "gauss-newton takes single samples"),
         ("net.py:build net.py:both --sparsity 0.5 --count 9999", "240 of the 9999 gradients"),
         ("net.py:build net.py:unlabelled --sparsity 0.5", "return (x, y)"),
         ("net.py:build net.py:without --sparsity 0.5", "net.py:without has no labels: give y, or add --labels sampled"),
@@ -465,7 +466,7 @@ def test_the_output_folder_is_checked_before_any_work(here: Path) -> None:
 
 def test_ctrl_c_leaves_nothing(here: Path) -> None:
     result = woodbury("prune net.py:build net.py:interrupted --sparsity 0.5 --out deep/out")
-    assert result.exit_code == 130 and result.stderr.strip() == "Interrupted: nothing was written."
+    assert result.exit_code == 130 and result.stderr.strip().endswith("Interrupted: nothing was written.")
     assert not (here / "deep").exists()
 
 

@@ -105,7 +105,7 @@ def test_every_number_is_in_the_report(here: Path) -> None:
         "--method magnitude --optimizer adam",
         "--optimizer adamw --weight-decay 0.1 --steps 1",
         "--method kfac --batch-size 1000 --prune-until 1",
-        "--damping 1e-3,1e-1 --rounds 2 --batch 2 --scope layers --momentum 0",
+        "--method mfac --damping 1e-3,1e-1 --rounds 2 --batch 2 --scope layers --momentum 0",
     ],
 )
 def test_every_option(options: str, here: Path) -> None:

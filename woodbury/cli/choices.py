@@ -13,18 +13,24 @@ from torch import Tensor
 from woodbury.cli.rules import Rules, by_words, pick
 from woodbury.comparison import Method
 from woodbury.errors import WoodburyError
-from woodbury.fisher.estimate import Estimate, diagonal, hessian_diagonal, kfac, mfac, woodfisher
+from woodbury.fisher.estimate import Estimate, diagonal, gauss_newton, hessian_diagonal, kfac, mfac, woodfisher
+from woodbury.fisher.operator import Fisher
 from woodbury.fisher.restricted import Elements, at_most, exactly
 from woodbury.flops import Flops
 from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
-from woodbury.objective import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Likelihood, Objective, cross_entropy, squared_error
 from woodbury.optim import MFAC
+from woodbury.pruning.effort import fitting_block, usual
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import Saliency, magnitude, obd, obs, woodtaylor
 from woodbury.pruning.update import Update, independent, joint, zero
 
 AUTO = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The dampings that `--damping auto` tries: which is best differs by network and sparsity by many powers of ten."""
+
+
+RANK = usual.rank
+"""Gauss–Newton rows to a sample."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,17 @@ def _mfac(s: Sampling, damping: float) -> Estimate:
     return mfac(s.count, damping, block=s.block, **_observed(s))
 
 
+def _gauss_newton(s: Sampling, damping: float) -> Estimate:
+    _check_single("gauss-newton", s)
+
+    def estimate(objective: Objective) -> Fisher:
+        block = s.block or fitting_block(objective.space.d)
+        rows = mfac(RANK * s.count, damping, block=block, engine=s.engine, progress=s.progress)
+        return gauss_newton(rows, RANK, seed=s.seed)(objective)
+
+    return estimate
+
+
 def _kfac(s: Sampling, damping: float, elements: Elements = exactly) -> Estimate:
     _check_single("kfac", s)
     labels = s.labels or sampled
@@ -81,10 +98,11 @@ def _kfac(s: Sampling, damping: float, elements: Elements = exactly) -> Estimate
 
 def _check_single(name: str, s: Sampling) -> None:
     if s.batch > 1:
-        raise WoodburyError(f"{name} takes single samples, not averages of {s.batch}: leave --batch out.")
+        raise WoodburyError(f"{name} takes single samples, not averages of {s.batch}: leave --batch out, or take --method mfac.")
 
 
 METHODS: Mapping[str, Kind] = {
+    "gauss-newton": Kind(_gauss_newton, obs, woodtaylor, "joint"),
     "magnitude": Kind(None, magnitude, None, "zero"),
     "diagonal": Kind(_diagonal, obd, None, "zero"),
     "hessian": Kind(_hessian, obd, None, "zero"),

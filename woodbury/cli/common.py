@@ -71,7 +71,14 @@ class Options:
         int | None,
         typer.Option(min=1, metavar="N", help="Weights per block.  [default: woodfisher 2000, mfac one for all]"),
     ] = None
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Steps on the way, each with fresh gradients.")] = 1
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Steps on the way, each with fresh gradients.  [default: 1; prune by gauss-newton as many as keep 70 % each]",
+        ),
+    ] = None
     scope: Annotated[
         str, typer.Option(metavar="NAME", help="global: all weights compete; layers: the same sparsity everywhere.")
     ] = "global"
@@ -133,11 +140,11 @@ class Options:
 
     def planned(self) -> dict[str, Any]:
         """Those that a method is planned with."""
-        return {name: getattr(self, name) for name in PLANNED}
+        return {name: getattr(self, name) for name in PLANNED} | {"rounds": self.rounds or 1}
 
 
 PLANNED = (
-    *("scope", "first_order", "rounds", "damping", "unit", "pattern", "selection", "flops", "flops_power"),
+    *("scope", "first_order", "damping", "unit", "pattern", "selection", "flops", "flops_power"),
     "ceiling",
 )
 

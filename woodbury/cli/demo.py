@@ -1,4 +1,4 @@
-"""woodbury demo: five ways to prune a small network on handwritten digits, in less than a minute."""
+"""woodbury demo: six ways to prune a small network on handwritten digits, in less than a minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from woodbury.cli.compare import show_comparison, write_comparison
 from woodbury.comparison import Method, accuracy, choose_damping, compare
 from woodbury.errors import WoodburyError
 from woodbury.export import output_folder
-from woodbury.fisher.estimate import diagonal, mfac, woodfisher
+from woodbury.fisher.estimate import diagonal, gauss_newton, mfac, woodfisher
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, obs
@@ -49,7 +49,7 @@ def demo(
         int, typer.Option(metavar="N", help="Seeds the splits, the training and the calibration samples.")
     ] = 0,
 ) -> None:
-    """Train a small network, prune it in five ways at seven sparsities, and show the difference.
+    """Train a small network, prune it in six ways at seven sparsities, and show the difference.
 
     Example:  woodbury demo --out runs/demo
     """
@@ -108,6 +108,7 @@ def methods() -> Mapping[str, Method]:
         "WoodFisher": Method(Pruner(woodfisher(COUNT, BLOCK), obs, independent)),
         "M-FAC": Method(Pruner(mfac(COUNT), obs, independent)),
         "M-FAC, joint": Method(Pruner(mfac(COUNT), obs, joint)),
+        "Gauss–Newton": Method(Pruner(gauss_newton(mfac(2 * COUNT), 2), obs, joint)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from woodbury.batchnorm import recalibrate
 from woodbury.cli.choices import METHODS, plan
-from woodbury.cli.common import Data, Model, Options, one_sentence, progress_bars, with_options
+from woodbury.cli.common import Data, Model, Options, note, one_sentence, progress_bars, with_options
 from woodbury.cli.gradual import gradually
 from woodbury.cli.problem import Problem, pose
 from woodbury.cli.results import show_results, write_results
@@ -19,6 +20,7 @@ from woodbury.comparison import Run, run
 from woodbury.export import output_folder
 from woodbury.objective import Objective
 from woodbury.per_layer import by_layer
+from woodbury.pruning.effort import stages_to, usual
 from woodbury.report import percent
 
 FAR = 5
@@ -41,7 +43,7 @@ def prune(
             metavar="FRACTION", help="Removed ÷ all weights, in [0, 1); or by layers, such as conv1*=0,fc*=0.8,*=0.9."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help=", ".join(METHODS) + ".")] = "mfac",
+    method: Annotated[str, typer.Option(metavar="NAME", help=", ".join(METHODS) + ".")] = "gauss-newton",
     update: Annotated[
         str | None,
         typer.Option(
@@ -62,6 +64,9 @@ def prune(
     target = sparsity_of(sparsity, options.pattern)
     training.check()
     chosen = plan(method, update, **options.planned())
+    if options.rounds is None and method == "gauss-newton" and not training.epochs:
+        chosen = replace(chosen, rounds=stages_to(target, 0.0, usual.keeps))
+        note(f"{chosen.rounds} rounds, each with gradients taken anew: --rounds sets another number.")
     if training.epochs:
         gradually(model, data, target, out, chosen, training, options)
         return

@@ -77,10 +77,12 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     exact = objective.likelihood.directions is not None
     rank = effort.rank if exact else 1
     count = max(1, min(rank * sum(samples_in(inputs) for inputs, _ in seen), MEMORY // (4 * d)))
-    block = None if d <= WHOLE else max(16, min(BLOCK, MEMORY // (8 * d)))
+    block = fitting_block(d)
     rows = mfac(count, effort.dampings[0], block=block, progress=progress)
     pruner = Pruner(gauss_newton(rows, rank) if exact else rows)
-    sparsities = _sparsities(sparsity, objective.space.sparsity, effort.keeps)
+    start = objective.space.sparsity
+    stages = stages_to(sparsity, start, effort.keeps)
+    sparsities = rounds(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
         "rows": f"{count} Gauss–Newton rows, {rank} to a sample" if exact else f"{count} gradients",
         "structure": f"blocks of {block}" if block else "whole matrix",
@@ -92,9 +94,14 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     return Choice(recipe, replace(objective, batches=seen), sparsities, settings)
 
 
-def _sparsities(sparsity: Targets, start: float, keeps: float) -> list[Targets]:
-    """Stages that each keep the same fraction, `keeps` at least; one if that is 0."""
+def fitting_block(d: int) -> int | None:
+    """The size of the blocks that d weights are best taken in, None for the whole matrix."""
+    return None if d <= WHOLE else max(16, min(BLOCK, MEMORY // (8 * d)))
+
+
+def stages_to(sparsity: Targets, start: float, keeps: float) -> int:
+    """How many stages from sparsity `start` keep the fraction `keeps` each, at least; one if that is 0."""
     highest = max(sparsity.values()) if isinstance(sparsity, Mapping) else sparsity
     if not keeps or highest <= start:
-        return [sparsity]
-    return rounds(sparsity, max(1, math.ceil(math.log((1 - highest) / (1 - start)) / math.log(keeps))), start)
+        return 1
+    return max(1, math.ceil(math.log((1 - highest) / (1 - start)) / math.log(keeps) - 1e-9))
