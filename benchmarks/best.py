@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -173,6 +174,10 @@ def cell(setting: Setting, row: Any, seed: int) -> dict[str, Any]:
     return found
 
 
+def spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.2f} ± {pstdev(values):.2f}" if values else ""
+
+
 def show(title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], console: Console) -> None:
     for what in ("test", "test, recalibrated"):
         if not any(what in made for cell_ in cells for made in cell_["found"].values()):
@@ -180,9 +185,8 @@ def show(title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], c
         table = Table("row", *names, "seeds", "s for all", title=f"{title}: {what}, %")
         for row in dict.fromkeys(cell_["row"] for cell_ in cells):
             mine = [cell_["found"] for cell_ in cells if cell_["row"] == row]
-            values = [100 * torch.tensor([found[name][what] for found in mine], dtype=torch.float64) for name in names]
-            texts = [f"{float(v.mean()):.2f} ± {float(v.std(correction=0)):.2f}" for v in values]
-            seconds = sum(found[names[-1]]["seconds"] for found in mine) / len(mine)
+            texts = [spread([100 * found[name][what] for found in mine if name in found]) for name in names]
+            seconds = sum(max(made["seconds"] for made in found.values()) for found in mine) / len(mine)
             table.add_row(row, *texts, str(len(mine)), f"{seconds:.0f}")
         console.print(table)
 

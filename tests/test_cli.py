@@ -314,7 +314,9 @@ def test_labels_of_the_test_data_alone_and_of_regression(here: Path) -> None:
 
 def test_sampled_labels_make_another_fisher(here: Path) -> None:
     for labels in ("observed", "sampled", "own"):
-        words = "prune net.py:build net.py:both --sparsity 0.9 --damping 1e-3 --count 20 --method mfac --update independent"
+        words = (
+            "prune net.py:build net.py:both --sparsity 0.9 --damping 1e-3 --count 20 --method mfac --update independent"
+        )
         assert woodbury(f"{words} --labels {labels} --out {labels}").exit_code == 0
     found = {labels: load_sparse(here / labels / "weights.safetensors") for labels in ("observed", "sampled", "own")}
     assert torch.equal(found["own"]["1.weight"], found["observed"]["1.weight"])

@@ -98,7 +98,9 @@ def _kfac(s: Sampling, damping: float, elements: Elements = exactly) -> Estimate
 
 def _check_single(name: str, s: Sampling) -> None:
     if s.batch > 1:
-        raise WoodburyError(f"{name} takes single samples, not averages of {s.batch}: leave --batch out, or take --method mfac.")
+        raise WoodburyError(
+            f"{name} takes single samples, not averages of {s.batch}: leave --batch out, or take --method mfac."
+        )
 
 
 METHODS: Mapping[str, Kind] = {
