@@ -1,0 +1,105 @@
+"""Pruning with training, against the rival: python benchmarks/with_training.py [--seeds 5] [--threads 2] [--out FILE.json]
+
+A multi-stage first-order term is training on the calibration data, so the rival is gradual magnitude pruning with SGD on the very
+same images. MLPNet on MNIST, from the published checkpoint: SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a
+cosine, 20 pruning steps of a cubic schedule over the first 60 %; `images` counts every image that is looked at, those of the curvature
+(500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out training
+images. Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from best import finished, keep, spread
+from one_shot import BENCH, TASKS, Task, batches, prepared
+from rich.console import Console
+from rich.table import Table
+from torch.optim.lr_scheduler import LambdaLR
+
+from woodbury.comparison import accuracy
+from woodbury.finetuning import finetune, shuffled
+from woodbury.fisher.estimate import gauss_newton, mfac
+from woodbury.objective import Batch, Objective
+from woodbury.pruning.gradual import Gradual
+from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.saliency import magnitude, obs
+from woodbury.pruning.update import joint, zero
+from woodbury.records import versions
+
+LR, BATCH, STEPS, UNTIL, ROWS = 0.02, 32, 20, 0.6, 500
+IMAGES, SPARSITIES = (16_000, 120_000), (0.5, 0.9, 0.95, 0.98)
+PRUNERS = {
+    "magnitude": Pruner(None, magnitude, zero),
+    "Gauss–Newton, joint": Pruner(gauss_newton(mfac(ROWS, 1e-3), 1), obs, joint),
+}
+
+
+def cell(bench: Any, task: Task, pruner: Pruner, sparsity: float, images: int, seed: int) -> dict[str, Any]:
+    """Test accuracy right after the last pruning step and at the end, and seconds."""
+    _, _, test = prepared(task)
+    x, y = task.train
+    pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
+    torch.manual_seed(seed)
+    model, begun, found = bench.mlpnet(), time.perf_counter(), {}
+    total = (images - (STEPS * ROWS if pruner.fisher else 0)) // BATCH
+    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9)
+
+    def calibration(step: int) -> list[Batch]:
+        drawn = pool[torch.randint(len(pool), (ROWS,), generator=torch.Generator().manual_seed(1000 * seed + step))]
+        return batches(x[drawn], y[drawn])
+
+    def after(step: int) -> None:
+        if step == gradual.moments[-1]:
+            found["after the last step"] = accuracy(Objective.of(model, []), test)
+            model.train()
+
+    gradual = Gradual(model, optimizer, calibration, sparsity, end=round(UNTIL * total), steps=STEPS, pruner=pruner)
+    scheduler = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+    stream = ((x[pool[drawn]], y[pool[drawn]]) for drawn in shuffled(len(pool), BATCH, seed))
+    finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after)
+    return found | {"at the end": accuracy(Objective.of(model, []), test), "seconds": time.perf_counter() - begun}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/with_training.json"))
+    asked = parser.parse_args()
+    if not BENCH.is_dir():
+        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
+        return
+    torch.set_num_threads(asked.threads)
+    sys.path.insert(0, str(BENCH))
+    bench, console = importlib.import_module("bench_data"), Console(width=150)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    task = TASKS["mlpnet"](bench)
+    for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, PRUNERS):
+        cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
+        if key not in cells:
+            cells[key] = cell(bench, task, PRUNERS[name], sparsity, images, seed) | {"versions": versions()}
+            keep(cells, asked.out)
+    cells = finished(asked.out)
+    table = Table("images", "method", *(f"{s:g}" for s in SPARSITIES), "s", title="after the last step → at the end, %")
+    for images, name in product(IMAGES, PRUNERS):
+        texts, seconds = [], []
+        for sparsity in SPARSITIES:
+            mine = [cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)]
+            right = spread([100 * made["after the last step"] for made in mine])
+            texts.append(f"{right} → {spread([100 * made['at the end'] for made in mine])}")
+            seconds += [made["seconds"] for made in mine]
+        table.add_row(f"{images:,}", name, *texts, f"{sum(seconds) / len(seconds):.0f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
