@@ -2,9 +2,9 @@
 
 A multi-stage first-order term is training on the calibration data, so the rival is gradual magnitude pruning with SGD on the very
 same images. MLPNet on MNIST, from the published checkpoint: SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a
-cosine, 20 pruning steps of a cubic schedule over the first 60 %; `images` counts every image that is looked at, those of the curvature
-(500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out training
-images. Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
+cosine, 20 pruning steps of a cubic schedule over the first 60 %; `images` counts every image that is looked at, those of the
+curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out
+training images. Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
 """
 
 from __future__ import annotations
