@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.gauss_newton import gauss_newton_rows
-from woodbury.gradients import rows
+from woodbury.gradients import rows, sampled
 from woodbury.objective import Likelihood, Objective, cross_entropy, squared_error
 from woodbury.pruning.pruner import Pruner
 
@@ -93,6 +94,18 @@ def test_a_recipe_needs_no_labels_and_prunes() -> None:
     assert Pruner(recipe)(unlabelled, 0.5).keep.sum() == 12
     again = gauss_newton(mfac(12, 1e-3), 2, seed=1)(objective)
     assert not torch.allclose(again.rows, recipe(objective).rows)  # type: ignore[attr-defined]
+
+
+def test_probabilities_for_labels_mark_nothing_as_unobserved() -> None:
+    objective = problem()
+    soft = [(inputs, normal(len(inputs), 3, seed=5).softmax(1)) for inputs, _ in objective.batches]
+    found = Objective.of(objective.model, soft)
+    torch.testing.assert_close(rows(gauss_newton_rows(found, 3), 18), rows(gauss_newton_rows(objective, 3), 18))
+    torch.testing.assert_close(rows(found, 6, **drawn()), rows(objective, 6, **drawn()))
+
+
+def drawn() -> dict[str, Any]:
+    return {"labels": sampled, "generator": torch.Generator().manual_seed(0)}
 
 
 def test_what_the_model_gives_may_be_read_first() -> None:

@@ -50,10 +50,10 @@ class _Directions:
             with torch.no_grad(), evaluating(objective.model):
                 output = objective.forward(objective.parameters, inputs)
                 directions = self.rank**0.5 * draw(output, self.rank, generator)
-            if objective.likelihood.ignored is not None and isinstance(
-                target, Tensor
-            ):  # (b, …) for directions (b, r, C, …)
-                directions = directions * (target != objective.likelihood.ignored)[:, None, None]
+            ignored = objective.likelihood.ignored
+            # Labels are (b, …) for directions (b, r, C, …); probabilities mark nothing.
+            if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
+                directions = directions * (target != ignored)[:, None, None]
             yield _repeated(inputs, self.rank), directions.reshape(-1, *directions.shape[2:])
 
 

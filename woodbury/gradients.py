@@ -38,7 +38,7 @@ def sampled(objective: Objective, inputs: Any, target: Any, generator: torch.Gen
     if likelihood.sample is None:
         raise WoodburyError("This likelihood cannot draw labels: give it `sample`, or take labels=observed.")
     drawn = likelihood.sample(objective.forward(objective.parameters, inputs), generator)
-    if likelihood.ignored is None or not isinstance(target, Tensor):
+    if likelihood.ignored is None or not isinstance(target, Tensor) or target.is_floating_point():
         return drawn
     return torch.where(target == likelihood.ignored, target, drawn)
 
