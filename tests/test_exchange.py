@@ -109,6 +109,15 @@ def test_budgets_per_layer_are_kept(selection: Selection) -> None:
         assert [int((~keep[:6]).sum()), int((~keep[6:]).sum())] == [3, 2]
 
 
+@pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
+def test_nothing_to_remove_and_nothing_but_zeros_to_remove(selection: Selection) -> None:
+    quadratic = problem(0)
+    assert bool(chosen(selection, quadratic, rules(0.0)).all())
+    zeros = torch.arange(10) < 6
+    sparse = Quadratic(quadratic.weights.masked_fill(zeros, 0), quadratic.fisher)
+    assert torch.equal(~chosen(selection, sparse), zeros)
+
+
 def test_inner_steps_of_blocks_and_of_no_fisher() -> None:
     keep = chosen(stepwise(3), problem(1), rules(0.6, unit=block(2)))
     assert keep.view(5, 2).all(1).sum() == 2 == keep.sum() / 2

@@ -81,6 +81,9 @@ def _thresholded(quadratic: Quadratic, contest: Contest, keep: Tensor, delta: Te
     fisher, slope = quadratic.curvature("A gradient step"), quadratic.slope_at(delta)
     diagonal = fisher.diagonal()
     direction = slope / diagonal
-    length = boldness * float((slope * direction).sum() / (direction * (fisher @ direction)).sum())
+    bend = float((direction * (fisher @ direction)).sum())
+    if bend <= 0:  # no slope: nothing was removed, or only zeros
+        return keep
+    length = boldness * float((slope * direction).sum()) / bend
     moved = quadratic.weights + delta - length * direction.to(delta.dtype)
     return contest.keep(contest.cheapest(0.5 * diagonal * moved.square()))
