@@ -151,6 +151,7 @@ def test_prune_writes_weights_and_every_number(here: Path) -> None:
     assert sum(int(weights[layer["name"]].count_nonzero()) for layer in report["layers"]) == 228
     assert report["measured increase"] == pytest.approx(report["loss after"] - report["loss before"])
     assert report["settings"]["count"] == 100 and report["settings"]["method"] == "gauss-newton"
+    assert report["settings"]["rounds"] == 2
     assert {"woodbury", "torch", "python"} <= set(report["versions"])
     assert report["accuracy before"] > 0.8 and 0 <= report["accuracy after"] <= 1
     assert {"seconds", "predicted increase", "accuracy before"} <= set(report)

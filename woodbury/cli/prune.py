@@ -86,7 +86,7 @@ def prune(
         if options.recalibrate:
             recalibrate(problem.model, objective.batches)
         settings = {"model": model, "data": data, "sparsity": target, "method": chosen.name, "update": chosen.update}
-        settings |= problem.settings()
+        settings |= problem.settings() | {"rounds": chosen.rounds}
         stays = by_layer(space, flops, result.pruned.steps[0].saliencies)
         line = _line(problem, result, before, after)
         title = f"{Path(model).name} at {percent(space.sparsity, 2)}"
