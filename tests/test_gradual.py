@@ -167,6 +167,20 @@ def test_decay_off_and_zeros_kept() -> None:
     assert all(bool((new | ~old).all()) for old, new in zip(was, now, strict=True))
 
 
+def test_zeros_are_kept_under_targets_by_name() -> None:
+    model = network()
+    name = [name for name, parameter in model.named_parameters() if parameter.ndim > 1][-1]
+    first = next(parameter for parameter in model.parameters() if parameter.ndim > 1)
+    with torch.no_grad():
+        first[:, ::2] = 0
+    targets, optimizer = {name: 0.05, "*": 0.9}, sgd(model)
+    Gradual(model, optimizer, BATCHES, targets, end=4, every=1, pruner=BY_MAGNITUDE, keep_zeros=True)
+    train(model, optimizer, 4)
+    last = dict(model.named_parameters())[name]
+    assert int((last == 0).sum()) == round(0.05 * last.numel())
+    assert int((first == 0).sum()) == round(0.9 * first.numel()) and not first[:, ::2].any()
+
+
 def make(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer, LambdaLR, Gradual]:
     model = network()
     optimizer = sgd(model)

@@ -132,17 +132,42 @@ def test_all_dampings_on_one_eigendecomposition() -> None:
             torch.testing.assert_close(found.conditional(keep), truth.conditional(keep), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("effort", [quick, usual, thorough, replace(thorough, samples=30, held_back=0.9)])
+@pytest.mark.parametrize("likelihood", [cross_entropy, replace(cross_entropy, directions=None)])
+def test_no_effort_needs_labels(effort: Effort, likelihood: Likelihood) -> None:
+    model = network(1)
+    pruned = prune(model, [(inputs, None) for inputs, _ in data()], 0.5, effort=effort, likelihood=likelihood)
+    assert pruned.sparsity == 0.5 and all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("effort", [quick, usual, thorough])
+def test_zeros_are_kept_under_targets_by_name(effort: Effort) -> None:
+    """The zeros all lie in the first layer, half of it: the stages of the second, which loses less, start from none."""
+    model = network(1)
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0  # type: ignore[index,operator]
+    prune(model, data(), {"0.*": 0.9, "*": 0.1}, effort=effort, keep_zeros=True)
+    first, second = model[0].weight, model[2].weight  # type: ignore[index]
+    assert int((first == 0).sum()) == 72 and int((second == 0).sum()) == 3
+    assert not first[:, ::2].any()
+
+
 def test_what_cannot_be_is_named(objective: Objective) -> None:
-    pruner = Pruner(mfac(10))
+    pruner, empty = Pruner(mfac(10)), nn.Linear(8, 3).double()
+    nn.init.zeros_(empty.weight)
     for call, says in (
         (lambda: Tuned(Pruner(None, magnitude, zero), data()), "no damping to choose"),
         (lambda: Tuned(pruner, data(), ()), "nothing to choose"),
         (lambda: Tuned(pruner, data(), (0.0,)), "positive"),
         (lambda: Tuned(pruner, data(), trust=(2.0,)), r"in \[0, 1\]"),
         (lambda: Tuned(pruner, [])(objective, 0.5), "at least one sample"),
+        (lambda: Tuned(pruner, iter(data())), "read only once"),
         (lambda: stages(pruner, objective, []), "no sparsity"),
         (lambda: choose(replace(objective, batches=[]), 0.5, usual), "no samples"),
+        (lambda: prune(objective.model, data(), {}), "No target is given"),
+        (lambda: prune(empty, data(), 0.5, keep_zeros=True), "below what is reached already"),
         (lambda: Effort(0, 1, 0.5), "cannot be"),
+        (lambda: Effort(9, 1, 0.5, ()), "cannot be"),
         (lambda: prune(objective.model, data(), 1.5), r"in \[0, 1\)"),
     ):
         with pytest.raises(WoodburyError, match=says):

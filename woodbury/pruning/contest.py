@@ -180,15 +180,15 @@ def _check_enough_units(made: Contest) -> None:
 
 
 def reached(space: ParameterSpace, targets: Targets, cost: Cost) -> Targets:
-    """How much is gone already, as `targets` would count it: a share of the cost, or one for each of their patterns."""
+    """How much is gone already, at most what `targets` ask for: a share of the cost, or one for each of their patterns."""
     prices, gone = _prices(cost, space), ~space.keep.cpu()
     if not isinstance(targets, Mapping):
-        return float((prices * gone).sum() / prices.sum())
+        return min(targets, float((prices * gone).sum() / prices.sum()))
     patterns, shares = list(targets), {}
     owner = torch.tensor([_first_match(name, patterns) for name in space.shapes])[space.labels()]
     for index, pattern in enumerate(patterns):
         own = prices * (owner == index)
-        shares[pattern] = float((own * gone).sum() / own.sum().clamp_min(1e-300))
+        shares[pattern] = min(targets[pattern], float((own * gone).sum() / own.sum().clamp_min(1e-300)))
     return shares
 
 

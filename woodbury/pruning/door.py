@@ -46,6 +46,8 @@ def prune(
         raise WoodburyError(
             f"The pruner is a {type(pruner).__name__}: give Pruner(fisher=...), such as Pruner(mfac(500))."
         )
+    if pruner is None and rounds != 1:
+        raise WoodburyError("The effort says how many rounds there are: leave them out, or give a pruner of your own.")
     space = ParameterSpace.of(model, include, exclude, min_ndim=2)
     objective = Objective.of(model, batches, likelihood, space)
     objective.probe()
@@ -54,8 +56,7 @@ def prune(
         objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
     if pruner is not None:
         start = reached(objective.space, sparsity, pruner.cost) if rounds > 1 else 0.0
-        schedule = geometric(sparsity, rounds, start)
-        pruned = in_rounds(pruner, objective, schedule, progress)
+        pruned = in_rounds(pruner, objective, geometric(sparsity, rounds, start), progress)
     else:
         choice = choose(objective, sparsity, effort, progress)
         pruned = replace(

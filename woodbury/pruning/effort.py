@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac
-from woodbury.gradients import Progress, regrouped
-from woodbury.objective import Objective, samples_in
+from woodbury.gradients import Progress, observed, regrouped, sampled
+from woodbury.objective import Batch, Objective, evaluating, samples_in
+from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.pruner import Pruner, Recipe
 from woodbury.pruning.schedule import Targets, check_targets, rounds
+from woodbury.pruning.select import everything, weights
 from woodbury.pruning.tuned import Tuned
 
 WHOLE = 50_000
@@ -39,7 +43,8 @@ class Effort:
     held_back: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.rank < 1 or not 0 <= self.keeps < 1 or not 0 <= self.held_back < 1:
+        shares = 0 <= self.keeps < 1 and 0 <= self.held_back < 1
+        if min(self.samples, self.rank) < 1 or not self.dampings or not shares:
             raise WoodburyError(f"This effort cannot be: {self}.")
 
 
@@ -66,21 +71,23 @@ class Choice:
 def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Progress | None = None) -> Choice:
     """The best known settings for a model and an effort, see docs/results.md: Gauss–Newton rows, the joint update, stages.
 
-    Raises WoodburyError when there are no samples.
+    Without labels, those held back are drawn from the model. Raises WoodburyError when there are no samples, and for
+    targets below what is reached already.
     """
-    check_targets(sparsity)
+    check_reachable(objective.space, check_targets(sparsity), everything, weights)
+    start = reached(objective.space, sparsity, weights)
     batches, d = list(regrouped(objective.batches, 16, effort.samples)), objective.space.d
     if not batches:
         raise WoodburyError("The batches hold no samples: give some to calibrate on.")
-    apart = round(effort.held_back * len(batches))
-    seen, held = batches[: len(batches) - apart], batches[len(batches) - apart :]
+    apart = min(round(effort.held_back * len(batches)), len(batches) - 1)
+    seen, held = batches[: len(batches) - apart], _labelled(objective, batches[len(batches) - apart :])
     exact = objective.likelihood.directions is not None
     rank = effort.rank if exact else 1
     count = max(1, min(rank * sum(samples_in(inputs) for inputs, _ in seen), MEMORY // (4 * d)))
     block = fitting_block(d)
-    rows = mfac(count, effort.dampings[0], block=block, progress=progress)
+    labels = sampled if any(target is None for _, target in seen) else observed
+    rows = mfac(count, effort.dampings[0], block=block, labels=observed if exact else labels, progress=progress)
     pruner = Pruner(gauss_newton(rows, rank) if exact else rows)
-    start = objective.space.sparsity
     stages = stages_to(sparsity, start, effort.keeps)
     sparsities = rounds(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
@@ -94,14 +101,21 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     return Choice(recipe, replace(objective, batches=seen), sparsities, settings)
 
 
+def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches, those without labels with some drawn from the model: what a loss is measured on needs them."""
+    generator = torch.Generator(objective.weights.device).manual_seed(0)
+    with evaluating(objective.model):
+        return [(x, sampled(objective, x, None, generator) if y is None else y) for x, y in batches]
+
+
 def fitting_block(d: int) -> int | None:
     """The size of the blocks that d weights are best taken in, None for the whole matrix."""
     return None if d <= WHOLE else max(16, min(BLOCK, MEMORY // (8 * d)))
 
 
-def stages_to(sparsity: Targets, start: float, keeps: float) -> int:
+def stages_to(sparsity: Targets, start: Targets, keeps: float) -> int:
     """How many stages from sparsity `start` keep the fraction `keeps` each, at least; one if that is 0."""
-    highest = max(sparsity.values()) if isinstance(sparsity, Mapping) else sparsity
-    if not keeps or highest <= start:
-        return 1
-    return max(1, math.ceil(math.log((1 - highest) / (1 - start)) / math.log(keeps) - 1e-9))
+    goals = sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}
+    starts = start if isinstance(start, Mapping) else dict.fromkeys(goals, start)
+    kept = min((1 - goal) / (1 - starts[pattern]) for pattern, goal in goals.items())
+    return max(1, math.ceil(math.log(kept) / math.log(keeps) - 1e-9)) if keeps else 1

@@ -15,7 +15,7 @@ from torch import nn
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import mfac
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
-from woodbury.pruning.contest import check_reachable
+from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.masks import Hold
 from woodbury.pruning.moments import moments
 from woodbury.pruning.pruner import Pruned, Pruner
@@ -28,7 +28,7 @@ Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 Prune = Callable[[Objective, Targets], Pruned]
 """A Pruner, or a function like one: (objective, sparsity) -> Pruned."""
 
-Schedule = Callable[[Targets, int, float], list[Targets]]
+Schedule = Callable[[Targets, int, Targets], list[Targets]]
 """(sparsity, count, start sparsity) -> the sparsity after each of `count` steps, the last one `sparsity`."""
 
 USUAL_COUNT = 1000
@@ -96,7 +96,7 @@ class Gradual:
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)
         self.space = nonzero if keep_zeros else self.space
-        self._sparsities = schedule(sparsity, len(self.moments), self.space.sparsity)
+        self._sparsities = schedule(sparsity, len(self.moments), reached(self.space, sparsity, rules.cost))
         check_reachable(self.space, self._sparsities[0], rules.scope, rules.cost)
         self._settings = _flat(
             {

@@ -41,6 +41,8 @@ def check_sparsity(sparsity: float) -> float:
 
 def check_targets(targets: Targets) -> Targets:
     """`targets`, or an error unless all of them lie in [0, 1)."""
+    if isinstance(targets, Mapping) and not targets:
+        raise WoodburyError("No target is given: give a sparsity, or one for each of several patterns of names.")
     for sparsity in targets.values() if isinstance(targets, Mapping) else (targets,):
         check_sparsity(sparsity)
     return targets

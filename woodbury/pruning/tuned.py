@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from woodbury.errors import WoodburyError
@@ -37,6 +37,8 @@ class Tuned:
     def __post_init__(self) -> None:
         if self.pruner.fisher is None:
             raise WoodburyError("This pruner has no Fisher and so no damping to choose: use it as it is.")
+        if isinstance(self.held_back, Iterator):
+            raise WoodburyError("held_back can be read only once: give a list or a DataLoader, not a generator.")
         if not self.dampings or not self.trust:
             raise WoodburyError(
                 "There is nothing to choose from: give at least one damping and one share of the gradient."
