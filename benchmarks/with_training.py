@@ -4,7 +4,8 @@ A multi-stage first-order term is training on the calibration data, so the rival
 same images. MLPNet on MNIST, from the published checkpoint: SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a
 cosine, 20 pruning steps of a cubic schedule over the first 60 %; `images` counts every image that is looked at, those of the
 curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out
-training images. Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
+training images. The third row prunes at once, by best.py's stages on 1,000 images, and trains on the rest.
+Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import importlib
 import math
 import sys
 import time
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from best import finished, keep, spread
+from best import finished, keep, rows, settings, spread
 from one_shot import BENCH, TASKS, Task, batches, prepared
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.comparison import accuracy
@@ -30,43 +33,76 @@ from woodbury.finetuning import finetune, shuffled
 from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.gradual import Gradual
+from woodbury.pruning.masks import hold_zeros
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.update import joint, zero
 from woodbury.records import versions
+from woodbury.space import ParameterSpace
 
 LR, BATCH, STEPS, UNTIL, ROWS = 0.02, 32, 20, 0.6, 500
 IMAGES, SPARSITIES = (16_000, 120_000), (0.5, 0.9, 0.95, 0.98)
-PRUNERS = {
-    "magnitude": Pruner(None, magnitude, zero),
-    "Gauss–Newton, joint": Pruner(gauss_newton(mfac(ROWS, 1e-3), 1), obs, joint),
-}
+METHODS = ("magnitude", "Gauss–Newton, joint", "Gauss–Newton stages, then SGD")
 
 
-def cell(bench: Any, task: Task, pruner: Pruner, sparsity: float, images: int, seed: int) -> dict[str, Any]:
+@cache
+def pruner_of(name: str) -> Pruner:
+    if name == "magnitude":
+        return Pruner(None, magnitude, zero)
+    return Pruner(gauss_newton(mfac(ROWS, 1e-3), 1), obs, joint)
+
+
+@cache
+def pruned_first(seed: int) -> tuple[dict[float, tuple[Tensor, Tensor]], float]:
+    """Sparsity -> (weights (n,), keep (n,)) after best.py's stages on 1,000 images, and the seconds of all."""
+    setting = settings("mlpnet", importlib.import_module("bench_data"))
+    row, (sample, judge, _) = rows(setting)["Gauss–Newton, joint, stages, single"], prepared(setting.task)
+    begun, found = time.perf_counter(), {}
+    for sparsity, pruned in row(setting, sample(seed), judge, seed):
+        found[round(sparsity, 2)] = (pruned.weights, pruned.keep)
+    return found, time.perf_counter() - begun
+
+
+def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: int) -> dict[str, Any]:
     """Test accuracy right after the last pruning step and at the end, and seconds."""
     _, _, test = prepared(task)
     x, y = task.train
     pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
     torch.manual_seed(seed)
     model, begun, found = bench.mlpnet(), time.perf_counter(), {}
-    total = (images - (STEPS * ROWS if pruner.fisher else 0)) // BATCH
+    looked_at = {"magnitude": 0, "Gauss–Newton, joint": STEPS * ROWS}.get(name, 1000)
+    total = (images - looked_at) // BATCH
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9)
+
+    def score() -> float:
+        return accuracy(Objective.of(model, []), test)
 
     def calibration(step: int) -> list[Batch]:
         drawn = pool[torch.randint(len(pool), (ROWS,), generator=torch.Generator().manual_seed(1000 * seed + step))]
         return batches(x[drawn], y[drawn])
 
+    last = 0
+    if name == METHODS[2]:
+        found_, seconds = pruned_first(seed)
+        weights, keep_ = found_[sparsity]
+        Objective.of(model, []).at(weights).write()
+        hold_zeros(optimizer, model, ParameterSpace(task.space.shapes, keep_))
+        begun -= seconds
+        found["after the last step"] = score()
+    else:
+        end = round(UNTIL * total)
+        pruner = pruner_of(name)
+        last = Gradual(model, optimizer, calibration, sparsity, end=end, steps=STEPS, pruner=pruner).moments[-1]
+
     def after(step: int) -> None:
-        if step == gradual.moments[-1]:
-            found["after the last step"] = accuracy(Objective.of(model, []), test)
+        if step == last:
+            found["after the last step"] = score()
             model.train()
 
-    gradual = Gradual(model, optimizer, calibration, sparsity, end=round(UNTIL * total), steps=STEPS, pruner=pruner)
     scheduler = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
     stream = ((x[pool[drawn]], y[pool[drawn]]) for drawn in shuffled(len(pool), BATCH, seed))
     finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after)
-    return found | {"at the end": accuracy(Objective.of(model, []), test), "seconds": time.perf_counter() - begun}
+    return found | {"at the end": score(), "seconds": time.perf_counter() - begun}
 
 
 def main() -> None:
@@ -83,14 +119,14 @@ def main() -> None:
     bench, console = importlib.import_module("bench_data"), Console(width=150)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     task = TASKS["mlpnet"](bench)
-    for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, PRUNERS):
+    for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, METHODS):
         cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
         if key not in cells:
-            cells[key] = cell(bench, task, PRUNERS[name], sparsity, images, seed) | {"versions": versions()}
+            cells[key] = cell(bench, task, name, sparsity, images, seed) | {"versions": versions()}
             keep(cells, asked.out)
     cells = finished(asked.out)
     table = Table("images", "method", *(f"{s:g}" for s in SPARSITIES), "s", title="after the last step → at the end, %")
-    for images, name in product(IMAGES, PRUNERS):
+    for images, name in product(IMAGES, METHODS):
         texts, seconds = [], []
         for sparsity in SPARSITIES:
             mine = [cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)]
