@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
-import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from one_shot import BENCH, TASKS, Task, batches, prepared
+from measured import bench_data, finished, keep, spread
+from one_shot import TASKS, Task, batches, prepared
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -40,11 +37,11 @@ from woodbury.pruning.selection import stepwise
 from woodbury.pruning.stages import stages
 from woodbury.pruning.tuned import Tuned
 from woodbury.pruning.update import independent, joint, zero
-from woodbury.records import versions, write_json
+from woodbury.records import versions
 from woodbury.space import ParameterSpace
 
 SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2)
-Path_ = Iterator[tuple[float, Pruned]]
+Reached = Iterator[tuple[float, Pruned]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class OneStage:
 
     pruner: Pruner
 
-    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Path_:
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         recipe = self.pruner
         if recipe.fisher:
             fisher = recipe.fisher(objective)
@@ -81,7 +78,7 @@ class Staged:
     pruner: Pruner
     samples: int = 0
 
-    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Path_:
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         wanted = list(setting.task.sparsities.values())
         levels, fresh = way(wanted, setting.ratio), shuffled(setting.task, self.samples, seed) if self.samples else None
         for level, pruned in zip(levels, stages(self.pruner, objective, levels, fresh), strict=True):
@@ -120,7 +117,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
     return {
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
-        "WoodFisher, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
+        "labels, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
         "magnitude + joint, 1 stage": OneStage(Pruner(labels, magnitude, joint)),
         "thresholded from magnitude + joint, 1 stage": OneStage(
             Pruner(labels, magnitude, joint, selection=thresholded(20))
@@ -174,27 +171,23 @@ def cell(setting: Setting, row: Any, seed: int) -> dict[str, Any]:
     return found
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.2f} ± {pstdev(values):.2f}" if values else ""
-
-
 def show(title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], console: Console) -> None:
     for what in ("test", "test, recalibrated"):
-        if not any(what in made for cell_ in cells for made in cell_["found"].values()):
+        if not any(what in made for made_ in cells for made in made_["found"].values()):
             continue
         table = Table("row", *names, "seeds", "s for all", title=f"{title}: {what}, %")
-        for row in dict.fromkeys(cell_["row"] for cell_ in cells):
-            mine = [cell_["found"] for cell_ in cells if cell_["row"] == row]
+        for row in dict.fromkeys(made_["row"] for made_ in cells):
+            mine = [made_["found"] for made_ in cells if made_["row"] == row]
             texts = [spread([100 * found[name][what] for found in mine if name in found]) for name in names]
             seconds = sum(max(made["seconds"] for made in found.values()) for found in mine) / len(mine)
             table.add_row(row, *texts, str(len(mine)), f"{seconds:.0f}")
         console.print(table)
 
 
-Table_ = tuple[Setting, Mapping[str, Any]]
+Rows = tuple[Setting, Mapping[str, Any]]
 
 
-def drive(description: str, tables: Mapping[str, Callable[[Any], Table_]], seeds: int, out: str) -> None:
+def drive(description: str, tables: Mapping[str, Callable[[Any], Rows]], seeds: int, out: str) -> None:
     """The command line of a benchmark of rows × seeds, whose finished cells are kept in a file."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", metavar="|".join(tables))
@@ -206,13 +199,7 @@ def drive(description: str, tables: Mapping[str, Callable[[Any], Table_]], seeds
     unknown = set(asked.tables) - set(tables)
     if unknown:
         parser.error(f"unknown table {', '.join(unknown)}: choose from {', '.join(tables)}")
-    if not BENCH.is_dir():
-        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
-        return
-    torch.set_num_threads(asked.threads)
-    sys.path.insert(0, str(BENCH))
-    bench, console = importlib.import_module("bench_data"), Console(width=170)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    bench, console = bench_data(asked.threads), Console(width=170)
     for name in asked.tables or tables:
         setting, every = tables[name](bench)
         wanted = {row: how for row, how in every.items() if not asked.rows or any(part in row for part in asked.rows)}
@@ -228,18 +215,8 @@ def drive(description: str, tables: Mapping[str, Callable[[Any], Table_]], seeds
         show(setting.task.title, list(setting.task.sparsities), own, console)
 
 
-def finished(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def keep(cells: Mapping[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    write_json(partial, cells)
-    partial.replace(path)
-
-
 def main() -> None:
-    def table(name: str) -> Callable[[Any], Table_]:
+    def table(name: str) -> Callable[[Any], Rows]:
         return lambda bench: (settings(name, bench), rows(settings(name, bench)))
 
     drive(str(__doc__), {name: table(name) for name in ("mlpnet", "resnet20", "resnet20-all")}, 5, "runs/best.json")

@@ -10,9 +10,7 @@ Finished cells are in FILE.json (default: runs/gradual.json) and are not run aga
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured import bench_data, finished, keep, spread
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
@@ -37,9 +36,8 @@ from woodbury.pruning.moments import cycle
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.update import joint, zero
-from woodbury.records import versions, write_json
+from woodbury.records import versions
 
-BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 COUNT, RANK, DAMPING, HELD_OUT, UNTIL = 500, 2, 1e-4, 2000, 0.6
 METHODS = {
     "magnitude": Pruner(None, magnitude, zero),
@@ -121,15 +119,10 @@ def show(cells: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     moments = ("after the last pruning step", "at the end")
     table = Table("method", "sparsity", *moments, "held out, at the end", "seeds", "s", title="Accuracy, %")
     for (method, sparsity), runs in groups.items():
-        means = (_mean_and_spread([made[what] for made in runs]) for what in (*moments, "held out, at the end"))
+        means = (spread([100 * made[what] for made in runs]) for what in (*moments, "held out, at the end"))
         seconds = sum(made["seconds"] for made in runs) / len(runs)
         table.add_row(method, f"{sparsity:g}", *means, str(len(runs)), f"{seconds:.0f}")
     console.print(table)
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    scores = 100 * torch.tensor(values, dtype=torch.float64)
-    return f"{float(scores.mean()):.2f} ± {float(scores.std(correction=0)):.2f}"
 
 
 def main() -> None:
@@ -145,18 +138,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/gradual.json"))
     asked = parser.parse_args()
-    if not BENCH.is_dir():
-        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
-        return
-    torch.set_num_threads(asked.threads)
-    sys.path.insert(0, str(BENCH))
-    bench = importlib.import_module("bench_data")
+    bench = bench_data(asked.threads)
     console = Console(width=140)
     settings = {
         name: value for name, value in vars(asked).items() if name not in ("seeds", "threads", "out", "sparsities")
     }
-    cells: dict[str, Any] = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else {}
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    cells = finished(asked.out)
     images = Images.load(bench, asked.train)
     wanted = [(s, x, m) for s in range(asked.seeds) for x in asked.sparsities for m in METHODS]
     for seed, sparsity, name in wanted:
@@ -170,10 +157,8 @@ def main() -> None:
             track = lambda _, done, total, bars=bars, bar=bar: bars.update(bar, completed=done, total=total)  # noqa: E731
             made = cell(bench, images, METHODS[name], sparsity, seed, asked, track)
         cells[key] = {**identity, **made, "versions": versions()}
-        partial_file = asked.out.with_suffix(".partial")
-        write_json(partial_file, cells)
-        partial_file.replace(asked.out)
-        cells = json.loads(asked.out.read_text("utf-8"))
+        keep(cells, asked.out)
+        cells = finished(asked.out)
         show(
             {key: made for key, made in cells.items() if all(made[name] == value for name, value in settings.items())},
             console,

@@ -9,16 +9,14 @@ K-FAC 81.26, WoodFisher 84.18, diagonal 19.88. Needs ../shared/bench beside the 
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-import torch
-from one_shot import BENCH, Task, prepared, published, run, show
+from measured import bench_data
+from one_shot import Task, prepared, published, run, show
 from rich.console import Console
 from torch import Tensor
 
@@ -96,12 +94,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write every cell as JSON")
     arguments = parser.parse_args()
-    if not BENCH.is_dir():
-        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
-        return
-    torch.set_num_threads(arguments.threads)
-    sys.path.insert(0, str(BENCH))
-    bench = importlib.import_module("bench_data")
+    bench = bench_data(arguments.threads)
     console, cells = Console(width=160), {}
     for count in arguments.counts:
         task, seeds = mlpnet(bench, count, arguments.hessian), range(arguments.seeds)

@@ -8,14 +8,13 @@ images, except where a row names it. Needs ../shared/bench beside the project.
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from measured import bench_data
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
@@ -30,7 +29,6 @@ from woodbury.pruning.update import independent, joint, zero
 from woodbury.records import write_json
 from woodbury.space import ParameterSpace
 
-BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 COUNT, HELD_OUT = 1000, 2000
 
 
@@ -158,12 +156,7 @@ def main() -> None:
     unknown = set(arguments.tasks) - set(TASKS)
     if unknown:
         parser.error(f"unknown task {', '.join(unknown)}: choose from {', '.join(TASKS)}")
-    if not BENCH.is_dir():
-        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
-        return
-    torch.set_num_threads(arguments.threads)
-    sys.path.insert(0, str(BENCH))
-    bench = importlib.import_module("bench_data")
+    bench = bench_data(arguments.threads)
     console, cells = Console(width=160), {}
     for name in arguments.tasks or TASKS:
         task = TASKS[name](bench)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from best import OneStage, Setting, Table_, drive
-from one_shot import BENCH, TASKS
+from best import OneStage, Rows, Setting, drive
+from measured import BENCH
+from one_shot import TASKS
 
 from woodbury.fisher.estimate import gauss_newton, woodfisher
 from woodbury.gradients import sampled
@@ -43,7 +44,7 @@ class Rounds:
         yield sparsity, in_rounds(self.pruner, objective, rounds(sparsity, self.count))
 
 
-def resnet20(bench: Any) -> Table_:
+def resnet20(bench: Any) -> Rows:
     task = replace(TASKS["resnet20"](bench), sparsities={"0.7": 0.7, "0.8": 0.8})
     base, few = Pruner(woodfisher(COUNT, BLOCK), obs, joint), Pruner(woodfisher(500, BLOCK, 1e-3), obs, joint)
     table = {
@@ -61,7 +62,7 @@ def resnet20(bench: Any) -> Table_:
     return Setting(task, BLOCK, 0.0, 1, 1.0, 0), table
 
 
-def half_trained(bench: Any) -> Table_:
+def half_trained(bench: Any) -> Rows:
     task = TASKS["resnet20"](bench)
     task.model.load_state_dict(torch.load(BENCH / "resnet20-cifar10-original.pt", weights_only=True))
     title = "ResNet-20, not converged on these images (78.31 %), 18 block convolutions"

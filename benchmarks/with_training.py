@@ -11,9 +11,7 @@ Finished cells are in FILE.json (default: runs/with_training.json). Needs ../sha
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
-import sys
 import time
 from functools import cache
 from itertools import product
@@ -21,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from best import finished, keep, rows, settings, spread
-from one_shot import BENCH, TASKS, Task, batches, prepared
+from best import rows, settings
+from measured import bench_data, finished, keep, spread
+from one_shot import TASKS, Task, batches, prepared
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -55,7 +54,7 @@ def pruner_of(name: str) -> Pruner:
 @cache
 def pruned_first(seed: int) -> tuple[dict[float, tuple[Tensor, Tensor]], float]:
     """Sparsity -> (weights (n,), keep (n,)) after best.py's stages on 1,000 images, and the seconds of all."""
-    setting = settings("mlpnet", importlib.import_module("bench_data"))
+    setting = settings("mlpnet", bench_data(torch.get_num_threads()))
     row, (sample, judge, _) = rows(setting)["Gauss–Newton, joint, stages, single"], prepared(setting.task)
     begun, found = time.perf_counter(), {}
     for sparsity, pruned in row(setting, sample(seed), judge, seed):
@@ -111,13 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/with_training.json"))
     asked = parser.parse_args()
-    if not BENCH.is_dir():
-        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
-        return
-    torch.set_num_threads(asked.threads)
-    sys.path.insert(0, str(BENCH))
-    bench, console = importlib.import_module("bench_data"), Console(width=150)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    bench, console = bench_data(asked.threads), Console(width=150)
     task = TASKS["mlpnet"](bench)
     for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, METHODS):
         cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
