@@ -20,6 +20,7 @@ from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective, checked, evaluating
 from woodbury.pruning.contest import reached
 from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
 from woodbury.pruning.stages import in_rounds
@@ -33,13 +34,15 @@ class Method:
     """A pruner and how to run it.
 
     rounds: how often the gradients are computed anew. dampings: candidates, of which each cell takes the one that scores
-    best on held-out data; none: the Fisher's own. settings: plain facts to write beside the numbers.
+    best on held-out data; none: the Fisher's own. settings: plain facts to write beside the numbers. refit: after every
+    round, to the outputs of the dense network; None for none.
     """
 
     pruner: Pruner
     rounds: int = 1
     dampings: tuple[float, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    refit: Refit | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,8 @@ class _Ready:
         # weights that are zero from the start count as removed: the rounds go on from there
         start = reached(self.objective.space, sparsity, pruner.cost) if method.rounds > 1 else 0.0
         steps = geometric(sparsity, method.rounds, start)
-        pruned, cost = measured(lambda: in_rounds(pruner, self.objective, steps, progress))
+        recipe = Refitted(pruner, self.objective, method.refit) if method.refit else pruner
+        pruned, cost = measured(lambda: in_rounds(recipe, self.objective, steps, progress))
         return Run(pruned, used, paid + cost)
 
     def best(

@@ -45,19 +45,24 @@ def sampled(objective: Objective, inputs: Any, target: Any, generator: torch.Gen
 
 def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     """Per-sample gradients (c, d) of a chunk, by one vectorised backward pass."""
+    return objective.space.flatten(_over_samples(grad, objective, inputs, target))
+
+
+def _over_samples(of: Callable[[Callable[..., Tensor]], Callable[..., Any]], objective: Objective, *batch: Any) -> Any:
+    """`of` the loss as a function of the parameters, for each sample of the batch."""
 
     def loss(parameters: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
         one = iter(tensors)
-        sample = tree_map(lambda leaf: next(one).unsqueeze(0) if isinstance(leaf, Tensor) else leaf, (inputs, target))
+        sample = tree_map(lambda leaf: next(one).unsqueeze(0) if isinstance(leaf, Tensor) else leaf, batch)
         return objective.batch_loss(parameters, *sample)
 
-    tensors = [leaf for leaf in tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
     # grad() ignores an outer no_grad; without one the rows would carry a graph over the parameters outside the space.
     with torch.no_grad(), warnings.catch_warnings():
         # An operation without a batching rule still gives the right answer; `fastest` is what notices its cost.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return objective.space.flatten(vmap(grad(loss), (None, 0))(parameters, tensors))
+        return vmap(of(loss), (None, 0))(parameters, tensors)
 
 
 def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
@@ -169,6 +174,33 @@ def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
         raise WoodburyError(f"The data gave {samples} of the {count or 1} samples asked for.")
     _check_rows(objective, total[None], 0)
     return total / samples
+
+
+def losses(objective: Objective) -> Tensor:
+    """The loss of each sample by itself: (samples,). Raises WoodburyError when there are none."""
+    found, engine = [], _losses_vmapped
+    with evaluating(objective.model):
+        for inputs, target in regrouped(objective.batches, 64):
+            try:
+                found.append(engine(objective, inputs, target))
+            except WoodburyError:
+                raise
+            except Exception:  # as in `fastest`
+                engine = _losses_looped
+                found.append(engine(objective, inputs, target))
+    if not found:
+        raise WoodburyError("No batch was given: a loss needs at least one sample.")
+    return torch.cat(found)
+
+
+def _losses_vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    return _over_samples(lambda loss: loss, objective, inputs, target)
+
+
+@torch.no_grad()
+def _losses_looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    parts = (_part((inputs, target), i, i + 1) for i in range(samples_in(inputs)))
+    return torch.stack([objective.batch_loss(objective.parameters, *part) for part in parts])
 
 
 def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:

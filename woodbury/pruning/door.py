@@ -13,6 +13,7 @@ from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
 from woodbury.pruning.contest import reached
 from woodbury.pruning.effort import Effort, choose, usual
 from woodbury.pruning.pruner import Pruned, Pruner, Recipe
+from woodbury.pruning.refit import Refitted
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.schedule import rounds as geometric
 from woodbury.pruning.stages import in_rounds
@@ -42,7 +43,7 @@ def prune(
     weights that are zero already stay zero. Parameters that do not require a gradient are pruned too, unless excluded.
     Raises WoodburyError before the model is touched.
     """
-    if pruner is not None and not isinstance(pruner, Pruner | Tuned):
+    if pruner is not None and not isinstance(pruner, Pruner | Tuned | Refitted):
         raise WoodburyError(
             f"The pruner is a {type(pruner).__name__}: give Pruner(fisher=...), such as Pruner(mfac(500))."
         )

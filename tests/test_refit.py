@@ -1,0 +1,169 @@
+"""Refit: the damped least-squares step against the dense float64 truth, what it must lower, and where it must not act."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from woodbury.comparison import Method, run
+from woodbury.errors import WoodburyError
+from woodbury.fisher.estimate import gauss_newton, mfac
+from woodbury.gauss_newton import gauss_newton_rows
+from woodbury.gradients import looped, losses, vmapped
+from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squared_error
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit import Refit, Refitted
+from woodbury.pruning.saliency import magnitude
+from woodbury.pruning.stages import in_rounds
+from woodbury.pruning.update import zero
+from woodbury.space import ParameterSpace
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def data(samples: int = 40, seed: int = 0) -> list[Batch]:
+    return list(zip(normal(samples, 6, seed=seed).split(15), (torch.arange(samples) % 3).split(15), strict=True))
+
+
+def dense(linear: bool = False, likelihood: Likelihood = cross_entropy, samples: int = 40) -> Objective:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(6, 3)] if linear else [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)]
+    model = nn.Sequential(*layers).double()
+    return Objective.of(model, data(samples), likelihood, ParameterSpace.of(model, min_ndim=2))
+
+
+@torch.no_grad()
+def divergence(objective: Objective, start: Objective, batches: list[Batch] | None = None) -> float:
+    """The mean KL divergence of what `objective` predicts from what `start` does."""
+    total, samples = 0.0, 0
+    for inputs, _ in batches or start.batches:
+        said, told = (one.forward(one.parameters, inputs).log_softmax(1) for one in (objective, start))
+        total += float((told.exp() * (told - said)).sum())
+        samples += len(inputs)
+    return total / samples
+
+
+def truth(objective: Objective, start: Objective, refit: Refit) -> Tensor:
+    """−(JᵀJ/m + λ)⁻¹ Jᵀr/m of one step, row by row and dense."""
+    goal = gauss_newton_rows(replace(start, batches=objective.batches), refit.rank, refit.seed + objective.space.d)
+    rows, residuals = [], []
+    for inputs, directions in goal.batches:
+        for x, direction in zip(inputs, directions, strict=True):
+            weights = objective.weights.clone().requires_grad_()
+            said = (objective.forward(objective.space.unflatten(weights), x[None])[0] * direction).sum()
+            told = (start.forward(start.parameters, x[None])[0] * direction).sum()
+            rows.append(torch.autograd.grad(said, weights)[0])
+            residuals.append((said - told).detach())
+    jacobian, r, m = torch.stack(rows), torch.stack(residuals), len(rows)
+    normal_matrix = jacobian.mT @ jacobian / m + refit.damping * torch.eye(objective.space.d, dtype=torch.float64)
+    return -torch.linalg.solve(normal_matrix, jacobian.mT @ r / m)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_one_step_is_the_damped_least_squares_solution(rank: int) -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    refit = Refit(rank=rank, damping=1e-1)
+    found = refit(pruned, start)
+    torch.testing.assert_close(found.weights - pruned.weights, truth(pruned, start, refit))
+    assert found.space is pruned.space and found.likelihood is pruned.likelihood and found.batches is pruned.batches
+
+
+def test_squares_of_a_linear_network_are_refitted_at_once() -> None:
+    start = dense(linear=True, likelihood=squared_error)
+    moved = start.at(start.weights + normal(18, seed=3))
+    found = Refit(rank=6, damping=1e-10)(moved, start)
+    torch.testing.assert_close(found.weights, start.weights, rtol=0, atol=1e-6)
+
+
+def test_the_divergence_falls_and_falls_further_with_more_steps() -> None:
+    start = dense()
+    pruned = Pruner(gauss_newton(mfac(80, 1e-3), 2))(start, 0.6).objective
+    far = divergence(pruned, start)
+    near, nearer = (divergence(Refit(steps, damping=1e-3)(pruned, start), start) for steps in (1, 4))
+    assert nearer < near < 0.5 * far
+
+
+def test_the_dense_network_itself_does_not_move() -> None:
+    start = dense()
+    torch.testing.assert_close(Refit()(start, start).weights, start.weights, rtol=0, atol=0)
+
+
+def test_labels_are_not_read() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    unlabelled = replace(pruned, batches=[(inputs, None) for inputs, _ in start.batches])
+    torch.testing.assert_close(Refit()(unlabelled, start).weights, Refit()(pruned, start).weights)
+
+
+def test_a_step_that_would_not_come_closer_is_not_taken(monkeypatch) -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    wild = torch.full_like(pruned.weights, torch.nan)
+    monkeypatch.setattr("woodbury.pruning.refit.LowRank.solve_range", lambda *_: wild)
+    torch.testing.assert_close(Refit()(pruned, start).weights, pruned.weights, rtol=0, atol=0)
+
+
+def test_rounds_refit_to_where_they_started_and_draw_other_directions() -> None:
+    start, pruner = dense(), Pruner(gauss_newton(mfac(80, 1e-3), 2))
+    by_hand, seeds = Pruned(start, ()), []
+    for sparsity in (0.4, 0.7):
+        step = pruner(by_hand.objective, sparsity)
+        by_hand = replace(step, objective=Refit()(step.objective, start))
+        seeds.append(step.objective.space.d)
+    found = in_rounds(Refitted(pruner, start), start, [0.4, 0.7])
+    torch.testing.assert_close(found.weights, by_hand.weights)
+    assert len(set(seeds)) == 2 and found.predicted is None and found.sparsity == pytest.approx(0.7, abs=0.01)
+    plain = in_rounds(pruner, start, [0.4, 0.7])
+    unseen = data(200, seed=9)
+    assert divergence(found.objective, start, unseen) < divergence(plain.objective, start, unseen)
+
+
+def test_a_comparison_refits_too() -> None:
+    start, pruner = dense(), Pruner(gauss_newton(mfac(80, 1e-3), 2))
+    found = run(Method(pruner, rounds=2, refit=Refit()), start, 0.7).pruned
+    plain = run(Method(pruner, rounds=2), start, 0.7).pruned
+    assert divergence(found.objective, start) < divergence(plain.objective, start)
+
+
+class Uncompromising(nn.Module):
+    """Refuses vmap: its control flow asks the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if float(x.sum()) < 1e9 else x
+
+
+@pytest.mark.parametrize("model", [nn.Linear(6, 3), Uncompromising()])
+def test_losses_are_those_of_the_samples_alone(model: nn.Module) -> None:
+    objective = Objective.of(model.double(), data(70))
+    alone = [objective.loss([(x[None], y[None])]) for inputs, target in data(70) for x, y in zip(inputs, target, strict=True)]
+    torch.testing.assert_close(losses(objective), torch.tensor(alone, dtype=torch.float64))
+    with pytest.raises(WoodburyError, match="No batch"):
+        losses(replace(objective, batches=[]))
+
+
+@pytest.mark.parametrize("engine", [looped, vmapped])
+def test_the_engine_can_be_pinned(engine: Any) -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    torch.testing.assert_close(Refit(engine=engine)(pruned, start).weights, Refit()(pruned, start).weights)
+
+
+def test_what_cannot_be_is_refused_early() -> None:
+    for wrong in ({"steps": 0}, {"rank": 0}, {"damping": 0.0}, {"damping": float("nan")}):
+        with pytest.raises(WoodburyError):
+            Refit(**wrong)
+    with pytest.raises(WoodburyError, match="directions"):
+        Refitted(Pruner(), replace(dense(), likelihood=Likelihood(lambda output, target: output.sum())))
+    with pytest.raises(WoodburyError, match="sparsity"):
+        Refitted(Pruner(), dense()).check(dense().space, 1.5)
