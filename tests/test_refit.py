@@ -146,7 +146,9 @@ class Uncompromising(nn.Module):
 @pytest.mark.parametrize("model", [nn.Linear(6, 3), Uncompromising()])
 def test_losses_are_those_of_the_samples_alone(model: nn.Module) -> None:
     objective = Objective.of(model.double(), data(70))
-    alone = [objective.loss([(x[None], y[None])]) for inputs, target in data(70) for x, y in zip(inputs, target, strict=True)]
+    alone = [
+        objective.loss([(x[None], y[None])]) for inputs, target in data(70) for x, y in zip(inputs, target, strict=True)
+    ]
     torch.testing.assert_close(losses(objective), torch.tensor(alone, dtype=torch.float64))
     with pytest.raises(WoodburyError, match="No batch"):
         losses(replace(objective, batches=[]))

@@ -176,31 +176,24 @@ def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
     return total / samples
 
 
+@torch.no_grad()
 def losses(objective: Objective) -> Tensor:
     """The loss of each sample by itself: (samples,). Raises WoodburyError when there are none."""
-    found, engine = [], _losses_vmapped
     with evaluating(objective.model):
-        for inputs, target in regrouped(objective.batches, 64):
-            try:
-                found.append(engine(objective, inputs, target))
-            except WoodburyError:
-                raise
-            except Exception:  # as in `fastest`
-                engine = _losses_looped
-                found.append(engine(objective, inputs, target))
+        found = [_loss_of_each(objective, *batch) for batch in regrouped(objective.batches, 64)]
     if not found:
         raise WoodburyError("No batch was given: a loss needs at least one sample.")
     return torch.cat(found)
 
 
-def _losses_vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    return _over_samples(lambda loss: loss, objective, inputs, target)
-
-
-@torch.no_grad()
-def _losses_looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    parts = (_part((inputs, target), i, i + 1) for i in range(samples_in(inputs)))
-    return torch.stack([objective.batch_loss(objective.parameters, *part) for part in parts])
+def _loss_of_each(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    try:
+        return _over_samples(lambda loss: loss, objective, inputs, target)
+    except WoodburyError:
+        raise
+    except Exception:  # as in `fastest`
+        parts = (_part((inputs, target), i, i + 1) for i in range(samples_in(inputs)))
+        return torch.stack([objective.batch_loss(objective.parameters, *part) for part in parts])
 
 
 def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:
