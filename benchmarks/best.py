@@ -1,6 +1,6 @@
 """The best one-shot accuracy: python benchmarks/best.py [mlpnet|resnet20|resnet20-all ...] [--rows NAME ...] [--seeds 5]
 
-No label's gradient is followed here: the networks move by curvature alone. `single`: one set of 1,000 training images for
+No label's gradient is followed here: the networks move by curvature alone, `refit` ones towards the dense outputs. `single`: one set of 1,000 training images for
 everything; `fresh`: other images at every stage. One-stage rows choose their damping per cell on 2,000 held-out training
 images; staged rows have one damping, chosen on those images with another seed. Every row is a path: one run gives all
 sparsities. ResNet-20 is judged with and without BatchNorm recalibrated on the calibration images. Finished cells are in
@@ -32,15 +32,16 @@ from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.exchange import swaps, thresholded
 from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.selection import stepwise
 from woodbury.pruning.stages import stages
-from woodbury.pruning.tuned import Tuned
+from woodbury.pruning.tuned import TRUST, Tuned
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.records import versions
 from woodbury.space import ParameterSpace
 
-SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2)
+SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 Reached = Iterator[tuple[float, Pruned]]
 
 
@@ -54,19 +55,22 @@ class Setting:
     rank: int
     ratio: float
     fresh: int
+    finer: float
+    refit: Refit
 
 
 @dataclass(frozen=True)
 class OneStage:
-    """From the dense net to each sparsity at once, the damping chosen per cell."""
+    """From the dense net to each sparsity at once, the damping chosen per cell, and the share of the gradient if it has one."""
 
     pruner: Pruner
+    trust: tuple[float, ...] = TRUST
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         recipe = self.pruner
         if recipe.fisher:
             fisher = recipe.fisher(objective)
-            recipe = Tuned(replace(recipe, fisher=lambda _: fisher), judge, GRID)
+            recipe = Tuned(replace(recipe, fisher=lambda _: fisher), judge, GRID, self.trust)
         for sparsity in setting.task.sparsities.values():
             yield sparsity, recipe(objective, sparsity)
 
@@ -77,11 +81,15 @@ class Staged:
 
     pruner: Pruner
     samples: int = 0
+    refit: Refit | None = None
+    ratio: float | None = None
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         wanted = list(setting.task.sparsities.values())
-        levels, fresh = way(wanted, setting.ratio), shuffled(setting.task, self.samples, seed) if self.samples else None
-        for level, pruned in zip(levels, stages(self.pruner, objective, levels, fresh), strict=True):
+        levels = way(wanted, self.ratio or setting.ratio)
+        fresh = shuffled(setting.task, self.samples, seed) if self.samples else None
+        recipe = Refitted(self.pruner, objective, self.refit) if self.refit else self.pruner
+        for level, pruned in zip(levels, stages(recipe, objective, levels, fresh), strict=True):
             if level in wanted:
                 yield level, pruned
 
@@ -128,19 +136,28 @@ def rows(setting: Setting) -> Mapping[str, Any]:
         "labels, joint, stages, single": Staged(Pruner(labels, obs, joint)),
         "Gauss–Newton, joint, stages, single": Staged(Pruner(exact, obs, joint)),
         "Gauss–Newton, joint, stages, fresh": Staged(Pruner(fresh, obs, joint), setting.fresh),
+        "magnitude, refit, stages, single": Staged(
+            Pruner(None, magnitude, zero), refit=setting.refit, ratio=setting.finer
+        ),
+        "Gauss–Newton, joint, refit, stages, single": Staged(
+            Pruner(exact, obs, joint), refit=setting.refit, ratio=setting.finer
+        ),
+        "Gauss–Newton, joint, refit, stages, fresh": Staged(
+            Pruner(fresh, obs, joint), setting.fresh, replace(setting.refit, rank=1)
+        ),
     }
 
 
 def settings(name: str, bench: Any) -> Setting:
     if name == "mlpnet":
-        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 2000)
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 4000, 0.9, Refit())
     task = TASKS["resnet20"](bench)
     sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
     if name == "resnet20-all":
         space = ParameterSpace.of(task.model, include=("*conv*.weight", "*downsample.0.weight", "fc.weight"))
         title = "ResNet-20 on CIFAR-10 (JPEG), all convolutions and the classifier"
         task = replace(task, space=space, title=title)
-    return Setting(replace(task, sparsities=sparsities), 500, 1e-4, 2, 0.78, 2000)
+    return Setting(replace(task, sparsities=sparsities), 500, 1e-4, 2, 0.78, 2000, 0.78, Refit(damping=1e-4))
 
 
 def recalibrated(pruned: Pruned) -> Objective:
