@@ -1,10 +1,10 @@
 """The best one-shot accuracy: python benchmarks/best.py [mlpnet|resnet20|resnet20-all ...] [--rows NAME ...] [--seeds 5]
 
-No label's gradient is followed here: the networks move by curvature alone, `refit` ones towards the dense outputs. `single`: one set of 1,000 training images for
-everything; `fresh`: other images at every stage. One-stage rows choose their damping per cell on 2,000 held-out training
-images; staged rows have one damping, chosen on those images with another seed. Every row is a path: one run gives all
-sparsities. ResNet-20 is judged with and without BatchNorm recalibrated on the calibration images. Finished cells are in
-FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
+No label's gradient is followed here: the networks move by curvature alone, by `refit` towards the dense outputs. `single`: one
+set of 1,000 training images for everything; `fresh`: other images at every stage. One-stage rows choose their damping per cell
+on 2,000 held-out training images; staged rows have one damping, chosen on those images with another seed. Every row is a path:
+one run gives all sparsities. ResNet-20 is judged with and without BatchNorm recalibrated on the calibration images. Finished
+cells are in FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Setting:
     rank: int
     ratio: float
     fresh: int
-    finer: float
-    refit: Refit
+    finer: float = 1.0
+    refit: Refit | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             Pruner(exact, obs, joint), refit=setting.refit, ratio=setting.finer
         ),
         "Gauss–Newton, joint, refit, stages, fresh": Staged(
-            Pruner(fresh, obs, joint), setting.fresh, replace(setting.refit, rank=1)
+            Pruner(fresh, obs, joint), setting.fresh, None if setting.refit is None else replace(setting.refit, rank=1)
         ),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,11 @@ from torch import Tensor, nn
 import woodbury
 from woodbury import (
     Likelihood,
+    Objective,
+    ParameterSpace,
     Pruner,
+    Refit,
+    Refitted,
     WoodburyError,
     gauss_newton,
     independent,
@@ -43,8 +49,9 @@ def test_as_many_samples_as_there_are_will_do() -> None:
 def test_the_default_is_what_it_says() -> None:
     first, second = network(), network()
     woodbury.prune(first, data(), 0.5)
-    recipe = gauss_newton(mfac(80, 3e-4), 2)
-    woodbury.prune(second, data(), 0.5, pruner=Pruner(recipe), rounds=2)
+    dense = Objective.of(copy.deepcopy(second), [], space=ParameterSpace.of(second, min_ndim=2))
+    recipe = Refitted(Pruner(gauss_newton(mfac(80, 3e-4), 2)), dense, Refit(damping=3e-4))
+    woodbury.prune(second, data(), 0.5, pruner=recipe, rounds=2)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
 
 

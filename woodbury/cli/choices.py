@@ -22,6 +22,7 @@ from woodbury.objective import Likelihood, Objective, cross_entropy, squared_err
 from woodbury.optim import MFAC
 from woodbury.pruning.effort import fitting_block, usual
 from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.refit import Refit
 from woodbury.pruning.saliency import Saliency, magnitude, obd, obs, woodtaylor
 from woodbury.pruning.update import Update, independent, joint, zero
 
@@ -182,6 +183,7 @@ class Plan:
     rounds: int
     dampings: tuple[float, ...]
     words: Mapping[str, Any]
+    refits: int = 0
 
     def method(self, sampling: Sampling, flops: Flops | None = None) -> Method:
         """The method that estimates its Fisher so; the first damping is the one to begin with. flops: of the model."""
@@ -192,10 +194,24 @@ class Plan:
             first_order=self.first_order,
         )
         settings = {"recipe": self.name, "update": self.update, "first_order": self.first_order, **self.words}
-        return Method(self.rules.applied(pruner, flops), self.rounds, self.dampings, settings)
+        refit = refit_of(self.refits, sampling) if self.refits else None
+        return Method(
+            self.rules.applied(pruner, flops),
+            self.rounds,
+            self.dampings,
+            settings | {"refits": self.refits},
+            refit,
+        )
 
 
-def plan(name: str, update: str | None, *, first_order: bool, rounds: int, damping: str, **words: Any) -> Plan:
+def refit_of(steps: int, s: Sampling) -> Refit:
+    """A refit of so many steps, from as many directions to a sample as a Fisher by Gauss–Newton takes."""
+    return Refit(steps, RANK, seed=s.seed, engine=s.engine, progress=s.progress)
+
+
+def plan(
+    name: str, update: str | None, *, first_order: bool, rounds: int, damping: str, refit: int = 0, **words: Any
+) -> Plan:
     """The plan for `NAME` or `NAME/UPDATE`, such as `mfac/independent`; `update` is for names that bring none.
 
     words: the options that `rules` reads. Raises WoodburyError for unknown names and for what the method cannot do.
@@ -212,4 +228,4 @@ def plan(name: str, update: str | None, *, first_order: bool, rounds: int, dampi
     if asked.pattern and kind.estimate and asked.ceiling < 1:
         raise WoodburyError("--pattern leaves nothing to a ceiling: leave --ceiling out.")
     candidates = dampings(damping)
-    return Plan(name, kind, chosen, asked, first_order, rounds, candidates if kind.estimate else (), words)
+    return Plan(name, kind, chosen, asked, first_order, rounds, candidates if kind.estimate else (), words, refit)

@@ -79,6 +79,15 @@ class Options:
             help="Steps on the way, each with fresh gradients.  [default: 1; prune by gauss-newton as many as keep 70 % each]",
         ),
     ] = None
+    refit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Steps back towards the outputs of the network as it was, after every round.  [default: 0; prune by "
+            "gauss-newton 1, if its rows have room]",
+        ),
+    ] = None
     scope: Annotated[
         str, typer.Option(metavar="NAME", help="global: all weights compete; layers: the same sparsity everywhere.")
     ] = "global"
@@ -140,7 +149,7 @@ class Options:
 
     def planned(self) -> dict[str, Any]:
         """Those that a method is planned with."""
-        return {name: getattr(self, name) for name in PLANNED} | {"rounds": self.rounds or 1}
+        return {name: getattr(self, name) for name in PLANNED} | {"rounds": self.rounds or 1, "refit": self.refit or 0}
 
 
 PLANNED = (

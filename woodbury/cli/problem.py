@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from woodbury.batchnorm import recalibrate
-from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick
+from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick, refit_of
 from woodbury.cli.common import Callback, Options, note
 from woodbury.cli.data import HELD_OUT, Data, answers, batches, load_data, probe, sample, split_off
 from woodbury.cli.load import load_model
@@ -21,6 +21,7 @@ from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
 from woodbury.flops import Flops, flops
 from woodbury.objective import Batch, Likelihood, Objective
+from woodbury.pruning.effort import fits, usual
 from woodbury.space import ParameterSpace
 
 USUAL_COUNT = 1000
@@ -83,6 +84,11 @@ class Problem:
         """What the Fishers are estimated from."""
         o = self.options
         return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
+
+    def usual_refits(self) -> int:
+        """How many refits follow a round if nobody says: as usual where their rows have room."""
+        refit = refit_of(usual.refits, self.sampling(None))
+        return usual.refits if fits(refit, self.count * self.options.batch, self.space.d) else 0
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""

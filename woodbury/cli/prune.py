@@ -64,7 +64,8 @@ def prune(
     target = sparsity_of(sparsity, options.pattern)
     training.check()
     chosen = plan(method, update, **options.planned())
-    if options.rounds is None and method == "gauss-newton" and not training.epochs:
+    usually = method == "gauss-newton" and not training.epochs
+    if options.rounds is None and usually:
         chosen = replace(chosen, rounds=stages_to(target, 0.0, usual.keeps))
         note(f"{chosen.rounds} rounds, each with gradients taken anew: --rounds sets another number.")
     if training.epochs:
@@ -76,6 +77,8 @@ def prune(
             before = problem.dense()
             objective = problem.objective(options.seed)
             flops = problem.flops()
+            if options.refit is None and usually:
+                chosen = replace(chosen, refits=problem.usual_refits())
             result = run(
                 chosen.method(problem.sampling(progress), flops), objective, target, problem.validate, progress
             )
@@ -86,7 +89,7 @@ def prune(
         if options.recalibrate:
             recalibrate(problem.model, objective.batches)
         settings = {"model": model, "data": data, "sparsity": target, "method": chosen.name, "update": chosen.update}
-        settings |= problem.settings() | {"rounds": chosen.rounds}
+        settings |= problem.settings() | {"rounds": chosen.rounds, "refit": chosen.refits}
         stays = by_layer(space, flops, result.pruned.steps[0].saliencies)
         line = _line(problem, result, before, after)
         title = f"{Path(model).name} at {percent(space.sparsity, 2)}"

@@ -15,6 +15,7 @@ from woodbury.gradients import Progress, observed, regrouped, sampled
 from woodbury.objective import Batch, Objective, evaluating, samples_in
 from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.pruner import Pruner, Recipe
+from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.schedule import Targets, check_targets, rounds
 from woodbury.pruning.select import everything, weights
 from woodbury.pruning.tuned import Tuned
@@ -33,7 +34,7 @@ class Effort:
 
     samples: to estimate the curvature from, at most; rank: rows to a sample; keeps: the fraction of the weights that a
     stage keeps at least, each with fresh gradients; held_back: the share of the samples on which every stage chooses among
-    `dampings`, 0 for the first of them.
+    `dampings`, 0 for the first of them; refits: steps towards the dense network's outputs after each stage.
     """
 
     samples: int
@@ -41,10 +42,11 @@ class Effort:
     keeps: float
     dampings: tuple[float, ...] = (3e-4,)
     held_back: float = 0.0
+    refits: int = 1
 
     def __post_init__(self) -> None:
         shares = 0 <= self.keeps < 1 and 0 <= self.held_back < 1
-        if min(self.samples, self.rank) < 1 or not self.dampings or not shares:
+        if min(self.samples, self.rank) < 1 or self.refits < 0 or not self.dampings or not shares:
             raise WoodburyError(f"This effort cannot be: {self}.")
 
 
@@ -54,8 +56,8 @@ quick = Effort(500, 1, 0.0)
 usual = Effort(1000, 2, 0.7)
 """Stages that keep 70 % each."""
 
-thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2)
-"""More samples, stages that keep 85 % each, and a damping chosen at each on samples held back."""
+thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2, 2)
+"""More samples, stages that keep 85 % each, two refits after each, and a damping chosen at each on samples held back."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Choice:
 
 
 def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Progress | None = None) -> Choice:
-    """The best known settings for a model and an effort, see docs/results.md: Gauss–Newton rows, the joint update, stages.
+    """The best known settings for a model and an effort: Gauss–Newton rows, joint update, stages, refits (docs/results.md).
 
     Without labels, those held back are drawn from the model. Raises WoodburyError when there are no samples, and for
     targets below what is reached already.
@@ -83,11 +85,14 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     seen, held = batches[: len(batches) - apart], _labelled(objective, batches[len(batches) - apart :])
     exact = objective.likelihood.directions is not None
     rank = effort.rank if exact else 1
-    count = max(1, min(rank * sum(samples_in(inputs) for inputs, _ in seen), MEMORY // (4 * d)))
+    samples = sum(samples_in(inputs) for inputs, _ in seen)
+    count = max(1, min(rank * samples, MEMORY // (4 * d)))
     block = fitting_block(d)
     labels = sampled if any(target is None for _, target in seen) else observed
     rows = mfac(count, effort.dampings[0], block=block, labels=observed if exact else labels, progress=progress)
     pruner = Pruner(gauss_newton(rows, rank) if exact else rows)
+    refit = Refit(effort.refits, rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
+    refit = refit if refit and fits(refit, samples, d) else None
     stages = stages_to(sparsity, start, effort.keeps)
     sparsities = rounds(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
@@ -96,8 +101,10 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
         "damping": ", ".join(f"{damping:g}" for damping in (effort.dampings if held else effort.dampings[:1])),
         "samples held back": sum(samples_in(inputs) for inputs, _ in held),
         "stages": len(sparsities),
+        "refits after each": refit.steps if refit else 0,
     }
     recipe = Tuned(pruner, held, effort.dampings) if held else pruner
+    recipe = Refitted(recipe, objective, refit) if refit else recipe
     return Choice(recipe, replace(objective, batches=seen), sparsities, settings)
 
 
@@ -106,6 +113,11 @@ def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
     generator = torch.Generator(objective.weights.device).manual_seed(0)
     with evaluating(objective.model):
         return [(x, sampled(objective, x, None, generator) if y is None else y) for x, y in batches]
+
+
+def fits(refit: Refit, samples: int, d: int) -> bool:
+    """Whether the rows of a refit have room in MEMORY."""
+    return 4 * refit.rank * samples * d <= MEMORY
 
 
 def fitting_block(d: int) -> int | None:

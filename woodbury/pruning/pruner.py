@@ -37,6 +37,7 @@ class Step:
 
     saliencies: name -> the QUANTILES of the saliencies of its units before the step; empty if the selection asked for none.
     damping: of the Fisher, None without one; trust: the share of the gradient that was followed, None without it.
+    distance: how far a refit has left the outputs from the dense network's  (eq. 61), None without one.
     """
 
     sparsity: float
@@ -44,14 +45,14 @@ class Step:
     saliencies: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     damping: float | None = None
     trust: float | None = None
+    distance: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """A pruned objective: its weights lie in the space of the weights that stay.
 
-    steps: one per round; `predicted` is their summed loss increase, None without a Fisher. settings: what was chosen for
-    the user, in words.
+    steps: one per round. settings: what was chosen for the user, in words.
     """
 
     objective: Objective
@@ -75,7 +76,9 @@ class Pruned:
 
     @property
     def predicted(self) -> float | None:
-        """The predicted loss increase of all steps together."""
+        """The predicted loss increase: what the last refit left, else the sum of all steps; None without a Fisher."""
+        if self.steps and self.steps[-1].distance is not None:
+            return self.steps[-1].distance
         parts = [step.predicted for step in self.steps if step.predicted is not None]
         return sum(parts) if len(parts) == len(self.steps) else None
 
@@ -92,6 +95,8 @@ class Pruned:
 class Recipe(Protocol):
     """What prunes once: a Pruner, or something around one."""
 
+    @property
+    def cost(self) -> Cost: ...
     def check(self, space: ParameterSpace, sparsity: Targets) -> None: ...
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned: ...
 

@@ -46,19 +46,30 @@ class Refit:
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
         """The objective where its outputs are closest to those of `dense`; no model is touched. Raises WoodburyError."""
         for step in range(self.steps):
-            objective = self._step(objective, dense, self.seed + objective.space.d + step)
+            objective = self._step(objective, dense, step)
         return objective
 
-    def _step(self, objective: Objective, dense: Objective, seed: int) -> Objective:
-        goal = gauss_newton_rows(replace(dense, batches=objective.batches), self.rank, seed)
-        here = replace(objective, batches=goal.batches, likelihood=goal.likelihood)
+    def distance(self, objective: Objective, dense: Objective) -> float:
+        """How far the outputs are from those of `dense`, in directions that no step has fitted  (eq. 61)."""
+        goal, here = self._directed(objective, dense, self.steps)
+        return _half_square(losses(here) - losses(goal))
+
+    def _directed(self, objective: Objective, dense: Objective, draw: int) -> tuple[Objective, Objective]:
+        """Both networks with their outputs along the same directions for losses; another draw after each pruning."""
+        goal = gauss_newton_rows(
+            replace(dense, batches=objective.batches), self.rank, self.seed + objective.space.d + draw
+        )
+        return goal, replace(objective, batches=goal.batches, likelihood=goal.likelihood)
+
+    def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
+        goal, here = self._directed(objective, dense, draw)
         told = losses(goal)
         residuals = losses(here) - told
         jacobian = rows(here, len(residuals), engine=self.engine, progress=self.progress)
         step = LowRank(jacobian, self.damping).solve_range(residuals / len(residuals)).to(here.weights.dtype)
         for share in SHARES:
             moved = here.at(here.weights - share * step)
-            if _square(losses(moved) - told) < _square(residuals):  # never with a NaN
+            if _half_square(losses(moved) - told) < _half_square(residuals):  # never with a NaN
                 return objective.at(moved.weights)
         return objective
 
@@ -67,8 +78,7 @@ class Refit:
 class Refitted:
     """A recipe, and after each of its steps a refit to the outputs of `dense`  (eq. 61).
 
-    dense: where it all started; its own batches are not read. What the recipe predicted no longer holds after the refit and
-    is dropped.
+    dense: where it all started; its own batches are not read. Each step remembers the distance that is left.
     """
 
     recipe: Recipe
@@ -91,9 +101,12 @@ class Refitted:
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
         """Prune once, to `sparsity` of the original weights, and refit; the model is untouched. Raises WoodburyError."""
         pruned = self.recipe(objective, sparsity)
-        steps = tuple(replace(step, predicted=None) for step in pruned.steps)
-        return replace(pruned, objective=self.refit(pruned.objective, self.dense), steps=steps)
+        objective = self.refit(pruned.objective, self.dense)
+        left = self.refit.distance(objective, self.dense)
+        return replace(
+            pruned, objective=objective, steps=(*pruned.steps[:-1], replace(pruned.steps[-1], distance=left))
+        )
 
 
-def _square(residuals: Tensor) -> float:
-    return float(residuals.double().square().mean())
+def _half_square(residuals: Tensor) -> float:
+    return 0.5 * float(residuals.double().square().mean())
