@@ -560,3 +560,18 @@ def test_main_is_the_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         main()
     signal.signal(signal.SIGTERM, before)
     assert end.value.code == 0 and textwrap.shorten(capsys.readouterr().out, 30).startswith("Usage: woodbury")
+
+
+def test_refits_follow_rounds_by_default_and_as_asked(here: Path) -> None:
+    words = "prune net.py:build net.py:both --sparsity 0.8 --damping 1e-3 --count 60 --rounds 2"
+    refits = {"usual": "", "none": "--refit 0", "two": "--refit 2", "others": "--method mfac", "taylor": "--first-order"}
+    refits["magnitude"], reports = "--method magnitude --refit 1", {}
+    for name, more in refits.items():
+        result = woodbury(f"{words} {more} --out {name}")
+        assert result.exit_code == 0, result.output
+        reports[name] = json.loads((here / name / "report.json").read_text())
+    assert [reports[name]["settings"]["refit"] for name in refits] == [1, 0, 2, 0, 0, 1]
+    increase = {name: report["measured increase"] for name, report in reports.items()}
+    assert increase["usual"] < increase["none"] and increase["two"] < increase["none"]
+    assert reports["magnitude"]["predicted increase"] > 0  # what is left of the distance to the dense outputs
+    assert woodbury(f"{words} --refit -1 --out wrong").exit_code == 2

@@ -77,7 +77,7 @@ def prune(
             before = problem.dense()
             objective = problem.objective(options.seed)
             flops = problem.flops()
-            if options.refit is None and usually:
+            if options.refit is None and usually and not options.first_order:  # labels lead elsewhere
                 chosen = replace(chosen, refits=problem.usual_refits())
             result = run(
                 chosen.method(problem.sampling(progress), flops), objective, target, problem.validate, progress
