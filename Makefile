@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train a small net, prune it by six methods, show the table, the picture and the page
+demo: $(READY)  ## train a small net, prune it by seven methods, show the table, the picture and the page
 	rm -rf runs/demo
 	$(BIN)/woodbury demo --out runs/demo
 

@@ -564,7 +564,13 @@ def test_main_is_the_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_refits_follow_rounds_by_default_and_as_asked(here: Path) -> None:
     words = "prune net.py:build net.py:both --sparsity 0.8 --damping 1e-3 --count 60 --rounds 2"
-    refits = {"usual": "", "none": "--refit 0", "two": "--refit 2", "others": "--method mfac", "taylor": "--first-order"}
+    refits = {
+        "usual": "",
+        "none": "--refit 0",
+        "two": "--refit 2",
+        "others": "--method mfac",
+        "taylor": "--first-order",
+    }
     refits["magnitude"], reports = "--method magnitude --refit 1", {}
     for name, more in refits.items():
         result = woodbury(f"{words} {more} --out {name}")

@@ -1,4 +1,4 @@
-"""woodbury demo: six ways to prune a small network on handwritten digits, in less than a minute."""
+"""woodbury demo: seven ways to prune a small network on handwritten digits, in less than a minute."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from woodbury.export import output_folder
 from woodbury.fisher.estimate import diagonal, gauss_newton, mfac, woodfisher
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.refit import Refit
 from woodbury.pruning.saliency import magnitude, obd, obs
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.space import ParameterSpace
@@ -49,7 +50,7 @@ def demo(
         int, typer.Option(metavar="N", help="Seeds the splits, the training and the calibration samples.")
     ] = 0,
 ) -> None:
-    """Train a small network, prune it in six ways at seven sparsities, and show the difference.
+    """Train a small network, prune it in seven ways at seven sparsities, and show the difference.
 
     Example:  woodbury demo --out runs/demo
     """
@@ -86,7 +87,7 @@ def demo(
             f"retraining. Each Fisher is made of {COUNT} training images; its damping was chosen on "
             f"{len(digits.held_out[1])} other training images, never on the test images."
         )
-        write_comparison(folder, "Five ways to prune a network", lead, results, dense, settings)
+        write_comparison(folder, "Seven ways to prune a network", lead, results, dense, settings)
     show_comparison(out, results, dense)
     say(NEXT.format(out=out), plain=True)
 
@@ -101,14 +102,16 @@ What next?
 
 
 def methods() -> Mapping[str, Method]:
-    """Five ways to prune, from no curvature to the exact constrained optimum."""
+    """Seven ways to prune, from no curvature to the exact constrained optimum and beyond."""
+    exact = Pruner(gauss_newton(mfac(2 * COUNT), 2), obs, joint)
     return {
         "magnitude": Method(Pruner(None, magnitude, zero)),
         "diagonal Fisher": Method(Pruner(diagonal(COUNT), obd, zero)),
         "WoodFisher": Method(Pruner(woodfisher(COUNT, BLOCK), obs, independent)),
         "M-FAC": Method(Pruner(mfac(COUNT), obs, independent)),
         "M-FAC, joint": Method(Pruner(mfac(COUNT), obs, joint)),
-        "Gauss–Newton": Method(Pruner(gauss_newton(mfac(2 * COUNT), 2), obs, joint)),
+        "Gauss–Newton": Method(exact),
+        "… and a refit": Method(exact, refit=Refit()),
     }
 
 
