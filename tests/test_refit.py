@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.comparison import Method, run
 from woodbury.errors import WoodburyError
@@ -100,6 +101,16 @@ def test_labels_are_not_read() -> None:
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
     unlabelled = replace(pruned, batches=[(inputs, None) for inputs, _ in start.batches])
     torch.testing.assert_close(Refit()(unlabelled, start).weights, Refit()(pruned, start).weights)
+
+
+def test_a_loader_that_shuffles_will_do() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    (inputs, target), *_ = data(40)
+    loader = DataLoader(TensorDataset(inputs, target), batch_size=5, shuffle=True)
+    found = Refit(4)(replace(pruned, batches=loader), start)
+    ordered = Refit(4)(replace(pruned, batches=[(inputs, target)]), start)
+    assert divergence(found, start) == pytest.approx(divergence(ordered, start), rel=0.5)
 
 
 def test_a_step_that_would_not_come_closer_is_not_taken(monkeypatch) -> None:

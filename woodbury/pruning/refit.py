@@ -9,8 +9,8 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import check_damping
-from woodbury.gauss_newton import gauss_newton_rows
-from woodbury.gradients import Engine, Progress, losses, rows
+from woodbury.gauss_newton import SAMPLES, gauss_newton_rows
+from woodbury.gradients import Engine, Progress, losses, regrouped, rows
 from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruned, Recipe
 from woodbury.pruning.schedule import Targets
@@ -56,9 +56,8 @@ class Refit:
 
     def _directed(self, objective: Objective, dense: Objective, draw: int) -> tuple[Objective, Objective]:
         """Both networks with their outputs along the same directions for losses; another draw after each pruning."""
-        goal = gauss_newton_rows(
-            replace(dense, batches=objective.batches), self.rank, self.seed + objective.space.d + draw
-        )
+        held = list(regrouped(objective.batches, SAMPLES))  # a loader may shuffle, and they are read several times
+        goal = gauss_newton_rows(replace(dense, batches=held), self.rank, self.seed + objective.space.d + draw)
         return goal, replace(objective, batches=goal.batches, likelihood=goal.likelihood)
 
     def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
