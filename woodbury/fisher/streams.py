@@ -11,10 +11,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-WORTH_THREADS = 1 << 27
-"""Entries above which a product with one vector is shared among threads: waking them costs a millisecond or two."""
+WORTH_THREADS = 1 << 23
+"""Entries above which a product with one vector is shared among threads: waking them costs half a millisecond."""
 FAST = 1 << 14
-"""Columns of a float32 product before its sum goes on in float64: at the memory's speed, yet far more exact than one sum."""
+"""Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
 WIDE, FEW = 1 << 16, 4
 """Columns and rows that are converted at once, to float64 (to float32, four times the rows): what a cache holds."""
 
@@ -37,7 +37,7 @@ def times(rows: Tensor, v: Tensor) -> Tensor:
     with full_precision(rows.device):
         if rows.dtype != v.dtype:
             return torch.stack([chunk @ v[part] for part, chunk in chunks(rows, v.dtype)]).double().sum(0)
-        return _shared(rows, v, len(rows), lambda part: rows[part] @ v).double()
+        return (_summed(rows, v) if _workers(rows, v) > 1 else rows @ v).double()
 
 
 def combine(rows: Tensor, c: Tensor) -> Tensor:
@@ -45,19 +45,19 @@ def combine(rows: Tensor, c: Tensor) -> Tensor:
     with full_precision(rows.device):
         if rows.dtype != c.dtype:
             return torch.cat([chunk.mT @ c for _, chunk in chunks(rows, c.dtype)])
-        return _shared(rows, c, rows.shape[1], lambda part: rows[:, part].mT @ c)
+        if _workers(rows, c) == 1:
+            return rows.mT @ c
+        combined = torch.empty(rows.shape[1], dtype=c.dtype, device=rows.device)
+        _shared(rows, c, lambda _, part: torch.mv(rows[:, part].mT, c, out=combined[part]))
+        return combined
 
 
 def products(rows: Tensor, v: Tensor, exact: bool) -> Tensor:
     """G v in float64, (m, d) and (d,) -> (m,): by float32 products of chunks that are summed in float64, or exactly."""
-    if rows.dtype == torch.float64:
-        return times(rows, v.double())
-    v = v.to(torch.float64 if exact else torch.float32)
+    v = v.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
     with full_precision(rows.device):
         if rows.dtype == v.dtype:
-            step = FAST if rows.device.type == "cpu" else 16 * FAST
-            parts = [piece @ part for piece, part in zip(rows.split(step, 1), v.split(step), strict=True)]
-            return torch.stack(parts).double().sum(0)
+            return _summed(rows, v)
         new = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for some, part, piece in _converted(rows, v.dtype):
             new[some] += piece @ v[part]
@@ -76,14 +76,37 @@ def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
     return combined.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def _shared(rows: Tensor, vector: Tensor, length: int, product: Callable[[slice], Tensor]) -> Tensor:
-    """product(slice(0, length)), in concurrent pieces where one BLAS call leaves a third of the memory's rate unused."""
-    threads = min(torch.get_num_threads(), 8)
-    if threads == 1 or rows.device.type != "cpu" or vector.ndim > 1 or rows.numel() < WORTH_THREADS:
-        return product(slice(0, length))
-    step = -(-length // threads)
-    pieces = _pool(threads, os.getpid()).map(product, [slice(i, i + step) for i in range(0, length, step)])
-    return torch.cat(list(pieces))
+def _summed(rows: Tensor, v: Tensor) -> Tensor:
+    """G v for one vector of the rows' own dtype, summed in float64 over column chunks, in their order."""
+    parts = torch.empty(len(_pieces(rows)), len(rows), dtype=v.dtype, device=rows.device)
+    _shared(rows, v, lambda index, part: torch.mv(rows[:, part], v[part], out=parts[index]))
+    return parts.double().sum(0)
+
+
+def _pieces(rows: Tensor) -> list[slice]:
+    step = FAST if rows.device.type == "cpu" else 16 * FAST
+    return [slice(start, start + step) for start in range(0, rows.shape[1], step)]
+
+
+def _workers(rows: Tensor, vector: Tensor) -> int:
+    """How many threads a product with one vector is worth: one BLAS call leaves a third of the memory's rate unused."""
+    if rows.device.type != "cpu" or vector.ndim > 1 or rows.numel() < WORTH_THREADS or vector.requires_grad:
+        return 1
+    return min(torch.get_num_threads(), 8)
+
+
+def _shared(rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]) -> None:
+    """work(index, part) for all column pieces, every thread taking its turn."""
+    pieces, workers = list(enumerate(_pieces(rows))), _workers(rows, vector)
+
+    def turns(first: int) -> None:
+        for index, part in pieces[first::workers]:
+            work(index, part)
+
+    if workers == 1:
+        turns(0)
+    else:
+        list(_pool(workers, os.getpid()).map(turns, range(workers)))
 
 
 def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor]]:
