@@ -29,7 +29,7 @@ from torch import nn
 from woodbury.batchnorm import recalibrate
 from woodbury.comparison import accuracy
 from woodbury.fisher.estimate import gauss_newton, mfac
-from woodbury.objective import Batch, Objective
+from woodbury.objective import Batch, Objective, evaluating
 from woodbury.pruning.exchange import swaps, thresholded
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit import Refit, Refitted
@@ -57,6 +57,7 @@ class Setting:
     fresh: int
     finer: float = 1.0
     refit: Refit | None = None
+    rival: Refit | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,29 @@ class Staged:
         for level, pruned in zip(levels, stages(recipe, objective, levels, fresh), strict=True):
             if level in wanted:
                 yield level, pruned
+
+
+@dataclass(frozen=True)
+class Distilled(Refit):
+    """A refit's rival: epochs of Adam on the divergence from the dense outputs, the same images in batches of 100."""
+
+    epochs: int = 100
+    lr: float = 1e-3
+
+    def __call__(self, objective: Objective, dense: Objective) -> Objective:
+        x = torch.cat([inputs for inputs, _ in objective.batches])
+        with torch.no_grad(), evaluating(dense.model):
+            told = dense.forward(dense.parameters, x).softmax(1)
+        weights = objective.weights.clone().requires_grad_()
+        optimizer, generator = torch.optim.Adam([weights], self.lr), torch.Generator().manual_seed(objective.space.d)
+        with evaluating(objective.model):
+            for _ in range(self.epochs):
+                for part in torch.randperm(len(x), generator=generator).split(100):
+                    said = objective.forward(objective.space.unflatten(weights), x[part])
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(said, told[part]).backward()
+                    optimizer.step()
+        return objective.at(weights.detach())
 
 
 def way(sparsities: Sequence[float], ratio: float) -> list[float]:
@@ -139,6 +163,9 @@ def rows(setting: Setting) -> Mapping[str, Any]:
         "magnitude, refit, stages, single": Staged(
             Pruner(None, magnitude, zero), refit=setting.refit, ratio=setting.finer
         ),
+        "magnitude, Adam to the dense outputs, stages, single": Staged(
+            Pruner(None, magnitude, zero), refit=setting.rival, ratio=setting.finer
+        ),
         "Gauss–Newton, joint, refit, stages, single": Staged(
             Pruner(exact, obs, joint), refit=setting.refit, ratio=setting.finer
         ),
@@ -150,7 +177,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
 
 def settings(name: str, bench: Any) -> Setting:
     if name == "mlpnet":
-        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 4000, 0.9, Refit())
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 4000, 0.9, Refit(), Distilled())
     task = TASKS["resnet20"](bench)
     sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
     if name == "resnet20-all":
