@@ -19,7 +19,9 @@ from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squa
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.saliency import magnitude
+from woodbury.pruning.select import layers
 from woodbury.pruning.stages import in_rounds
+from woodbury.pruning.tuned import Tuned
 from woodbury.pruning.update import zero
 from woodbury.space import ParameterSpace
 
@@ -52,7 +54,7 @@ def divergence(objective: Objective, start: Objective, batches: list[Batch] | No
 
 def truth(objective: Objective, start: Objective, refit: Refit) -> Tensor:
     """−(JᵀJ/m + λ)⁻¹ Jᵀr/m of one step, row by row and dense."""
-    goal = gauss_newton_rows(replace(start, batches=objective.batches), refit.rank, refit.seed + objective.space.d)
+    goal = gauss_newton_rows(replace(start, batches=objective.batches), refit.rank, refit.seed + 2 * objective.space.d)
     rows, residuals = [], []
     for inputs, directions in goal.batches:
         for x, direction in zip(inputs, directions, strict=True):
@@ -173,8 +175,45 @@ def test_the_engine_can_be_pinned(engine: Any) -> None:
     torch.testing.assert_close(Refit(engine=engine)(pruned, start).weights, Refit()(pruned, start).weights)
 
 
+def test_only_the_first_samples_are_read_if_so_asked() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    first = replace(pruned, batches=data()[:1])
+    torch.testing.assert_close(Refit(samples=15)(pruned, start).weights, Refit()(first, start).weights)
+
+
+def test_the_dense_network_stays_where_it_was_while_the_model_trains() -> None:
+    start = dense()
+    recipe, (inputs, _) = Refitted(Pruner(), start), data()[0]
+    with torch.no_grad():
+        told = start.forward(start.parameters, inputs)
+        start.model[0].bias += 1.0  # type: ignore[index,operator]
+        torch.testing.assert_close(recipe.dense.forward(recipe.dense.parameters, inputs), told)
+        assert float((start.forward(start.parameters, inputs) - told).abs().max()) > 0.1
+
+
+def test_the_rules_of_what_is_inside_hold_outside() -> None:
+    tuned = Tuned(Pruner(scope=layers), data(seed=4))
+    recipe = Refitted(tuned, dense())
+    assert recipe.scope is layers and recipe.cost is tuned.pruner.cost
+
+
 def test_what_cannot_be_is_refused_early() -> None:
-    for wrong in ({"steps": 0}, {"rank": 0}, {"damping": 0.0}, {"damping": float("nan")}):
+    for build, says in (
+        (lambda: Refitted(Pruner(), nn.Linear(6, 3)), "the Objective of the dense"),  # type: ignore[arg-type]
+        (lambda: Refitted(print, dense()), "give a Pruner"),  # type: ignore[arg-type]
+        (lambda: Tuned(Refitted(Pruner(), dense()), data()), "around Tuned"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(WoodburyError, match=says):
+            build()
+    for wrong in (
+        {"steps": 0},
+        {"rank": 0},
+        {"steps": 1.5},
+        {"samples": 0},
+        {"damping": 0.0},
+        {"damping": float("nan")},
+    ):
         with pytest.raises(WoodburyError):
             Refit(**wrong)
     with pytest.raises(WoodburyError, match="directions"):

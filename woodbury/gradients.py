@@ -179,21 +179,33 @@ def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
 @torch.no_grad()
 def losses(objective: Objective) -> Tensor:
     """The loss of each sample by itself: (samples,). Raises WoodburyError when there are none."""
+    found, engine = [], None
     with evaluating(objective.model):
-        found = [_loss_of_each(objective, *batch) for batch in regrouped(objective.batches, 64)]
+        for batch in regrouped(objective.batches, 64):
+            engine = engine or _loss_engine(objective, *batch)
+            found.append(engine(objective, *batch))
     if not found:
         raise WoodburyError("No batch was given: a loss needs at least one sample.")
     return torch.cat(found)
 
 
-def _loss_of_each(objective: Objective, inputs: Any, target: Any) -> Tensor:
+def _loss_engine(objective: Objective, inputs: Any, target: Any) -> Engine:
     try:
-        return _over_samples(lambda loss: loss, objective, inputs, target)
+        _losses_vmapped(objective, inputs, target)
     except WoodburyError:
         raise
     except Exception:  # as in `fastest`
-        parts = (_part((inputs, target), i, i + 1) for i in range(samples_in(inputs)))
-        return torch.stack([objective.batch_loss(objective.parameters, *part) for part in parts])
+        return _losses_looped
+    return _losses_vmapped
+
+
+def _losses_vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    return _over_samples(lambda loss: loss, objective, inputs, target)
+
+
+def _losses_looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    parts = (_part((inputs, target), i, i + 1) for i in range(samples_in(inputs)))
+    return torch.stack([objective.batch_loss(objective.parameters, *part) for part in parts])
 
 
 def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:

@@ -25,7 +25,8 @@ IGNORED = -100
 
 
 def _along(output: Tensor, direction: Tensor) -> Tensor:
-    return (output * direction).sum() / len(output)
+    wide = torch.promote_types(output.dtype, torch.float32)  # what is summed in halves says little
+    return (output.to(wide) * direction).sum() / len(output)
 
 
 @dataclass(frozen=True)

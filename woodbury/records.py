@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import distributions
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from woodbury.comparison import Result
 
@@ -33,6 +35,11 @@ def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
 def write_json(path: str | os.PathLike, facts: Mapping[str, Any]) -> None:
     """Any facts (dataclasses, mappings, sequences, numbers) as strict JSON: what is not finite becomes null."""
     Path(path).write_text(json.dumps(_plain(facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def checksum(tensor: Tensor) -> int:
+    """One number that tells a tensor's bytes from others."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def versions() -> dict[str, str]:

@@ -206,7 +206,7 @@ class Plan:
 
 def refit_of(steps: int, s: Sampling) -> Refit:
     """A refit of so many steps, from as many directions to a sample as a Fisher by Gauss–Newton takes."""
-    return Refit(steps, RANK, seed=s.seed, engine=s.engine, progress=s.progress)
+    return Refit(steps, RANK, usual.dampings[0], seed=s.seed, engine=s.engine, progress=s.progress)
 
 
 def plan(

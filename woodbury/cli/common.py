@@ -22,7 +22,7 @@ out, err = Console(), Console(stderr=True)
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a trained module."),
+    typer.Argument(metavar="MODEL", help="FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns the module."),
 ]
 Data = Annotated[
     str,
@@ -76,7 +76,8 @@ class Options:
         typer.Option(
             min=1,
             metavar="N",
-            help="Steps on the way, each with fresh gradients.  [default: 1; prune by gauss-newton as many as keep 70 % each]",
+            help="Steps on the way, each with fresh gradients.  [default: 1; prune by gauss-newton without --epochs as many as "
+            "keep 70 % each]",
         ),
     ] = None
     refit: Annotated[
@@ -84,8 +85,8 @@ class Options:
         typer.Option(
             min=0,
             metavar="N",
-            help="Steps back towards the outputs of the network as it was, after every round.  [default: 0; prune by "
-            "gauss-newton 1, if its rows have room]",
+            help="Steps back towards the dense network's outputs after every round; with --epochs, towards those before each "
+            "pruning step.  [default: 0; prune by gauss-newton 1 without --epochs and --first-order, if its rows have room]",
         ),
     ] = None
     scope: Annotated[

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.batchnorm import recalibrate
@@ -30,7 +28,7 @@ from woodbury.pruning.gradual import Gradual, check_same
 from woodbury.pruning.moments import cycle
 from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.schedule import Targets
-from woodbury.records import versions
+from woodbury.records import checksum, versions
 from woodbury.report import Grid, percent
 
 SAVE_EVERY = 60.0
@@ -221,12 +219,8 @@ def _new_record(problem: Problem) -> dict[str, Any]:
 
 def _facts(problem: Problem) -> dict[str, Any]:
     """What tells this network and these data from others: checksums of the weights, and how many samples."""
-    sums = {f"a checksum of {name}": _checksum(tensor) for name, tensor in problem.model.state_dict().items()}
+    sums = {f"a checksum of {name}": checksum(tensor) for name, tensor in problem.model.state_dict().items()}
     return {"a number of training samples": len(problem.calibration), **sums}  # type: ignore[arg-type]
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _table(measure: str, steps: list[dict[str, Any]]) -> Grid:

@@ -21,7 +21,7 @@ from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
 from woodbury.flops import Flops, flops
 from woodbury.objective import Batch, Likelihood, Objective
-from woodbury.pruning.effort import fits, usual
+from woodbury.pruning.effort import fits
 from woodbury.space import ParameterSpace
 
 USUAL_COUNT = 1000
@@ -85,10 +85,18 @@ class Problem:
         o = self.options
         return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
 
-    def usual_refits(self) -> int:
-        """How many refits follow a round if nobody says: as usual where their rows have room."""
-        refit = refit_of(usual.refits, self.sampling(None))
-        return usual.refits if fits(refit, self.count * self.options.batch, self.space.d) else 0
+    def has_room_for(self, refits: int) -> bool:
+        """Whether the rows of refits on the calibration sample fit into memory."""
+        samples = self.count * self.options.batch
+        return not refits or fits(refit_of(refits, self.sampling(None)), samples, self.space.d)
+
+    def check_refits(self, refits: int) -> None:
+        """Raises WoodburyError where there is no room for refits that were asked for."""
+        if not self.has_room_for(refits):
+            raise WoodburyError(
+                f"A refit on {self.count * self.options.batch} samples of {self.space.d:,} weights each does not fit into "
+                "memory: lower --count, or leave --refit out."
+            )
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""

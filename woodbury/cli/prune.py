@@ -26,9 +26,7 @@ from woodbury.report import percent
 FAR = 5
 """How many times the predicted increase the measured one may be before it is remarked upon."""
 
-FAR_OFF = (
-    "The loss rose far more than the Fisher predicted: ask for less at once, or more --rounds, --count or --damping."
-)
+FAR_OFF = "The loss rose far more than predicted: ask for less at once, or more --rounds, --count or --damping."
 
 
 @one_sentence
@@ -64,7 +62,7 @@ def prune(
     target = sparsity_of(sparsity, options.pattern)
     training.check()
     chosen = plan(method, update, **options.planned())
-    usually = method == "gauss-newton" and not training.epochs
+    usually = chosen.name == "gauss-newton" and chosen.update == "joint" and not training.epochs
     if options.rounds is None and usually:
         chosen = replace(chosen, rounds=stages_to(target, 0.0, usual.keeps))
         note(f"{chosen.rounds} rounds, each with gradients taken anew: --rounds sets another number.")
@@ -77,8 +75,12 @@ def prune(
             before = problem.dense()
             objective = problem.objective(options.seed)
             flops = problem.flops()
+            problem.check_refits(chosen.refits)
             if options.refit is None and usually and not options.first_order:  # labels lead elsewhere
-                chosen = replace(chosen, refits=problem.usual_refits())
+                chosen = replace(chosen, refits=usual.refits if problem.has_room_for(usual.refits) else 0)
+                note(
+                    f"{chosen.refits} refit(s) to the dense network's outputs after each: --refit sets another number."
+                )
             result = run(
                 chosen.method(problem.sampling(progress), flops), objective, target, problem.validate, progress
             )

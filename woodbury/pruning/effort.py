@@ -116,7 +116,7 @@ def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
 
 
 def fits(refit: Refit, samples: int, d: int) -> bool:
-    """Whether the rows of a refit have room in MEMORY."""
+    """Whether the rows of a refit, in float32, have room in MEMORY."""
     return 4 * refit.rank * samples * d <= MEMORY
 
 

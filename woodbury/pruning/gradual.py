@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import mfac
@@ -19,7 +19,10 @@ from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.masks import Hold
 from woodbury.pruning.moments import moments
 from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit import Refitted
 from woodbury.pruning.schedule import Targets, check_targets, polynomial
+from woodbury.pruning.tuned import Tuned
+from woodbury.records import checksum
 from woodbury.space import ParameterSpace, Patterns
 
 Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -92,7 +95,7 @@ class Gradual:
             objective = self._objective(self.moments[0])
             objective.probe()
             self._pruner: Prune = pruner or Pruner(mfac(_samples(objective), 1e-3))
-        rules = pruner if isinstance(pruner, Pruner) else Pruner(None)
+        rules = pruner if isinstance(pruner, Pruner | Tuned | Refitted) else Pruner(None)
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)
         self.space = nonzero if keep_zeros else self.space
@@ -207,7 +210,9 @@ def _described(value: Any) -> Any:
         held = {name: _described(cell.cell_contents) for name, cell in cells if name != "progress"}
         return {"name": value.__qualname__, **held} if held else value.__qualname__
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _described(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _described(getattr(value, field.name)) for field in fields(value) if field.compare}
+    if isinstance(value, Tensor):
+        return f"Tensor {checksum(value):08x}"
     return value if isinstance(value, (int, float, str, type(None))) else type(value).__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -9,12 +10,12 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import check_damping
-from woodbury.gauss_newton import SAMPLES, gauss_newton_rows
+from woodbury.gauss_newton import gauss_newton_rows
 from woodbury.gradients import Engine, Progress, losses, regrouped, rows
 from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruned, Recipe
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.select import Cost
+from woodbury.pruning.select import Cost, Scope
 from woodbury.space import ParameterSpace
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
@@ -26,22 +27,24 @@ class Refit:
     """Steps of damped Gauss–Newton towards the outputs of another network, on the objective's own samples  (eq. 61).
 
     The distance is the one that the Fisher measures, in `rank` directions to a sample, drawn anew in each of the `steps`;
-    to second order it is the divergence between what the two networks predict. Needs rank × samples × d floats.
+    to second order it is the divergence between what the two networks predict. samples: the first so many of the batches,
+    None for all; rank × samples × d floats are needed.
     """
 
     steps: int = 1
     rank: int = 2
     damping: float = 1e-3
+    samples: int | None = None
     seed: int = 0
     engine: Engine | None = None
     progress: Progress | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        if min(self.steps, self.rank) < 1:
-            raise WoodburyError(
-                f"A refit of {self.steps} steps in {self.rank} directions does nothing: give at least 1."
-            )
+        numbers = {"steps": self.steps, "rank": self.rank, "samples": 1 if self.samples is None else self.samples}
+        for name, number in numbers.items():
+            if not isinstance(number, int) or number < 1:
+                raise WoodburyError(f"A refit with {name}={number} cannot be: give a whole number of at least 1.")
 
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
         """The objective where its outputs are closest to those of `dense`; no model is touched. Raises WoodburyError."""
@@ -56,9 +59,11 @@ class Refit:
 
     def _directed(self, objective: Objective, dense: Objective, draw: int) -> tuple[Objective, Objective]:
         """Both networks with their outputs along the same directions for losses; another draw after each pruning."""
-        held = list(regrouped(objective.batches, SAMPLES))  # a loader may shuffle, and they are read several times
-        goal = gauss_newton_rows(replace(dense, batches=held), self.rank, self.seed + objective.space.d + draw)
-        return goal, replace(objective, batches=goal.batches, likelihood=goal.likelihood)
+        seed = self.seed + objective.space.d * (self.steps + 1) + draw
+        batches = objective.batches if self.samples is None else list(regrouped(objective.batches, 64, self.samples))
+        goal = gauss_newton_rows(replace(dense, batches=batches), self.rank, seed)
+        drawn = list(goal.batches)  # once, as they are read several times and a loader may shuffle
+        return replace(goal, batches=drawn), replace(objective, batches=drawn, likelihood=goal.likelihood)
 
     def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
         goal, here = self._directed(objective, dense, draw)
@@ -77,7 +82,8 @@ class Refit:
 class Refitted:
     """A recipe, and after each of its steps a refit to the outputs of `dense`  (eq. 61).
 
-    dense: where it all started; its own batches are not read. Each step remembers the distance that is left.
+    dense: where it all started, of which a copy is kept; its own batches are not read. Each step remembers the distance that is
+    left.
     """
 
     recipe: Recipe
@@ -85,13 +91,25 @@ class Refitted:
     refit: Refit = field(default_factory=Refit)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.dense, Objective) or not hasattr(self.recipe, "check"):
+            raise WoodburyError(
+                f"Refitted got a {type(self.recipe).__name__} and a {type(self.dense).__name__}: give a Pruner, or a Tuned "
+                "one, and the Objective of the dense network."
+            )
         if self.dense.likelihood.directions is None:
             raise WoodburyError("This likelihood has no directions of the output: prune without a refit.")
+        # its biases and statistics must not follow a model that is trained on
+        object.__setattr__(self, "dense", replace(self.dense, model=copy.deepcopy(self.dense.model)))
 
     @property
     def cost(self) -> Cost:
         """What counts towards the sparsity."""
         return self.recipe.cost
+
+    @property
+    def scope(self) -> Scope:
+        """What competes."""
+        return self.recipe.scope
 
     def check(self, space: ParameterSpace, sparsity: Targets) -> None:
         """Raises WoodburyError if steps that end at `sparsity` cannot be."""

@@ -13,7 +13,7 @@ from woodbury.objective import Batch, Objective
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.select import Cost
+from woodbury.pruning.select import Cost, Scope
 from woodbury.space import ParameterSpace
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -35,6 +35,10 @@ class Tuned:
     trust: tuple[float, ...] = TRUST
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pruner, Pruner):
+            raise WoodburyError(
+                f"Tuned got a {type(self.pruner).__name__}: give it a Pruner, and put others around Tuned."
+            )
         if self.pruner.fisher is None:
             raise WoodburyError("This pruner has no Fisher and so no damping to choose: use it as it is.")
         if isinstance(self.held_back, Iterator):
@@ -52,6 +56,11 @@ class Tuned:
     def cost(self) -> Cost:
         """What counts towards the sparsity."""
         return self.pruner.cost
+
+    @property
+    def scope(self) -> Scope:
+        """What competes."""
+        return self.pruner.scope
 
     def check(self, space: ParameterSpace, sparsity: Targets) -> None:
         """Raises WoodburyError if steps that end at `sparsity` cannot be."""
