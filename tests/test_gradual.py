@@ -19,10 +19,12 @@ from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
 from woodbury.pruning.gradual import Gradual
 from woodbury.pruning.moments import cycle, moments
 from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.saliency import magnitude
 from woodbury.pruning.schedule import polynomial, rounds
 from woodbury.pruning.select import layers
 from woodbury.pruning.update import zero
+from woodbury.space import ParameterSpace
 
 BY_MAGNITUDE = Pruner(fisher=None, saliency=magnitude, update=zero)
 EXACT = Pruner(mfac(60, 1e-2, engine=vmapped))
@@ -300,3 +302,32 @@ def test_a_gradual_run_keeps_what_one_shot_loses() -> None:
         return Objective.of(model.eval(), BATCHES, cross_entropy).loss()
 
     assert loss({"start": 1, "end": 30, "steps": 10}, EXACT) < 0.8 * loss({"end": 30, "steps": 1}, EXACT)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_cost_of_a_pruner_inside_others_counts_from_the_start(wrapped: bool) -> None:
+    """Half of the first layer is zero already: a third of the weights but little of the cost, so that .3 lies ahead."""
+    model = network()
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0
+    start = Objective.of(model, BATCHES, space=ParameterSpace.of(model, min_ndim=2))
+    pruner = Pruner(None, magnitude, zero, cost=lambda space: 1 + 99.0 * space.labels())
+    recipe = Refitted(pruner, start) if wrapped else pruner
+    gradual = Gradual(model, sgd(model), BATCHES, 0.2, end=1, steps=1, pruner=recipe, keep_zeros=True)
+    assert gradual.sparsity == pytest.approx(40 / 150)
+    train(model, gradual._hold.optimizer, 1)
+    assert zeros(model) > 40
+
+
+def test_a_saved_state_knows_the_network_it_was_refitted_to() -> None:
+    model, other = network(), network()
+    with torch.no_grad():
+        other[0].weight += 1
+    recipes = [
+        Refitted(EXACT, Objective.of(of, BATCHES, space=ParameterSpace.of(of, min_ndim=2)), Refit(progress=told))
+        for of, told in ((model, None), (model, lambda *_: None), (other, None))
+    ]
+    first, same, else_ = (Gradual(model, sgd(model), BATCHES, 0.5, end=4, steps=2, pruner=r) for r in recipes)
+    same.load_state_dict(first.state_dict())
+    with pytest.raises(WoodburyError, match=r"pruner\.dense\.weights"):
+        else_.load_state_dict(first.state_dict())
