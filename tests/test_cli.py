@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -515,13 +514,13 @@ def test_demo_in_small(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_demo_shows_what_it_says(here: Path) -> None:
-    start = time.perf_counter()
     assert woodbury("demo --out out").exit_code == 0
-    assert time.perf_counter() - start < 60
     cells = json.loads((here / "out" / "results.json").read_text())["summary"]
     at = {(cell["method"], cell["sparsity"]): cell["accuracy"] for cell in cells}
     assert at["M-FAC, joint", 0.9] > max(at["magnitude", 0.9], at["diagonal Fisher", 0.9]) + 0.05
     assert at["M-FAC, joint", 0.9] > max(at["WoodFisher", 0.9], at["M-FAC", 0.9])
+    others = [accuracy for (name, sparsity), accuracy in at.items() if sparsity == 0.95 and "refit" not in name]
+    assert at["… and a refit", 0.95] > max(others) + 0.1
 
 
 def test_help_has_an_example_for_each_command() -> None:
