@@ -90,6 +90,17 @@ def _worst(quadratic: Quadratic, rules_: Contest, saliency) -> Tensor:
     return rules_.keep(rules_.cheapest(-saliency(quadratic, None)))
 
 
+def test_thresholded_steps_go_on_where_the_exact_one_exchanges_nothing() -> None:
+    """As in large networks: far more weights than rows, and an exact step that is too short for any to cross."""
+    quadratic = Quadratic(normal(400, seed=6), LowRank(normal(20, 400), 1e-3))
+    space = ParameterSpace.of(nn.Linear(20, 20, bias=False))
+    limits = contest(space, 0.9, single, everything, weights)
+    start = once(quadratic, limits, magnitude)
+    found = thresholded(20)(quadratic, limits, magnitude)
+    assert int(found.sum()) == int(start.sum()) == 40 and not torch.equal(found, start)
+    assert increase(quadratic, found) < 0.8 * increase(quadratic, start)
+
+
 def test_one_weight_a_step_is_optimal_brain_surgeon() -> None:
     quadratic = problem(3)
     matrix = quadratic.fisher @ torch.eye(10, dtype=torch.float64)  # type: ignore[operator]

@@ -17,6 +17,9 @@ from woodbury.pruning.update import joint
 FINEST = 2.0**-6
 """Below this share of a full exchange, none is tried any more."""
 
+DOUBLINGS = 12
+"""How often a thresholded step that exchanges nothing is lengthened."""
+
 Proposal = Callable[[Quadratic, Contest, Tensor, Tensor, float], Tensor]
 """(quadratic, contest, keep, delta, boldness) -> another keep (d,), the nearer to `keep` the smaller the boldness."""
 
@@ -85,5 +88,9 @@ def _thresholded(quadratic: Quadratic, contest: Contest, keep: Tensor, delta: Te
     if bend <= 0:  # no slope: nothing was removed, or only zeros
         return keep
     length = boldness * float((slope * direction).sum()) / bend
-    moved = quadratic.weights + delta - length * direction.to(delta.dtype)
-    return contest.keep(contest.cheapest(0.5 * diagonal * moved.square()))
+    for longer in range(DOUBLINGS):  # the exact step is often too short for any weight to cross
+        moved = quadratic.weights + delta - 2.0**longer * length * direction.to(delta.dtype)
+        proposed = contest.keep(contest.cheapest(0.5 * diagonal * moved.square()))
+        if not torch.equal(proposed, keep):
+            return proposed
+    return keep
