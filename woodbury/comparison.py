@@ -34,8 +34,7 @@ class Method:
     """A pruner and how to run it.
 
     rounds: how often the gradients are computed anew. dampings: candidates, of which each cell takes the one that scores
-    best on held-out data; none: the Fisher's own. settings: plain facts to write beside the numbers. refit: after every
-    round, to the outputs of the dense network; None for none.
+    best on held-out data; none: the Fisher's own. settings: facts to write beside the numbers. refit: after every round.
     """
 
     pruner: Pruner
@@ -225,13 +224,12 @@ class _Ready:
 
     def run(self, sparsity: Targets, damping: float | None, progress: Progress | None = None) -> Run:
         """Prune at one damping, None for the Fisher's own; the cost includes the Fisher's, however often it is shared."""
-        method, paid, used = self.method, Cost(0.0, 0.0), damping
-        pruner = method.pruner
-        if method.pruner.fisher and method.rounds == 1:
-            fisher, paid = self._shared(method.pruner.fisher, damping)
+        method, pruner, paid, used = self.method, self.method.pruner, Cost(0.0, 0.0), damping
+        if pruner.fisher and method.rounds == 1:
+            fisher, paid = self._shared(pruner.fisher, damping)
             pruner, used = replace(pruner, fisher=lambda _: fisher), fisher.damping
-        elif method.pruner.fisher and damping is not None:
-            pruner = replace(pruner, fisher=partial(_damped, method.pruner.fisher, damping))
+        elif pruner.fisher and damping is not None:
+            pruner = replace(pruner, fisher=partial(_damped, pruner.fisher, damping))
         # weights that are zero from the start count as removed: the rounds go on from there
         start = reached(self.objective.space, sparsity, pruner.cost) if method.rounds > 1 else 0.0
         steps = geometric(sparsity, method.rounds, start)
