@@ -28,7 +28,7 @@ from torch import nn
 
 from woodbury.batchnorm import recalibrate
 from woodbury.comparison import accuracy
-from woodbury.fisher.estimate import gauss_newton, mfac
+from woodbury.fisher.estimate import gauss_newton, mfac, woodfisher
 from woodbury.objective import Batch, Objective, evaluating
 from woodbury.pruning.exchange import swaps, thresholded
 from woodbury.pruning.pruner import Pruned, Pruner
@@ -149,6 +149,10 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
     return {
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
+        "WoodFisher, papers' update, 1 stage": OneStage(
+            Pruner(woodfisher(SAMPLES, setting.block or 2000), obs, independent)
+        ),
+        "M-FAC, papers' update, 1 stage": OneStage(Pruner(mfac(SAMPLES), obs, independent)),
         "labels, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
         "magnitude + joint, 1 stage": OneStage(Pruner(labels, magnitude, joint)),
         "thresholded from magnitude + joint, 1 stage": OneStage(
@@ -177,7 +181,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
 
 def settings(name: str, bench: Any) -> Setting:
     if name == "mlpnet":
-        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 4000, 0.9, Refit(), Distilled())
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 6000, 0.9, Refit(), Distilled())
     task = TASKS["resnet20"](bench)
     sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
     if name == "resnet20-all":

@@ -11,6 +11,7 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher import lowrank, streams
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.small import cholesky
+from woodbury.fisher.triangle import gram_of
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -71,6 +72,23 @@ def test_column_chunks_and_row_panels_do_not_matter(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(chunked.solve(v), whole.solve(v))
     groups = torch.arange(40).view(10, 4)
     torch.testing.assert_close(chunked.inverse_blocks(groups), whole.inverse_blocks(groups))
+
+
+@pytest.mark.parametrize(("twin", "wasted"), [(3, 0), (399, 1)])
+def test_rows_that_float32_cannot_tell_apart_are_found_early(
+    twin: int, wasted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, asked = normal(400, 900).float(), []
+    rows[twin] = rows[0]  # within the first quarter, or beyond
+
+    def noted(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+        asked.append((len(rows), dtype))
+        return gram_of(rows, dtype, columns)
+
+    monkeypatch.setattr(lowrank, "gram_of", noted)
+    found = LowRank(rows, 1e-6).inverse_diagonal().double()
+    assert asked == [(100, torch.float32), *[(400, torch.float32)] * wasted, (400, torch.float64)]
+    torch.testing.assert_close(found, torch.linalg.inv(dense.low_rank(rows, 1e-6)).diagonal(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

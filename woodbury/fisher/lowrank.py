@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,12 +15,16 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.operator import Fisher, check_damping, check_finite, check_groups, check_keep, check_vector
 from woodbury.fisher.small import cholesky
 from woodbury.fisher.streams import chunks, combine, full_precision, times, width
+from woodbury.fisher.triangle import gram_of, squared_columns
 
 CANCELLING = 0.05
 """Where less than this share of 1/damping is left in [F⁻¹]_qq, the subtraction is done again in float64."""
 
 RESOLVED = 0.01
 """A row of which less than this share is new to the rows before it needs its products in float64."""
+
+PROBED = 64
+"""Fewer rows than these are not asked first whether float32 will do."""
 
 REMAINING = 0.1
 """Where less than this share of a row's square is in the columns that stay, their Gram matrix is summed, not subtracted."""
@@ -95,8 +98,15 @@ class LowRank(Fisher):
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor, bool]:
         """The Gram matrix, the factor of gram + damping·I, and whether the products were taken in float64."""
-        gram = self.known_gram if self.known_gram is not None else self._scaled_gram(self.dtype)
-        return self._factored(gram, self.exact_gram)
+        return self._gathered() if self.known_gram is None else self._factored(self.known_gram, self.exact_gram)
+
+    def _gathered(self, columns: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
+        """The same from the rows, or some of their columns: in float64 at once where a quarter of the rows asks for it."""
+        exact, few = self.dtype == torch.float64, self.m // 4
+        if not exact and few >= PROBED:  # a row's share that is new is the same among its predecessors alone
+            exact = _least_new(cholesky(self._scaled_gram(self.dtype, columns, few), self.damping)) < RESOLVED
+        dtype = torch.float64 if exact else self.dtype
+        return self._factored(self._scaled_gram(dtype, columns), exact, columns)
 
     def _factored(self, gram: Tensor, exact: bool, columns: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
         """The same of the Gram matrix of some columns, taken again in float64 if float32 cannot carry the answer."""
@@ -106,9 +116,9 @@ class LowRank(Fisher):
             factor = cholesky(gram, self.damping)
         return gram, factor, exact
 
-    def _scaled_gram(self, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
-        gram = comm.total(gram_of(self.rows, dtype, columns), self.group)
-        return self._scale[:, None] * gram * self._scale
+    def _scaled_gram(self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None) -> Tensor:
+        gram, scale = comm.total(gram_of(self.rows[:first], dtype, columns), self.group), self._scale[:first]
+        return scale[:, None] * gram * scale
 
     @cached_property
     def _whitener(self) -> Tensor:
@@ -171,7 +181,7 @@ class LowRank(Fisher):
         """The column sums of (whitener @ chunk)²: (m, c) -> (c,)."""
         if self.orthogonal:
             return (whitener.diagonal()[:, None] * chunk).square_().sum(0)
-        return _squared_columns(whitener, chunk)
+        return squared_columns(whitener, chunk)
 
     def _left_exactly(self, columns: Tensor) -> Tensor:
         """damping·[F⁻¹]_qq of some columns in float64, and never below its bound damping/F_qq."""
@@ -242,8 +252,7 @@ class LowRank(Fisher):
         # their Gram matrix is needed: what the other columns would add is cut off last.
         kept = check_keep(keep, self.d).nonzero()[:, 0]
         left = self._downdated(keep)
-        known = (self._scaled_gram(self.dtype, kept), False) if left is None else (left, self._exact)
-        _, factor, _ = self._factored(*known, kept)
+        _, factor, _ = self._gathered(kept) if left is None else self._factored(left, self._exact, kept)
         step = self._combine(_solved_by(factor, self._times(check_vector(removed, self.d))))[keep]
         if gradient is None:
             return step
@@ -271,28 +280,3 @@ def _least_new(factor: Tensor) -> float:
 
 def _down(scale: Tensor, c: Tensor) -> Tensor:
     return scale * c if c.ndim == 1 else scale[:, None] * c
-
-
-def _panels(m: int) -> Iterator[tuple[int, int]]:
-    """Row panels of a lower triangle: narrow enough to skip most of the upper half, wide enough for full speed."""
-    height = min(max(m // 8, 64), 512)
-    yield from ((start, min(start + height, m)) for start in range(0, m, height))
-
-
-def gram_of(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
-    """G Gᵀ (m, m) in float64, half of it computed."""
-    m = rows.shape[0]
-    gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
-    with full_precision(rows.device):
-        for _, chunk in chunks(rows, dtype, columns):
-            for start, end in _panels(m):
-                gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
-    return gram.tril() + gram.tril(-1).mT
-
-
-def _squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
-    """The column sums of (whitener @ chunk)², the lower triangle alone, without storing the product."""
-    sums = torch.zeros(chunk.shape[1], dtype=chunk.dtype, device=chunk.device)
-    for start, end in _panels(chunk.shape[0]):
-        sums += torch.linalg.vector_norm(chunk[:end].mT @ whitener[start:end, :end].mT, dim=1).square_()
-    return sums

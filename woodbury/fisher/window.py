@@ -9,10 +9,11 @@ from torch import Tensor
 
 from woodbury import comm
 from woodbury.errors import WoodburyError
-from woodbury.fisher.lowrank import LowRank, gram_of
+from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import check_damping
 from woodbury.fisher.small import cholesky
 from woodbury.fisher.streams import FAST, WIDE, chunks, combination, products
+from woodbury.fisher.triangle import gram_of
 
 TOLERANCE = 3e-5
 """Estimated relative error of F⁻¹g above which products or the combination are taken in float64."""
