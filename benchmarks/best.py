@@ -155,9 +155,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
         "M-FAC, papers' update, 1 stage": OneStage(Pruner(mfac(SAMPLES), obs, independent)),
         "labels, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
         "magnitude + joint, 1 stage": OneStage(Pruner(labels, magnitude, joint)),
-        "thresholded from magnitude + joint, 1 stage": OneStage(
-            Pruner(labels, magnitude, joint, selection=thresholded(20))
-        ),
+        "thresholded, joint, 1 stage": OneStage(Pruner(labels, magnitude, joint, selection=thresholded(20))),
         "Gauss–Newton, joint, 1 stage": OneStage(Pruner(exact, obs, joint)),
         "Gauss–Newton, stepwise, joint, 1 stage": OneStage(Pruner(exact, obs, joint, selection=stepwise(16))),
         "Gauss–Newton, swaps, joint, 1 stage": OneStage(Pruner(exact, obs, joint, selection=swaps(10))),

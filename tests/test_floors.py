@@ -19,10 +19,11 @@ MODELS = {
     "hessian",
     "flops",
     "batchnorm",
+    "calibration",
 }  # the half of floor 1 that knows models
 TENSORS = {
     *("fisher.operator", "fisher.small", "fisher.streams", "fisher.explicit", "fisher.lowrank"),
-    *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window"),
+    *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window", "fisher.triangle"),
 }
 PRUNING = {
     *("pruning.quadratic", "pruning.saliency", "pruning.units"),
@@ -35,7 +36,7 @@ FLOORS = [
     {"fisher.estimate"} | PRUNING,
     {
         *("report", "pictures", "per_layer", "export", "comparison", "records"),
-        *("optim", "optim_layout", "optim_window", "optim_damping"),
+        *("optim", "optim_layout", "optim_window", "optim_damping", "optim_preconditioner"),
         *("pruning.pruner", "pruning.pattern", "pruning.masks", "pruning.gradual", "finetuning"),
         *("pruning.stages", "pruning.tuned", "pruning.refit", "pruning.effort", "pruning.door"),
     },

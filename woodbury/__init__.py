@@ -1,6 +1,7 @@
 """woodbury: second-order information about neural networks, to prune them, to train them, to understand them."""
 
 from woodbury.batchnorm import recalibrate as recalibrate
+from woodbury.calibration import Ahead as Ahead
 from woodbury.errors import WoodburyError as WoodburyError
 from woodbury.export import load_sparse as load_sparse
 from woodbury.export import save_sparse as save_sparse
@@ -29,6 +30,7 @@ from woodbury.objective import cross_entropy as cross_entropy
 from woodbury.objective import squared_error as squared_error
 from woodbury.optim import MFAC as MFAC
 from woodbury.optim_damping import LevenbergMarquardt as LevenbergMarquardt
+from woodbury.optim_preconditioner import Preconditioner as Preconditioner
 from woodbury.pruning.door import prune as prune
 from woodbury.pruning.effort import Effort as Effort
 from woodbury.pruning.effort import quick as quick

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from inspect import signature
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from woodbury.calibration import Calibration, at_step
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import mfac
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, samples_in
+from woodbury.objective import Likelihood, Objective, cross_entropy, samples_in
 from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.masks import Hold
 from woodbury.pruning.moments import moments
@@ -24,9 +25,6 @@ from woodbury.pruning.schedule import Targets, check_targets, polynomial
 from woodbury.pruning.tuned import Tuned
 from woodbury.records import checksum
 from woodbury.space import ParameterSpace, Patterns
-
-Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
-"""Re-iterable (inputs, target), or optimizer step -> such batches, for fresh samples each time."""
 
 Prune = Callable[[Objective, Targets], Pruned]
 """A Pruner, or a function like one: (objective, sparsity) -> Pruned."""
@@ -142,8 +140,7 @@ class Gradual:
         self._hold.remove()
 
     def _objective(self, step: int) -> Objective:
-        batches = self._batches(step) if callable(self._batches) else self._batches
-        return Objective.of(self._model, batches, self._likelihood, self.space)
+        return Objective.of(self._model, at_step(self._batches, step), self._likelihood, self.space)
 
     def _count(self) -> None:
         self.step += 1
