@@ -4,7 +4,9 @@ A multi-stage first-order term is training on the calibration data, so the rival
 same images. MLPNet on MNIST, from the published checkpoint: SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a
 cosine, 20 pruning steps of a cubic schedule over the first 60 %; `images` counts every image that is looked at, those of the
 curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out
-training images. The third row prunes at once, by best.py's stages on 1,000 images, and trains on the rest.
+training images. The third row prunes at once, by best.py's stages on 1,000 images, and trains on the rest. In rows with K-FAC
+a Preconditioner stands before SGD, on the 1,024 images next in line, so that no others are looked at; lr and damping 0.03, a
+new Fisher after each twentieth of the training, but not within 50 steps. The curvature that prunes is then on those images too.
 Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
 """
 
@@ -14,7 +16,7 @@ import argparse
 import math
 import time
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from woodbury.calibration import Ahead
 from woodbury.comparison import accuracy
 from woodbury.finetuning import finetune, shuffled
-from woodbury.fisher.estimate import gauss_newton, mfac
+from woodbury.fisher.estimate import gauss_newton, kfac, mfac
 from woodbury.objective import Batch, Objective
+from woodbury.optim_preconditioner import Preconditioner
 from woodbury.pruning.gradual import Gradual
 from woodbury.pruning.masks import hold_zeros
 from woodbury.pruning.pruner import Pruner
@@ -41,14 +45,21 @@ from woodbury.space import ParameterSpace
 
 LR, BATCH, STEPS, UNTIL, ROWS = 0.02, 32, 20, 0.6, 500
 IMAGES, SPARSITIES = (16_000, 120_000), (0.5, 0.9, 0.95, 0.98)
-METHODS = ("magnitude", "Gauss–Newton, joint", "Gauss–Newton stages, then SGD")
+KFAC_LR, KFAC_DAMPING, AHEAD = 0.03, 0.03, 1024
+METHODS = (
+    "magnitude",
+    "Gauss–Newton, joint",
+    "Gauss–Newton stages, then SGD",
+    "magnitude, K-FAC before SGD",
+    "Gauss–Newton, joint, K-FAC before SGD",
+)
 
 
 @cache
 def pruner_of(name: str) -> Pruner:
-    if name == "magnitude":
+    if name.startswith("magnitude"):
         return Pruner(None, magnitude, zero)
-    return Pruner(gauss_newton(mfac(ROWS, 1e-3), 1), obs, joint)
+    return Pruner(gauss_newton(mfac(AHEAD if "K-FAC" in name else ROWS, 1e-3), 1), obs, joint)
 
 
 @cache
@@ -69,9 +80,12 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
     pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
     torch.manual_seed(seed)
     model, begun, found = bench.mlpnet(), time.perf_counter(), {}
-    looked_at = {"magnitude": 0, "Gauss–Newton, joint": STEPS * ROWS}.get(name, 1000)
+    preconditioned = "K-FAC" in name
+    looked_at = {METHODS[1]: STEPS * ROWS, METHODS[2]: 1000}.get(name, 0)
     total = (images - looked_at) // BATCH
-    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), KFAC_LR if preconditioned else LR, momentum=0.9)
+    order = islice(shuffled(len(pool), BATCH, seed), total)
+    stream = Ahead(((x[pool[drawn]], y[pool[drawn]]) for drawn in order), AHEAD)
 
     def score() -> float:
         return accuracy(Objective.of(model, []), test)
@@ -91,7 +105,10 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
     else:
         end = round(UNTIL * total)
         pruner = pruner_of(name)
-        last = Gradual(model, optimizer, calibration, sparsity, end=end, steps=STEPS, pruner=pruner).moments[-1]
+        seen = stream if preconditioned else calibration
+        last = Gradual(model, optimizer, seen, sparsity, end=end, steps=STEPS, pruner=pruner).moments[-1]
+    if preconditioned:
+        Preconditioner(optimizer, model, kfac(AHEAD, KFAC_DAMPING), stream, every=max(50, total // 20))
 
     def after(step: int) -> None:
         if step == last:
@@ -99,7 +116,6 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
             model.train()
 
     scheduler = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-    stream = ((x[pool[drawn]], y[pool[drawn]]) for drawn in shuffled(len(pool), BATCH, seed))
     finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after)
     return found | {"at the end": score(), "seconds": time.perf_counter() - begun}
 
@@ -107,19 +123,21 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="*", help="only rows that contain one of these")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/with_training.json"))
     asked = parser.parse_args()
     bench, console = bench_data(asked.threads), Console(width=150)
     task = TASKS["mlpnet"](bench)
-    for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, METHODS):
+    methods = [name for name in METHODS if not asked.methods or any(part in name for part in asked.methods)]
+    for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, methods):
         cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
         if key not in cells:
             cells[key] = cell(bench, task, name, sparsity, images, seed) | {"versions": versions()}
             keep(cells, asked.out)
     cells = finished(asked.out)
     table = Table("images", "method", *(f"{s:g}" for s in SPARSITIES), "s", title="after the last step → at the end, %")
-    for images, name in product(IMAGES, METHODS):
+    for images, name in product(IMAGES, methods):
         texts, seconds = [], []
         for sparsity in SPARSITIES:
             mine = [cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)]

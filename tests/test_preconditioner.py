@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import woodbury
 from woodbury import Ahead, ParameterSpace, Preconditioner, WoodburyError
+from woodbury.calibration import aside
 from woodbury.gradients import rows
 from woodbury.objective import Objective
 
@@ -42,8 +44,8 @@ def sgd(model: nn.Module, lr: float = 0.5, momentum: float = 0.0) -> torch.optim
 
 def test_a_step_is_the_damping_times_the_inverse_fisher_times_the_gradient() -> None:
     model, batches = network(), data()
-    space = ParameterSpace.of(model)
-    fisher = dense.low_rank(rows(Objective.of(model, batches), 40), DAMPING)
+    space = ParameterSpace.of(model, min_ndim=2)
+    fisher = dense.low_rank(rows(Objective.of(model, batches, space=space), 40), DAMPING)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = sgd(model)
     Preconditioner(optimizer, model, woodbury.mfac(40, DAMPING), batches)
@@ -70,7 +72,7 @@ def test_estimates_come_every_so_many_steps_and_leave_the_loops_random_numbers_a
     for batch in data() + data(2):
         backward(model, batch)
         optimizer.step()
-    assert taken == [0, 3, 6, 9]
+    assert taken == [0, 1, 3, 6, 9]  # and once early
     drawn = torch.rand(2)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(2))
@@ -164,7 +166,8 @@ def test_removed_it_changes_nothing() -> None:
     [
         ({"every": 0}, "at least 1"),
         ({"optimizer": sgd(network())}, "moves none"),
-        ({"space": ParameterSpace.of(nn.Sequential(nn.Sequential(nn.Linear(6, 5))))}, "another network"),
+        ({"space": ParameterSpace.of(nn.Sequential(nn.Sequential(nn.Linear(6, 5))))}, "no such parameter"),
+        ({"space": ParameterSpace.of(nn.Linear(6, 5)).restrict(torch.arange(35) > 3)}, "leaves weights out"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
@@ -172,6 +175,39 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
     given = {"optimizer": sgd(model), "model": model, "estimate": woodbury.kfac(8), "calibration": data()} | options
     with pytest.raises(WoodburyError, match=message):
         Preconditioner(**given)
+
+
+def test_each_of_two_optimizers_gets_its_own_and_what_is_frozen_counts_for_nothing() -> None:
+    model, batches = network(), data()
+    first, last = model[0], model[2]  # type: ignore[index]
+    optimizers = [torch.optim.SGD(part.parameters(), 0.1) for part in (first, last)]
+    chosen = [Preconditioner(each, model, woodbury.kfac(40, DAMPING), batches).space.shapes for each in optimizers]
+    assert [list(names) for names in chosen] == [["0.weight"], ["2.weight"]]
+    first.weight.requires_grad_(False)
+    assert list(Preconditioner(sgd(model), model, woodbury.kfac(40), batches).space.shapes) == ["2.weight"]
+
+
+def test_a_damping_that_is_no_multiple_of_the_identity_is_refused() -> None:
+    model, batches = network(), data()
+    optimizer = sgd(model)
+    Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING, damped=woodbury.pi_corrected), batches)
+    backward(model, batches[0])
+    with pytest.raises(WoodburyError, match="damping of its own"):
+        optimizer.step()
+
+
+def test_a_network_with_batchnorm_in_autocast() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    batches = [(torch.randn(16, 1, 6, 6), torch.randint(3, (16,))) for _ in range(3)]
+    optimizer = torch.optim.AdamW(model.parameters())
+    preconditioner = Preconditioner(optimizer, model, woodbury.kfac(48, DAMPING), batches, every=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        for batch in batches:
+            backward(model, batch)
+            optimizer.step()
+    assert model.training and preconditioner.step == 3
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def test_a_closure_is_refused() -> None:
@@ -200,6 +236,21 @@ def test_ahead_gives_all_batches_in_order_and_shows_the_next(sizes: list[int], s
             assert shown[0] == x[-1] + 1 or shown[-1] == total - 1  # the next in line, or the last
             seen.append(x)
         assert torch.equal(torch.cat(seen), torch.arange(total))
+
+
+def test_every_pass_is_whole_and_in_an_order_of_its_own() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(24), torch.zeros(24)), 4, shuffle=True)
+    torch.manual_seed(0)
+    ahead = Ahead(loader, 8)
+    with aside(ahead):  # as Gradual asks it before the first pass
+        ahead()
+    orders = []
+    for _ in range(3):
+        orders.append([batch[0].tolist() for batch, _ in zip(ahead, range(6), strict=False)])  # left after its last
+        with aside(ahead):
+            torch.rand(5)
+    assert [sorted(number for batch in order for number in batch) for order in orders] == 3 * [list(range(24))]
+    assert orders[0] != orders[1] != orders[2]
 
 
 def test_ahead_reads_no_more_than_it_must_and_goes_on_where_it_was() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
 
 from woodbury.errors import WoodburyError
-from woodbury.objective import Batch, samples_in
+from woodbury.objective import Batch, checked, samples_in
 
 Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 """Re-iterable (inputs, target), or optimizer step -> such batches, for fresh samples each time."""
@@ -15,6 +18,15 @@ Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 def at_step(calibration: Calibration, step: int) -> Iterable[Batch]:
     """The batches for one optimizer step."""
     return calibration(step) if callable(calibration) else calibration
+
+
+@contextmanager
+def aside(calibration: Calibration) -> Iterator[None]:
+    """The loop's random numbers stay what they were, as a shuffling loader draws from them; an `Ahead` is the loop's own."""
+    if isinstance(calibration, Ahead):
+        calibration()
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 class Ahead:
@@ -26,18 +38,21 @@ class Ahead:
     """
 
     def __init__(self, batches: Iterable[Batch], samples: int) -> None:
-        if not isinstance(samples, int) or samples < 1:
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise WoodburyError(f"Ahead got samples={samples}: give a whole number of at least 1.")
         self.batches, self.samples = batches, samples
         self._source: Iterator[Batch] | None = None
-        self._turned = True
-        self._waiting: deque[Batch] = deque()
-        self._shown: deque[Batch] = deque()
+        self._shown: deque[Batch] = deque()  # the last of them are waiting to be trained on
+        self._waiting = self._samples_shown = self._samples_waiting = 0
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._source is not None and not self._waiting:  # a pass that was left after its last batch
+            self._source = None
         self._read()
         while self._waiting:
-            batch = self._waiting.popleft()
+            batch = self._shown[-self._waiting]
+            self._waiting -= 1
+            self._samples_waiting -= samples_in(batch[0])
             self._read()
             yield batch
         self._source = None
@@ -50,17 +65,19 @@ class Ahead:
         return list(self._shown)
 
     def _read(self) -> None:
-        if self._source is None:
-            self._source, self._turned = iter(self.batches), True
-        while _count(self._waiting) < self.samples and (batch := next(self._source, None)) is not None:
-            if self._turned:  # what the pass before has shown last is shown until another begins
+        begun = self._source is not None
+        self._source = self._source or iter(checked(self.batches))
+        while self._samples_waiting < self.samples and (batch := next(self._source, None)) is not None:
+            if not begun:  # what the pass before has shown last is shown until another begins
                 self._shown.clear()
-            self._turned = False
-            self._waiting.append(batch)
+                self._samples_shown, begun = 0, True
             self._shown.append(batch)
-        while len(self._shown) > len(self._waiting) and _count(list(self._shown)[1:]) >= self.samples:
+            self._waiting += 1
+            self._samples_shown += samples_in(batch[0])
+            self._samples_waiting += samples_in(batch[0])
+        while len(self._shown) > self._waiting:
+            first = samples_in(self._shown[0][0])
+            if self._samples_shown - first < self.samples:
+                break
             self._shown.popleft()
-
-
-def _count(batches: Iterable[Batch]) -> int:
-    return sum(samples_in(inputs) for inputs, _ in batches)
+            self._samples_shown -= first

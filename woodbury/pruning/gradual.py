@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from woodbury.calibration import Calibration, at_step
+from woodbury.calibration import Calibration, aside, at_step
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import mfac
 from woodbury.objective import Likelihood, Objective, cross_entropy, samples_in
@@ -89,7 +89,7 @@ class Gradual:
         self._model, self._batches, self._likelihood, self._score = model, batches, likelihood, score
         self._decay_off = decay_off
         self.space = ParameterSpace.of(model, include, exclude, min_ndim=2)
-        with torch.random.fork_rng(devices=[]):
+        with aside(batches):
             objective = self._objective(self.moments[0])
             objective.probe()
             self._pruner: Prune = pruner or Pruner(mfac(_samples(objective), 1e-3))
@@ -145,7 +145,7 @@ class Gradual:
     def _count(self) -> None:
         self.step += 1
         if self.step in self.moments:
-            with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the generator that the loop uses
+            with aside(self._batches):
                 self._prune(self._sparsities[self.moments.index(self.step)])
 
     def _prune(self, sparsity: Targets) -> None:
