@@ -46,10 +46,12 @@ from woodbury.space import ParameterSpace
 LR, BATCH, STEPS, UNTIL, ROWS = 0.02, 32, 20, 0.6, 500
 IMAGES, SPARSITIES = (16_000, 120_000), (0.5, 0.9, 0.95, 0.98)
 KFAC_LR, KFAC_DAMPING, AHEAD = 0.03, 0.03, 1024
+ALONG, AT_ONCE = "Gauss–Newton, joint", "Gauss–Newton stages, then SGD"
 METHODS = (
     "magnitude",
-    "Gauss–Newton, joint",
-    "Gauss–Newton stages, then SGD",
+    "magnitude, 80 steps",
+    ALONG,
+    AT_ONCE,
     "magnitude, K-FAC before SGD",
     "Gauss–Newton, joint, K-FAC before SGD",
 )
@@ -81,7 +83,7 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
     torch.manual_seed(seed)
     model, begun, found = bench.mlpnet(), time.perf_counter(), {}
     preconditioned = "K-FAC" in name
-    looked_at = {METHODS[1]: STEPS * ROWS, METHODS[2]: 1000}.get(name, 0)
+    looked_at = {ALONG: STEPS * ROWS, AT_ONCE: 1000}.get(name, 0)
     total = (images - looked_at) // BATCH
     optimizer = torch.optim.SGD(model.parameters(), KFAC_LR if preconditioned else LR, momentum=0.9)
     order = islice(shuffled(len(pool), BATCH, seed), total)
@@ -95,7 +97,7 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
         return batches(x[drawn], y[drawn])
 
     last = 0
-    if name == METHODS[2]:
+    if name == AT_ONCE:
         found_, seconds = pruned_first(seed)
         weights, keep_ = found_[sparsity]
         Objective.of(model, []).at(weights).write()
@@ -106,7 +108,8 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
         end = round(UNTIL * total)
         pruner = pruner_of(name)
         seen = stream if preconditioned else calibration
-        last = Gradual(model, optimizer, seen, sparsity, end=end, steps=STEPS, pruner=pruner).moments[-1]
+        steps = 80 if "80 steps" in name else STEPS
+        last = Gradual(model, optimizer, seen, sparsity, end=end, steps=steps, pruner=pruner).moments[-1]
     if preconditioned:
         Preconditioner(optimizer, model, kfac(AHEAD, KFAC_DAMPING), stream, every=max(50, total // 20))
 

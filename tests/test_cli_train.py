@@ -66,7 +66,7 @@ def report(folder: str) -> dict[str, Any]:
     return json.loads((Path(folder) / "report.json").read_text())
 
 
-@pytest.mark.parametrize("optimizer", ["mfac", "sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["mfac", "kfac", "sgd", "adam", "adamw"])
 def test_every_optimizer_trains_to_what_it_reports(here: Path, optimizer: str) -> None:
     result = woodbury(COMMAND, "--out out --optimizer", optimizer)
     assert result.exit_code == 0, result.output
@@ -92,7 +92,7 @@ def test_numbers_are_fitted_and_judged_by_their_squares(here: Path) -> None:
     assert made["R²"] > 0.9 and made["epochs"][-1]["held-out loss"] < made["epochs"][0]["held-out loss"]
 
 
-@pytest.mark.parametrize("optimizer", ["mfac", "sgd"])
+@pytest.mark.parametrize("optimizer", ["mfac", "kfac", "sgd"])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     here: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +124,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     [
         ("--optimizer mfca", "did you mean mfac"),
         ("--optimizer sgd --window 8", "--window is for mfac"),
+        ("--optimizer adam --damping 1", "--damping is for mfac and kfac"),
+        ("--optimizer kfac --damping 0", "damping is"),
         ("--damping 0", "damping is"),
         ("--momentum 1.0", "momentum is"),
         ("--optimizer adamw --lr -1", "adamw refuses"),

@@ -57,17 +57,22 @@ class Preconditioner:
         self.fisher: Fisher | None = None
         self._handle = self.optimizer.register_step_pre_hook(self._before)
 
+    def renew(self) -> None:
+        """Take the Fisher anew at the next step: a run that goes on from there is then the run that was not stopped."""
+        self.fisher = None
+
     def remove(self) -> None:
         """Take the hook away: gradients are the optimizer's own again."""
         self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps: a run that goes on after a multiple of `every` is the run that was not stopped."""
+        """The number of steps. The Fisher is not saved: call `renew` with every save, and both runs take it there."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the Fisher is taken at the next step."""
-        self.step, self.fisher = state["step"], None
+        self.step = state["step"]
+        self.renew()
 
     @torch.no_grad()
     def _before(self, optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from woodbury.cli.rules import Rules, by_words, pick
 from woodbury.comparison import Method
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, diagonal, gauss_newton, hessian_diagonal, kfac, mfac, woodfisher
-from woodbury.fisher.operator import Fisher
+from woodbury.fisher.operator import Fisher, check_damping
 from woodbury.fisher.restricted import Elements, at_most, exactly
 from woodbury.flops import Flops
 from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
@@ -147,12 +147,22 @@ def _mfac_of(
     return MFAC(weights, lr, momentum=momentum, weight_decay=decay, window=window, damping=damping)
 
 
+def _sgd_after_kfac(
+    weights: Iterable[Tensor], lr: float, momentum: float, decay: float, damping: float
+) -> torch.optim.Optimizer:
+    check_damping(damping)
+    return _sgd(weights, lr, momentum, decay)
+
+
 OPTIMIZERS: Mapping[str, Trainer] = {
     "sgd": Trainer(1e-2, _sgd),
     "adam": Trainer(1e-3, _adam),
     "adamw": Trainer(1e-3, _adamw),
     "mfac": Trainer(3e-3, _mfac_of, {"window": 128, "damping": 1e-2}),
 }
+
+TRAINERS: Mapping[str, Trainer] = {**OPTIMIZERS, "kfac": Trainer(3e-2, _sgd_after_kfac, {"damping": 3e-2})}
+"""Those that `train` knows; kfac is sgd with a Preconditioner before it, which has the damping."""
 
 
 def dampings(text: str) -> tuple[float, ...]:

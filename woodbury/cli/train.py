@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ import typer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.cli.choices import LOSSES, OPTIMIZERS, pick
+from woodbury.calibration import Ahead
+from woodbury.cli.choices import LOSSES, TRAINERS, pick
 from woodbury.cli.common import Callback, Data, Model, note, one_sentence, progress_bars, say, with_options
 from woodbury.cli.data import HELD_OUT, batches, load_data, probe, split_off, stream
 from woodbury.cli.load import load_model
@@ -23,10 +25,16 @@ from woodbury.cli.resume import RunFolder, run_folder
 from woodbury.errors import WoodburyError
 from woodbury.export import save_sparse
 from woodbury.finetuning import batches_in, finetune, shuffled
-from woodbury.objective import Likelihood, Objective
+from woodbury.fisher.estimate import kfac
+from woodbury.objective import Batch, Likelihood, Objective
+from woodbury.optim_preconditioner import Preconditioner
 from woodbury.pruning.gradual import check_same
 from woodbury.records import versions, write_json
 from woodbury.report import Grid, facts, write_page
+from woodbury.space import ParameterSpace
+
+AHEAD = 1024
+"""Samples that kfac is taken on, those next in line."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,13 @@ class Recipe:
     """How to train; a line here is an option, and a line in the report."""
 
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Times through the training data.")] = 5
-    optimizer: Annotated[str, typer.Option(metavar="NAME", help=", ".join(OPTIMIZERS) + ".")] = "mfac"
+    optimizer: Annotated[str, typer.Option(metavar="NAME", help=", ".join(TRAINERS) + ".")] = "mfac"
     lr: Annotated[
         float | None,
         typer.Option(
             metavar="NUMBER",
             help="Learning rate at first, from which half a cosine takes it to 0.  "
-            f"[default: {', '.join(f'{name} {trainer.lr:g}' for name, trainer in OPTIMIZERS.items())}]",
+            f"[default: {', '.join(f'{name} {trainer.lr:g}' for name, trainer in TRAINERS.items())}]",
         ),
     ] = None
     momentum: Annotated[float, typer.Option(metavar="NUMBER", help="The momentum; Adam's first beta.")] = 0.9
@@ -49,7 +57,7 @@ class Recipe:
         int | None, typer.Option(min=1, metavar="N", help="Gradients that mfac remembers.  [default: 128]")
     ] = None
     damping: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="The damping of mfac's Fisher.  [default: 0.01]")
+        float | None, typer.Option(metavar="NUMBER", help="The damping of the Fisher.  [default: mfac 0.01, kfac 0.03]")
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a batch.")] = 64
     loss: Annotated[
@@ -61,10 +69,11 @@ class Recipe:
     def check(self) -> None:
         """Raise WoodburyError for what cannot be: the optimizers say themselves which numbers they refuse."""
         pick(LOSSES, self.loss, "loss")
-        pick(OPTIMIZERS, self.optimizer, "optimizer")
+        pick(TRAINERS, self.optimizer, "optimizer")
         for name, value in {"window": self.window, "damping": self.damping}.items():
-            if value is not None and name not in OPTIMIZERS[self.optimizer].own:
-                raise WoodburyError(f"--{name} is for mfac: {self.optimizer} has none.")
+            if value is not None and name not in TRAINERS[self.optimizer].own:
+                having = " and ".join(each for each, trainer in TRAINERS.items() if name in trainer.own)
+                raise WoodburyError(f"--{name} is for {having}: {self.optimizer} has none.")
         try:
             self.optimizer_of(nn.Linear(1, 1))
         except WoodburyError:
@@ -77,13 +86,13 @@ class Recipe:
         moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not moving:
             raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
-        settings, trainer = self.settings(), OPTIMIZERS[self.optimizer]
+        settings, trainer = self.settings(), TRAINERS[self.optimizer]
         own = {name: settings[name] for name in trainer.own}
         return trainer.make(moving, settings["lr"], self.momentum, self.weight_decay, **own)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, and the optimizer's usual numbers where nothing was."""
-        trainer = OPTIMIZERS[self.optimizer]
+        trainer = TRAINERS[self.optimizer]
         usual = {"lr": trainer.lr, **trainer.own}
         return {name: usual.get(name) if value is None else value for name, value in asdict(self).items()}
 
@@ -152,6 +161,13 @@ def _trained(
     parts["scheduler"] = LambdaLR(optimizer, partial(half_cosine, total=total))
     saved = folder.saved or {"record": {"measure": measure, "epochs": [], "seconds": 0.0}, "done": 0}
     record, done = saved["record"], saved["done"]
+    of: Iterable[Batch] = stream(train, shuffled(samples, recipe.batch_size, recipe.seed, done))
+    before = None
+    if recipe.optimizer == "kfac":
+        count, damping = min(AHEAD, samples), recipe.settings()["damping"]
+        of, space = Ahead(of, count), kfac_space(network)
+        before = Preconditioner(optimizer, network, kfac(count, damping), of, space=space, likelihood=likelihood)
+        parts["preconditioner"] = before
     if folder.saved:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -165,13 +181,27 @@ def _trained(
         now = record | {"seconds": record["seconds"] + time.monotonic() - began}
         state = {name: part.state_dict() for name, part in parts.items()}
         folder.save({"settings": settings, "record": now, "done": step, "rng": torch.get_rng_state(), **state})
+        if before:
+            before.renew()
 
-    order = shuffled(samples, recipe.batch_size, recipe.seed, done)
-    steps, of = range(done + 1, total + 1), stream(train, order)
+    steps = range(done + 1, total + 1)
     finetune(network, optimizer, of, steps, likelihood=likelihood, scheduler=parts["scheduler"], after=after,
              progress=progress)  # fmt: skip
     record["seconds"] += time.monotonic() - began
     return record | {measure: _judged(network, likelihood, test, measure)[1]}
+
+
+def kfac_space(network: nn.Module) -> ParameterSpace:
+    """The weights that K-FAC knows and that are to be trained. Raises WoodburyError where there is none."""
+    moving = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    layers = {
+        f"{name}.weight".lstrip(".")
+        for name, module in network.named_modules()
+        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
+    }
+    if not layers & moving:
+        raise WoodburyError("kfac needs an nn.Linear or an ungrouped nn.Conv2d to train: take another optimizer.")
+    return ParameterSpace.of(network, include=sorted(layers & moving))
 
 
 def half_cosine(step: int, total: int) -> float:
