@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +49,6 @@ COMMAND = "prune net.py:build net.py:data --sparsity 0.8 --count 40 --damping 1e
 
 class Killed(BaseException):
     """Stands for a power failure: nothing of ours catches it."""
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file rewritten within a second passes for the old one
-    path = list(sys.path)
-    (tmp_path / "net.py").write_text(NET)
-    yield tmp_path
-    sys.path[:] = path
 
 
 def woodbury(*words: str) -> Result:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +43,6 @@ COMMAND = "train net.py:fresh net.py:data --epochs 3 --batch-size 16 --lr 0.03"
 
 class Killed(BaseException):
     """Stands for a power failure: nothing of ours catches it."""
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    path = list(sys.path)
-    (tmp_path / "net.py").write_text(NET)
-    yield tmp_path
-    sys.path[:] = path
 
 
 def woodbury(*words: str) -> Result:
