@@ -105,17 +105,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with net.py, its checkpoint and its data, entered."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    path = list(sys.path)
-    (tmp_path / "net.py").write_text(NET)
-    yield tmp_path
-    sys.path[:] = path
-
-
 def woodbury(*words: str) -> Result:
     return CliRunner().invoke(app, [word for part in words for word in part.split()])
 
