@@ -52,7 +52,7 @@ METHODS = (
     "magnitude, 80 steps",
     ALONG,
     AT_ONCE,
-    "magnitude, K-FAC before SGD",
+    "magnitude, K-FAC before SGD, 80 steps",
     "Gauss–Newton, joint, K-FAC before SGD",
 )
 
@@ -126,6 +126,7 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
     parser.add_argument("--methods", nargs="*", help="only rows that contain one of these")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/with_training.json"))
@@ -133,14 +134,14 @@ def main() -> None:
     bench, console = bench_data(asked.threads), Console(width=150)
     task = TASKS["mlpnet"](bench)
     methods = [name for name in METHODS if not asked.methods or any(part in name for part in asked.methods)]
-    for images, seed, sparsity, name in product(IMAGES, range(asked.seeds), SPARSITIES, methods):
+    for images, seed, sparsity, name in product(asked.images, range(asked.seeds), SPARSITIES, methods):
         cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
         if key not in cells:
             cells[key] = cell(bench, task, name, sparsity, images, seed) | {"versions": versions()}
             keep(cells, asked.out)
     cells = finished(asked.out)
     table = Table("images", "method", *(f"{s:g}" for s in SPARSITIES), "s", title="after the last step → at the end, %")
-    for images, name in product(IMAGES, methods):
+    for images, name in product(asked.images, methods):
         texts, seconds = [], []
         for sparsity in SPARSITIES:
             mine = [cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)]
