@@ -2,7 +2,8 @@
 
 A multi-stage first-order term is training on the calibration data, so the rival is gradual magnitude pruning with SGD on the very
 same images. MLPNet on MNIST, from the published checkpoint: SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a
-cosine, 20 pruning steps of a cubic schedule over the first 60 %; `images` counts every image that is looked at, those of the
+cosine, 20 pruning steps, or 80 where a row says so, of a cubic schedule over the first 60 %;
+`images` counts every image that is looked at, those of the
 curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out
 training images. The third row prunes at once, by best.py's stages on 1,000 images, and trains on the rest. In rows with K-FAC
 a Preconditioner stands before SGD, on the 1,024 images next in line, so that no others are looked at; lr and damping 0.03, a

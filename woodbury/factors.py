@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ from torch.nn.functional import pad, unfold
 from woodbury.errors import WoodburyError
 from woodbury.gradients import Labels, Progress, regrouped, sampled
 from woodbury.objective import Objective, evaluating, samples_in
+from woodbury.space import ParameterSpace
 
 SAMPLES = 32
 """Samples per pass: their activations, and for a convolution one sample's patches, are in memory at once."""
 PATCHES = 2**25
 """Entries of the unfolded inputs of a convolution that are in memory at once."""
 
+KINDS = (nn.Linear, nn.Conv2d)  # and no subclass of them, which may compute something else
 Layer = nn.Linear | nn.Conv2d
 Users = list[tuple[Layer, str | None, str | None]]
 """The layers of a space, each with the names of its weight and its bias (None: not in the space)."""
@@ -88,6 +90,20 @@ def _finished(name: str, sums: Mapping[str, tuple[Tensor, Tensor]], count: int, 
     return left, right
 
 
+def factored(model: nn.Module) -> ParameterSpace:
+    """The space of the weights that have factors and require a gradient. Raises WoodburyError where there is none."""
+    moving = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    known = [module.weight for module in model.modules() if _is_known(module)]
+    names = sorted({moving[id(weight)] for weight in known if id(weight) in moving})
+    if not names:
+        raise WoodburyError("K-FAC needs an nn.Linear or an ungrouped nn.Conv2d to train: take another structure.")
+    return ParameterSpace.of(model, include=names)
+
+
+def _is_known(module: nn.Module) -> TypeGuard[Layer]:
+    return type(module) in KINDS and getattr(module, "groups", 1) == 1
+
+
 def _users(objective: Objective) -> Users:
     """The layers of the space, each with the names of its weight and its bias there (None: not in the space)."""
     names = {
@@ -98,12 +114,11 @@ def _users(objective: Objective) -> Users:
         held = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
         if not held:
             continue
-        if type(module) not in (nn.Linear, nn.Conv2d):  # a subclass may compute something else
+        if type(module) not in KINDS:
             raise WoodburyError(
                 f"K-FAC does not know {type(module).__name__}, which holds {held[0]!r}: {_remedy(held[0])}"
             )
-        assert isinstance(module, Layer)
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
+        if not _is_known(module):
             raise WoodburyError(f"K-FAC has no factors of the grouped convolution of {held[0]!r}: {_remedy(held[0])}")
         users.append((module, names.get(id(module.weight)), names.get(id(module.bias))))
     return users

@@ -24,6 +24,7 @@ from woodbury.cli.problem import SCORES
 from woodbury.cli.resume import RunFolder, run_folder
 from woodbury.errors import WoodburyError
 from woodbury.export import save_sparse
+from woodbury.factors import factored
 from woodbury.finetuning import batches_in, finetune, shuffled
 from woodbury.fisher.estimate import kfac
 from woodbury.objective import Batch, Likelihood, Objective
@@ -31,7 +32,6 @@ from woodbury.optim_preconditioner import Preconditioner
 from woodbury.pruning.gradual import check_same
 from woodbury.records import versions, write_json
 from woodbury.report import Grid, facts, write_page
-from woodbury.space import ParameterSpace
 
 AHEAD = 1024
 """Samples that kfac is taken on, those next in line."""
@@ -165,7 +165,7 @@ def _trained(
     before = None
     if recipe.optimizer == "kfac":
         count, damping = min(AHEAD, samples), recipe.settings()["damping"]
-        of, space = Ahead(of, count), kfac_space(network)
+        of, space = Ahead(of, count), factored(network)
         before = Preconditioner(optimizer, network, kfac(count, damping), of, space=space, likelihood=likelihood)
         parts["preconditioner"] = before
     if folder.saved:
@@ -189,19 +189,6 @@ def _trained(
              progress=progress)  # fmt: skip
     record["seconds"] += time.monotonic() - began
     return record | {measure: _judged(network, likelihood, test, measure)[1]}
-
-
-def kfac_space(network: nn.Module) -> ParameterSpace:
-    """The weights that K-FAC knows and that are to be trained. Raises WoodburyError where there is none."""
-    moving = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    layers = {
-        f"{name}.weight".lstrip(".")
-        for name, module in network.named_modules()
-        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
-    }
-    if not layers & moving:
-        raise WoodburyError("kfac needs an nn.Linear or an ungrouped nn.Conv2d to train: take another optimizer.")
-    return ParameterSpace.of(network, include=sorted(layers & moving))
 
 
 def half_cosine(step: int, total: int) -> float:
