@@ -82,6 +82,19 @@ def test_many_blocks_are_worked_on_a_few_at_a_time() -> None:
     torch.testing.assert_close(fisher.inverse_blocks(groups), dual.inverse_blocks(groups))
 
 
+@pytest.mark.parametrize("gone", [slice(0, 0), slice(0, 4095), slice(4095, None)])
+def test_weights_fall_from_many_blocks_a_few_at_a_time(gone: slice) -> None:
+    sizes, rows = [3] * 1500 + [2] * 10, normal(4, 4520)  # 1365 blocks of three in the first batch
+    fisher, dual = both_forms(rows, sizes, None)
+    keep, v = normal(4520, seed=1) > 0, normal(4520, seed=2)
+    keep[gone] = False
+    removed = v.masked_fill(keep, 0)
+    torch.testing.assert_close(fisher.compensate(keep, removed), dual.compensate(keep, removed))
+    torch.testing.assert_close(fisher.compensate(keep, removed, v), dual.compensate(keep, removed, v))
+    torch.testing.assert_close(fisher.conditional(keep), dual.conditional(keep))
+    torch.testing.assert_close(fisher.restrict(keep).solve(v[keep]), dual.restrict(keep).solve(v[keep]))
+
+
 @pytest.mark.parametrize(
     ("act", "says"),
     [

@@ -198,27 +198,25 @@ class Dense(Fisher):
 
     def restrict(self, keep: Tensor) -> Dense:
         stays = self._scatter(check_keep(keep, self.d))[..., 0]
-        used, stays = self._blocks[stays.any(1)], stays[stays.any(1)]
+        used, stays = stays.any(1).nonzero()[:, 0], stays[stays.any(1)]
         width = int(stays.sum(1).max())
-        order = stays.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        valid = stays.gather(1, order)
-        each = torch.arange(len(used), device=self.device)[:, None, None]
-        smaller = used[each, order[:, :, None], order[:, None, :]] * (valid[:, :, None] & valid[:, None, :])
+        smaller = self.curvature.new_empty(len(used), width, width)
+        valid = stays.new_empty(len(used), width)
+        for start in range(0, len(used), self._at_once):
+            part = slice(start, start + self._at_once)
+            smaller[part], _, valid[part] = _remaining(self._blocks[used[part]], stays[part], width)
         return Dense(smaller, self.damping, None if bool(valid.all()) else valid, self.result)
 
     def conditional(self, keep: Tensor) -> Tensor:
-        b, s, _ = self._blocks.shape
-        stays = torch.zeros(b * s, dtype=torch.bool, device=self.device)
-        stays[self._places[check_keep(keep, self.d)]] = True
         found = []
-        for own, some in zip(self._blocks.split(self._at_once), stays.view(b, s).split(self._at_once), strict=True):
-            block = own.double() + self.damping * torch.eye(s, dtype=torch.float64, device=self.device)
-            among = some[:, :, None] & some[:, None, :]
-            alone = torch.diag_embed((~some).double())  # an identity where a weight is gone keeps the stack regular
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(block * among + alone))
-            coupled = block * (some[:, :, None] & ~some[:, None, :])
-            left = block.diagonal(dim1=1, dim2=2) - (coupled * (inverse @ coupled)).sum(1)
-            found.append(torch.where(some, 1 / inverse.diagonal(dim1=1, dim2=2), left))
+        stays = self._scatter(check_keep(keep, self.d))[..., 0]
+        for own, some in zip(self._blocks.split(self._at_once), stays.split(self._at_once), strict=True):
+            smaller, order, valid = _remaining(own.double(), some)
+            inverse = torch.cholesky_inverse(cholesky(smaller, self.damping))
+            coupled = own.double().gather(1, order[..., None].expand(-1, -1, own.shape[-1])) * valid[..., None]
+            left = own.diagonal(dim1=1, dim2=2) + self.damping - (coupled * (inverse @ coupled)).sum(1)
+            own_curvature = torch.where(valid, 1 / inverse.diagonal(dim1=1, dim2=2), left.gather(1, order))
+            found.append(left.scatter(1, order, own_curvature))
         return torch.cat(found).flatten()[self._places].to(self.dtype)
 
     def with_damping(self, damping: float) -> Dense:
@@ -230,7 +228,28 @@ class Dense(Fisher):
         return float(2 * self._factor.diagonal(dim1=1, dim2=2).log().sum()) - padding * log_damping
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
-        return by_restriction(self, keep, removed, gradient)
+        # As by_restriction, but a few blocks at a time: all that stays would take as much memory as F, and wait for it.
+        b, s, _ = self._blocks.shape
+        force = self @ removed if gradient is None else self @ removed - check_vector(gradient, self.d)
+        forces, stays = self._scatter(force.double())[..., 0], self._scatter(check_keep(keep, self.d))[..., 0]
+        step = torch.zeros(b, s, dtype=torch.float64, device=self.device)
+        pieces = zip(*(whole.split(self._at_once) for whole in (self._blocks, stays, forces, step)), strict=True)
+        for blocks, some, push, moved in pieces:
+            smaller, order, valid = _remaining(blocks.double(), some)
+            factor = cholesky(smaller, self.damping)
+            found = torch.cholesky_solve((push.gather(1, order) * valid)[..., None], factor)[..., 0]
+            moved.scatter_(1, order, found)
+        return step.flatten()[self._places][keep].to(self.dtype)
+
+
+def _remaining(blocks: Tensor, stays: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What stays of blocks (b, s, s), stays (b, s) bool, moved to the front: (b, w, w) padded with zeros, where each row
+    was, (b, w), and which are no padding, (b, w). width: w, None for what the fullest block needs."""
+    width = width or int(stays.sum(1).max())
+    order = stays.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    valid = stays.gather(1, order)
+    each = torch.arange(len(blocks), device=blocks.device)[:, None, None]
+    return blocks[each, order[:, :, None], order[:, None, :]] * (valid[:, :, None] & valid[:, None, :]), order, valid
 
 
 def _across(vector: Tensor, like: Tensor) -> Tensor:
