@@ -47,7 +47,10 @@ Reached = Iterator[tuple[float, Pruned]]
 
 @dataclass(frozen=True)
 class Setting:
-    """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images."""
+    """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images.
+
+    rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with.
+    """
 
     task: Task
     block: int | None
@@ -55,6 +58,7 @@ class Setting:
     rank: int
     ratio: float
     fresh: int
+    refitted: int = 2
     finer: float = 1.0
     refit: Refit | None = None
     rival: Refit | None = None
@@ -146,6 +150,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     """The table: rivals written as recipes on our axes first."""
     labels = mfac(SAMPLES, GRID[0], block=setting.block)
     exact = gauss_newton(mfac(setting.rank * SAMPLES, setting.damping, block=setting.block), setting.rank)
+    led = gauss_newton(mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted)
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
     return {
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
@@ -169,24 +174,30 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             Pruner(None, magnitude, zero), refit=setting.rival, ratio=setting.finer
         ),
         "Gauss–Newton, joint, refit, stages, single": Staged(
-            Pruner(exact, obs, joint), refit=setting.refit, ratio=setting.finer
+            Pruner(led, obs, joint), refit=setting.refit, ratio=setting.finer
         ),
         "Gauss–Newton, joint, refit, stages, fresh": Staged(
-            Pruner(fresh, obs, joint), setting.fresh, None if setting.refit is None else replace(setting.refit, rank=1)
+            Pruner(fresh, obs, joint), setting.fresh, setting.refit and sparing(setting.refit)
         ),
     }
 
 
+def sparing(refit: Refit) -> Refit:
+    """Where images are many, a row to each has to do."""
+    return refit if refit.iterations else replace(refit, rank=1)
+
+
 def settings(name: str, bench: Any) -> Setting:
     if name == "mlpnet":
-        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 6000, 0.9, Refit(), Distilled())
+        refit = Refit(rank=10, damping=3e-4, iterations=100)
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 6000, 1, 0.9, refit, Distilled())
     task = TASKS["resnet20"](bench)
     sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
     if name == "resnet20-all":
         space = ParameterSpace.of(task.model, include=("*conv*.weight", "*downsample.0.weight", "fc.weight"))
         title = "ResNet-20 on CIFAR-10 (JPEG), all convolutions and the classifier"
         task = replace(task, space=space, title=title)
-    return Setting(replace(task, sparsities=sparsities), 500, 1e-4, 2, 0.78, 2000, 0.78, Refit(damping=1e-4))
+    return Setting(replace(task, sparsities=sparsities), 500, 1e-4, 2, 0.78, 2000, 2, 0.78, Refit(damping=1e-4))
 
 
 def recalibrated(pruned: Pruned) -> Objective:

@@ -571,11 +571,16 @@ def test_refits_follow_rounds_by_default_and_as_asked(here: Path) -> None:
     assert woodbury(f"{words} --refit -1 --out wrong").exit_code == 2
 
 
-def test_refits_without_room_are_left_out_or_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * 2 * 60 * 456 - 1)
-    words = "net.py:build net.py:both --damping 1e-3 --count 60"
-    result = woodbury(f"prune {words} --sparsity 0.5 --rounds 1 --out out")
-    assert result.exit_code == 0 and "0 refit(s)" in result.stderr, result.output
-    for command in (f"prune {words} --sparsity 0.5 --refit 1", f"compare {words} --methods magnitude --refit 1"):
-        result = woodbury(f"{command} --out refused")
-        assert result.exit_code == 2 and "lower --count" in result.stderr, result.output
+def test_refits_without_room_are_left_out_or_iterated(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "prune net.py:build net.py:both --damping 1e-3 --count 60 --sparsity 0.5 --rounds 1"
+    for out, room, more, said in (
+        ("rows", 2**33, "", "1, by rows"),
+        ("out", 4 * 2 * 60 * 456 - 1, "", "0"),
+        ("asked", 4 * 2 * 60 * 456 - 1, "--refit 1", ""),
+    ):
+        monkeypatch.setattr("woodbury.pruning.effort.MEMORY", room)
+        result = woodbury(f"{words} {more} --out {out}")
+        assert result.exit_code == 0 and (f"after each: {said};" in result.stderr) == (not more), result.output
+    reports = [json.loads((here / out / "report.json").read_text()) for out in ("rows", "out", "asked")]
+    assert [report["settings"]["refit"] for report in reports] == [1, 0, 1]
+    assert reports[2]["predicted increase"] < reports[1]["predicted increase"]  # what is left of the distance

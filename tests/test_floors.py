@@ -15,6 +15,7 @@ MODELS = {
     "objective",
     "gradients",
     "gauss_newton",
+    "residuals",
     "factors",
     "hessian",
     "flops",
@@ -23,7 +24,7 @@ MODELS = {
 }  # the half of floor 1 that knows models
 TENSORS = {
     *("fisher.operator", "fisher.small", "fisher.streams", "fisher.explicit", "fisher.lowrank"),
-    *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window", "fisher.triangle"),
+    *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window", "fisher.triangle", "fisher.iterative"),
 }
 PRUNING = {
     *("pruning.quadratic", "pruning.saliency", "pruning.units"),

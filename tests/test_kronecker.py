@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher import restricted, small
+from woodbury.fisher.iterative import conjugate_gradients
 from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.fisher.operator import Fisher
-from woodbury.fisher.restricted import conjugate_gradients
 
 OUT, IN = 6, 9
 
@@ -126,7 +126,9 @@ def test_conjugate_gradients_that_do_not_converge_say_so(monkeypatch: pytest.Mon
 
 def test_conjugate_gradients_on_a_plain_matrix() -> None:
     matrix, b = _factor(8, 5) + torch.eye(8, dtype=torch.float64), _vector(8, 2)
-    _close(conjugate_gradients(lambda x: matrix @ x, lambda x: x, b), torch.linalg.solve(matrix, b))
+    found, left = conjugate_gradients(lambda x: matrix @ x, b, 100, 1e-12)
+    _close(found, torch.linalg.solve(matrix, b))
+    assert left <= 1e-12 < conjugate_gradients(lambda x: matrix @ x, b, 2, 1e-12)[1]
 
 
 def test_restricting_composes_and_keeps_the_whole_when_all_stay() -> None:

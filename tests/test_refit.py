@@ -14,7 +14,7 @@ from woodbury.comparison import Method, run
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.gauss_newton import gauss_newton_rows
-from woodbury.gradients import looped, losses, vmapped
+from woodbury.gradients import looped, vmapped
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squared_error
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit import Refit, Refitted
@@ -76,6 +76,25 @@ def test_one_step_is_the_damped_least_squares_solution(rank: int) -> None:
     found = refit(pruned, start)
     torch.testing.assert_close(found.weights - pruned.weights, truth(pruned, start, refit))
     assert found.space is pruned.space and found.likelihood is pruned.likelihood and found.batches is pruned.batches
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_iterations_come_to_the_same_step_without_a_row(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, told = dense(), []
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    refit = Refit(rank=rank, damping=1e-1, iterations=60, progress=lambda *now: told.append(now))
+    monkeypatch.setattr("woodbury.residuals.rows", None)
+    found = refit(pruned, start)
+    torch.testing.assert_close(found.weights - pruned.weights, truth(pruned, start, refit), rtol=1e-5, atol=1e-5)
+    assert told[0] == ("iterations of a refit", 1, 60) and len(told) <= 60
+    assert found.space is pruned.space and found.likelihood is pruned.likelihood and found.batches is pruned.batches
+
+
+def test_few_iterations_are_a_shorter_step_that_comes_closer() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    first, more, all_ = (Refit(rank=9, iterations=count)(pruned, start) for count in (1, 4, 40))
+    assert divergence(all_, start) < divergence(more, start) < divergence(first, start) < divergence(pruned, start)
 
 
 def test_squares_of_a_linear_network_are_refitted_at_once() -> None:
@@ -146,28 +165,6 @@ def test_a_comparison_refits_too() -> None:
     assert divergence(found.objective, start) < divergence(plain.objective, start)
 
 
-class Uncompromising(nn.Module):
-    """Refuses vmap: its control flow asks the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if float(x.sum()) < 1e9 else x
-
-
-@pytest.mark.parametrize("model", [nn.Linear(6, 3), Uncompromising()])
-def test_losses_are_those_of_the_samples_alone(model: nn.Module) -> None:
-    objective = Objective.of(model.double(), data(70))
-    alone = [
-        objective.loss([(x[None], y[None])]) for inputs, target in data(70) for x, y in zip(inputs, target, strict=True)
-    ]
-    torch.testing.assert_close(losses(objective), torch.tensor(alone, dtype=torch.float64))
-    with pytest.raises(WoodburyError, match="No batch"):
-        losses(replace(objective, batches=[]))
-
-
 @pytest.mark.parametrize("engine", [looped, vmapped])
 def test_the_engine_can_be_pinned(engine: Any) -> None:
     start = dense()
@@ -211,6 +208,8 @@ def test_what_cannot_be_is_refused_early() -> None:
         {"rank": 0},
         {"steps": 1.5},
         {"samples": 0},
+        {"iterations": 0},
+        {"iterations": 2.0},
         {"damping": 0.0},
         {"damping": float("nan")},
     ):

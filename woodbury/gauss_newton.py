@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from woodbury.errors import WoodburyError
 from woodbury.gradients import regrouped
-from woodbury.objective import Batch, Likelihood, Objective, evaluating, samples_in
+from woodbury.objective import Batch, Likelihood, Objective, evaluating
 
 SAMPLES = 64
 """How many samples the directions are drawn for at once."""
@@ -43,23 +43,28 @@ class _Directions:
     seed: int
 
     def __iter__(self) -> Iterator[Batch]:
-        objective, generator = self.objective, torch.Generator(self.objective.weights.device).manual_seed(self.seed)
-        draw = objective.likelihood.directions
-        assert draw is not None  # seen before
-        for inputs, target in regrouped(objective.batches, max(1, SAMPLES // self.rank)):
-            with torch.no_grad(), evaluating(objective.model):
-                output = objective.forward(objective.parameters, inputs)
-                directions = self.rank**0.5 * draw(output, self.rank, generator)
-            ignored = objective.likelihood.ignored
-            # Labels are (b, …) for directions (b, r, C, …); probabilities mark nothing.
-            if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
-                directions = directions * (target != ignored)[:, None, None]
-            yield _repeated(inputs, self.rank), directions.reshape(-1, *directions.shape[2:])
+        for inputs, directions in drawn(self.objective, self.rank, self.seed, max(1, SAMPLES // self.rank)):
+            yield repeated(inputs, directions)
 
 
-def _repeated(inputs: Any, times: int) -> Any:
-    samples = samples_in(inputs)
+def drawn(objective: Objective, rank: int, seed: int, at_once: int) -> Iterator[tuple[Any, Tensor]]:
+    """The objective's samples, so many at once, and `rank` directions of the output to each, (b, rank, …)  (eq. 29)."""
+    generator = torch.Generator(objective.weights.device).manual_seed(seed)
+    draw, ignored = objective.likelihood.directions, objective.likelihood.ignored
+    assert draw is not None  # seen before
+    for inputs, target in regrouped(objective.batches, at_once):
+        with torch.no_grad(), evaluating(objective.model):
+            directions = rank**0.5 * draw(objective.forward(objective.parameters, inputs), rank, generator)
+        # Labels are (b, …) for directions (b, r, C, …); probabilities mark nothing.
+        if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
+            directions = directions * (target != ignored)[:, None, None]
+        yield inputs, directions
+
+
+def repeated(inputs: Any, directions: Tensor) -> Batch:
+    """The samples, each as often as it has directions (b, rank, …), and those one after the other, (b·rank, …)."""
+    samples, rank = directions.shape[:2]
     return tree_map(
-        lambda leaf: leaf.repeat_interleave(times, 0) if isinstance(leaf, Tensor) and len(leaf) == samples else leaf,
+        lambda leaf: leaf.repeat_interleave(rank, 0) if isinstance(leaf, Tensor) and len(leaf) == samples else leaf,
         inputs,
-    )
+    ), directions.flatten(0, 1)

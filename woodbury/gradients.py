@@ -45,11 +45,7 @@ def sampled(objective: Objective, inputs: Any, target: Any, generator: torch.Gen
 
 def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     """Per-sample gradients (c, d) of a chunk, by one vectorised backward pass."""
-    return objective.space.flatten(_over_samples(grad, objective, inputs, target))
-
-
-def _over_samples(of: Callable[[Callable[..., Tensor]], Callable[..., Any]], objective: Objective, *batch: Any) -> Any:
-    """`of` the loss as a function of the parameters, for each sample of the batch."""
+    batch = (inputs, target)
 
     def loss(parameters: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
         one = iter(tensors)
@@ -62,7 +58,7 @@ def _over_samples(of: Callable[[Callable[..., Tensor]], Callable[..., Any]], obj
     with torch.no_grad(), warnings.catch_warnings():
         # An operation without a batching rule still gives the right answer; `fastest` is what notices its cost.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return vmap(of(loss), (None, 0))(parameters, tensors)
+        return objective.space.flatten(vmap(grad(loss), (None, 0))(parameters, tensors))
 
 
 def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
@@ -174,38 +170,6 @@ def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
         raise WoodburyError(f"The data gave {samples} of the {count or 1} samples asked for.")
     _check_rows(objective, total[None], 0)
     return total / samples
-
-
-@torch.no_grad()
-def losses(objective: Objective) -> Tensor:
-    """The loss of each sample by itself: (samples,). Raises WoodburyError when there are none."""
-    found, engine = [], None
-    with evaluating(objective.model):
-        for batch in regrouped(objective.batches, 64):
-            engine = engine or _loss_engine(objective, *batch)
-            found.append(engine(objective, *batch))
-    if not found:
-        raise WoodburyError("No batch was given: a loss needs at least one sample.")
-    return torch.cat(found)
-
-
-def _loss_engine(objective: Objective, inputs: Any, target: Any) -> Engine:
-    try:
-        _losses_vmapped(objective, inputs, target)
-    except WoodburyError:
-        raise
-    except Exception:  # as in `fastest`
-        return _losses_looped
-    return _losses_vmapped
-
-
-def _losses_vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    return _over_samples(lambda loss: loss, objective, inputs, target)
-
-
-def _losses_looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    parts = (_part((inputs, target), i, i + 1) for i in range(samples_in(inputs)))
-    return torch.stack([objective.batch_loss(objective.parameters, *part) for part in parts])
 
 
 def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:

@@ -24,9 +24,8 @@ IGNORED = -100
 """The class that means no observation, as in torch and in language models' labels."""
 
 
-def _along(output: Tensor, direction: Tensor) -> Tensor:
-    wide = torch.promote_types(output.dtype, torch.float32)  # what is summed in halves says little
-    return (output.to(wide) * direction).sum() / len(output)
+def _itself(output: Any) -> Tensor:
+    return output
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,25 @@ class Likelihood:
     loss: (output, target) -> scalar, the *mean* negative log-likelihood over the batch. sample: (output, generator) ->
     a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn. directions: (output,
     rank, generator) -> (b, rank, *output's other dimensions), whose outer products add up to the Hessian of the negative
-    log-likelihood by the output, at least in expectation; along: (output, direction) -> their inner product, averaged over
-    the batch. ignored: the label that means no observation, such as padding; where the data have it, no label is drawn.
+    log-likelihood by the output, at least in expectation; read: output -> the tensor that the directions are of. ignored: the
+    label that means no observation, such as padding; where the data have it, no label is drawn.
     """
 
     loss: Callable[[Any, Any], Tensor]
     sample: Callable[[Any, torch.Generator | None], Any] | None = None
     ignored: int | None = None
     directions: Callable[[Any, int, torch.Generator | None], Tensor] | None = None
-    along: Callable[[Any, Tensor], Tensor] = _along
+    read: Callable[[Any], Tensor] = _itself
+
+    def along(self, output: Any, direction: Tensor) -> Tensor:
+        """The inner product of what the output holds with a direction (b, …), averaged over the batch: a scalar."""
+        found = self.read(output)
+        wide = torch.promote_types(found.dtype, torch.float32)  # what is summed in halves says little
+        return (found.to(wide) * direction).sum() / len(found)
 
     def reading(self, read: Callable[[Any], Any]) -> Likelihood:
         """The same likelihood of what `read` takes from the model's output, such as `lambda output: output.logits`."""
-        loss, sample, directions, along = self.loss, self.sample, self.directions, self.along
+        loss, sample, directions, inner = self.loss, self.sample, self.directions, self.read
         return replace(
             self,
             loss=lambda output, target: loss(read(output), target),
@@ -56,7 +61,7 @@ class Likelihood:
             directions=None
             if directions is None
             else lambda output, rank, generator: directions(read(output), rank, generator),
-            along=lambda output, direction: along(read(output), direction),
+            read=lambda output: inner(read(output)),
         )
 
 

@@ -195,7 +195,7 @@ class Plan:
     words: Mapping[str, Any]
     refits: int = 0
 
-    def method(self, sampling: Sampling, flops: Flops | None = None) -> Method:
+    def method(self, sampling: Sampling, flops: Flops | None = None, refit: Refit | None = None) -> Method:
         """The method that estimates its Fisher so; the first damping is the one to begin with. flops: of the model."""
         pruner = Pruner(
             fisher=self.kind.estimate(sampling, self.dampings[0]) if self.kind.estimate else None,
@@ -204,7 +204,6 @@ class Plan:
             first_order=self.first_order,
         )
         settings = {"recipe": self.name, "update": self.update, "first_order": self.first_order, **self.words}
-        refit = refit_of(self.refits, sampling) if self.refits else None
         return Method(
             self.rules.applied(pruner, flops),
             self.rounds,
@@ -212,11 +211,6 @@ class Plan:
             settings | {"refits": self.refits},
             refit,
         )
-
-
-def refit_of(steps: int, s: Sampling) -> Refit:
-    """A refit of so many steps, from as many directions to a sample as a Fisher by Gauss–Newton takes."""
-    return Refit(steps, RANK, usual.dampings[0], seed=s.seed, engine=s.engine, progress=s.progress)
 
 
 def plan(

@@ -59,9 +59,9 @@ def compare_(
     with output_folder(out) as folder:
         with progress_bars() as progress:
             problem = pose(model, data, options, choosing=any(len(p.dampings) > 1 for p in plans.values()))
-            problem.check_refits(options.refit or 0)
             dense = problem.dense()
-            chosen = {name: p.method(problem.sampling(progress), problem.flops()) for name, p in plans.items()}
+            refit = problem.refit(options.refit or 0, progress)
+            chosen = {name: p.method(problem.sampling(progress), problem.flops(), refit) for name, p in plans.items()}
             samples = range(options.seed, options.seed + seeds)
             results = compare(
                 chosen, levels, samples, problem.objective, problem.score, validate=problem.validate, progress=progress

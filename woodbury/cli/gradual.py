@@ -89,8 +89,10 @@ class Session:
         self.epoch = batches_in(self.samples, training.batch_size)
         self.total = (training.epochs or 0) * self.epoch
         self.optimizer = training.optimizer_of(problem)
-        sampling = replace(problem.sampling(progress), engine=ENGINES[self.record["engine"]])
-        method = plan.method(sampling, problem.flops())
+        engine = ENGINES[self.record["engine"]]
+        refit = problem.refit(plan.refits, progress)
+        refit = replace(refit, engine=engine) if refit else None
+        method = plan.method(replace(problem.sampling(progress), engine=engine), problem.flops(), refit)
 
         def prune(objective: Objective, sparsity: Targets) -> Pruned:
             result = run(method, objective, sparsity, problem.validate, progress)

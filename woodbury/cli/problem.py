@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from woodbury.batchnorm import recalibrate
-from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick, refit_of
+from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick
 from woodbury.cli.common import Callback, Options, note
 from woodbury.cli.data import HELD_OUT, Data, answers, batches, load_data, probe, sample, split_off
 from woodbury.cli.load import load_model
@@ -21,7 +21,8 @@ from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
 from woodbury.flops import Flops, flops
 from woodbury.objective import Batch, Likelihood, Objective
-from woodbury.pruning.effort import fits
+from woodbury.pruning.effort import suited, usual
+from woodbury.pruning.refit import Refit
 from woodbury.space import ParameterSpace
 
 USUAL_COUNT = 1000
@@ -85,18 +86,12 @@ class Problem:
         o = self.options
         return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
 
-    def has_room_for(self, refits: int) -> bool:
-        """Whether the rows of refits on the calibration sample fit into memory."""
-        samples = self.count * self.options.batch
-        return not refits or fits(refit_of(refits, self.sampling(None)), samples, self.space.d)
-
-    def check_refits(self, refits: int) -> None:
-        """Raises WoodburyError where there is no room for refits that were asked for."""
-        if not self.has_room_for(refits):
-            raise WoodburyError(
-                f"A refit on {self.count * self.options.batch} samples of {self.space.d:,} weights each does not fit into "
-                "memory: lower --count, or leave --refit out."
-            )
+    def refit(self, steps: int, progress: Callback | None, patient: bool = True) -> Refit | None:
+        """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
+        if not steps:
+            return None
+        asked = Refit(steps, usual.rank, usual.dampings[0], seed=self.options.seed, progress=progress)
+        return suited(asked, self.objective(self.options.seed), self.count * self.options.batch, patient)
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""

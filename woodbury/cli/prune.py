@@ -20,7 +20,7 @@ from woodbury.comparison import Run, run
 from woodbury.export import output_folder
 from woodbury.objective import Objective
 from woodbury.per_layer import by_layer
-from woodbury.pruning.effort import stages_to, usual
+from woodbury.pruning.effort import said, stages_to, usual
 from woodbury.report import percent
 
 FAR = 5
@@ -75,15 +75,13 @@ def prune(
             before = problem.dense()
             objective = problem.objective(options.seed)
             flops = problem.flops()
-            problem.check_refits(chosen.refits)
+            refit = problem.refit(chosen.refits, progress)
             if options.refit is None and usually and not options.first_order:  # labels lead elsewhere
-                chosen = replace(chosen, refits=usual.refits if problem.has_room_for(usual.refits) else 0)
-                note(
-                    f"{chosen.refits} refit(s) to the dense network's outputs after each: --refit sets another number."
-                )
-            result = run(
-                chosen.method(problem.sampling(progress), flops), objective, target, problem.validate, progress
-            )
+                refit = problem.refit(usual.refits, progress, patient=False)
+                note(f"Refits to the dense network's outputs after each: {said(refit)}; --refit sets another number.")
+            chosen = replace(chosen, refits=refit.steps if refit else 0)
+            recipe = chosen.method(problem.sampling(progress), flops, refit)
+            result = run(recipe, objective, target, problem.validate, progress)
             after = problem.score(result.pruned.objective)
         numbers = _numbers(problem, objective, result, before, after)
         space = result.pruned.objective.space

@@ -11,7 +11,8 @@ import torch
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac
-from woodbury.gradients import Progress, observed, regrouped, sampled
+from woodbury.flops import flops
+from woodbury.gradients import Labels, Progress, observed, regrouped, sampled
 from woodbury.objective import Batch, Objective, evaluating, samples_in
 from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.pruner import Pruner, Recipe
@@ -24,6 +25,9 @@ WHOLE = 50_000
 """Up to so many weights the whole matrix is best, beyond it blocks (docs/results.md)."""
 
 BLOCK = 500
+ITERATIONS, DIRECTIONS = 100, 10
+"""Of a refit by iterations (docs/results.md)."""
+
 MEMORY = 8 * 2**30
 """Bytes that the rows, and the blocks made of them, may take each."""
 
@@ -78,7 +82,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     """
     check_reachable(objective.space, check_targets(sparsity), everything, weights)
     start = reached(objective.space, sparsity, weights)
-    batches, d = list(regrouped(objective.batches, 16, effort.samples)), objective.space.d
+    batches = list(regrouped(objective.batches, 16, effort.samples))
     if not batches:
         raise WoodburyError("The batches hold no samples: give some to calibrate on.")
     apart = min(round(effort.held_back * len(batches)), len(batches) - 1)
@@ -86,13 +90,10 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     exact = objective.likelihood.directions is not None
     rank = effort.rank if exact else 1
     samples = sum(samples_in(inputs) for inputs, _ in seen)
-    count = max(1, min(rank * samples, MEMORY // (4 * d)))
-    block = fitting_block(d)
     labels = sampled if any(target is None for _, target in seen) else observed
-    rows = mfac(count, effort.dampings[0], block=block, labels=observed if exact else labels, progress=progress)
-    pruner = Pruner(gauss_newton(rows, rank) if exact else rows)
-    refit = Refit(effort.refits, rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
-    refit = refit if refit and fits(refit, samples, d) else None
+    pruner, count, block = led(objective, samples, rank, effort.dampings[0], labels, progress)
+    asked = Refit(effort.refits, rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
+    refit = suited(asked, objective, samples) if asked else None
     stages = stages_to(sparsity, start, effort.keeps)
     sparsities = rounds(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
@@ -101,11 +102,28 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
         "damping": ", ".join(f"{damping:g}" for damping in (effort.dampings if held else effort.dampings[:1])),
         "samples held back": sum(samples_in(inputs) for inputs, _ in held),
         "stages": len(sparsities),
-        "refits after each": refit.steps if refit else 0,
+        "refits after each": said(refit),
     }
     recipe = Tuned(pruner, held, effort.dampings) if held else pruner
     recipe = Refitted(recipe, objective, refit) if refit else recipe
     return Choice(recipe, replace(objective, batches=seen), sparsities, settings)
+
+
+def led(
+    objective: Objective,
+    samples: int,
+    rank: int,
+    damping: float,
+    labels: Labels = observed,
+    progress: Progress | None = None,
+) -> tuple[Pruner, int, int | None]:
+    """The best known recipe for one step, how many rows it takes, and in which blocks: Gauss–Newton rows, `rank` to a sample,
+    or one gradient by `labels` where the likelihood has no directions."""
+    exact, d = objective.likelihood.directions is not None, objective.space.d
+    count = max(1, min((rank if exact else 1) * samples, MEMORY // (4 * d)))
+    block = fitting_block(d)
+    rows = mfac(count, damping, block=block, labels=observed if exact else labels, progress=progress)
+    return Pruner(gauss_newton(rows, rank) if exact else rows), count, block
 
 
 def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
@@ -115,9 +133,34 @@ def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
         return [(x, sampled(objective, x, None, generator) if y is None else y) for x, y in batches]
 
 
-def fits(refit: Refit, samples: int, d: int) -> bool:
-    """Whether the rows of a refit, in float32, have room in MEMORY."""
-    return 4 * refit.rank * samples * d <= MEMORY
+def suited(refit: Refit, objective: Objective, samples: int, patient: bool = False) -> Refit | None:
+    """The refit by rows as it is, or by iterations: what costs fewer FLOPs on this model, if its rows have room in MEMORY.
+
+    Where they have none and iterations are the slower: None, or iterations for the `patient`.
+    """
+    m, d = refit.rank * samples, objective.space.d
+    forward = _forward_flops(objective)
+    rows, iterations = m**2 * d + 3 * m * forward, 5 * ITERATIONS * samples * forward
+    by_iterations = replace(refit, rank=DIRECTIONS, iterations=ITERATIONS)
+    if iterations < rows:
+        return by_iterations
+    if 4 * m * d <= MEMORY:
+        return refit
+    return by_iterations if patient else None
+
+
+def said(refit: Refit | None) -> str:
+    """A refit in words."""
+    if refit is None:
+        return "0"
+    return f"{refit.steps}, {'by rows' if refit.iterations is None else f'{refit.iterations} iterations'}"
+
+
+def _forward_flops(objective: Objective) -> float:
+    """FLOPs of a sample's forward pass, by the weights of all its parameters."""
+    inputs, _ = next(iter(objective.batches))
+    each = flops(objective.model, inputs).per_weight
+    return sum(each[name] * parameter.numel() for name, parameter in objective.model.named_parameters())
 
 
 def fitting_block(d: int) -> int | None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from woodbury.calibration import Calibration, aside, at_step
 from woodbury.errors import WoodburyError
-from woodbury.fisher.estimate import mfac
 from woodbury.objective import Likelihood, Objective, cross_entropy, samples_in
 from woodbury.pruning.contest import check_reachable, reached
+from woodbury.pruning.effort import led, usual
 from woodbury.pruning.masks import Hold
 from woodbury.pruning.moments import moments
 from woodbury.pruning.pruner import Pruned, Pruner
@@ -54,9 +54,8 @@ class Gradual:
     and writes the result. Random numbers drawn by the loop stay those of a loop without pruning.
 
     batches: calibration data, or step -> such data. start, end, every or steps: when to prune, in optimizer steps. schedule:
-    how the sparsity rises. pruner: by default M-FAC of the first 1,000 samples, or as many as there are, at damping 1e-3
-    with the joint update; pin its engine for runs that agree bit for bit. keep_zeros: weights that are zero already stay
-    zero, and the schedule starts from there. score: measured right before and after each step, for `history`. decay_off: no
+    how the sparsity rises. pruner: by default one step of `prune` without a refit, on the first 1,000 samples or as
+    many as there are; pin its engine for runs that agree bit for bit. keep_zeros: weights that are zero already stay zero, and the schedule starts from there. score: measured right before and after each step, for `history`. decay_off: no
     weight decay after the last step. On several ranks give all the same calibration data.
     Raises WoodburyError, before any work, for what cannot be done.
     """
@@ -92,7 +91,7 @@ class Gradual:
         with aside(batches):
             objective = self._objective(self.moments[0])
             objective.probe()
-            self._pruner: Prune = pruner or Pruner(mfac(_samples(objective), 1e-3))
+            self._pruner: Prune = pruner or led(objective, _samples(objective), usual.rank, usual.dampings[0])[0]
         rules = pruner if isinstance(pruner, Pruner | Tuned | Refitted) else Pruner(None)
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)

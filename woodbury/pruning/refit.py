@@ -8,18 +8,21 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.fisher.iterative import conjugate_gradients
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.operator import check_damping
-from woodbury.gauss_newton import gauss_newton_rows
-from woodbury.gradients import Engine, Progress, losses, regrouped, rows
+from woodbury.gradients import Engine, Progress
 from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruned, Recipe
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.select import Cost, Scope
+from woodbury.residuals import Residuals
 from woodbury.space import ParameterSpace
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """How much of a step is tried, until the outputs come closer."""
+TOLERANCE = 1e-6
+"""The relative residual at which iterations end early."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,25 @@ class Refit:
 
     The distance is the one that the Fisher measures, in `rank` directions to a sample, drawn anew in each of the `steps`;
     to second order it is the divergence between what the two networks predict. samples: the first so many of the batches,
-    None for all; rank × samples × d floats are needed.
+    None for all. iterations: None solves each step exactly, from rank × samples rows of d floats; a number solves it by so
+    many conjugate gradients on products through the network, without a row, at a cost that `rank` does not raise  (eq. 63).
     """
 
     steps: int = 1
     rank: int = 2
     damping: float = 1e-3
     samples: int | None = None
+    iterations: int | None = None
     seed: int = 0
     engine: Engine | None = None
     progress: Progress | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        numbers = {"steps": self.steps, "rank": self.rank, "samples": 1 if self.samples is None else self.samples}
+        numbers = {"steps": self.steps, "rank": self.rank, "samples": self.samples, "iterations": self.iterations}
         for name, number in numbers.items():
-            if not isinstance(number, int) or number < 1:
+            left_out = number is None and name in ("samples", "iterations")
+            if not left_out and not (isinstance(number, int) and number > 0):
                 raise WoodburyError(f"A refit with {name}={number} cannot be: give a whole number of at least 1.")
 
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
@@ -54,28 +60,39 @@ class Refit:
 
     def distance(self, objective: Objective, dense: Objective) -> float:
         """How far the outputs are from those of `dense`, in directions that no step has fitted  (eq. 61)."""
-        goal, here = self._directed(objective, dense, self.steps)
-        return _half_square(losses(here) - losses(goal))
+        return _half_square(self._residuals(objective, dense, self.steps).at(objective.weights))
 
-    def _directed(self, objective: Objective, dense: Objective, draw: int) -> tuple[Objective, Objective]:
-        """Both networks with their outputs along the same directions for losses; another draw after each pruning."""
+    def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
+        """What the outputs differ by, along other directions after each pruning."""
         seed = self.seed + objective.space.d * (self.steps + 1) + draw
-        batches = objective.batches if self.samples is None else list(regrouped(objective.batches, 64, self.samples))
-        goal = gauss_newton_rows(replace(dense, batches=batches), self.rank, seed)
-        drawn = list(goal.batches)  # once, as they are read several times and a loader may shuffle
-        return replace(goal, batches=drawn), replace(objective, batches=drawn, likelihood=goal.likelihood)
+        return Residuals.between(objective, dense, self.rank, seed, self.samples)
 
     def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
-        goal, here = self._directed(objective, dense, draw)
-        told = losses(goal)
-        residuals = losses(here) - told
-        jacobian = rows(here, len(residuals), engine=self.engine, progress=self.progress)
-        step = LowRank(jacobian, self.damping).solve_range(residuals / len(residuals)).to(here.weights.dtype)
+        residuals = self._residuals(objective, dense, draw)
+        here = residuals.at(objective.weights)
+        solve = self._by_rows if self.iterations is None else self._by_products
+        step = solve(residuals, here).to(objective.weights.dtype)
         for share in SHARES:
-            moved = here.at(here.weights - share * step)
-            if _half_square(losses(moved) - told) < _half_square(residuals):  # never with a NaN
-                return objective.at(moved.weights)
+            moved = objective.weights - share * step
+            if _half_square(residuals.at(moved)) < _half_square(here):  # never with a NaN
+                return objective.at(moved)
         return objective
+
+    def _by_rows(self, residuals: Residuals, here: Tensor) -> Tensor:
+        jacobian = residuals.jacobian(self.engine, self.progress)
+        return LowRank(jacobian, self.damping).solve_range(here / len(here))
+
+    def _by_products(self, residuals: Residuals, here: Tensor) -> Tensor:
+        done, most = 0, self.iterations or 0
+
+        def multiply(v: Tensor) -> Tensor:
+            nonlocal done
+            done += 1
+            if self.progress:
+                self.progress("iterations of a refit", done, most)
+            return (residuals.curved(v[:, 0]) + self.damping * v[:, 0])[:, None]
+
+        return conjugate_gradients(multiply, residuals.gradient(here)[:, None], most, TOLERANCE)[0][:, 0]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""Residuals: what they are, their Jacobian and its products, by definition and in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from woodbury import residuals
+from woodbury.errors import WoodburyError
+from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squared_error
+from woodbury.residuals import Residuals
+from woodbury.space import ParameterSpace
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Wrapped(nn.Module):
+    """Gives its logits in a dictionary, beside something that has no samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"logits": self.net(x), "temperature": torch.tensor(1.0), "words": "none"}
+
+
+class Words(nn.Module):
+    """Classes at each of three positions, (b, C, 3), by attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(nn.functional.scaled_dot_product_attention(h, h, h)).movedim(1, 2)
+
+
+def logits(output: Any) -> Tensor:
+    return output["logits"]
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def batches_of(*shape: int, labels: Tensor) -> list[Batch]:
+    return list(zip(normal(11, *shape).split(4), labels.split(4), strict=True))
+
+
+CLASSES = torch.arange(11) % 3
+PADDED = torch.tensor([[0, 1, -100]] * 11)
+CASES = [
+    (plain, cross_entropy, batches_of(4, labels=CLASSES), lambda output: output),
+    (plain, squared_error, batches_of(4, labels=normal(11, 3)), lambda output: output),
+    (Wrapped, cross_entropy.reading(logits), batches_of(4, labels=CLASSES), logits),
+    (Words, cross_entropy, batches_of(3, 2, labels=PADDED), lambda output: output),
+]
+
+
+def pair(build: Any, likelihood: Likelihood, batches: list[Batch]) -> tuple[Objective, Objective]:
+    """A network of which some weights are gone and the others moved, and the one it came from."""
+    torch.manual_seed(0)
+    model = build().double()
+    goal = Objective.of(model, [], likelihood, ParameterSpace.of(model, min_ndim=2))
+    keep = normal(goal.space.d, seed=1) > -0.5
+    return Objective(model, batches, likelihood, goal.space.restrict(keep), goal.weights[keep] + 0.1), goal
+
+
+@pytest.mark.parametrize(("build", "likelihood", "batches", "read"), CASES)
+def test_everything_is_what_its_definition_says(
+    build: Any, likelihood: Likelihood, batches: list[Batch], read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residuals, "_at_once", lambda inputs: 3)  # several parts, the last one short
+    objective, goal = pair(build, likelihood, batches)
+    found = Residuals.between(objective, goal, 4, seed=2)
+    inputs = torch.cat([part[0] for part in found.parts])
+    directions = torch.cat([part[1] for part in found.parts])
+    told = read(goal.forward(goal.parameters, inputs)).detach()
+
+    def by_definition(weights: Tensor) -> Tensor:
+        said = read(objective.forward(objective.space.unflatten(weights), inputs))
+        return ((said - told)[:, None] * directions).flatten(2).sum(2).flatten()
+
+    here, v = objective.weights, normal(objective.space.d, seed=5)
+    jacobian = torch.autograd.functional.jacobian(by_definition, here)
+    assert isinstance(jacobian, Tensor) and found.m == 44 == len(jacobian) and len(found.parts) == 4
+    torch.testing.assert_close(found.at(here), by_definition(here).detach())
+    torch.testing.assert_close(found.jacobian(), jacobian)
+    torch.testing.assert_close(found.gradient(found.at(here)), jacobian.mT @ found.at(here) / 44)
+    torch.testing.assert_close(found.curved(v), jacobian.mT @ (jacobian @ v) / 44)
+    torch.testing.assert_close(found.at(here + v), by_definition(here + v).detach())
+
+
+def test_positions_that_are_padding_count_for_nothing() -> None:
+    objective, goal = pair(Words, cross_entropy, batches_of(3, 2, labels=PADDED))
+    assert all(bool((part[1][..., 2] == 0).all()) for part in Residuals.between(objective, goal, 2, seed=0).parts)
+
+
+def test_only_the_first_samples_are_read_and_none_is_an_error() -> None:
+    objective, goal = pair(plain, cross_entropy, batches_of(4, labels=CLASSES))
+    few, first = (
+        Residuals.between(one, goal, 2, 0, samples)
+        for one, samples in ((objective, 4), (replace(objective, batches=batches_of(4, labels=CLASSES)[:1]), None))
+    )
+    torch.testing.assert_close(few.at(objective.weights), first.at(objective.weights))
+    with pytest.raises(WoodburyError, match="No batch"):
+        Residuals.between(replace(objective, batches=[]), goal, 2, 0)
+
+
+def test_large_samples_go_through_the_network_by_few() -> None:
+    assert [residuals._at_once(x) for x in (torch.ones(2, 784), {"image": torch.ones(2, 3, 32, 32)})] == [1024, 341]
+    assert [residuals._at_once(x) for x in (torch.ones(2, 3, 224, 224), (torch.ones(2, 16).long(),))] == [16, 65]
+
+
+class OneWay(torch.autograd.Function):
+    """An operation that can be differentiated backward only."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * slope
+
+
+class Backward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OneWay.apply(self.linear(x))  # type: ignore[return-value]
+
+
+def test_a_model_without_a_forward_mode_is_named() -> None:
+    objective, goal = pair(Backward, cross_entropy, batches_of(4, labels=CLASSES))
+    found = Residuals.between(objective, goal, 2, 0)
+    assert found.gradient(found.at(objective.weights)).shape == objective.weights.shape
+    with pytest.raises(WoodburyError, match="cannot be differentiated forward"):
+        found.curved(objective.weights)
