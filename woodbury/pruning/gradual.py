@@ -54,9 +54,10 @@ class Gradual:
     and writes the result. Random numbers drawn by the loop stay those of a loop without pruning.
 
     batches: calibration data, or step -> such data. start, end, every or steps: when to prune, in optimizer steps. schedule:
-    how the sparsity rises. pruner: by default one step of `prune` without a refit, on the first 1,000 samples or as
-    many as there are; pin its engine for runs that agree bit for bit. keep_zeros: weights that are zero already stay zero, and the schedule starts from there. score: measured right before and after each step, for `history`. decay_off: no
-    weight decay after the last step. On several ranks give all the same calibration data.
+    how the sparsity rises. pruner: by default one step of `prune` without a refit, on the first 1,000 samples or as many as
+    there are; pin its engine for runs that agree bit for bit. keep_zeros: weights that are zero already stay zero, and the
+    schedule starts from there. score: measured right before and after each step, for `history`. decay_off: no weight decay
+    after the last step. On several ranks give all the same calibration data.
     Raises WoodburyError, before any work, for what cannot be done.
     """
 
