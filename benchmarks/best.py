@@ -30,12 +30,13 @@ from woodbury.batchnorm import recalibrate
 from woodbury.comparison import accuracy
 from woodbury.fisher.estimate import gauss_newton, mfac, woodfisher
 from woodbury.objective import Batch, Objective, evaluating
+from woodbury.pruning.effort import Effort, choose, usual
 from woodbury.pruning.exchange import swaps, thresholded
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.selection import stepwise
-from woodbury.pruning.stages import stages
+from woodbury.pruning.stages import in_rounds, stages
 from woodbury.pruning.tuned import TRUST, Tuned
 from woodbury.pruning.update import independent, joint, zero
 from woodbury.records import versions
@@ -49,7 +50,8 @@ Reached = Iterator[tuple[float, Pruned]]
 class Setting:
     """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images.
 
-    rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with.
+    rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with;
+    fresh: images of a stage; window: of how many stages a refit, then `among_many`, sees them.
     """
 
     task: Task
@@ -59,8 +61,10 @@ class Setting:
     ratio: float
     fresh: int
     refitted: int = 2
+    window: int = 1
     finer: float = 1.0
     refit: Refit | None = None
+    among_many: Refit | None = None
     rival: Refit | None = None
 
 
@@ -82,21 +86,34 @@ class OneStage:
 
 @dataclass(frozen=True)
 class Staged:
-    """Stage by stage through all sparsities, `samples` images for each: the same for all, or fresh ones."""
+    """Stage by stage through all sparsities, the same images for all, or `samples` fresh ones before those of the last stages."""
 
     pruner: Pruner
     samples: int = 0
     refit: Refit | None = None
     ratio: float | None = None
+    window: int = 1
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         wanted = list(setting.task.sparsities.values())
         levels = way(wanted, self.ratio or setting.ratio)
-        fresh = shuffled(setting.task, self.samples, seed) if self.samples else None
+        fresh = shuffled(setting.task, self.samples, seed, self.window) if self.samples else None
         recipe = Refitted(self.pruner, objective, self.refit) if self.refit else self.pruner
         for level, pruned in zip(levels, stages(recipe, objective, levels, fresh), strict=True):
             if level in wanted:
                 yield level, pruned
+
+
+@dataclass(frozen=True)
+class AsItComes:
+    """`woodbury.prune` with an effort's settings, from the dense net to each sparsity by itself."""
+
+    effort: Effort
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+        for sparsity in setting.task.sparsities.values():
+            choice = choose(objective, sparsity, self.effort)
+            yield sparsity, in_rounds(choice.recipe, choice.objective, choice.sparsities)
 
 
 @dataclass(frozen=True)
@@ -133,14 +150,15 @@ def way(sparsities: Sequence[float], ratio: float) -> list[float]:
     return levels
 
 
-def shuffled(task: Task, count: int, seed: int) -> Callable[[int], list[Batch]]:
-    """Stage -> its `count` images, the next ones of a shuffle of all that are not held out."""
+def shuffled(task: Task, count: int, seed: int, window: int) -> Callable[[int], list[Batch]]:
+    """Stage -> its `count` images, the next ones of a shuffle of all that are not held out, and those of the stages before."""
     x, y = task.train
     pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
     pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(10_000 + seed))]
 
     def fresh(stage: int) -> list[Batch]:
-        drawn = pool[torch.arange(stage * count, (stage + 1) * count) % len(pool)]
+        recent = range(stage, max(-1, stage - window), -1)
+        drawn = pool[torch.cat([torch.arange(k * count, (k + 1) * count) for k in recent]) % len(pool)]
         return batches(x[drawn], y[drawn])
 
     return fresh
@@ -152,7 +170,9 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     exact = gauss_newton(mfac(setting.rank * SAMPLES, setting.damping, block=setting.block), setting.rank)
     led = gauss_newton(mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted)
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
+    newest = gauss_newton(mfac(2000, setting.damping, block=setting.block), 1)
     return {
+        "woodbury.prune as it comes": AsItComes(usual),
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
         "WoodFisher, papers' update, 1 stage": OneStage(
             Pruner(woodfisher(SAMPLES, setting.block or 2000), obs, independent)
@@ -177,27 +197,27 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             Pruner(led, obs, joint), refit=setting.refit, ratio=setting.finer
         ),
         "Gauss–Newton, joint, refit, stages, fresh": Staged(
-            Pruner(fresh, obs, joint), setting.fresh, setting.refit and sparing(setting.refit)
+            Pruner(newest, obs, joint),
+            setting.fresh,
+            setting.among_many,
+            window=setting.window,
         ),
     }
-
-
-def sparing(refit: Refit) -> Refit:
-    """Where images are many, a row to each has to do."""
-    return refit if refit.iterations else replace(refit, rank=1)
 
 
 def settings(name: str, bench: Any) -> Setting:
     if name == "mlpnet":
         refit = Refit(rank=10, damping=3e-4, iterations=100)
-        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 6000, 1, 0.9, refit, Distilled())
+        return Setting(TASKS["mlpnet"](bench), None, 3e-4, 2, 0.8, 6000, 1, 3, 0.9, refit, refit, Distilled())
     task = TASKS["resnet20"](bench)
     sparsities = {f"{s:g}": s for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
     if name == "resnet20-all":
         space = ParameterSpace.of(task.model, include=("*conv*.weight", "*downsample.0.weight", "fc.weight"))
         title = "ResNet-20 on CIFAR-10 (JPEG), all convolutions and the classifier"
         task = replace(task, space=space, title=title)
-    return Setting(replace(task, sparsities=sparsities), 500, 1e-4, 2, 0.78, 2000, 2, 0.78, Refit(damping=1e-4))
+    refit = Refit(damping=1e-4)
+    task = replace(task, sparsities=sparsities)
+    return Setting(task, 500, 1e-4, 2, 0.78, 2000, 2, 1, 0.78, refit, replace(refit, rank=1))
 
 
 def recalibrated(pruned: Pruned) -> Objective:

@@ -86,7 +86,7 @@ class Options:
             min=0,
             metavar="N",
             help="Steps back towards the dense network's outputs after every round; with --epochs, towards those before each "
-            "pruning step.  [default: 0; prune by gauss-newton 1 without --epochs and --first-order, if its rows have room]",
+            "pruning step.  [default: 0; prune by gauss-newton 1 without --epochs and --first-order, where it has room]",
         ),
     ] = None
     scope: Annotated[
