@@ -168,7 +168,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     """The table: rivals written as recipes on our axes first."""
     labels = mfac(SAMPLES, GRID[0], block=setting.block)
     exact = gauss_newton(mfac(setting.rank * SAMPLES, setting.damping, block=setting.block), setting.rank)
-    led = gauss_newton(mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted)
+    leading = gauss_newton(mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted)
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
     newest = gauss_newton(mfac(2000, setting.damping, block=setting.block), 1)
     return {
@@ -194,7 +194,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             Pruner(None, magnitude, zero), refit=setting.rival, ratio=setting.finer
         ),
         "Gauss–Newton, joint, refit, stages, single": Staged(
-            Pruner(led, obs, joint), refit=setting.refit, ratio=setting.finer
+            Pruner(leading, obs, joint), refit=setting.refit, ratio=setting.finer
         ),
         "Gauss–Newton, joint, refit, stages, fresh": Staged(
             Pruner(newest, obs, joint),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,53 @@ def test_the_default_is_what_it_says() -> None:
     recipe = Refitted(Pruner(gauss_newton(mfac(80, 3e-4), 2)), dense, Refit(damping=3e-4))
     woodbury.prune(second, data(), 0.5, pruner=recipe, rounds=2)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+class Through(torch.autograd.Function):
+    """A straight-through rounding of the old kind, without a forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return slope
+
+
+class Rounded(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(Through.apply(super().forward(x)[:, :6]))
+
+
+def wide(kind: type[nn.Sequential] = nn.Sequential, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return kind(nn.Linear(6, 200), nn.ReLU(), nn.Linear(200, 8)).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [
+        (wide(), "1, 100 iterations, 10 directions to a sample"),
+        (wide(dtype=torch.bfloat16), "1, by rows, 2 directions to a sample"),
+        (wide(Rounded), "1, by rows, 2 directions to a sample"),
+    ],
+)
+def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None:
+    [(x, y)] = data(500)
+    pruned = woodbury.prune(model, [(x.to(next(model.parameters()).dtype), y)], 0.5)
+    assert pruned.settings["refits after each"] == how and pruned.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from woodbury.pruning.effort import suited
+
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 1000)
+    objective = Objective.of(wide(Rounded), data(50))
+    assert suited(Refit(), objective, 50) is None
+    with pytest.raises(WoodburyError, match="take fewer samples"):
+        suited(Refit(), objective, 50, patient=True)
 
 
 @pytest.mark.parametrize(

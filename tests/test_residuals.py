@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from woodbury import residuals
 from woodbury.errors import WoodburyError
 from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squared_error
-from woodbury.residuals import Residuals
+from woodbury.residuals import Residuals, numbers
 from woodbury.space import ParameterSpace
 
 
@@ -29,6 +29,17 @@ class Wrapped(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         return {"logits": self.net(x), "temperature": torch.tensor(1.0), "words": "none"}
+
+
+class Heads(nn.Module):
+    """By torch's own attention, which is fused in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(2, 1, batch_first=True), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))
 
 
 class Words(nn.Module):
@@ -62,6 +73,7 @@ CASES = [
     (plain, squared_error, batches_of(4, labels=normal(11, 3)), lambda output: output),
     (Wrapped, cross_entropy.reading(logits), batches_of(4, labels=CLASSES), logits),
     (Words, cross_entropy, batches_of(3, 2, labels=PADDED), lambda output: output),
+    (Heads, cross_entropy, batches_of(3, 2, labels=CLASSES), lambda output: output),
 ]
 
 
@@ -78,7 +90,9 @@ def pair(build: Any, likelihood: Likelihood, batches: list[Batch]) -> tuple[Obje
 def test_everything_is_what_its_definition_says(
     build: Any, likelihood: Likelihood, batches: list[Batch], read: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residuals, "_at_once", lambda inputs: 3)  # several parts, the last one short
+    monkeypatch.setattr(
+        residuals, "AT_ONCE", 3 * numbers(pair(build, likelihood, batches)[0], 4)
+    )  # parts of 3, 3, 3, 2
     objective, goal = pair(build, likelihood, batches)
     found = Residuals.between(objective, goal, 4, seed=2)
     inputs = torch.cat([part[0] for part in found.parts])
@@ -115,9 +129,39 @@ def test_only_the_first_samples_are_read_and_none_is_an_error() -> None:
         Residuals.between(replace(objective, batches=[]), goal, 2, 0)
 
 
-def test_large_samples_go_through_the_network_by_few() -> None:
-    assert [residuals._at_once(x) for x in (torch.ones(2, 784), {"image": torch.ones(2, 3, 32, 32)})] == [1024, 341]
-    assert [residuals._at_once(x) for x in (torch.ones(2, 3, 224, 224), (torch.ones(2, 16).long(),))] == [16, 65]
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "expected"),
+    [
+        (torch.ones(2, 784), 10, 784),
+        ({"x": torch.ones(2, 3, 32, 32)}, 10, 3072),
+        ((torch.ones(2, 16).long(),), 10, 16_000),
+        (torch.ones(2, 5), 100, 400),
+    ],
+)
+def test_what_a_sample_needs_is_counted(inputs: Any, outputs: int, expected: int) -> None:
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return x.new_ones(len(x), outputs)
+
+    assert numbers(Objective.of(Net(1, 1), [(inputs, None)]), 4) == expected
+
+
+def test_the_network_sees_few_samples_at_once_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, goal = pair(plain, cross_entropy, batches_of(4, labels=CLASSES))
+    monkeypatch.setattr(residuals, "AT_ONCE", 50)  # four directions of three outputs: parts of four
+    found, seen = Residuals.between(objective, goal, 4, 0), []
+    objective.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    found.curved(objective.weights)
+    assert sorted(seen) == [3, 3, 4, 4, 4, 4]
+
+
+def test_outputs_of_one_number_have_residuals_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double()
+    goal = Objective.of(model, batches_of(4, labels=normal(11)), squared_error)
+    found = Residuals.between(goal.at(goal.weights + 0.1), goal, 2, 0)
+    rows = found.jacobian()
+    torch.testing.assert_close(found.curved(goal.weights), rows.mT @ (rows @ goal.weights) / found.m)
 
 
 class OneWay(torch.autograd.Function):

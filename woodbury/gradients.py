@@ -158,12 +158,12 @@ def rows(objective: Objective, count: int, *, progress: Progress | None = None, 
     return matrix
 
 
-def mean_gradient(objective: Objective, count: int | None = None) -> Tensor:
-    """The gradient of the mean loss over the first `count` samples (default: all): (d,)."""
+def mean_gradient(objective: Objective, count: int | None = None, at_once: int = 256) -> Tensor:
+    """The gradient of the mean loss over the first `count` samples (default: all), so many of them at once: (d,)."""
     dtype = torch.promote_types(objective.weights.dtype, torch.float32)
     total, samples = torch.zeros_like(objective.weights, dtype=dtype), 0
     with evaluating(objective.model):
-        for inputs, target in regrouped(objective.batches, 256, count):
+        for inputs, target in regrouped(objective.batches, at_once, count):
             total += samples_in(inputs) * _mean_gradient(objective, inputs, target).to(dtype)
             samples += samples_in(inputs)
     if not samples or (count and samples < count):

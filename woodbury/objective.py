@@ -45,11 +45,14 @@ class Likelihood:
     directions: Callable[[Any, int, torch.Generator | None], Tensor] | None = None
     read: Callable[[Any], Tensor] = _itself
 
+    def values(self, output: Any) -> Tensor:
+        """What the output holds, in float32 at least: what is summed in halves says little."""
+        found = self.read(output)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
     def along(self, output: Any, direction: Tensor) -> Tensor:
         """The inner product of what the output holds with a direction (b, …), averaged over the batch: a scalar."""
-        found = self.read(output)
-        wide = torch.promote_types(found.dtype, torch.float32)  # what is summed in halves says little
-        return (found.to(wide) * direction).sum() / len(found)
+        return (self.values(output) * direction).sum() / len(direction)
 
     def reading(self, read: Callable[[Any], Any]) -> Likelihood:
         """The same likelihood of what `read` takes from the model's output, such as `lambda output: output.logits`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,8 @@ from woodbury.gauss_newton import drawn, repeated
 from woodbury.gradients import Engine, Progress, mean_gradient, regrouped, rows
 from woodbury.objective import Batch, Likelihood, Objective, evaluating
 
-AT_ONCE = 1 << 20
-"""Input numbers that go through the network at once, a token counted for a thousand: of small samples many, of images few."""
+AT_ONCE = 1 << 22
+"""Numbers that go into the network at once, a token counted for a thousand, or come out of it along all directions."""
 
 Part = tuple[Any, Tensor, Tensor]
 """Inputs of b samples, their directions (b, rank, …), and what the goal's outputs have along them, (b, rank)."""
@@ -30,11 +31,12 @@ class Residuals:
     """r(w) (m,): what outputs at weights w differ by from a goal's, along `rank` directions to a sample  (eq. 61).
 
     Half their mean square is the distance that the Fisher measures. Their Jacobian J at the objective's weights comes as
-    rows, or as products without a row in memory  (eq. 63).
+    rows, or as products without a row in memory  (eq. 63). What is held are the inputs, and rank numbers to each output.
     """
 
     objective: Objective
     parts: list[Part]
+    at_once: int
 
     @classmethod
     def between(
@@ -44,11 +46,12 @@ class Residuals:
 
         Raises WoodburyError when there are no samples, or the likelihood has no directions.
         """
-        batches = list(regrouped(objective.batches, 64, samples))
-        if not batches:
+        goal = replace(goal, batches=list(regrouped(objective.batches, 64, samples)))
+        if not goal.batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
-        of_all = drawn(replace(goal, batches=batches), rank, seed, _at_once(batches[0][0]))
-        return cls(objective, [(x, along, _along(goal, goal.weights, x, along)) for x, along in of_all])
+        at_once = max(1, min(1024, AT_ONCE // numbers(goal, rank)))
+        of_all = drawn(goal, rank, seed, at_once)
+        return cls(objective, [(x, along, _along(goal, goal.weights, x, along)) for x, along in of_all], at_once)
 
     @property
     def m(self) -> int:
@@ -80,12 +83,11 @@ class Residuals:
     def _pushed(self, inputs: Any, directions: Tensor, v: Tensor) -> Tensor:
         """J v of one part: (d,) -> (b, rank)."""
         objective = self.objective
+        here, v = objective.weights, v.to(objective.weights.dtype)
         try:
-            # The fused attentions have no forward mode; and torch's own import of it, on first use, warns of itself.
-            with evaluating(objective.model), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".torch.jit.script", category=DeprecationWarning)
-                return jvp(lambda w: _inner(objective, w, inputs, directions), (objective.weights,), (v,))[1]
-        except NotImplementedError as error:
+            with evaluating(objective.model), _forward_mode():
+                return jvp(lambda w: _inner(objective, w, inputs, directions), (here,), (v,))[1]
+        except RuntimeError as error:
             why = str(error).strip().splitlines()[0]
             raise WoodburyError(
                 f"This model cannot be differentiated forward, which a refit by iterations needs: leave them out. ({why})"
@@ -94,17 +96,34 @@ class Residuals:
     def _pulled(self, coefficients: Iterable[Tensor]) -> Tensor:
         """Jᵀu/m for the u (b·rank) of each part: the directions of a sample are summed, and one backward pass will do."""
         batches = [
-            (inputs, torch.einsum("br,br...->b...", u.view(told.shape).to(directions.dtype), directions))
+            (inputs, torch.einsum("br,br...->b...", u.view(told.shape), directions.to(told.dtype)))
             for u, (inputs, directions, told) in zip(coefficients, self.parts, strict=True)
         ]
-        return mean_gradient(self._in(batches)) / self.parts[0][2].shape[1]
+        return mean_gradient(self._in(batches), at_once=self.at_once) / self.parts[0][2].shape[1]
 
 
-def _at_once(inputs: Any) -> int:
-    """How many samples like these."""
+@torch.no_grad()
+def numbers(objective: Objective, rank: int) -> int:
+    """How many a first sample brings into the network, a token counted for a thousand, or out of it in `rank` directions."""
+    inputs, _ = next(regrouped(objective.batches, 1, 1))
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    numbers = sum(leaf[:1].numel() * (1 if leaf.is_floating_point() else 1000) for leaf in tensors)
-    return max(16, min(1024, AT_ONCE // max(1, numbers)))
+    into = sum(leaf.numel() * (1 if leaf.is_floating_point() else 1000) for leaf in tensors)
+    with evaluating(objective.model):
+        outputs = objective.likelihood.read(objective.forward(objective.parameters, inputs))
+    return max(1, into, rank * outputs.numel())
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Without the fused attentions, which have none; and torch's own import of it, on first use, warns of itself."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".torch.jit.script", category=DeprecationWarning)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @torch.no_grad()
@@ -115,5 +134,7 @@ def _along(objective: Objective, weights: Tensor, inputs: Any, directions: Tenso
 
 def _inner(objective: Objective, weights: Tensor, inputs: Any, directions: Tensor) -> Tensor:
     """sᵀf of every sample and direction: (b, rank)."""
-    output = objective.likelihood.read(objective.forward(objective.space.unflatten(weights), inputs))
-    return torch.bmm(directions.flatten(2), output.to(directions.dtype).flatten(1)[..., None])[..., 0]
+    output = objective.likelihood.values(objective.forward(objective.space.unflatten(weights), inputs))
+    samples, rank = directions.shape[:2]
+    flat = directions.to(output.dtype).reshape(samples, rank, -1)
+    return torch.bmm(flat, output.reshape(samples, -1, 1))[..., 0]

@@ -20,7 +20,7 @@ from woodbury.flops import Flops
 from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
 from woodbury.objective import Likelihood, Objective, cross_entropy, squared_error
 from woodbury.optim import MFAC
-from woodbury.pruning.effort import fitting_block, usual
+from woodbury.pruning.effort import fitting_block, said, usual
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit import Refit
 from woodbury.pruning.saliency import Saliency, magnitude, obd, obs, woodtaylor
@@ -208,7 +208,7 @@ class Plan:
             self.rules.applied(pruner, flops),
             self.rounds,
             self.dampings,
-            settings | {"refits": self.refits},
+            settings | {"refits": said(refit)},
             refit,
         )
 

@@ -79,7 +79,6 @@ def prune(
             if options.refit is None and usually and not options.first_order:  # labels lead elsewhere
                 refit = problem.refit(usual.refits, progress, patient=False)
                 note(f"Refits to the dense network's outputs after each: {said(refit)}; --refit sets another number.")
-            chosen = replace(chosen, refits=refit.steps if refit else 0)
             recipe = chosen.method(problem.sampling(progress), flops, refit)
             result = run(recipe, objective, target, problem.validate, progress)
             after = problem.score(result.pruned.objective)
@@ -89,7 +88,11 @@ def prune(
         if options.recalibrate:
             recalibrate(problem.model, objective.batches)
         settings = {"model": model, "data": data, "sparsity": target, "method": chosen.name, "update": chosen.update}
-        settings |= problem.settings() | {"rounds": chosen.rounds, "refit": chosen.refits}
+        settings |= problem.settings() | {
+            "rounds": chosen.rounds,
+            "refit": refit.steps if refit else 0,
+            "refits": said(refit),
+        }
         stays = by_layer(space, flops, result.pruned.steps[0].saliencies)
         line = _line(problem, result, before, after)
         title = f"{Path(model).name} at {percent(space.sparsity, 2)}"

@@ -18,11 +18,13 @@ def conjugate_gradients(
 
     Ends after so many steps, or when every column's residual is within the tolerance (Hestenes & Stiefel 1952).
     """
-    x, residual, goal = torch.zeros_like(b), b, tolerance * b.norm(dim=0)
+    x, residual, size = torch.zeros_like(b), b, b.norm(dim=0)
     direction = better = precondition(residual)
     energy = (residual * better).sum(0)
     for _ in range(steps):
-        active = residual.norm(dim=0) > goal  # columns that have arrived stand still, or they would divide 0 by 0
+        active = (
+            residual.norm(dim=0) > tolerance * size
+        )  # columns that have arrived stand still, or they would divide 0 by 0
         if not active.any():
             break
         product = multiply(direction)
@@ -31,4 +33,4 @@ def conjugate_gradients(
         better = precondition(residual)
         last, energy = energy, (residual * better).sum(0)
         direction = better + torch.where(active, energy / last, 0) * direction
-    return x, float((residual.norm(dim=0) / b.norm(dim=0)).nan_to_num().max())
+    return x, float(torch.where(size == 0, 0, residual.norm(dim=0) / size).max())

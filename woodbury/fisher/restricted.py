@@ -87,7 +87,7 @@ class Restricted(Fisher):
         found, left = conjugate_gradients(
             lambda x: self._product(x, spectrum), columns, STEPS, TOLERANCE, lambda x: self._product(x, 1 / spectrum)
         )
-        if left > 1.01 * TOLERANCE:  # rounding included
+        if not left <= 1.01 * TOLERANCE:  # rounding included, NaN not
             raise WoodburyError(
                 f"Conjugate gradients on the weights that stay of a Kronecker Fisher stand at a relative residual of {left:.1e} "
                 f"after {STEPS} steps: raise the damping."

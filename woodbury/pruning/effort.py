@@ -20,6 +20,7 @@ from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.schedule import Targets, check_targets, rounds
 from woodbury.pruning.select import everything, weights
 from woodbury.pruning.tuned import Tuned
+from woodbury.residuals import Residuals, numbers
 
 WHOLE = 50_000
 """Up to so many weights the whole matrix is best, beyond it blocks (docs/results.md)."""
@@ -91,9 +92,9 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     rank = effort.rank if exact else 1
     samples = sum(samples_in(inputs) for inputs, _ in seen)
     labels = sampled if any(target is None for _, target in seen) else observed
-    pruner, count, block = led(objective, samples, rank, effort.dampings[0], labels, progress)
+    pruner, count, block = best_step(objective, samples, rank, effort.dampings[0], labels, progress)
     asked = Refit(effort.refits, rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
-    refit = suited(asked, objective, samples) if asked else None
+    refit = suited(asked, replace(objective, batches=seen), samples) if asked else None
     stages = stages_to(sparsity, start, effort.keeps)
     sparsities = rounds(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
@@ -109,7 +110,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     return Choice(recipe, replace(objective, batches=seen), sparsities, settings)
 
 
-def led(
+def best_step(
     objective: Objective,
     samples: int,
     rank: int,
@@ -134,33 +135,49 @@ def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
 
 
 def suited(refit: Refit, objective: Objective, samples: int, patient: bool = False) -> Refit | None:
-    """The refit by rows as it is, or by iterations: what costs fewer FLOPs on this model, if its rows have room in MEMORY.
+    """The refit by rows as it is, or by iterations where those cost fewer FLOPs on this model and it allows them.
 
-    Where they have none and iterations are the slower: None, or iterations for the `patient`.
+    Where rows have no room in MEMORY, and iterations are the slower or not possible: None; the `patient` get iterations all
+    the same, or a WoodburyError.
     """
-    m, d = refit.rank * samples, objective.space.d
-    forward = _forward_flops(objective)
+    m, d, forward = refit.rank * samples, objective.space.d, _forward_flops(objective)
     rows, iterations = m**2 * d + 3 * m * forward, 5 * ITERATIONS * samples * forward
-    by_iterations = replace(refit, rank=DIRECTIONS, iterations=ITERATIONS)
-    if iterations < rows:
-        return by_iterations
-    if 4 * m * d <= MEMORY:
-        return refit
-    return by_iterations if patient else None
+    has_room = 4 * m * d <= MEMORY
+    if (iterations < rows or (patient and not has_room)) and _iterates(objective, samples):
+        return replace(refit, rank=DIRECTIONS, iterations=ITERATIONS)
+    if patient and not has_room:
+        raise WoodburyError(
+            f"A refit on {samples} samples of {d:,} weights takes more than {MEMORY / 2**30:.3g} GiB by rows, and this model "
+            "allows no iterations: take fewer samples, or no refit."
+        )
+    return refit if has_room else None
 
 
 def said(refit: Refit | None) -> str:
     """A refit in words."""
     if refit is None:
         return "0"
-    return f"{refit.steps}, {'by rows' if refit.iterations is None else f'{refit.iterations} iterations'}"
+    how = "by rows" if refit.iterations is None else f"{refit.iterations} iterations"
+    return f"{refit.steps}, {how}, {refit.rank} directions to a sample"
 
 
 def _forward_flops(objective: Objective) -> float:
     """FLOPs of a sample's forward pass, by the weights of all its parameters."""
-    inputs, _ = next(iter(objective.batches))
+    inputs, _ = next(regrouped(objective.batches, 1, 1))
     each = flops(objective.model, inputs).per_weight
     return sum(each[name] * parameter.numel() for name, parameter in objective.model.named_parameters())
+
+
+def _iterates(objective: Objective, samples: int) -> bool:
+    """Whether the model has a forward mode, at a precision that bears iterations, and its outputs' directions have room."""
+    few = replace(objective, batches=list(regrouped(objective.batches, 1, 1)))
+    if objective.weights.dtype not in (torch.float32, torch.float64):
+        return False
+    try:
+        Residuals.between(few, few, 1, 0).curved(few.weights)
+    except Exception:  # what an operation without a forward mode raises has no common type
+        return False
+    return 4 * samples * numbers(few, DIRECTIONS) <= MEMORY
 
 
 def fitting_block(d: int) -> int | None:

@@ -16,7 +16,7 @@ from woodbury.calibration import Calibration, aside, at_step
 from woodbury.errors import WoodburyError
 from woodbury.objective import Likelihood, Objective, cross_entropy, samples_in
 from woodbury.pruning.contest import check_reachable, reached
-from woodbury.pruning.effort import led, usual
+from woodbury.pruning.effort import best_step, usual
 from woodbury.pruning.masks import Hold
 from woodbury.pruning.moments import moments
 from woodbury.pruning.pruner import Pruned, Pruner
@@ -92,7 +92,7 @@ class Gradual:
         with aside(batches):
             objective = self._objective(self.moments[0])
             objective.probe()
-            self._pruner: Prune = pruner or led(objective, _samples(objective), usual.rank, usual.dampings[0])[0]
+            self._pruner: Prune = pruner or best_step(objective, _samples(objective), usual.rank, usual.dampings[0])[0]
         rules = pruner if isinstance(pruner, Pruner | Tuned | Refitted) else Pruner(None)
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)
