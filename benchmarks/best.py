@@ -217,7 +217,7 @@ def settings(name: str, bench: Any) -> Setting:
         task = replace(task, space=space, title=title)
     refit = Refit(damping=1e-4)
     task = replace(task, sparsities=sparsities)
-    return Setting(task, 500, 1e-4, 2, 0.78, 2000, 2, 1, 0.78, refit, replace(refit, rank=1))
+    return Setting(task, 500, 1e-4, 2, 0.78, 2000, 2, 1, 0.78, refit, replace(refit, rank=1), Distilled(epochs=12))
 
 
 def recalibrated(pruned: Pruned) -> Objective:
