@@ -127,6 +127,8 @@ def test_only_the_first_samples_are_read_and_none_is_an_error() -> None:
     torch.testing.assert_close(few.at(objective.weights), first.at(objective.weights))
     with pytest.raises(WoodburyError, match="No batch"):
         Residuals.between(replace(objective, batches=[]), goal, 2, 0)
+    with pytest.raises(WoodburyError, match="no Gauss–Newton matrix"):
+        Residuals.between(objective, replace(goal, likelihood=Likelihood(cross_entropy.loss)), 2, 0)
 
 
 @pytest.mark.parametrize(

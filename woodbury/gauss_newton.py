@@ -16,6 +16,7 @@ from woodbury.objective import Batch, Likelihood, Objective, evaluating
 
 SAMPLES = 64
 """How many samples the directions are drawn for at once."""
+NO_DIRECTIONS = "This likelihood has no Gauss–Newton matrix: give it `directions`, or take a Fisher by labels."
 
 
 def gauss_newton_rows(objective: Objective, rank: int, seed: int = 0) -> Objective:
@@ -25,9 +26,7 @@ def gauss_newton_rows(objective: Objective, rank: int, seed: int = 0) -> Objecti
     has no directions.
     """
     if objective.likelihood.directions is None:
-        raise WoodburyError(
-            "This likelihood has no Gauss–Newton matrix: give it `directions`, or take a Fisher by labels."
-        )
+        raise WoodburyError(NO_DIRECTIONS)
     if rank < 1:
         raise WoodburyError(f"{rank} rows for each sample were asked for: give at least 1.")
     likelihood = Likelihood(objective.likelihood.along)
@@ -51,7 +50,8 @@ def drawn(objective: Objective, rank: int, seed: int, at_once: int) -> Iterator[
     """The objective's samples, so many at once, and `rank` directions of the output to each, (b, rank, …)  (eq. 29)."""
     generator = torch.Generator(objective.weights.device).manual_seed(seed)
     draw, ignored = objective.likelihood.directions, objective.likelihood.ignored
-    assert draw is not None  # seen before
+    if draw is None:
+        raise WoodburyError(NO_DIRECTIONS)
     for inputs, target in regrouped(objective.batches, at_once):
         with torch.no_grad(), evaluating(objective.model):
             directions = rank**0.5 * draw(objective.forward(objective.parameters, inputs), rank, generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from torch import Tensor
 
@@ -83,16 +84,17 @@ class Refit:
         return LowRank(jacobian, self.damping).solve_range(here / len(here))
 
     def _by_products(self, residuals: Residuals, here: Tensor) -> Tensor:
-        done, most = 0, self.iterations or 0
+        most, told = self.iterations or 0, self.progress or (lambda what, done, total: None)
+        done = count(1)
 
         def multiply(v: Tensor) -> Tensor:
-            nonlocal done
-            done += 1
-            if self.progress:
-                self.progress("iterations of a refit", done, most)
-            return (residuals.curved(v[:, 0]) + self.damping * v[:, 0])[:, None]
+            product = residuals.curved(v[:, 0]) + self.damping * v[:, 0]
+            told("iterations of a refit", next(done), most)
+            return product[:, None]
 
-        return conjugate_gradients(multiply, residuals.gradient(here)[:, None], most, TOLERANCE)[0][:, 0]
+        step, _ = conjugate_gradients(multiply, residuals.gradient(here)[:, None], most, TOLERANCE)
+        told("iterations of a refit", most, most)  # it may have ended early
+        return step[:, 0]
 
 
 @dataclass(frozen=True)
