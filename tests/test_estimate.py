@@ -17,7 +17,8 @@ from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.restricted import Restricted, at_most
 from woodbury.gradients import looped, rows, sampled
-from woodbury.objective import Likelihood, Objective, cross_entropy
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Objective
 from woodbury.space import ParameterSpace
 
 DAMPING, COUNT = 0.02, 9

@@ -16,7 +16,8 @@ from woodbury.fisher.estimate import kfac
 from woodbury.fisher.kronecker import Kronecker, pi_corrected
 from woodbury.fisher.restricted import Restricted
 from woodbury.gradients import looped, observed, rows, sampled
-from woodbury.objective import Objective, cross_entropy, squared_error
+from woodbury.likelihood import cross_entropy, squared_error
+from woodbury.objective import Objective
 from woodbury.space import ParameterSpace
 
 

@@ -12,6 +12,7 @@ import woodbury
 
 ROOT = Path(woodbury.__file__).parent
 MODELS = {
+    "likelihood",
     "objective",
     "gradients",
     "gauss_newton",

@@ -13,7 +13,8 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.gauss_newton import gauss_newton_rows
 from woodbury.gradients import rows, sampled
-from woodbury.objective import Likelihood, Objective, cross_entropy, squared_error
+from woodbury.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruner
 
 

@@ -25,7 +25,8 @@ from woodbury.gradients import (
     sampled,
     vmapped,
 )
-from woodbury.objective import Likelihood, Objective, cross_entropy, evaluating, squared_error
+from woodbury.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Objective, evaluating
 from woodbury.space import ParameterSpace
 
 

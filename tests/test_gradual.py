@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import mfac, woodfisher
 from woodbury.gradients import looped, vmapped
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Batch, Objective
 from woodbury.pruning.gradual import Gradual
 from woodbury.pruning.moments import cycle, moments
 from woodbury.pruning.pruner import Pruned, Pruner

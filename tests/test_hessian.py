@@ -15,7 +15,8 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import hessian_diagonal
 from woodbury.gradients import sampled
 from woodbury.hessian import second_derivatives
-from woodbury.objective import Likelihood, Objective, squared_error
+from woodbury.likelihood import Likelihood, squared_error
+from woodbury.objective import Objective
 
 COUNT = 11
 

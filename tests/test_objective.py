@@ -14,15 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.errors import WoodburyError
 from woodbury.gradients import gradients
-from woodbury.objective import (
-    Likelihood,
-    Objective,
-    checked,
-    cross_entropy,
-    evaluating,
-    samples_in,
-    squared_error,
-)
+from woodbury.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Objective, checked, evaluating, samples_in
 from woodbury.space import ParameterSpace
 
 

@@ -14,7 +14,8 @@ from woodbury.fisher.estimate import diagonal, mfac, woodfisher
 from woodbury.fisher.explicit import Dense
 from woodbury.fisher.operator import Fisher
 from woodbury.gradients import mean_gradient
-from woodbury.objective import Batch, Objective, squared_error
+from woodbury.likelihood import squared_error
+from woodbury.objective import Batch, Objective
 from woodbury.pruning.door import prune
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, woodtaylor

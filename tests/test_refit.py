@@ -15,7 +15,8 @@ from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.gauss_newton import gauss_newton_rows
 from woodbury.gradients import looped, vmapped
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squared_error
+from woodbury.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Batch, Objective
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.saliency import magnitude

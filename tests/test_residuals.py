@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from woodbury import residuals
 from woodbury.errors import WoodburyError
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy, squared_error
+from woodbury.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Batch, Objective
 from woodbury.residuals import Residuals, numbers
 from woodbury.space import ParameterSpace
 

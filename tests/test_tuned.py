@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import gauss_newton, mfac, woodfisher
 from woodbury.fisher.lowrank import LowRank
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Batch, Objective
 from woodbury.pruning.door import prune
 from woodbury.pruning.effort import Effort, choose, quick, thorough, usual
 from woodbury.pruning.pruner import Pruner

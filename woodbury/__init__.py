@@ -24,10 +24,10 @@ from woodbury.fisher.window import Window as Window
 from woodbury.flops import flops as flops
 from woodbury.gradients import observed as observed
 from woodbury.gradients import sampled as sampled
-from woodbury.objective import Likelihood as Likelihood
+from woodbury.likelihood import Likelihood as Likelihood
+from woodbury.likelihood import cross_entropy as cross_entropy
+from woodbury.likelihood import squared_error as squared_error
 from woodbury.objective import Objective as Objective
-from woodbury.objective import cross_entropy as cross_entropy
-from woodbury.objective import squared_error as squared_error
 from woodbury.optim import MFAC as MFAC
 from woodbury.optim_damping import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.optim_preconditioner import Preconditioner as Preconditioner

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.gradients import Progress
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Batch, Objective
 
 
 def shuffled(samples: int, size: int, seed: int, done: int = 0) -> Iterator[Tensor]:

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 
 from woodbury.errors import WoodburyError
 from woodbury.gradients import regrouped
-from woodbury.objective import Batch, Likelihood, Objective, evaluating
+from woodbury.likelihood import Likelihood
+from woodbury.objective import Batch, Objective, evaluating
 
 SAMPLES = 64
 """How many samples the directions are drawn for at once."""

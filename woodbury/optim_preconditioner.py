@@ -11,7 +11,8 @@ from woodbury.calibration import Calibration, aside, at_step
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate
 from woodbury.fisher.operator import Fisher
-from woodbury.objective import Likelihood, Objective, cross_entropy
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Objective
 from woodbury.optim_layout import local
 from woodbury.pruning.masks import unwrapped
 from woodbury.space import ParameterSpace

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from woodbury.errors import WoodburyError
 from woodbury.gauss_newton import drawn, repeated
 from woodbury.gradients import Engine, Progress, mean_gradient, regrouped, rows
-from woodbury.objective import Batch, Likelihood, Objective, evaluating
+from woodbury.likelihood import Likelihood
+from woodbury.objective import Batch, Objective, evaluating
 
 AT_ONCE = 1 << 22
 """Numbers that go into the network at once, a token counted for a thousand, or come out of it along all directions."""

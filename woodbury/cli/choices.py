@@ -18,7 +18,8 @@ from woodbury.fisher.operator import Fisher, check_damping
 from woodbury.fisher.restricted import Elements, at_most, exactly
 from woodbury.flops import Flops
 from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
-from woodbury.objective import Likelihood, Objective, cross_entropy, squared_error
+from woodbury.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.objective import Objective
 from woodbury.optim import MFAC
 from woodbury.pruning.effort import fitting_block, said, usual
 from woodbury.pruning.pruner import Pruner

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_
 from woodbury.cli.images import Images
 from woodbury.cli.load import call, first_line, guarded
 from woodbury.errors import WoodburyError
-from woodbury.objective import Batch, Likelihood, cross_entropy, evaluating
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Batch, evaluating
 
 HELD_OUT = 0.2
 IN_MEMORY = 2**30

@@ -20,7 +20,8 @@ from woodbury.cli.load import load_model
 from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
 from woodbury.flops import Flops, flops
-from woodbury.objective import Batch, Likelihood, Objective
+from woodbury.likelihood import Likelihood
+from woodbury.objective import Batch, Objective
 from woodbury.pruning.effort import suited, usual
 from woodbury.pruning.refit import Refit
 from woodbury.space import ParameterSpace

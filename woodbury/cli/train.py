@@ -27,7 +27,8 @@ from woodbury.export import save_sparse
 from woodbury.factors import factored
 from woodbury.finetuning import batches_in, finetune, shuffled
 from woodbury.fisher.estimate import kfac
-from woodbury.objective import Batch, Likelihood, Objective
+from woodbury.likelihood import Likelihood
+from woodbury.objective import Batch, Objective
 from woodbury.optim_preconditioner import Preconditioner
 from woodbury.pruning.gradual import check_same
 from woodbury.records import versions, write_json

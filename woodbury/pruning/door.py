@@ -9,7 +9,8 @@ from torch import nn
 
 from woodbury.errors import WoodburyError
 from woodbury.gradients import Progress
-from woodbury.objective import Batch, Likelihood, Objective, cross_entropy
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Batch, Objective
 from woodbury.pruning.contest import reached
 from woodbury.pruning.effort import Effort, choose, usual
 from woodbury.pruning.pruner import Pruned, Pruner, Recipe

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from woodbury.calibration import Calibration, aside, at_step
 from woodbury.errors import WoodburyError
-from woodbury.objective import Likelihood, Objective, cross_entropy, samples_in
+from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.objective import Objective, samples_in
 from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.effort import best_step, usual
 from woodbury.pruning.masks import Hold
