@@ -71,7 +71,7 @@ def test_the_mean_over_all_signs_is_the_gauss_newton_matrix(likelihood: Likeliho
     total = torch.zeros(objective.space.d, objective.space.d, dtype=torch.float64)
     for signs in product((-1.0, 1.0), repeat=3):
         monkeypatch.setattr(
-            "woodbury.objective._signs", lambda shape, *_, s=signs: torch.tensor(s).double().expand(shape)
+            "woodbury.likelihood._signs", lambda shape, *_, s=signs: torch.tensor(s).double().expand(shape)
         )
         found = rows(gauss_newton_rows(objective, 1), 6)
         total += found.T @ found / 6 / 8
