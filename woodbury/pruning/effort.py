@@ -37,9 +37,10 @@ MEMORY = 8 * 2**30
 class Effort:
     """How much to spend on one pruning.
 
-    samples: to estimate the curvature from, at most; rank: rows to a sample; keeps: the fraction of the weights that a
-    stage keeps at least, each with fresh gradients; held_back: the share of the samples on which every stage chooses among
-    `dampings`, 0 for the first of them; refits: steps towards the dense network's outputs after each stage.
+    samples: to estimate the curvature from, at most; rank: rows to a sample, one where refits are by iterations; keeps: the
+    fraction of the weights that a stage keeps at least, each with fresh gradients; held_back: the share of the samples on
+    which every stage chooses among `dampings`, 0 for the first of them; refits: steps towards the dense network's outputs
+    after each stage.
     """
 
     samples: int
@@ -89,12 +90,16 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     apart = min(round(effort.held_back * len(batches)), len(batches) - 1)
     seen, held = batches[: len(batches) - apart], _labelled(objective, batches[len(batches) - apart :])
     exact = objective.likelihood.directions is not None
-    rank = effort.rank if exact else 1
     samples = sum(samples_in(inputs) for inputs, _ in seen)
+    asked = (
+        Refit(effort.refits, effort.rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
+    )
+    refit = suited(asked, replace(objective, batches=seen), samples) if asked else None
+    rank = (
+        1 if not exact or (refit and refit.iterations) else effort.rank
+    )  # what they mend needs no better choice (docs/log.md)
     labels = sampled if any(target is None for _, target in seen) else observed
     pruner, count, block = best_step(objective, samples, rank, effort.dampings[0], labels, progress)
-    asked = Refit(effort.refits, rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
-    refit = suited(asked, replace(objective, batches=seen), samples) if asked else None
     stages = stages_to(sparsity, start, effort.keeps)
     sparsities = rounds(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
