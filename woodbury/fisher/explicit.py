@@ -211,12 +211,13 @@ class Dense(Fisher):
         found = []
         stays = self._scatter(check_keep(keep, self.d))[..., 0]
         for own, some in zip(self._blocks.split(self._at_once), stays.split(self._at_once), strict=True):
-            smaller, order, valid = _remaining(own.double(), some)
+            block = own.double()
+            smaller, order, valid = _remaining(block, some)
             inverse = torch.cholesky_inverse(cholesky(smaller, self.damping))
-            coupled = own.double().gather(1, order[..., None].expand(-1, -1, own.shape[-1])) * valid[..., None]
-            left = own.diagonal(dim1=1, dim2=2) + self.damping - (coupled * (inverse @ coupled)).sum(1)
-            own_curvature = torch.where(valid, 1 / inverse.diagonal(dim1=1, dim2=2), left.gather(1, order))
-            found.append(left.scatter(1, order, own_curvature))
+            coupled = block.gather(1, order[..., None].expand(-1, -1, block.shape[-1])) * valid[..., None]
+            left = block.diagonal(dim1=1, dim2=2) + self.damping - (coupled * (inverse @ coupled)).sum(1)
+            staying = torch.where(valid, 1 / inverse.diagonal(dim1=1, dim2=2), left.gather(1, order))
+            found.append(left.scatter(1, order, staying))
         return torch.cat(found).flatten()[self._places].to(self.dtype)
 
     def with_damping(self, damping: float) -> Dense:

@@ -95,9 +95,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
         Refit(effort.refits, effort.rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
     )
     refit = suited(asked, replace(objective, batches=seen), samples) if asked else None
-    rank = (
-        1 if not exact or (refit and refit.iterations) else effort.rank
-    )  # what they mend needs no better choice (docs/log.md)
+    mended = refit is not None and refit.iterations is not None  # what they mend needs no better choice (docs/log.md)
+    rank = effort.rank if exact and not mended else 1
     labels = sampled if any(target is None for _, target in seen) else observed
     pruner, count, block = best_step(objective, samples, rank, effort.dampings[0], labels, progress)
     stages = stages_to(sparsity, start, effort.keeps)
