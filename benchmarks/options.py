@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from best import OneStage, Rows, Setting, drive
+from cells import Rows, drive
 from measured import BENCH
 from one_shot import TASKS
+from ways import OneStage, Setting
 
 from woodbury.fisher.estimate import gauss_newton, woodfisher
 from woodbury.gradients import sampled
@@ -61,7 +62,7 @@ def resnet20(bench: Any) -> Rows:
         "10 images, no labels": OneStage(replace(base, fisher=gauss_newton(woodfisher(8 * 10, BLOCK), 8))),
         **{f"{count} round(s) of 500 gradients, 1e-3": Rounds(few, count) for count in (1, 4, 16)},
     }
-    return Setting(task, BLOCK, 0.0, 1, 1.0, 0), table
+    return Setting(task, BLOCK), table
 
 
 def half_trained(bench: Any) -> Rows:
@@ -77,7 +78,7 @@ def half_trained(bench: Any) -> Rows:
         "Gauss–Newton": OneStage(Pruner(exact, obs, joint)),
         "Gauss–Newton, first order": OneStage(Pruner(exact, woodtaylor, joint, first_order=True), LITTLE),
     }
-    return Setting(task, BLOCK, 0.0, 1, 1.0, 0), table
+    return Setting(task, BLOCK), table
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from woodbury.objective import Batch, Objective
 from woodbury.pruning.door import prune
 from woodbury.pruning.effort import Effort, choose, quick, thorough, usual
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.saliency import magnitude, woodtaylor
-from woodbury.pruning.stages import in_rounds, stages
+from woodbury.pruning.saliency import magnitude, obs, woodtaylor
+from woodbury.pruning.stages import in_rounds, inner_stages, stages
 from woodbury.pruning.tuned import Tuned
-from woodbury.pruning.update import zero
+from woodbury.pruning.update import joint, zero
 from woodbury.space import ParameterSpace
 
 
@@ -98,6 +98,41 @@ def test_stages_take_fresh_samples_and_yield_what_each_reached(objective: Object
     torch.testing.assert_close(
         in_rounds(pruner, objective, levels).weights, list(stages(pruner, objective, levels))[-1].weights
     )
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("recipe", [mfac(30, 1e-3), woodfisher(30, 16, 1e-3)])
+def test_inner_stages_take_the_least_and_end_in_the_optimum_of_one_quadratic(
+    recipe, first_order: bool, objective: Objective
+) -> None:
+    pruner = Pruner(recipe, woodtaylor if first_order else obs, first_order=first_order)
+    quadratic, stays = pruner.quadratic(objective), objective.space.keep
+    for pruned in inner_stages(pruner, quadratic, objective, [0.3, 0.5, 0.8]):
+        costs = torch.full((objective.space.d,), torch.inf, dtype=torch.float64)
+        for q in stays.nonzero()[:, 0].tolist():
+            without = stays.clone()
+            without[q] = False
+            costs[q] = quadratic.increase(joint(quadratic, without))
+        gone = stays & ~pruned.keep
+        assert set(gone.nonzero()[:, 0].tolist()) == set(costs.argsort()[: int(gone.sum())].tolist())
+        stays = pruned.keep
+        delta = joint(quadratic, stays)
+        torch.testing.assert_close(pruned.weights, objective.weights + delta)
+        assert pruned.predicted == pytest.approx(quadratic.increase(delta), rel=1e-9)
+    assert pruned.sparsity == pytest.approx(0.8, abs=0.01) and len(pruned.steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("pruner", "levels", "message"),
+    [
+        (Pruner(mfac(30), update=zero), [0.5], "take the joint update"),
+        (Pruner(mfac(30)), [], "no sparsity"),
+        (Pruner(mfac(30)), [0.5, 1.5], "1.5"),
+    ],
+)
+def test_inner_stages_that_cannot_be_are_refused_at_once(pruner, levels, message: str, objective: Objective) -> None:
+    with pytest.raises(WoodburyError, match=message):
+        inner_stages(pruner, pruner.quadratic(objective), objective, levels)
 
 
 @pytest.mark.parametrize("effort", [quick, usual, thorough])

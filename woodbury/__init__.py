@@ -59,6 +59,7 @@ from woodbury.pruning.select import weights as weights
 from woodbury.pruning.selection import once as once
 from woodbury.pruning.selection import stepwise as stepwise
 from woodbury.pruning.stages import in_rounds as in_rounds
+from woodbury.pruning.stages import inner_stages as inner_stages
 from woodbury.pruning.stages import stages as stages
 from woodbury.pruning.tuned import Tuned as Tuned
 from woodbury.pruning.units import block as block

@@ -55,9 +55,12 @@ class Quadratic:
             return Quadratic(weights)
         removed = self.weights.to(self.fisher.dtype).masked_fill(keep, 0)
         gradient = None if self.gradient is None else self.gradient.to(self.fisher.dtype)
-        step = self.fisher.compensate(keep, removed, gradient).to(weights.dtype)
-        slope = None if self.gradient is None else torch.zeros_like(step)
-        return Quadratic(weights + step, self.fisher.restrict(keep), slope)
+        return self.settled(keep, weights + self.fisher.compensate(keep, removed, gradient).to(weights.dtype))
+
+    def settled(self, keep: Tensor, weights: Tensor) -> Quadratic:
+        """The quadratic of the weights that stay, at `weights` (k,), its optimum without the others; keep (d,) bool."""
+        fisher = None if self.fisher is None else self.fisher.restrict(keep)
+        return Quadratic(weights, fisher, None if self.gradient is None else torch.zeros_like(weights))
 
     def slope_at(self, delta: Tensor) -> Tensor:
         """The quadratic's gradient when the weights have moved by delta (d,): F δ + g, (d,)."""

@@ -1,4 +1,4 @@
-"""Stages: one pruning after the other, each with gradients taken anew."""
+"""One pruning after the other: stages, each with gradients taken anew, or inner stages on one quadratic for all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import replace
 from woodbury.errors import WoodburyError
 from woodbury.gradients import Progress
 from woodbury.objective import Batch, Objective
-from woodbury.pruning.pruner import Pruned, Recipe
+from woodbury.pruning.pruner import Pruned, Pruner, Recipe
+from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
+from woodbury.pruning.update import joint
 
 
 def stages(
@@ -49,3 +51,32 @@ def in_rounds(
         if progress:
             progress("rounds", done, len(sparsities))
     return reached
+
+
+def inner_stages(
+    pruner: Pruner, quadratic: Quadratic, objective: Objective, sparsities: Sequence[Targets]
+) -> Iterator[Pruned]:
+    """Prune to one sparsity after the other on one quadratic: what is left is scored anew from its optimum, and no gradient is
+    taken  (eq. 28). What each reached, so that one path gives all sparsities; their predicted increases add up exactly.
+
+    quadratic: what `pruner.quadratic(objective)` gave, with any damping. Raises WoodburyError if the update is not `joint`.
+    """
+    if not sparsities:
+        raise WoodburyError("There is no sparsity to prune to: give at least one.")
+    if pruner.update is not joint:
+        raise WoodburyError("One quadratic goes on only from its optimum: take the joint update, or stages.")
+    pruner.check(objective.space, sparsities[-1])
+    return _inner_stages(pruner, quadratic, Pruned(objective, ()), sparsities)
+
+
+def _inner_stages(
+    pruner: Pruner, quadratic: Quadratic, pruned: Pruned, sparsities: Sequence[Targets]
+) -> Iterator[Pruned]:
+    space = pruned.objective.space
+    for sparsity in sparsities:
+        here = pruned.objective
+        if pruned.steps:
+            quadratic = quadratic.settled(here.space.keep[space.keep].to(here.weights.device), here.weights)
+        space, step = here.space, pruner.on(quadratic, here, sparsity)
+        pruned = replace(step, steps=pruned.steps + step.steps)
+        yield pruned

@@ -1,0 +1,170 @@
+"""How a row gets from the dense network to each sparsity: in one step, on one quadratic, stage by stage, or as `prune` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from one_shot import Task, batches
+from torch import nn
+
+from woodbury.objective import Batch, Objective, evaluating
+from woodbury.pruning.effort import Effort, choose
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit import Refit, Refitted
+from woodbury.pruning.stages import in_rounds, inner_stages, stages
+from woodbury.pruning.tuned import TRUST, Tuned
+
+SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+Reached = Iterator[tuple[float, Pruned]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images.
+
+    rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with;
+    fresh: images of a stage; window: of how many stages a refit, then `among_many`, sees them.
+    """
+
+    task: Task
+    block: int | None
+    damping: float = 1e-4
+    rank: int = 2
+    ratio: float = 0.8
+    fresh: int = 2000
+    refitted: int = 2
+    window: int = 1
+    finer: float = 0.8
+    refit: Refit | None = None
+    among_many: Refit | None = None
+    rival: Refit | None = None
+
+
+@dataclass(frozen=True)
+class OneStage:
+    """From the dense net to each sparsity at once, the damping chosen per cell, and the share of the gradient if it has one."""
+
+    pruner: Pruner
+    trust: tuple[float, ...] = TRUST
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+        recipe = self.pruner
+        if recipe.fisher:
+            fisher = recipe.fisher(objective)
+            recipe = Tuned(replace(recipe, fisher=lambda _: fisher), judge, GRID, self.trust)
+        for sparsity in setting.task.sparsities.values():
+            yield sparsity, recipe(objective, sparsity)
+
+
+@dataclass(frozen=True)
+class OneQuadratic:
+    """Through all sparsities on the dense net's own quadratic, scored anew at every stage; each sparsity has its damping."""
+
+    pruner: Pruner
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+        quadratic, wanted = self.pruner.quadratic(objective), list(setting.task.sparsities.values())
+        fisher, levels = quadratic.curvature("A path"), way([0.0, *wanted], setting.ratio)[1:]
+        least: dict[float, tuple[float, Pruned]] = {}
+        for damping in GRID:
+            damped = replace(quadratic, fisher=fisher.with_damping(damping))
+            for level, pruned in zip(levels, inner_stages(self.pruner, damped, objective, levels), strict=True):
+                loss = pruned.objective.loss(judge) if level in wanted else math.inf
+                if loss < least.get(level, (math.inf,))[0]:  # never a NaN
+                    least[level] = loss, pruned
+        yield from ((level, least[level][1]) for level in wanted)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Stage by stage through all sparsities, the same images for all, or `samples` fresh ones before those of the last stages.
+
+    dampings: what each stage chooses from on the images that judge; empty for the pruner's own.
+    """
+
+    pruner: Pruner
+    samples: int = 0
+    refit: Refit | None = None
+    ratio: float | None = None
+    window: int = 1
+    dampings: tuple[float, ...] = ()
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+        wanted = list(setting.task.sparsities.values())
+        levels = way(wanted, self.ratio or setting.ratio)
+        fresh = shuffled(setting.task, self.samples, seed, self.window) if self.samples else None
+        refit = replace(self.refit, judge=judge) if isinstance(self.refit, Distilled) else self.refit
+        recipe = Tuned(self.pruner, judge, self.dampings) if self.dampings else self.pruner
+        recipe = Refitted(recipe, objective, refit) if refit else recipe
+        for level, pruned in zip(levels, stages(recipe, objective, levels, fresh), strict=True):
+            if level in wanted:
+                yield level, pruned
+
+
+@dataclass(frozen=True)
+class AsItComes:
+    """`woodbury.prune` with an effort's settings, from the dense net to each sparsity by itself."""
+
+    effort: Effort
+
+    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+        for sparsity in setting.task.sparsities.values():
+            choice = choose(objective, sparsity, self.effort)
+            yield sparsity, in_rounds(choice.recipe, choice.objective, choice.sparsities)
+
+
+@dataclass(frozen=True)
+class Distilled(Refit):
+    """A refit's rival: epochs of Adam on the divergence from the dense outputs, the same images in batches of 100; of
+    several rates, each stage keeps the one of least loss on the images that judge."""
+
+    epochs: int = 100
+    lrs: tuple[float, ...] = (1e-3,)
+    judge: Sequence[Batch] = ()
+
+    def __call__(self, objective: Objective, dense: Objective) -> Objective:
+        tried = [self._trained(objective, dense, lr) for lr in self.lrs]
+        return tried[0] if len(tried) == 1 else min(tried, key=lambda trained: trained.loss(self.judge))
+
+    def _trained(self, objective: Objective, dense: Objective, lr: float) -> Objective:
+        x = torch.cat([inputs for inputs, _ in objective.batches])
+        with torch.no_grad(), evaluating(dense.model):
+            told = dense.forward(dense.parameters, x).softmax(1)
+        weights = objective.weights.clone().requires_grad_()
+        optimizer, generator = torch.optim.Adam([weights], lr), torch.Generator().manual_seed(objective.space.d)
+        with evaluating(objective.model):
+            for _ in range(self.epochs):
+                for part in torch.randperm(len(x), generator=generator).split(100):
+                    said = objective.forward(objective.space.unflatten(weights), x[part])
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(said, told[part]).backward()
+                    optimizer.step()
+        return objective.at(weights.detach())
+
+
+def way(sparsities: Sequence[float], ratio: float) -> list[float]:
+    """Through all the sparsities, by stages that keep at least `ratio` from the first of them on."""
+    levels, start = [sparsities[0]], sparsities[0]
+    for sparsity in sparsities[1:]:
+        kept = (1 - sparsity) / (1 - start)
+        count = max(1, math.ceil(math.log(kept) / math.log(ratio) - 1e-9))
+        levels += [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
+        start = sparsity
+    return levels
+
+
+def shuffled(task: Task, count: int, seed: int, window: int) -> Callable[[int], list[Batch]]:
+    """Stage -> its `count` images, the next ones of a shuffle of all that are not held out, and those of the stages before."""
+    x, y = task.train
+    pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
+    pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(10_000 + seed))]
+
+    def fresh(stage: int) -> list[Batch]:
+        recent = range(stage, max(-1, stage - window), -1)
+        drawn = pool[torch.cat([torch.arange(k * count, (k + 1) * count) for k in recent]) % len(pool)]
+        return batches(x[drawn], y[drawn])
+
+    return fresh
