@@ -127,12 +127,17 @@ class LowRank(Fisher):
         return torch.linalg.solve_triangular(self._factor, eye, upper=False) * self._scale
 
     def _times(self, v: Tensor) -> Tensor:
-        """S G v in float64: (d,) -> (m,), (d, k) -> (m, k)."""
-        return _down(self._scale, comm.total(times(self.rows, v.to(self.dtype)), self.group))
+        """S G v in float64, from products in v's dtype: (d,) -> (m,), (d, k) -> (m, k)."""
+        return _down(self._scale, comm.total(times(self.rows, v), self.group))
 
-    def _combine(self, c: Tensor) -> Tensor:
-        """Gᵀ S c in the operator's dtype: (m,) -> (d,), (m, k) -> (d, k)."""
-        return combine(self.rows, _down(self._scale, c).to(self.dtype))
+    def _combine(self, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Gᵀ S c in a dtype, None for the operator's: (m,) -> (d,), (m, k) -> (d, k)."""
+        return combine(self.rows, _down(self._scale, c).to(dtype or self.dtype))
+
+    def _carrying(self, exact: bool) -> torch.dtype:
+        """What products are taken in before or after the small solve: where float32 cannot carry the Gram matrix, neither can it
+        carry these."""
+        return torch.float64 if exact else self.dtype
 
     def _solve_small(self, c: Tensor) -> Tensor:
         return _solved_by(self._factor, c)
@@ -143,9 +148,9 @@ class LowRank(Fisher):
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v, the IHVP: (d,) or (d, k) -> the same; two reads of the rows. For v = Gᵀc, `solve_range(c)` is better."""
-        v = check_vector(v, self.d).to(self.dtype)
-        spanned = self._combine(self._solve_small(self._times(v)))
-        return (v - spanned).div_(self.damping)
+        v = check_vector(v, self.d).to(self._carrying(self._exact))
+        spanned = self._combine(self._solve_small(self._times(v)), v.dtype)
+        return (v - spanned).div_(self.damping).to(self.dtype)
 
     def solve_range(self, c: Tensor) -> Tensor:
         """F⁻¹ Gᵀ c for c (m,) or (m, k), without cancellation and in one read of the rows  (eq. 8)."""
@@ -153,7 +158,8 @@ class LowRank(Fisher):
             raise WoodburyError(
                 f"Coefficients of shape {tuple(c.shape)} met {self.m} rows: give ({self.m},) or ({self.m}, k)."
             )
-        return self._combine(self._solve_small(_down(1 / self._scale, c.double())))
+        small = self._solve_small(_down(1 / self._scale, c.double()))
+        return self._combine(small, self._carrying(self._exact)).to(self.dtype)
 
     def diagonal(self) -> Tensor:
         scale = self._scale.to(self.dtype)[:, None]
@@ -252,13 +258,15 @@ class LowRank(Fisher):
         # their Gram matrix is needed: what the other columns would add is cut off last.
         kept = check_keep(keep, self.d).nonzero()[:, 0]
         left = self._downdated(keep)
-        _, factor, _ = self._gathered(kept) if left is None else self._factored(left, self._exact, kept)
-        step = self._combine(_solved_by(factor, self._times(check_vector(removed, self.d))))[keep]
+        _, factor, exact = self._gathered(kept) if left is None else self._factored(left, self._exact, kept)
+        dtype = self._carrying(exact)
+        force = self._times(check_vector(removed, self.d).to(dtype))
+        step = self._combine(_solved_by(factor, force), dtype)[keep]
         if gradient is None:
-            return step
-        slope = check_vector(gradient, self.d).to(self.dtype).masked_fill(~keep, 0)
-        newton = slope - self._combine(_solved_by(factor, self._times(slope)))
-        return step.sub_(newton[keep], alpha=1 / self.damping)
+            return step.to(self.dtype)
+        slope = check_vector(gradient, self.d).to(dtype).masked_fill(~keep, 0)
+        newton = slope - self._combine(_solved_by(factor, self._times(slope)), dtype)
+        return step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
 
 
 def _solved_by(factor: Tensor, c: Tensor) -> Tensor:
