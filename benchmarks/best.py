@@ -100,7 +100,7 @@ def settings(name: str, bench: Any) -> Setting:
         block=500,
         ratio=0.78,
         finer=0.78,
-        refit=Refit(damping=1e-4),
+        refit=Refit(damping=1e-4, rank=4),
         among_many=Refit(damping=1e-4, rank=1),
         rival=Distilled(epochs=12, lrs=(3e-4, 1e-3, 3e-3)),
     )
