@@ -574,9 +574,10 @@ def test_refits_follow_rounds_by_default_and_as_asked(here: Path) -> None:
 def test_refits_without_room_are_left_out_or_iterated(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "prune net.py:build net.py:both --damping 1e-3 --count 60 --sparsity 0.5 --rounds 1"
     for out, room, more, said in (
-        ("rows", 2**33, "", "1, by rows"),
-        ("out", 4 * 2 * 60 * 456 - 1, "", "0;"),
-        ("asked", 4 * 2 * 60 * 456 - 1, "--refit 1", ""),
+        ("rows", 2**33, "", "1, by rows, 4 directions"),
+        ("fewer", 4 * 4 * 60 * 456 - 1, "", "1, by rows, 3 directions"),
+        ("out", 4 * 60 * 456 - 1, "", "0;"),
+        ("asked", 4 * 60 * 456 - 1, "--refit 1", ""),
     ):
         monkeypatch.setattr("woodbury.pruning.effort.MEMORY", room)
         result = woodbury(f"{words} {more} --out {out}")

@@ -82,8 +82,8 @@ def wide(kind: type[nn.Sequential] = nn.Sequential, dtype: torch.dtype = torch.f
     ("model", "how"),
     [
         (wide(), "1, 100 iterations, 10 directions to a sample"),
-        (wide(dtype=torch.bfloat16), "1, by rows, 2 directions to a sample"),
-        (wide(Rounded), "1, by rows, 2 directions to a sample"),
+        (wide(dtype=torch.bfloat16), "1, by rows, 4 directions to a sample"),
+        (wide(Rounded), "1, by rows, 4 directions to a sample"),
     ],
 )
 def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None:
@@ -96,8 +96,12 @@ def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None
 def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from woodbury.pruning.effort import suited
 
-    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 1000)
     objective = Objective.of(wide(Rounded), data(50))
+    for directions, found in ((5, 4), (4, 4), (3, 3), (1, 1)):
+        monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * directions * 50 * objective.space.d)
+        refit = suited(Refit(), objective, 50)
+        assert refit is not None and refit.rank == found
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 1000)
     assert suited(Refit(), objective, 50) is None
     with pytest.raises(WoodburyError, match="take fewer samples"):
         suited(Refit(), objective, 50, patient=True)

@@ -91,7 +91,7 @@ class Problem:
         """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
         if not steps:
             return None
-        asked = Refit(steps, usual.rank, usual.dampings[0], seed=self.options.seed, progress=progress)
+        asked = Refit(steps, damping=usual.dampings[0], seed=self.options.seed, progress=progress)
         return suited(asked, self.objective(self.options.seed), self.count * self.options.batch, patient)
 
     def flops(self) -> Flops:

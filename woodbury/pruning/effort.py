@@ -91,9 +91,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     seen, held = batches[: len(batches) - apart], _labelled(objective, batches[len(batches) - apart :])
     exact = objective.likelihood.directions is not None
     samples = sum(samples_in(inputs) for inputs, _ in seen)
-    asked = (
-        Refit(effort.refits, effort.rank, effort.dampings[0], progress=progress) if effort.refits and exact else None
-    )
+    asked = Refit(effort.refits, damping=effort.dampings[0], progress=progress) if effort.refits and exact else None
     refit = suited(asked, replace(objective, batches=seen), samples) if asked else None
     mended = refit is not None and refit.iterations is not None  # what they mend needs no better choice (docs/log.md)
     rank = effort.rank if exact and not mended else 1
@@ -139,22 +137,23 @@ def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
 
 
 def suited(refit: Refit, objective: Objective, samples: int, patient: bool = False) -> Refit | None:
-    """The refit by rows as it is, or by iterations where those cost fewer FLOPs on this model and it allows them.
+    """The refit by rows, in as many directions as have room, or by iterations where those cost fewer FLOPs and can be.
 
     Where rows have no room in MEMORY, and iterations are the slower or not possible: None; the `patient` get iterations all
     the same, or a WoodburyError.
     """
-    m, d, forward = refit.rank * samples, objective.space.d, _forward_flops(objective)
+    d, forward = objective.space.d, _forward_flops(objective)
+    rank = min(refit.rank, MEMORY // (4 * samples * d))
+    m = max(rank, 1) * samples
     rows, iterations = m**2 * d + 3 * m * forward, 5 * ITERATIONS * samples * forward
-    has_room = 4 * m * d <= MEMORY
-    if (iterations < rows or (patient and not has_room)) and _iterates(objective, samples):
+    if (iterations < rows or (patient and not rank)) and _iterates(objective, samples):
         return replace(refit, rank=DIRECTIONS, iterations=ITERATIONS)
-    if patient and not has_room:
+    if patient and not rank:
         raise WoodburyError(
             f"A refit on {samples} samples of {d:,} weights takes more than {MEMORY / 2**30:.3g} GiB by rows, and this model "
             "allows no iterations: take fewer samples, or no refit."
         )
-    return refit if has_room else None
+    return replace(refit, rank=rank) if rank else None
 
 
 def said(refit: Refit | None) -> str:

@@ -37,7 +37,7 @@ class Refit:
     """
 
     steps: int = 1
-    rank: int = 2
+    rank: int = 4
     damping: float = 1e-3
     samples: int | None = None
     iterations: int | None = None
