@@ -3,9 +3,9 @@
 No label's gradient is followed here: the networks move by curvature alone, by `refit` towards the dense outputs. `single`: one
 set of 1,000 training images for everything; `fresh`: other images at every stage. One-stage rows choose their damping per cell
 on 2,000 held-out training images; staged rows have one damping, chosen on those images with another seed. Every row is a path:
-one run gives all sparsities; `tuned`: each stage chooses its damping on those images; `one quadratic`: inner stages on the
-dense network's. ResNet-20 is judged with and without BatchNorm recalibrated on the calibration images. Finished cells are in
-FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
+one run gives all sparsities; `tuned`: each stage chooses its damping on those images; `mirrored`: every image comes with its
+mirror image; `one quadratic`: inner stages on the dense network's. ResNet-20 is judged with and without BatchNorm recalibrated
+on the calibration images. Finished cells are in FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     leading = gauss_newton(mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted)
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
     newest = gauss_newton(mfac(2000, setting.damping, block=setting.block), 1)
+    mirrored = Staged(Pruner(newest, obs, joint), refit=setting.among_mirrored, ratio=setting.finer, mirrored=True)
     return {
         "woodbury.prune as it comes": AsItComes(usual),
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
@@ -71,6 +72,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             setting.among_many,
             window=setting.window,
         ),
+        **({"Gauss–Newton, joint, refit, stages, mirrored": mirrored} if setting.among_mirrored else {}),
     }
 
 
@@ -102,6 +104,7 @@ def settings(name: str, bench: Any) -> Setting:
         finer=0.78,
         refit=Refit(damping=1e-4, rank=4),
         among_many=Refit(damping=1e-4, rank=1),
+        among_mirrored=Refit(damping=1e-4, rank=2),
         rival=Distilled(epochs=12, lrs=(3e-4, 1e-3, 3e-3)),
     )
 

@@ -26,7 +26,8 @@ class Setting:
     """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images.
 
     rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with;
-    fresh: images of a stage; window: of how many stages a refit, then `among_many`, sees them.
+    fresh: images of a stage; window: of how many stages a refit, then `among_many`, sees them; among_mirrored: the refit
+    where every image comes with its mirror image.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Setting:
     finer: float = 0.8
     refit: Refit | None = None
     among_many: Refit | None = None
+    among_mirrored: Refit | None = None
     rival: Refit | None = None
 
 
@@ -82,7 +84,8 @@ class OneQuadratic:
 class Staged:
     """Stage by stage through all sparsities, the same images for all, or `samples` fresh ones before those of the last stages.
 
-    dampings: what each stage chooses from on the images that judge; empty for the pruner's own.
+    dampings: what each stage chooses from on the images that judge; empty for the pruner's own. mirrored: every image comes
+    with its mirror image.
     """
 
     pruner: Pruner
@@ -91,11 +94,15 @@ class Staged:
     ratio: float | None = None
     window: int = 1
     dampings: tuple[float, ...] = ()
+    mirrored: bool = False
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         wanted = list(setting.task.sparsities.values())
         levels = way(wanted, self.ratio or setting.ratio)
         fresh = shuffled(setting.task, self.samples, seed, self.window) if self.samples else None
+        if self.mirrored:
+            batches = list(objective.batches)
+            objective = replace(objective, batches=batches + [(x.flip(-1), y) for x, y in batches])
         refit = replace(self.refit, judge=judge) if isinstance(self.refit, Distilled) else self.refit
         recipe = Tuned(self.pruner, judge, self.dampings) if self.dampings else self.pruner
         recipe = Refitted(recipe, objective, refit) if refit else recipe
