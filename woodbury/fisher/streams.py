@@ -35,6 +35,8 @@ def width(rows: Tensor) -> int:
 def times(rows: Tensor, v: Tensor) -> Tensor:
     """G v in float64, in one read of the rows: (m, d) and (d,) or (d, k) -> (m,) or (m, k)."""
     with full_precision(rows.device):
+        if rows.dtype != v.dtype and _by_pieces(v):
+            return _converted_times(rows, v)
         if rows.dtype != v.dtype:
             return torch.stack([chunk @ v[part] for part, chunk in chunks(rows, v.dtype)]).double().sum(0)
         return (_summed(rows, v) if _workers(rows, v) > 1 else rows @ v).double()
@@ -43,6 +45,8 @@ def times(rows: Tensor, v: Tensor) -> Tensor:
 def combine(rows: Tensor, c: Tensor) -> Tensor:
     """Gᵀ c in the dtype of c, in one read of the rows: (m, d) and (m,) or (m, k) -> (d,) or (d, k)."""
     with full_precision(rows.device):
+        if rows.dtype != c.dtype and _by_pieces(c):
+            return _converted_combine(rows, c)
         if rows.dtype != c.dtype:
             return torch.cat([chunk.mT @ c for _, chunk in chunks(rows, c.dtype)])
         if _workers(rows, c) == 1:
@@ -56,12 +60,7 @@ def products(rows: Tensor, v: Tensor, exact: bool) -> Tensor:
     """G v in float64, (m, d) and (d,) -> (m,): by float32 products of chunks that are summed in float64, or exactly."""
     v = v.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
     with full_precision(rows.device):
-        if rows.dtype == v.dtype:
-            return _summed(rows, v)
-        new = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for some, part, piece in _converted(rows, v.dtype):
-            new[some] += piece @ v[part]
-        return new
+        return _summed(rows, v) if rows.dtype == v.dtype else _converted_times(rows, v)
 
 
 def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
@@ -69,11 +68,8 @@ def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
     c = c.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
     if rows.dtype == c.dtype:
         return combine(rows, c)
-    combined = torch.zeros(rows.shape[1], dtype=c.dtype, device=rows.device)
     with full_precision(rows.device):
-        for some, part, piece in _converted(rows, c.dtype):
-            combined[part].addmv_(piece.mT, c[some])
-    return combined.to(torch.promote_types(rows.dtype, torch.float32))
+        return _converted_combine(rows, c).to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _summed(rows: Tensor, v: Tensor) -> Tensor:
@@ -107,6 +103,25 @@ def _shared(rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]) 
         turns(0)
     else:
         list(_pool(workers, os.getpid()).map(turns, range(workers)))
+
+
+def _by_pieces(vector: Tensor) -> bool:
+    """Whether a product with rows of another dtype is by pieces, whose buffer autograd must not see."""
+    return vector.ndim == 1 and not vector.requires_grad
+
+
+def _converted_times(rows: Tensor, v: Tensor) -> Tensor:
+    found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for some, part, piece in _converted(rows, v.dtype):
+        found[some] += piece @ v[part]
+    return found
+
+
+def _converted_combine(rows: Tensor, c: Tensor) -> Tensor:
+    combined = torch.zeros(rows.shape[1], dtype=c.dtype, device=rows.device)
+    for some, part, piece in _converted(rows, c.dtype):
+        combined[part].addmv_(piece.mT, c[some])
+    return combined
 
 
 def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor]]:
