@@ -111,6 +111,7 @@ def _by_pieces(vector: Tensor) -> bool:
 
 
 def _converted_times(rows: Tensor, v: Tensor) -> Tensor:
+    """G v in float64, the rows converted to the dtype of v."""
     found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for some, part, piece in _converted(rows, v.dtype):
         found[some] += piece @ v[part]
@@ -118,6 +119,7 @@ def _converted_times(rows: Tensor, v: Tensor) -> Tensor:
 
 
 def _converted_combine(rows: Tensor, c: Tensor) -> Tensor:
+    """Gᵀ c, the rows converted to the dtype of c."""
     combined = torch.zeros(rows.shape[1], dtype=c.dtype, device=rows.device)
     for some, part, piece in _converted(rows, c.dtype):
         combined[part].addmv_(piece.mT, c[some])
