@@ -22,6 +22,7 @@ from woodbury.fisher.estimate import gauss_newton, mfac, woodfisher
 from woodbury.pruning.effort import usual
 from woodbury.pruning.exchange import swaps, thresholded
 from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.refit import Refit
 from woodbury.pruning.saliency import magnitude, obs
 from woodbury.pruning.update import independent, joint, zero
@@ -66,6 +67,9 @@ def rows(setting: Setting) -> Mapping[str, Any]:
         "Gauss–Newton, joint, refit, stages, single": Staged(
             Pruner(leading, obs, joint), refit=setting.refit, ratio=setting.finer
         ),
+        "Gauss–Newton, joint, refit, layers, stages, single": Staged(
+            Pruner(leading, obs, joint), refit=setting.layered, ratio=setting.finer
+        ),
         "Gauss–Newton, joint, refit, stages, fresh": Staged(
             Pruner(newest, obs, joint),
             setting.fresh,
@@ -90,6 +94,7 @@ def settings(name: str, bench: Any) -> Setting:
             window=3,
             finer=0.9,
             refit=refit,
+            layered=replace(refit, reconstruction=Reconstruction()),
             among_many=refit,
             rival=Distilled(),
         )
@@ -103,6 +108,7 @@ def settings(name: str, bench: Any) -> Setting:
         ratio=0.78,
         finer=0.78,
         refit=Refit(damping=1e-4, rank=4),
+        layered=Refit(damping=1e-4, rank=2, reconstruction=Reconstruction()),
         among_many=Refit(damping=1e-4, rank=1),
         among_mirrored=Refit(damping=1e-4, rank=2),
         rival=Distilled(epochs=12, lrs=(3e-4, 1e-3, 3e-3)),

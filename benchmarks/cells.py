@@ -73,7 +73,8 @@ def drive(description: str, tables: Mapping[str, Callable[[Any], Rows]], seeds: 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", metavar="|".join(tables))
     parser.add_argument("--rows", nargs="*", help="only rows that contain one of these")
-    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many calibration samples")
+    parser.add_argument("--first", type=int, default=0, help="the first sample's seed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(out))
     asked = parser.parse_args()
@@ -84,7 +85,7 @@ def drive(description: str, tables: Mapping[str, Callable[[Any], Rows]], seeds: 
     for name in asked.tables or tables:
         setting, every = tables[name](bench)
         wanted = {row: how for row, how in every.items() if not asked.rows or any(part in row for part in asked.rows)}
-        for seed, row in product(range(asked.seeds), wanted):
+        for seed, row in product(range(asked.first, asked.first + asked.seeds), wanted):
             cells = finished(asked.out)
             key = f"{name} / {row} / {seed}"
             if key not in cells:

@@ -26,8 +26,8 @@ class Setting:
     """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images.
 
     rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with;
-    fresh: images of a stage; window: of how many stages a refit, then `among_many`, sees them; among_mirrored: the refit
-    where every image comes with its mirror image.
+    layered: the refit that sees the outputs of layers too; fresh: images of a stage; window: of how many stages a refit, then
+    `among_many`, sees them; among_mirrored: the refit where every image comes with its mirror image.
     """
 
     task: Task
@@ -40,6 +40,7 @@ class Setting:
     window: int = 1
     finer: float = 0.8
     refit: Refit | None = None
+    layered: Refit | None = None
     among_many: Refit | None = None
     among_mirrored: Refit | None = None
     rival: Refit | None = None

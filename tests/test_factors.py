@@ -91,7 +91,7 @@ def test_a_1x1_convolution_of_1x1_images_is_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("patches", [1, 2**25])
 def test_a_convolution_is_exact_when_positions_are_uncorrelated(patches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("woodbury.factors.PATCHES", patches)
+    monkeypatch.setattr("woodbury.patches.PATCHES", patches)
     model = nn.Conv2d(2, 3, 2, stride=2).double()
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4).view(16, 1, 2, 2)
     gradients = signs * _random(3, seed=1)[:, None, None]  # uncorrelated between the four positions

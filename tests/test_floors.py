@@ -17,6 +17,8 @@ MODELS = {
     "gradients",
     "gauss_newton",
     "residuals",
+    "patches",
+    "layerwise",
     "factors",
     "hessian",
     "flops",
@@ -26,6 +28,7 @@ MODELS = {
 TENSORS = {
     *("fisher.operator", "fisher.small", "fisher.streams", "fisher.explicit", "fisher.lowrank"),
     *("fisher.kronecker", "fisher.restricted", "fisher.blocks", "fisher.window", "fisher.triangle", "fisher.iterative"),
+    "fisher.metric",
 }
 PRUNING = {
     *("pruning.quadratic", "pruning.saliency", "pruning.units"),
@@ -40,7 +43,14 @@ FLOORS = [
         *("report", "pictures", "per_layer", "export", "comparison", "records"),
         *("optim", "optim_layout", "optim_window", "optim_damping", "optim_preconditioner"),
         *("pruning.pruner", "pruning.pattern", "pruning.masks", "pruning.gradual", "finetuning"),
-        *("pruning.stages", "pruning.tuned", "pruning.refit", "pruning.effort", "pruning.door"),
+        *(
+            "pruning.stages",
+            "pruning.tuned",
+            "pruning.refit",
+            "pruning.reconstruction",
+            "pruning.effort",
+            "pruning.door",
+        ),
     },
     {"cli"},
 ]

@@ -45,6 +45,7 @@ from woodbury.pruning.moments import cycle as cycle
 from woodbury.pruning.pattern import n_of_m as n_of_m
 from woodbury.pruning.pruner import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
+from woodbury.pruning.reconstruction import Reconstruction as Reconstruction
 from woodbury.pruning.refit import Refit as Refit
 from woodbury.pruning.refit import Refitted as Refitted
 from woodbury.pruning.saliency import magnitude as magnitude

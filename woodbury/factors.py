@@ -1,28 +1,23 @@
-"""K-FAC's statistics of each layer, by hooks: the only file that knows layer types."""
+"""K-FAC's statistics of each layer, by hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
 
 from woodbury.errors import WoodburyError
 from woodbury.gradients import Labels, Progress, regrouped, sampled
 from woodbury.objective import Objective, evaluating, samples_in
+from woodbury.patches import KINDS, Layer, is_known, patches, positions, wide
 from woodbury.space import ParameterSpace
 
 SAMPLES = 32
 """Samples per pass: their activations, and for a convolution one sample's patches, are in memory at once."""
-PATCHES = 2**25
-"""Entries of the unfolded inputs of a convolution that are in memory at once."""
-
-KINDS = (nn.Linear, nn.Conv2d)  # and no subclass of them, which may compute something else
-Layer = nn.Linear | nn.Conv2d
 Users = list[tuple[Layer, str | None, str | None]]
 """The layers of a space, each with the names of its weight and its bias (None: not in the space)."""
 
@@ -31,13 +26,13 @@ Users = list[tuple[Layer, str | None, str | None]]
 class _Seen:
     """What one pass showed of one parameter, which more than one layer may use, or one layer more than once.
 
-    products, places: per use of a weight, the sum of a aᵀ and the positions of one sample. probes: per use, the zeros
-    that were added to the layer's output and whose gradient is g, and what lays that out as (b, positions, o).
+    products, places: per use of a weight, the sum of a aᵀ and the positions of one sample. probes: per use, the layer and
+    the zeros that were added to its output, whose gradient is g.
     """
 
     products: list[Tensor] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
-    probes: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=list)
+    probes: list[tuple[Layer, Tensor]] = field(default_factory=list)
 
 
 def factors(
@@ -93,15 +88,11 @@ def _finished(name: str, sums: Mapping[str, tuple[Tensor, Tensor]], count: int, 
 def factored(model: nn.Module) -> ParameterSpace:
     """The space of the weights that have factors and require a gradient. Raises WoodburyError where there is none."""
     moving = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    known = [module.weight for module in model.modules() if _is_known(module)]
+    known = [module.weight for module in model.modules() if is_known(module)]
     names = sorted({moving[id(weight)] for weight in known if id(weight) in moving})
     if not names:
         raise WoodburyError("K-FAC needs an nn.Linear or an ungrouped nn.Conv2d to train: take another structure.")
     return ParameterSpace.of(model, include=names)
-
-
-def _is_known(module: nn.Module) -> TypeGuard[Layer]:
-    return type(module) in KINDS and getattr(module, "groups", 1) == 1
 
 
 def _users(objective: Objective) -> Users:
@@ -118,7 +109,7 @@ def _users(objective: Objective) -> Users:
             raise WoodburyError(
                 f"K-FAC does not know {type(module).__name__}, which holds {held[0]!r}: {_remedy(held[0])}"
             )
-        if not _is_known(module):
+        if not is_known(module):
             raise WoodburyError(f"K-FAC has no factors of the grouped convolution of {held[0]!r}: {_remedy(held[0])}")
         users.append((module, names.get(id(module.weight)), names.get(id(module.bias))))
     return users
@@ -136,7 +127,7 @@ def _pass(objective: Objective, users: Users, inputs: Any, target: Any) -> Itera
     with torch.enable_grad(), _watching(users, seen, size):
         # The loss is a mean over the samples; its gradient by one sample's output is 1/size of what that sample has.
         loss = size * objective.batch_loss(parameters, inputs, target)
-    probes = list({id(probe): probe for one in seen.values() for probe, _ in one.probes}.values())
+    probes = list({id(probe): probe for one in seen.values() for _, probe in one.probes}.values())
     if not probes:
         return
     if not loss.requires_grad:
@@ -146,7 +137,9 @@ def _pass(objective: Objective, users: Users, inputs: Any, target: Any) -> Itera
     for name, one in seen.items():
         if not one.probes:
             continue
-        gradients = torch.cat([_wide(layout(by_probe[id(probe)])) for probe, layout in one.probes], dim=1)  # (b, T, o)
+        gradients = torch.cat(
+            [wide(positions(layer, by_probe[id(probe)])) for layer, probe in one.probes], dim=1
+        )  # (b, T, o)
         if one.products:
             flat = gradients.flatten(0, 1)
             yield name, (flat.T @ flat, torch.stack(one.products).sum(0) / sum(one.places))
@@ -165,10 +158,9 @@ def _watching(users: Users, seen: Mapping[str, _Seen], size: int) -> Iterator[No
             _check_batch(layer, given, size, weight or bias)
             # A zero of its own carries the gradient: the output itself may be overwritten by an in-place activation.
             probe = torch.zeros_like(output, requires_grad=True)
-            layout = _rows_of_linear if isinstance(layer, nn.Linear) else _rows_of_convolution
             for name in (weight, bias):
                 if name is not None:
-                    seen[name].probes.append((probe, layout))
+                    seen[name].probes.append((layer, probe))
             if weight is not None:
                 product, places = _products(layer, given.detach())
                 seen[weight].products.append(product)
@@ -197,29 +189,8 @@ def _check_batch(layer: Layer, given: Tensor, size: int, name: str | None) -> No
 
 def _products(layer: Layer, given: Tensor) -> tuple[Tensor, int]:
     """Σ a aᵀ over samples and positions, and the number of positions of one sample."""
-    if isinstance(layer, nn.Linear):
-        flat = _wide(given).flatten(0, -2)
-        return flat.T @ flat, len(flat) // len(given)
-    total, places = 0.0, 0
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    for one in given.split(max(1, PATCHES // (given[0].numel() * layer.weight[0, 0].numel()))):
-        # The layer's own list of paddings knows 'same' and the modes that unfold does not.
-        padded = pad(_wide(one), layer._reversed_padding_repeated_twice, mode=mode)
-        patches = unfold(padded, layer.weight.shape[2:], layer.dilation, 0, layer.stride).transpose(1, 2)  # (b, T, i)
-        flat, places = patches.flatten(0, 1), patches.shape[1]
-        total = total + flat.T @ flat
-    assert isinstance(total, Tensor)
-    return total, places
-
-
-def _rows_of_linear(gradient: Tensor) -> Tensor:
-    return gradient.reshape(len(gradient), -1, gradient.shape[-1])
-
-
-def _rows_of_convolution(gradient: Tensor) -> Tensor:
-    return gradient.flatten(2).transpose(1, 2)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """At least float32: sums of products of halves would lose their digits."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    products, places = [], 0
+    for part in patches(layer, given):  # (b, T, i)
+        flat, places = part.flatten(0, 1), part.shape[1]
+        products.append(flat.T @ flat)
+    return torch.stack(products).sum(0), places

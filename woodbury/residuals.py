@@ -59,6 +59,10 @@ class Residuals:
         """The number of residuals, rank × samples."""
         return sum(told.numel() for *_, told in self.parts)
 
+    def first(self, samples: int) -> Residuals:
+        """Those of about the first so many samples, in whole parts."""
+        return replace(self, parts=self.parts[: max(1, samples // len(self.parts[0][2]))])
+
     def at(self, weights: Tensor) -> Tensor:
         """r(w): (d,) -> (m,), those of a sample one after the other."""
         found = [_along(self.objective, weights, inputs, directions) - told for inputs, directions, told in self.parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -11,10 +12,13 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.iterative import conjugate_gradients
 from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.metric import Metric
 from woodbury.fisher.operator import check_damping
 from woodbury.gradients import Engine, Progress
+from woodbury.layerwise import LayerFit, layer_fits
 from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruned, Recipe
+from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.select import Cost, Scope
 from woodbury.residuals import Residuals
@@ -22,6 +26,8 @@ from woodbury.space import ParameterSpace
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """How much of a step is tried, until the outputs come closer."""
+FEW = 256
+"""Samples that tell iterations how much the outputs depend on each layer's."""
 TOLERANCE = 1e-6
 """The relative residual at which iterations end early."""
 
@@ -34,6 +40,8 @@ class Refit:
     to second order it is the divergence between what the two networks predict. samples: the first so many of the batches,
     None for all. iterations: None solves each step exactly, from rank × samples rows of d floats; a number solves it by so
     many conjugate gradients on products through the network, without a row, at a cost that `rank` does not raise  (eq. 63).
+    reconstruction: the outputs of the layers as a second aim, for the weights of linear and convolutional layers, which
+    `damping` then does not hold; None for none  (eq. 65).
     """
 
     steps: int = 1
@@ -41,6 +49,7 @@ class Refit:
     damping: float = 1e-3
     samples: int | None = None
     iterations: int | None = None
+    reconstruction: Reconstruction | None = None
     seed: int = 0
     engine: Engine | None = None
     progress: Progress | None = field(default=None, compare=False)
@@ -70,31 +79,47 @@ class Refit:
 
     def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
         residuals = self._residuals(objective, dense, draw)
+        fits = layer_fits(objective, dense, self.samples) if self.reconstruction else {}
         here = residuals.at(objective.weights)
         solve = self._by_rows if self.iterations is None else self._by_products
-        step = solve(residuals, here).to(objective.weights.dtype)
+        step = solve(residuals, here, fits).to(objective.weights.dtype)
         for share in SHARES:
             moved = objective.weights - share * step
             if _half_square(residuals.at(moved)) < _half_square(here):  # never with a NaN
                 return objective.at(moved)
         return objective
 
-    def _by_rows(self, residuals: Residuals, here: Tensor) -> Tensor:
-        jacobian = residuals.jacobian(self.engine, self.progress)
-        return LowRank(jacobian, self.damping).solve_range(here / len(here))
+    def _aims(self, fits: Mapping[str, LayerFit], space: ParameterSpace, jacobian: Tensor) -> tuple[Metric, Tensor]:
+        """What a step is measured by, and from where (d,)."""
+        if self.reconstruction is None:
+            return Metric(()), jacobian.new_zeros(space.d)
+        curvature = LowRank(jacobian, self.damping).diagonal() - self.damping
+        return self.reconstruction(fits, space, curvature, self.damping)
 
-    def _by_products(self, residuals: Residuals, here: Tensor) -> Tensor:
+    def _by_rows(self, residuals: Residuals, here: Tensor, fits: Mapping[str, LayerFit]) -> Tensor:
+        jacobian = residuals.jacobian(self.engine, self.progress)
+        metric, target = self._aims(fits, residuals.objective.space, jacobian)
+        left = here + jacobian @ target
+        step = LowRank(metric.whiten(jacobian), self.damping).solve_range(left / len(left))
+        return metric.coloured(step) - target
+
+    def _by_products(self, residuals: Residuals, here: Tensor, fits: Mapping[str, LayerFit]) -> Tensor:
         most, told = self.iterations or 0, self.progress or (lambda what, done, total: None)
+        jacobian = (
+            residuals.first(FEW).jacobian(self.engine) if fits else here.new_zeros(1, residuals.objective.space.d)
+        )
+        metric, target = self._aims(fits, residuals.objective.space, jacobian)
         done = count(1)
 
         def multiply(v: Tensor) -> Tensor:
-            product = residuals.curved(v[:, 0]) + self.damping * v[:, 0]
+            product = metric.whitened(residuals.curved(metric.coloured(v[:, 0]))) + self.damping * v[:, 0]
             told("iterations of a refit", next(done), most)
             return product[:, None]
 
-        step, _ = conjugate_gradients(multiply, residuals.gradient(here)[:, None], most, TOLERANCE)
+        left = residuals.gradient(here) + residuals.curved(target)
+        step, _ = conjugate_gradients(multiply, metric.whitened(left)[:, None], most, TOLERANCE)
         told("iterations of a refit", most, most)  # it may have ended early
-        return step[:, 0]
+        return metric.coloured(step[:, 0]) - target
 
 
 @dataclass(frozen=True)

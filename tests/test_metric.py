@@ -1,0 +1,54 @@
+"""Metric against the dense matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from woodbury.errors import WoodburyError
+from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.metric import Metric
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def metric() -> tuple[Metric, torch.Tensor]:
+    """Two blocks with weights before, between and after them, and the dense matrix."""
+    blocks = [(slice(1, 4), normal(3, 5)), (slice(6, 8), normal(2, 5, seed=1))]
+    blocks = [(where, root @ root.mT) for where, root in blocks]
+    dense = torch.eye(9, dtype=torch.float64)
+    for where, block in blocks:
+        dense[where, where] = block
+    return Metric.of(blocks, torch.float64), dense
+
+
+def test_rows_with_damping_times_the_metric() -> None:
+    found, dense = metric()
+    rows, damping, force = normal(4, 9), 0.3, normal(4)
+    truth = torch.linalg.solve(rows.mT @ rows / 4 + damping * dense, rows.mT @ force)
+    assert_close(found.coloured(LowRank(found.whiten(rows.clone()), damping).solve_range(force)), truth)
+
+
+def test_a_gradient_is_whitened_and_a_step_coloured() -> None:
+    found, dense = metric()
+    v = normal(9)
+    assert_close(found.coloured(found.whitened(v)), torch.linalg.solve(dense, v))
+    assert_close(found.whitened(v) @ found.whitened(v), v @ torch.linalg.solve(dense, v))
+    assert_close(v, normal(9), rtol=0, atol=0)
+
+
+def test_without_blocks_it_is_the_identity() -> None:
+    found, v = Metric.of([], torch.float64), normal(9)
+    assert_close(found.coloured(v), v, rtol=0, atol=0)
+    assert_close(found.whitened(v), v, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("broken", [-1.0, float("nan")])
+def test_a_block_that_is_not_definite_is_named(broken: float) -> None:
+    block = torch.eye(2, dtype=torch.float64)
+    block[1, 1] = broken
+    with pytest.raises(WoodburyError, match="weights 3 to 5"):
+        Metric.of([(slice(3, 5), block)], torch.float64)

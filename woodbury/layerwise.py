@@ -1,0 +1,97 @@
+"""What each layer's outputs say of its weights, by hooks: least squares between two networks, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from woodbury.gradients import regrouped
+from woodbury.objective import Objective, evaluating
+from woodbury.patches import Layer, is_known, patches, positions
+
+SAMPLES = 64
+"""Samples per pass: all outputs that the goal's layers give to them are in memory at once."""
+
+
+@dataclass
+class LayerFit:
+    """The normal equations of one layer, summed over samples and positions  (eq. 64).
+
+    inputs: (i, i) float64, S = Σ a aᵀ of the network that moves; missed: (i, o) float64, c = Σ a (y⁰ − y)ᵀ of what its
+    outputs lack to the goal's; positions: how many were summed.
+    """
+
+    inputs: Tensor | float = 0.0
+    missed: Tensor | float = 0.0
+    positions: int = 0
+
+    def add(self, layer: Layer, given: Tensor, lacking: Tensor) -> None:
+        """One use of the layer: its input, and what its output lacks."""
+        start, lacking = 0, positions(layer, lacking)
+        for part in patches(layer, given):
+            flat = part.flatten(0, 1)
+            told = lacking[start : start + len(part)].flatten(0, 1).to(flat.dtype)
+            self.inputs = self.inputs + (flat.T @ flat).double()
+            self.missed = self.missed + (flat.T @ told).double()
+            start, self.positions = start + len(part), self.positions + len(flat)
+
+
+@torch.no_grad()
+def layer_fits(objective: Objective, goal: Objective, samples: int | None = None) -> dict[str, LayerFit]:
+    """Parameter name -> its layer's normal equations, on the objective's samples, the first so many or all  (eq. 64).
+
+    Both are networks of one architecture, at their own weights; no label is read. For the weights in the space of each
+    nn.Linear and ungrouped nn.Conv2d; those of other layers, and of layers that the two use differently, are left out.
+    """
+    fits: dict[str, LayerFit] = {}
+    apart: set[str] = set()
+    for inputs, _ in regrouped(objective.batches, SAMPLES, samples):
+        apart |= _add(fits, objective, goal, inputs)
+    return {name: fit for name, fit in fits.items() if name not in apart}
+
+
+def _add(fits: dict[str, LayerFit], objective: Objective, goal: Objective, inputs: object) -> set[str]:
+    """One batch into the sums; the names of those that the two use differently."""
+    told: dict[str, list[Tensor]] = {}
+    apart: set[str] = set()
+
+    def tell(name: str, layer: Layer, given: Tensor, output: Tensor) -> None:
+        told.setdefault(name, []).append(output.clone())  # an in-place activation may follow
+
+    def fit(name: str, layer: Layer, given: Tensor, output: Tensor) -> None:
+        if told.get(name) and told[name][0].shape == output.shape:
+            fits.setdefault(name, LayerFit()).add(layer, given, told[name].pop(0) - output)
+        else:
+            apart.add(name)
+
+    _watched(goal, inputs, tell)
+    _watched(objective, inputs, fit)
+    return apart
+
+
+def _watched(objective: Objective, inputs: object, note: Callable[[str, Layer, Tensor, Tensor], None]) -> None:
+    """One forward pass that tells of every use of a known layer; the hooks are gone afterwards, whatever happens."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def heard(layer: Layer, positional: tuple, keywords: dict, output: Tensor) -> None:
+            given = positional[0] if positional else keywords["input"]
+            if given.ndim >= 2 and (isinstance(layer, nn.Linear) or given.ndim == 4):
+                note(name, layer, given, output)
+
+        return heard
+
+    with ExitStack() as hooks, evaluating(objective.model):
+        for name, layer in _layers(objective):
+            hooks.callback(layer.register_forward_hook(hook(name), with_kwargs=True).remove)
+        objective.forward(objective.parameters, inputs)
+
+
+def _layers(objective: Objective) -> list[tuple[str, Layer]]:
+    """The known layers that multiply by a weight of the space, each with that weight's name."""
+    names = {id(weight): name for name, weight in objective.model.named_parameters() if name in objective.space.shapes}
+    known = [module for module in objective.model.modules() if is_known(module)]
+    return [(names[id(layer.weight)], layer) for layer in known if id(layer.weight) in names]

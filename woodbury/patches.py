@@ -1,0 +1,45 @@
+"""Linear and convolutional layers as sums of products over positions: the only file that knows layer types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+
+PATCHES = 2**25
+"""Entries of the unfolded inputs of a convolution that are in memory at once."""
+
+KINDS = (nn.Linear, nn.Conv2d)  # and no subclass of them, which may compute something else
+Layer = nn.Linear | nn.Conv2d
+
+
+def is_known(module: nn.Module) -> TypeGuard[Layer]:
+    """Whether each output of the module, at each position, is the inner product of a row of its weight with a patch."""
+    return type(module) in KINDS and getattr(module, "groups", 1) == 1
+
+
+def patches(layer: Layer, given: Tensor) -> Iterator[Tensor]:
+    """What the rows of the weight are multiplied by, (b, T, i) for some of the samples at a time."""
+    if isinstance(layer, nn.Linear):
+        yield wide(given).reshape(len(given), -1, given.shape[-1])
+        return
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    for one in given.split(max(1, PATCHES // (given[0].numel() * layer.weight[0, 0].numel()))):
+        # The layer's own list of paddings knows 'same' and the modes that unfold does not.
+        padded = pad(wide(one), layer._reversed_padding_repeated_twice, mode=mode)
+        yield unfold(padded, layer.weight.shape[2:], layer.dilation, 0, layer.stride).transpose(1, 2)
+
+
+def positions(layer: Layer, output: Tensor) -> Tensor:
+    """A layer's output, or its gradient, as (b, T, o)."""
+    if isinstance(layer, nn.Linear):
+        return output.reshape(len(output), -1, output.shape[-1])
+    return output.flatten(2).transpose(1, 2)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32: sums of products of halves would lose their digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
