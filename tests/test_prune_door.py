@@ -15,6 +15,7 @@ from woodbury import (
     Objective,
     ParameterSpace,
     Pruner,
+    Reconstruction,
     Refit,
     Refitted,
     WoodburyError,
@@ -51,7 +52,9 @@ def test_the_default_is_what_it_says() -> None:
     first, second = network(), network()
     woodbury.prune(first, data(), 0.5)
     dense = Objective.of(copy.deepcopy(second), [], space=ParameterSpace.of(second, min_ndim=2))
-    recipe = Refitted(Pruner(gauss_newton(mfac(80, 3e-4), 2)), dense, Refit(damping=3e-4))
+    recipe = Refitted(
+        Pruner(gauss_newton(mfac(80, 3e-4), 2)), dense, Refit(damping=3e-4, reconstruction=Reconstruction())
+    )
     woodbury.prune(second, data(), 0.5, pruner=recipe, rounds=2)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
 
@@ -81,9 +84,9 @@ def wide(kind: type[nn.Sequential] = nn.Sequential, dtype: torch.dtype = torch.f
 @pytest.mark.parametrize(
     ("model", "how"),
     [
-        (wide(), "1, 100 iterations, 10 directions to a sample"),
-        (wide(dtype=torch.bfloat16), "1, by rows, 4 directions to a sample"),
-        (wide(Rounded), "1, by rows, 4 directions to a sample"),
+        (wide(), "1, 100 iterations, 10 directions to a sample, and the outputs of layers"),
+        (wide(dtype=torch.bfloat16), "1, by rows, 4 directions to a sample, and the outputs of layers"),
+        (wide(Rounded), "1, by rows, 4 directions to a sample, and the outputs of layers"),
     ],
 )
 def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None:
@@ -101,6 +104,12 @@ def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * directions * 50 * objective.space.d)
         refit = suited(Refit(), objective, 50)
         assert refit is not None and refit.rank == found
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * (200 * 6 * 6 + 8 * 200 * 200 + 208))  # biases too
+    refit = suited(Refit(reconstruction=Reconstruction()), objective, 50)
+    assert refit is not None and refit.reconstruction is not None
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * (200 * 6 * 6 + 8 * 200 * 200))
+    refit = suited(Refit(reconstruction=Reconstruction()), objective, 50)
+    assert refit is not None and refit.reconstruction is None
     monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 1000)
     assert suited(Refit(), objective, 50) is None
     with pytest.raises(WoodburyError, match="take fewer samples"):

@@ -87,8 +87,7 @@ def test_normal_equations_are_those_of_every_position(name: str, monkeypatch: py
     pruned, start = pair()
     fit = layer_fits(pruned, start)[f"{name}.weight"]
     moments, missed = equations(pruned, start, name)
-    assert_close(fit.inputs / fit.positions, moments)
-    assert_close(fit.missed / fit.positions, missed)
+    assert_close(fit.mean, (moments, missed))
 
 
 def test_what_is_not_a_sum_over_positions_is_left_out_and_no_hook_stays() -> None:
@@ -122,6 +121,13 @@ def test_a_layer_that_both_use_differently_is_left_out() -> None:
     start = Objective.of(Routed().double(), [(normal(9, 4), torch.zeros(9, dtype=torch.long))])
     other = start.at(-start.weights)
     assert set(layer_fits(other, start)) == {"gate.weight", "out.weight"}
+
+
+def test_what_is_not_finite_is_named() -> None:
+    pruned, start = pair()
+    x, y = next(iter(pruned.batches))
+    with pytest.raises(WoodburyError, match=r"conv\.weight"):
+        layer_fits(replace(pruned, batches=[(torch.full_like(x, torch.inf), y)]), start)
 
 
 def truth(pruned: Objective, start: Objective, refit: Refit) -> Tensor:

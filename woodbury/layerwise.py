@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from woodbury.errors import WoodburyError
 from woodbury.gradients import regrouped
 from woodbury.objective import Objective, evaluating
 from woodbury.patches import Layer, is_known, patches, positions
@@ -19,15 +21,27 @@ SAMPLES = 64
 
 @dataclass
 class LayerFit:
-    """The normal equations of one layer, summed over samples and positions  (eq. 64).
+    """The normal equations of one layer, over all samples and positions  (eq. 64).
 
-    inputs: (i, i) float64, S = Σ a aᵀ of the network that moves; missed: (i, o) float64, c = Σ a (y⁰ − y)ᵀ of what its
-    outputs lack to the goal's; positions: how many were summed.
+    inputs: (i, i) float64, the sum of a aᵀ, a the inputs in the network that moves; missed: (i, o) float64, the sum of
+    a (y⁰ − y)ᵀ, what its outputs lack to the goal's; positions: how many were summed.
     """
 
-    inputs: Tensor | float = 0.0
-    missed: Tensor | float = 0.0
+    inputs: Tensor
+    missed: Tensor
     positions: int = 0
+
+    @property
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """S (i, i) and c (i, o), the inputs and what was missed at a position."""
+        return self.inputs / self.positions, self.missed / self.positions
+
+    @classmethod
+    def none(cls, layer: Layer) -> LayerFit:
+        """Before the first position."""
+        outputs, inputs = layer.weight.shape[0], layer.weight[0].numel()
+        zeros = partial(torch.zeros, dtype=torch.float64, device=layer.weight.device)
+        return cls(zeros(inputs, inputs), zeros(inputs, outputs))
 
     def add(self, layer: Layer, given: Tensor, lacking: Tensor) -> None:
         """One use of the layer: its input, and what its output lacks."""
@@ -35,8 +49,8 @@ class LayerFit:
         for part in patches(layer, given):
             flat = part.flatten(0, 1)
             told = lacking[start : start + len(part)].flatten(0, 1).to(flat.dtype)
-            self.inputs = self.inputs + (flat.T @ flat).double()
-            self.missed = self.missed + (flat.T @ told).double()
+            self.inputs += flat.T @ flat
+            self.missed += flat.T @ told
             start, self.positions = start + len(part), self.positions + len(flat)
 
 
@@ -46,12 +60,17 @@ def layer_fits(objective: Objective, goal: Objective, samples: int | None = None
 
     Both are networks of one architecture, at their own weights; no label is read. For the weights in the space of each
     nn.Linear and ungrouped nn.Conv2d; those of other layers, and of layers that the two use differently, are left out.
+    Raises WoodburyError, naming the weight, where inputs or outputs are not finite.
     """
     fits: dict[str, LayerFit] = {}
     apart: set[str] = set()
     for inputs, _ in regrouped(objective.batches, SAMPLES, samples):
         apart |= _add(fits, objective, goal, inputs)
-    return {name: fit for name, fit in fits.items() if name not in apart}
+    fits = {name: fit for name, fit in fits.items() if name not in apart}
+    for name, fit in fits.items():
+        if not bool(torch.isfinite(fit.inputs).all() and torch.isfinite(fit.missed).all()):
+            raise WoodburyError(f"The layer of {name!r} has inputs or outputs that are not finite: look at the data.")
+    return fits
 
 
 def _add(fits: dict[str, LayerFit], objective: Objective, goal: Objective, inputs: object) -> set[str]:
@@ -64,7 +83,7 @@ def _add(fits: dict[str, LayerFit], objective: Objective, goal: Objective, input
 
     def fit(name: str, layer: Layer, given: Tensor, output: Tensor) -> None:
         if told.get(name) and told[name][0].shape == output.shape:
-            fits.setdefault(name, LayerFit()).add(layer, given, told[name].pop(0) - output)
+            fits.setdefault(name, LayerFit.none(layer)).add(layer, given, told[name].pop(0) - output)
         else:
             apart.add(name)
 

@@ -16,11 +16,13 @@ from woodbury.gradients import Labels, Progress, observed, regrouped, sampled
 from woodbury.objective import Batch, Objective, evaluating, samples_in
 from woodbury.pruning.contest import check_reachable, reached
 from woodbury.pruning.pruner import Pruner, Recipe
+from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.refit import Refit, Refitted
 from woodbury.pruning.schedule import Targets, check_targets, rounds
 from woodbury.pruning.select import everything, weights
 from woodbury.pruning.tuned import Tuned
 from woodbury.residuals import Residuals, numbers
+from woodbury.space import ParameterSpace
 
 WHOLE = 50_000
 """Up to so many weights the whole matrix is best, beyond it blocks (docs/results.md)."""
@@ -91,8 +93,10 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     seen, held = batches[: len(batches) - apart], _labelled(objective, batches[len(batches) - apart :])
     exact = objective.likelihood.directions is not None
     samples = sum(samples_in(inputs) for inputs, _ in seen)
-    asked = Refit(effort.refits, damping=effort.dampings[0], progress=progress) if effort.refits and exact else None
-    refit = suited(asked, replace(objective, batches=seen), samples) if asked else None
+    refit = None
+    if effort.refits and exact:
+        asked = Refit(effort.refits, damping=effort.dampings[0], reconstruction=Reconstruction(), progress=progress)
+        refit = suited(asked, replace(objective, batches=seen), samples)
     mended = refit is not None and refit.iterations is not None  # what they mend needs no better choice (docs/log.md)
     rank = effort.rank if exact and not mended else 1
     labels = sampled if any(target is None for _, target in seen) else observed
@@ -140,8 +144,10 @@ def suited(refit: Refit, objective: Objective, samples: int, patient: bool = Fal
     """The refit by rows, in as many directions as have room, or by iterations where those cost fewer FLOPs and can be.
 
     Where rows have no room in MEMORY, and iterations are the slower or not possible: None; the `patient` get iterations all
-    the same, or a WoodburyError.
+    the same, or a WoodburyError. The outputs of layers are left out where what they ask of every row of a weight has no room.
     """
+    if refit.reconstruction and not _has_room(objective.space):
+        refit = replace(refit, reconstruction=None)
     d, forward = objective.space.d, _forward_flops(objective)
     rank = min(refit.rank, MEMORY // (4 * samples * d))
     m = max(rank, 1) * samples
@@ -161,7 +167,13 @@ def said(refit: Refit | None) -> str:
     if refit is None:
         return "0"
     how = "by rows" if refit.iterations is None else f"{refit.iterations} iterations"
-    return f"{refit.steps}, {how}, {refit.rank} directions to a sample"
+    layers = "" if refit.reconstruction is None else ", and the outputs of layers"
+    return f"{refit.steps}, {how}, {refit.rank} directions to a sample{layers}"
+
+
+def _has_room(space: ParameterSpace) -> bool:
+    """Whether a matrix over the inputs of every row of every weight does."""
+    return 4 * sum(shape.numel() * shape[1:].numel() for shape in space.shapes.values()) <= MEMORY
 
 
 def _forward_flops(objective: Objective) -> float:

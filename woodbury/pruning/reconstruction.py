@@ -10,6 +10,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.metric import Metric
+from woodbury.fisher.small import cholesky
 from woodbury.layerwise import LayerFit
 from woodbury.space import ParameterSpace
 
@@ -38,21 +39,17 @@ class Reconstruction:
 
         curvature: (d,), the diagonal of what the network's outputs say, which sets each layer's output in their scale.
         """
-        target, blocks = torch.zeros_like(curvature), []
+        target, factors = torch.zeros_like(curvature), []
         for name, output, where, kept in _rows(fits, space):
-            fit = fits[name]
-            assert isinstance(fit.inputs, Tensor) and isinstance(fit.missed, Tensor)
-            moments = fit.inputs / fit.positions
-            size = float(moments.diagonal().mean())
-            scale = float(curvature[where].sum())
+            moments, missed = fits[name].mean
+            size, scale = float(moments.diagonal().mean()), float(curvature[where].sum())
             if not (size > 0 and scale > 0):  # nothing ever came in, or nothing depends on it
                 continue
-            own = moments[kept][:, kept]
-            own.diagonal().add_(self.ridge * size)
-            wanted = torch.linalg.solve(own, fit.missed[kept, output] / fit.positions)
-            target[where] = self.share * wanted.to(target.dtype)
-            blocks.append((where, own * (self.weight / damping * scale / float(own.trace()))))
-        return Metric.of(blocks, target.dtype), target
+            own = cholesky(moments[kept][:, kept], self.ridge * size)
+            target[where] = (self.share * torch.cholesky_solve(missed[kept, output, None], own)[:, 0]).to(target.dtype)
+            weight = self.weight / damping * scale / float(own.square().sum())
+            factors.append((where, (weight**0.5 * own).to(target.dtype)))
+        return Metric(tuple(factors)), target
 
 
 def _rows(fits: Mapping[str, LayerFit], space: ParameterSpace) -> Iterator[tuple[str, int, slice, Tensor]]:

@@ -17,6 +17,7 @@ from woodbury.fisher.operator import check_damping
 from woodbury.gradients import Engine, Progress
 from woodbury.layerwise import LayerFit, layer_fits
 from woodbury.objective import Objective
+from woodbury.patches import wide
 from woodbury.pruning.pruner import Pruned, Recipe
 from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.schedule import Targets
@@ -98,8 +99,10 @@ class Refit:
 
     def _by_rows(self, residuals: Residuals, here: Tensor, fits: Mapping[str, LayerFit]) -> Tensor:
         jacobian = residuals.jacobian(self.engine, self.progress)
+        if self.reconstruction:  # triangles are not solved in half precision
+            jacobian = wide(jacobian)
         metric, target = self._aims(fits, residuals.objective.space, jacobian)
-        left = here + jacobian @ target
+        left = here + jacobian @ target.to(jacobian.dtype)
         step = LowRank(metric.whiten(jacobian), self.damping).solve_range(left / len(left))
         return metric.coloured(step) - target
 
