@@ -23,7 +23,6 @@ from woodbury.flops import Flops, flops
 from woodbury.likelihood import Likelihood
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.effort import suited, usual
-from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.refit import Refit
 from woodbury.space import ParameterSpace
 
@@ -92,13 +91,7 @@ class Problem:
         """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
         if not steps:
             return None
-        asked = Refit(
-            steps,
-            damping=usual.dampings[0],
-            reconstruction=Reconstruction(),
-            seed=self.options.seed,
-            progress=progress,
-        )
+        asked = Refit(steps, damping=usual.dampings[0], seed=self.options.seed, progress=progress)
         return suited(asked, self.objective(self.options.seed), self.count * self.options.batch, patient)
 
     def flops(self) -> Flops:
