@@ -50,12 +50,12 @@ def test_as_many_samples_as_there_are_will_do() -> None:
 
 def test_the_default_is_what_it_says() -> None:
     first, second = network(), network()
-    woodbury.prune(first, data(), 0.5)
+    woodbury.prune(first, data(19), 0.5)
     dense = Objective.of(copy.deepcopy(second), [], space=ParameterSpace.of(second, min_ndim=2))
     recipe = Refitted(
-        Pruner(gauss_newton(mfac(80, 3e-4), 2)), dense, Refit(damping=3e-4, reconstruction=Reconstruction())
+        Pruner(gauss_newton(mfac(38, 3e-4), 2)), dense, Refit(damping=3e-4, reconstruction=Reconstruction())
     )
-    woodbury.prune(second, data(), 0.5, pruner=recipe, rounds=2)
+    woodbury.prune(second, data(19), 0.5, pruner=recipe, rounds=2)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
 
 
@@ -91,9 +91,25 @@ def wide(kind: type[nn.Sequential] = nn.Sequential, dtype: torch.dtype = torch.f
 )
 def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None:
     [(x, y)] = data(500)
-    pruned = woodbury.prune(model, [(x.to(next(model.parameters()).dtype), y)], 0.5)
-    assert pruned.settings["refits after each"] == how and pruned.sparsity == pytest.approx(0.5, abs=1e-3)
+    pruned = woodbury.prune(model, [(x.to(next(model.parameters()).dtype), y)], 0.05)
+    assert pruned.settings["refits after each"] == how and pruned.sparsity == pytest.approx(0.05, abs=1e-3)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_layers_are_left_out_where_the_outputs_tell_enough() -> None:
+    from woodbury.pruning.effort import suited
+
+    refit, objective = Refit(rank=4, reconstruction=Reconstruction()), Objective.of(network(), data(19))
+    weights = sum(shape.numel() for shape in objective.space.shapes.values())
+    for sparsity, layers in (
+        (0.0, True),
+        (1 - 39 / weights, True),
+        (1 - 37 / weights, False),
+        ({"0.*": 0.99, "*": 0.0}, False),
+        ({"nothing*": 0.99}, True),
+    ):
+        found = suited(refit, objective, 19, sparsity)
+        assert found is not None and (found.reconstruction is not None) == layers, sparsity
 
 
 def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,18 +118,18 @@ def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     objective = Objective.of(wide(Rounded), data(50))
     for directions, found in ((5, 4), (4, 4), (3, 3), (1, 1)):
         monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * directions * 50 * objective.space.d)
-        refit = suited(Refit(), objective, 50)
+        refit = suited(Refit(), objective, 50, 0.5)
         assert refit is not None and refit.rank == found
     monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * (200 * 6 * 6 + 8 * 200 * 200 + 208))  # biases too
-    refit = suited(Refit(reconstruction=Reconstruction()), objective, 50)
+    refit = suited(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is not None
     monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * (200 * 6 * 6 + 8 * 200 * 200))
-    refit = suited(Refit(reconstruction=Reconstruction()), objective, 50)
+    refit = suited(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is None
     monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 1000)
-    assert suited(Refit(), objective, 50) is None
+    assert suited(Refit(), objective, 50, 0.5) is None
     with pytest.raises(WoodburyError, match="take fewer samples"):
-        suited(Refit(), objective, 50, patient=True)
+        suited(Refit(), objective, 50, 0.5, patient=True)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def compare_(
         with progress_bars() as progress:
             problem = pose(model, data, options, choosing=any(len(p.dampings) > 1 for p in plans.values()))
             dense = problem.dense()
-            refit = problem.refit(options.refit or 0, progress)
+            refit = problem.refit(options.refit or 0, max(levels), progress)
             chosen = {name: p.method(problem.sampling(progress), problem.flops(), refit) for name, p in plans.items()}
             samples = range(options.seed, options.seed + seeds)
             results = compare(

@@ -90,7 +90,7 @@ class Session:
         self.total = (training.epochs or 0) * self.epoch
         self.optimizer = training.optimizer_of(problem)
         engine = ENGINES[self.record["engine"]]
-        refit = problem.refit(plan.refits, progress)
+        refit = problem.refit(plan.refits, sparsity, progress)
         refit = replace(refit, engine=engine) if refit else None
         method = plan.method(replace(problem.sampling(progress), engine=engine), problem.flops(), refit)
 

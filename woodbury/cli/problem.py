@@ -23,7 +23,9 @@ from woodbury.flops import Flops, flops
 from woodbury.likelihood import Likelihood
 from woodbury.objective import Batch, Objective
 from woodbury.pruning.effort import suited, usual
+from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.refit import Refit
+from woodbury.pruning.schedule import Targets
 from woodbury.space import ParameterSpace
 
 USUAL_COUNT = 1000
@@ -87,12 +89,13 @@ class Problem:
         o = self.options
         return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
 
-    def refit(self, steps: int, progress: Callback | None, patient: bool = True) -> Refit | None:
+    def refit(self, steps: int, sparsity: Targets, progress: Callback | None, patient: bool = True) -> Refit | None:
         """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
         if not steps:
             return None
-        asked = Refit(steps, damping=usual.dampings[0], seed=self.options.seed, progress=progress)
-        return suited(asked, self.objective(self.options.seed), self.count * self.options.batch, patient)
+        damping, layers = usual.dampings[0], Reconstruction()
+        asked = Refit(steps, damping=damping, reconstruction=layers, seed=self.options.seed, progress=progress)
+        return suited(asked, self.objective(self.options.seed), self.count * self.options.batch, sparsity, patient)
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""

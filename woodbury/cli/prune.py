@@ -75,9 +75,9 @@ def prune(
             before = problem.dense()
             objective = problem.objective(options.seed)
             flops = problem.flops()
-            refit = problem.refit(chosen.refits, progress)
+            refit = problem.refit(chosen.refits, target, progress)
             if options.refit is None and usually and not options.first_order:  # labels lead elsewhere
-                refit = problem.refit(usual.refits, progress, patient=False)
+                refit = problem.refit(usual.refits, target, progress, patient=False)
                 note(f"Refits to the dense network's outputs after each: {said(refit)}; --refit sets another number.")
             recipe = chosen.method(problem.sampling(progress), flops, refit)
             result = run(recipe, objective, target, problem.validate, progress)

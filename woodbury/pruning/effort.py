@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ WHOLE = 50_000
 BLOCK = 500
 ITERATIONS, DIRECTIONS = 100, 10
 """Of a refit by iterations (docs/results.md)."""
+
+ENOUGH = 2
+"""So many numbers that a refit hears of the network's own outputs, to each weight that stays at the end, need no word of
+layers (docs/log.md)."""
 
 MEMORY = 8 * 2**30
 """Bytes that the rows, and the blocks made of them, may take each."""
@@ -96,7 +101,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort, progress: Pr
     refit = None
     if effort.refits and exact:
         asked = Refit(effort.refits, damping=effort.dampings[0], reconstruction=Reconstruction(), progress=progress)
-        refit = suited(asked, replace(objective, batches=seen), samples)
+        refit = suited(asked, replace(objective, batches=seen), samples, sparsity)
     mended = refit is not None and refit.iterations is not None  # what they mend needs no better choice (docs/log.md)
     rank = effort.rank if exact and not mended else 1
     labels = sampled if any(target is None for _, target in seen) else observed
@@ -140,14 +145,21 @@ def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
         return [(x, sampled(objective, x, None, generator) if y is None else y) for x, y in batches]
 
 
-def suited(refit: Refit, objective: Objective, samples: int, patient: bool = False) -> Refit | None:
+def suited(refit: Refit, objective: Objective, samples: int, sparsity: Targets, patient: bool = False) -> Refit | None:
     """The refit by rows, in as many directions as have room, or by iterations where those cost fewer FLOPs and can be.
 
     Where rows have no room in MEMORY, and iterations are the slower or not possible: None; the `patient` get iterations all
-    the same, or a WoodburyError. The outputs of layers are left out where what they ask of every row of a weight has no room.
+    the same, or a WoodburyError. The outputs of layers are left out where what they ask of every row of a weight has no room,
+    and where the network's own say ENOUGH of the weights that stay at `sparsity`.
     """
-    if refit.reconstruction and not _has_room(objective.space):
-        refit = replace(refit, reconstruction=None)
+    found = _solving(refit, objective, samples, patient)
+    if found is None or found.reconstruction is None:
+        return found
+    enough = found.rank * samples >= ENOUGH * _left(objective.space, sparsity)
+    return replace(found, reconstruction=None) if enough or not _has_room(objective.space) else found
+
+
+def _solving(refit: Refit, objective: Objective, samples: int, patient: bool) -> Refit | None:
     d, forward = objective.space.d, _forward_flops(objective)
     rank = min(refit.rank, MEMORY // (4 * samples * d))
     m = max(rank, 1) * samples
@@ -160,6 +172,13 @@ def suited(refit: Refit, objective: Objective, samples: int, patient: bool = Fal
             "allows no iterations: take fewer samples, or no refit."
         )
     return replace(refit, rank=rank) if rank else None
+
+
+def _left(space: ParameterSpace, sparsity: Targets) -> float:
+    """How many weights stay at `sparsity`."""
+    goals = sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}
+    goal = {name: next((s for pattern, s in goals.items() if fnmatchcase(name, pattern)), 0.0) for name in space.shapes}
+    return sum(shape.numel() * (1 - goal[name]) for name, shape in space.shapes.items())
 
 
 def said(refit: Refit | None) -> str:

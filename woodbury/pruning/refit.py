@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -15,7 +15,7 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.metric import Metric
 from woodbury.fisher.operator import check_damping
 from woodbury.gradients import Engine, Progress
-from woodbury.layerwise import LayerFit, layer_fits
+from woodbury.layerwise import layer_fits
 from woodbury.objective import Objective
 from woodbury.patches import wide
 from woodbury.pruning.pruner import Pruned, Recipe
@@ -31,6 +31,9 @@ FEW = 256
 """Samples that tell iterations how much the outputs depend on each layer's."""
 TOLERANCE = 1e-6
 """The relative residual at which iterations end early."""
+
+Aims = Callable[[Tensor], tuple[Metric, Tensor]]
+"""Rows of the outputs' Jacobian (·, d) -> what a step is measured by, and from where (d,)."""
 
 
 @dataclass(frozen=True)
@@ -80,49 +83,56 @@ class Refit:
 
     def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
         residuals = self._residuals(objective, dense, draw)
-        fits = layer_fits(objective, dense, self.samples) if self.reconstruction else {}
         here = residuals.at(objective.weights)
         solve = self._by_rows if self.iterations is None else self._by_products
-        step = solve(residuals, here, fits).to(objective.weights.dtype)
+        step = solve(residuals, here, self._aims(residuals, dense)).to(objective.weights.dtype)
         for share in SHARES:
             moved = objective.weights - share * step
             if _half_square(residuals.at(moved)) < _half_square(here):  # never with a NaN
                 return objective.at(moved)
         return objective
 
-    def _aims(self, fits: Mapping[str, LayerFit], space: ParameterSpace, jacobian: Tensor) -> tuple[Metric, Tensor]:
-        """What a step is measured by, and from where (d,)."""
-        if self.reconstruction is None:
-            return Metric(()), jacobian.new_zeros(space.d)
-        curvature = LowRank(jacobian, self.damping).diagonal() - self.damping
-        return self.reconstruction(fits, space, curvature, self.damping)
+    def _aims(self, residuals: Residuals, dense: Objective) -> Aims | None:
+        objective, layers = residuals.objective, self.reconstruction
+        if layers is None:
+            return None
+        fits = layer_fits(objective, dense, self.samples)
 
-    def _by_rows(self, residuals: Residuals, here: Tensor, fits: Mapping[str, LayerFit]) -> Tensor:
+        def aims(jacobian: Tensor) -> tuple[Metric, Tensor]:
+            curvature = LowRank(jacobian, self.damping).diagonal() - self.damping
+            return layers(fits, objective.space, curvature, self.damping)
+
+        return aims
+
+    def _by_rows(self, residuals: Residuals, here: Tensor, aims: Aims | None) -> Tensor:
         jacobian = residuals.jacobian(self.engine, self.progress)
-        if self.reconstruction:  # triangles are not solved in half precision
-            jacobian = wide(jacobian)
-        metric, target = self._aims(fits, residuals.objective.space, jacobian)
+        if aims is None:
+            return LowRank(jacobian, self.damping).solve_range(here / len(here))
+        jacobian = wide(jacobian)  # triangles are not solved in half precision
+        metric, target = aims(jacobian)
         left = here + jacobian @ target.to(jacobian.dtype)
         step = LowRank(metric.whiten(jacobian), self.damping).solve_range(left / len(left))
         return metric.coloured(step) - target
 
-    def _by_products(self, residuals: Residuals, here: Tensor, fits: Mapping[str, LayerFit]) -> Tensor:
-        most, told = self.iterations or 0, self.progress or (lambda what, done, total: None)
-        jacobian = (
-            residuals.first(FEW).jacobian(self.engine) if fits else here.new_zeros(1, residuals.objective.space.d)
-        )
-        metric, target = self._aims(fits, residuals.objective.space, jacobian)
-        done = count(1)
+    def _by_products(self, residuals: Residuals, here: Tensor, aims: Aims | None) -> Tensor:
+        slope = residuals.gradient(here)
+        if aims is None:
+            return self._iterated(residuals, slope, Metric(()))
+        metric, target = aims(residuals.first(FEW).jacobian(self.engine))
+        return self._iterated(residuals, slope + residuals.curved(target), metric) - target
+
+    def _iterated(self, residuals: Residuals, left: Tensor, metric: Metric) -> Tensor:
+        """(JᵀJ/m + λM)⁻¹ left, by iterations: (d,) -> (d,)."""
+        most, told, done = self.iterations or 0, self.progress or (lambda what, done, total: None), count(1)
 
         def multiply(v: Tensor) -> Tensor:
             product = metric.whitened(residuals.curved(metric.coloured(v[:, 0]))) + self.damping * v[:, 0]
             told("iterations of a refit", next(done), most)
             return product[:, None]
 
-        left = residuals.gradient(here) + residuals.curved(target)
         step, _ = conjugate_gradients(multiply, metric.whitened(left)[:, None], most, TOLERANCE)
         told("iterations of a refit", most, most)  # it may have ended early
-        return metric.coloured(step[:, 0]) - target
+        return metric.coloured(step[:, 0])
 
 
 @dataclass(frozen=True)
