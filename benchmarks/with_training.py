@@ -8,6 +8,8 @@ curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch an
 training images. The third row prunes at once, by best.py's stages on 1,000 images, and trains on the rest. In rows with K-FAC
 a Preconditioner stands before SGD, on the 1,024 images next in line, so that no others are looked at; lr and damping 0.03, a
 new Fisher after each twentieth of the training, but not within 50 steps. The curvature that prunes is then on those images too.
+WoodTaylor is pruning alone, without SGD: stages of 2,000 fresh images, of whose gradient each follows the share that is best
+on the held-out images, which count here; damping 1e-2, the same cubic schedule.
 Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
 """
 
@@ -29,10 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from ways import shuffled
 
 from woodbury.calibration import Ahead
 from woodbury.comparison import accuracy
-from woodbury.finetuning import finetune, shuffled
+from woodbury.finetuning import finetune
+from woodbury.finetuning import shuffled as in_batches
 from woodbury.fisher.estimate import gauss_newton, kfac, mfac
 from woodbury.objective import Batch, Objective
 from woodbury.optim_preconditioner import Preconditioner
@@ -40,6 +44,9 @@ from woodbury.pruning.gradual import Gradual
 from woodbury.pruning.masks import hold_zeros
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obs
+from woodbury.pruning.schedule import polynomial
+from woodbury.pruning.stages import stages
+from woodbury.pruning.tuned import Tuned
 from woodbury.pruning.update import joint, zero
 from woodbury.records import versions
 from woodbury.space import ParameterSpace
@@ -47,7 +54,8 @@ from woodbury.space import ParameterSpace
 LR, BATCH, STEPS, UNTIL, ROWS = 0.02, 32, 20, 0.6, 500
 IMAGES, SPARSITIES = (16_000, 120_000), (0.5, 0.9, 0.95, 0.98)
 KFAC_LR, KFAC_DAMPING, AHEAD = 0.03, 0.03, 1024
-ALONG, AT_ONCE = "Gauss–Newton, joint", "Gauss–Newton stages, then SGD"
+STAGE, SHARES = 2000, (0.3, 0.1, 0.03)
+ALONG, AT_ONCE, TAYLOR = "Gauss–Newton, joint", "Gauss–Newton stages, then SGD", "WoodTaylor, joint, stages"
 METHODS = (
     "magnitude",
     "magnitude, 80 steps",
@@ -55,6 +63,7 @@ METHODS = (
     AT_ONCE,
     "magnitude, K-FAC before SGD, 80 steps",
     "Gauss–Newton, joint, K-FAC before SGD",
+    TAYLOR,
 )
 
 
@@ -76,8 +85,26 @@ def pruned_first(seed: int) -> tuple[dict[float, tuple[Tensor, Tensor]], float]:
     return found, time.perf_counter() - begun
 
 
+def by_stages(task: Task, sparsity: float, images: int, seed: int) -> dict[str, Any]:
+    """The cell of pruning alone, whose every stage follows a share of the gradient too."""
+    _, judge, test = prepared(task)
+    pruner = Pruner(gauss_newton(mfac(STAGE, 1e-2), 1), obs, joint, first_order=True)
+    count = images // STAGE - 1
+    pruning = polynomial(sparsity, round(UNTIL * count))
+    levels = [*pruning, *[sparsity] * (count - len(pruning))]
+    begun, found = time.perf_counter(), {}
+    fresh = shuffled(task, STAGE, seed, window=1)
+    recipe = Tuned(pruner, judge, (1e-2,), SHARES)
+    for stage, pruned in enumerate(stages(recipe, Objective.of(task.model, [], space=task.space), levels, fresh), 1):
+        if stage in (len(pruning), count):
+            found["at the end" if stage == count else "after the last step"] = accuracy(pruned.objective, test)
+    return found | {"seconds": time.perf_counter() - begun}
+
+
 def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: int) -> dict[str, Any]:
     """Test accuracy right after the last pruning step and at the end, and seconds."""
+    if name == TAYLOR:
+        return by_stages(task, sparsity, images, seed)
     _, _, test = prepared(task)
     x, y = task.train
     pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
@@ -87,7 +114,7 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
     looked_at = {ALONG: STEPS * ROWS, AT_ONCE: 1000}.get(name, 0)
     total = (images - looked_at) // BATCH
     optimizer = torch.optim.SGD(model.parameters(), KFAC_LR if preconditioned else LR, momentum=0.9)
-    order = islice(shuffled(len(pool), BATCH, seed), total)
+    order = islice(in_batches(len(pool), BATCH, seed), total)
     stream = Ahead(((x[pool[drawn]], y[pool[drawn]]) for drawn in order), AHEAD)
 
     def score() -> float:
@@ -128,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
+    parser.add_argument("--sparsities", type=float, nargs="*", default=SPARSITIES)
     parser.add_argument("--methods", nargs="*", help="only rows that contain one of these")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/with_training.json"))
@@ -135,16 +163,18 @@ def main() -> None:
     bench, console = bench_data(asked.threads), Console(width=150)
     task = TASKS["mlpnet"](bench)
     methods = [name for name in METHODS if not asked.methods or any(part in name for part in asked.methods)]
-    for images, seed, sparsity, name in product(asked.images, range(asked.seeds), SPARSITIES, methods):
+    for images, seed, sparsity, name in product(asked.images, range(asked.seeds), asked.sparsities, methods):
         cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
         if key not in cells:
             cells[key] = cell(bench, task, name, sparsity, images, seed) | {"versions": versions()}
             keep(cells, asked.out)
     cells = finished(asked.out)
-    table = Table("images", "method", *(f"{s:g}" for s in SPARSITIES), "s", title="after the last step → at the end, %")
+    table = Table(
+        "images", "method", *(f"{s:g}" for s in asked.sparsities), "s", title="after the last step → at the end, %"
+    )
     for images, name in product(asked.images, methods):
         texts, seconds = [], []
-        for sparsity in SPARSITIES:
+        for sparsity in asked.sparsities:
             mine = [cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)]
             right = spread([100 * made["after the last step"] for made in mine])
             texts.append(f"{right} → {spread([100 * made['at the end'] for made in mine])}")
