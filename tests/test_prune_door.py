@@ -101,7 +101,7 @@ def test_layers_are_left_out_where_the_outputs_tell_enough() -> None:
 
     refit, objective = Refit(rank=4, reconstruction=Reconstruction()), Objective.of(network(), data(19))
     weights = sum(shape.numel() for shape in objective.space.shapes.values())
-    for sparsity, layers in (
+    for sparsity, followed in (
         (0.0, True),
         (1 - 39 / weights, True),
         (1 - 37 / weights, False),
@@ -109,7 +109,7 @@ def test_layers_are_left_out_where_the_outputs_tell_enough() -> None:
         ({"nothing*": 0.99}, True),
     ):
         found = suited(refit, objective, 19, sparsity)
-        assert found is not None and (found.reconstruction is not None) == layers, sparsity
+        assert found is not None and (found.reconstruction is not None) == followed, sparsity
 
 
 def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

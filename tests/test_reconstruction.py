@@ -85,21 +85,29 @@ def test_normal_equations_are_those_of_every_position(name: str, monkeypatch: py
     monkeypatch.setattr("woodbury.patches.PATCHES", 200)
     monkeypatch.setattr("woodbury.layerwise.SAMPLES", 7)
     pruned, start = pair()
-    fit = layer_fits(pruned, start)[f"{name}.weight"]
+    fit = layer_fits(pruned, start, 20)[f"{name}.weight"]
     moments, missed = equations(pruned, start, name)
     assert_close(fit.mean, (moments, missed))
 
 
 def test_what_is_not_a_sum_over_positions_is_left_out_and_no_hook_stays() -> None:
     pruned, start = pair()
-    assert set(layer_fits(pruned, start)) == {"conv.weight", "twice.weight", "head.weight"}
+    assert set(layer_fits(pruned, start, 20)) == {"conv.weight", "twice.weight", "head.weight"}
     assert not any(module._forward_hooks for module in pruned.model.modules())
+
+
+def test_progress_counts_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("woodbury.layerwise.SAMPLES", 8)
+    told: list[tuple[str, int, int]] = []
+    pruned, start = pair()
+    Refit(rank=2, reconstruction=Reconstruction(), progress=lambda *now: told.append(now))(pruned, start)
+    assert [now[1:] for now in told if "layers" in now[0]] == [(8, 20), (16, 20), (20, 20)]
 
 
 def test_only_the_first_samples_are_read() -> None:
     pruned, start = pair()
     few = [(x[:5], y[:5]) for x, y in pruned.batches][:1]
-    short = layer_fits(replace(pruned, batches=few), start)["conv.weight"]
+    short = layer_fits(replace(pruned, batches=few), start, 20)["conv.weight"]
     fit = layer_fits(pruned, start, samples=5)["conv.weight"]
     assert_close((fit.inputs, fit.missed, fit.positions), (short.inputs, short.missed, short.positions))
 
@@ -120,14 +128,14 @@ def test_a_layer_that_both_use_differently_is_left_out() -> None:
     torch.manual_seed(0)
     start = Objective.of(Routed().double(), [(normal(9, 4), torch.zeros(9, dtype=torch.long))])
     other = start.at(-start.weights)
-    assert set(layer_fits(other, start)) == {"gate.weight", "out.weight"}
+    assert set(layer_fits(other, start, 9)) == {"gate.weight", "out.weight"}
 
 
 def test_what_is_not_finite_is_named() -> None:
     pruned, start = pair()
     x, y = next(iter(pruned.batches))
     with pytest.raises(WoodburyError, match=r"conv\.weight"):
-        layer_fits(replace(pruned, batches=[(torch.full_like(x, torch.inf), y)]), start)
+        layer_fits(replace(pruned, batches=[(torch.full_like(x, torch.inf), y)]), start, 20)
 
 
 def truth(pruned: Objective, start: Objective, refit: Refit) -> Tensor:

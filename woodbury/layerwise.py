@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.gradients import regrouped
-from woodbury.objective import Objective, evaluating
+from woodbury.gradients import Progress, regrouped
+from woodbury.objective import Objective, evaluating, samples_in
 from woodbury.patches import Layer, is_known, patches, positions
 
 SAMPLES = 64
@@ -55,17 +55,22 @@ class LayerFit:
 
 
 @torch.no_grad()
-def layer_fits(objective: Objective, goal: Objective, samples: int | None = None) -> dict[str, LayerFit]:
-    """Parameter name -> its layer's normal equations, on the objective's samples, the first so many or all  (eq. 64).
+def layer_fits(
+    objective: Objective, goal: Objective, samples: int, progress: Progress | None = None
+) -> dict[str, LayerFit]:
+    """Parameter name -> its layer's normal equations, on the first so many of the objective's samples  (eq. 64).
 
     Both are networks of one architecture, at their own weights; no label is read. For the weights in the space of each
     nn.Linear and ungrouped nn.Conv2d; those of other layers, and of layers that the two use differently, are left out.
     Raises WoodburyError, naming the weight, where inputs or outputs are not finite.
     """
     fits: dict[str, LayerFit] = {}
-    apart: set[str] = set()
+    apart, done = set(), 0
     for inputs, _ in regrouped(objective.batches, SAMPLES, samples):
         apart |= _add(fits, objective, goal, inputs)
+        done += samples_in(inputs)
+        if progress:
+            progress("samples through the layers", done, samples)
     fits = {name: fit for name, fit in fits.items() if name not in apart}
     for name, fit in fits.items():
         if not bool(torch.isfinite(fit.inputs).all() and torch.isfinite(fit.missed).all()):

@@ -96,7 +96,7 @@ class Refit:
         objective, layers = residuals.objective, self.reconstruction
         if layers is None:
             return None
-        fits = layer_fits(objective, dense, self.samples)
+        fits = layer_fits(objective, dense, residuals.m // self.rank, self.progress)
 
         def aims(jacobian: Tensor) -> tuple[Metric, Tensor]:
             curvature = LowRank(jacobian, self.damping).diagonal() - self.damping
