@@ -96,6 +96,18 @@ def test_what_is_not_a_sum_over_positions_is_left_out_and_no_hook_stays() -> Non
     assert not any(module._forward_hooks for module in pruned.model.modules())
 
 
+def test_positions_are_drawn_alike_from_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a linear layer lacks is linear in its inputs, so that c = S (W⁰ − W)ᵀ at any positions that are the same for both."""
+    monkeypatch.setattr("woodbury.layerwise.POSITIONS", 4)
+    model = nn.Linear(3, 2, bias=False).double()
+    start = Objective.of(model, [(normal(10, 50, 3), torch.zeros(10, 50, dtype=torch.long))])
+    moved = start.at(start.weights + normal(6, seed=1))
+    fit = layer_fits(moved, start, 10)["weight"]
+    moments, missed = fit.mean
+    assert fit.positions == 40 and torch.linalg.matrix_rank(moments) == 3
+    assert_close(missed, moments @ (start.weights - moved.weights).view(2, 3).mT)
+
+
 def test_progress_counts_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("woodbury.layerwise.SAMPLES", 8)
     told: list[tuple[str, int, int]] = []

@@ -18,10 +18,13 @@ from woodbury.patches import Layer, is_known, patches, positions
 SAMPLES = 64
 """Samples per pass: all outputs that the goal's layers give to them are in memory at once."""
 
+POSITIONS = 64
+"""Of each sample, at most: a thousand samples of so many say enough of a layer's few hundred inputs."""
+
 
 @dataclass
 class LayerFit:
-    """The normal equations of one layer, over all samples and positions  (eq. 64).
+    """The normal equations of one layer, over all samples and the positions that were drawn in each  (eq. 64).
 
     inputs: (i, i) float64, the sum of a aᵀ, a the inputs in the network that moves; missed: (i, o) float64, the sum of
     a (y⁰ − y)ᵀ, what its outputs lack to the goal's; positions: how many were summed.
@@ -45,13 +48,20 @@ class LayerFit:
 
     def add(self, layer: Layer, given: Tensor, lacking: Tensor) -> None:
         """One use of the layer: its input, and what its output lacks."""
-        start, lacking = 0, positions(layer, lacking)
-        for part in patches(layer, given):
+        lacking = positions(layer, lacking)
+        drawn = self._drawn(lacking.shape[1]).to(lacking.device)
+        lacking, start = lacking[:, drawn], 0
+        for part in patches(layer, given, drawn):
             flat = part.flatten(0, 1)
             told = lacking[start : start + len(part)].flatten(0, 1).to(flat.dtype)
             self.inputs += flat.T @ flat
             self.missed += flat.T @ told
             start, self.positions = start + len(part), self.positions + len(flat)
+
+    def _drawn(self, count: int) -> Tensor:
+        """POSITIONS of so many, others for other samples."""
+        generator = torch.Generator().manual_seed(self.positions)
+        return torch.randperm(count, generator=generator)[:POSITIONS]
 
 
 @torch.no_grad()
