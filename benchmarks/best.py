@@ -108,7 +108,7 @@ def settings(name: str, bench: Any) -> Setting:
         ratio=0.78,
         finer=0.78,
         refit=Refit(damping=1e-4, rank=4),
-        layered=Refit(damping=1e-4, rank=2, steps=2, reconstruction=Reconstruction()),
+        layered=Refit(damping=1e-4, rank=2, reconstruction=Reconstruction()),
         among_many=Refit(damping=1e-4, rank=1),
         among_mirrored=Refit(damping=1e-4, rank=2),
         rival=Distilled(epochs=12, lrs=(3e-4, 1e-3, 3e-3)),
