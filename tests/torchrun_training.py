@@ -34,4 +34,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     weights = trained(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
     torch.save(weights, f"{sys.argv[1]}/{dist.get_rank()}.pt")
+    dist.barrier()  # a rank that is gone first may take the other's threads down
     dist.destroy_process_group()
