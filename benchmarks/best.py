@@ -52,6 +52,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
         "labels, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
         "labels, papers' update, stages, tuned": Staged(Pruner(labels, obs, independent), dampings=GRID),
         "magnitude + joint, stages, tuned": Staged(Pruner(labels, magnitude, joint), dampings=GRID),
+        # of larger dampings none was chosen where it was read, and each costs twenty exchanges a stage
         "thresholded, joint, stages, tuned": Staged(
             Pruner(labels, magnitude, joint, selection=thresholded(20)), dampings=GRID[:3]
         ),

@@ -91,11 +91,12 @@ def by_stages(task: Task, sparsity: float, images: int, seed: int) -> dict[str, 
     pruner = Pruner(gauss_newton(mfac(STAGE, 1e-2), 1), obs, joint, first_order=True)
     count = images // STAGE - 1
     pruning = polynomial(sparsity, round(UNTIL * count))
-    levels = [*pruning, *[sparsity] * (count - len(pruning))]
+    sparsities = [*pruning, *[sparsity] * (count - len(pruning))]
     begun, found = time.perf_counter(), {}
     fresh = shuffled(task, STAGE, seed, window=1)
     recipe = Tuned(pruner, judge, (1e-2,), SHARES)
-    for stage, pruned in enumerate(stages(recipe, Objective.of(task.model, [], space=task.space), levels, fresh), 1):
+    dense = Objective.of(task.model, [], space=task.space)
+    for stage, pruned in enumerate(stages(recipe, dense, sparsities, fresh), 1):
         if stage in (len(pruning), count):
             found["at the end" if stage == count else "after the last step"] = accuracy(pruned.objective, test)
     return found | {"seconds": time.perf_counter() - begun}
