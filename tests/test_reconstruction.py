@@ -188,7 +188,18 @@ def test_iterations_come_to_the_same_step(monkeypatch: pytest.MonkeyPatch) -> No
     pruned, start = pair()
     refit = Refit(rank=2, damping=1e-2, reconstruction=Reconstruction(0.1))
     by_rows = refit(pruned, start).weights
+    monkeypatch.setattr(Residuals, "diagonal", lambda self, probes: self.jacobian().square().mean(0))
     assert_close(replace(refit, iterations=300)(pruned, start).weights, by_rows, rtol=1e-4, atol=1e-4)
+
+
+def test_iterations_take_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned, start = pair()
+    refit = Refit(rank=2, damping=1e-2, reconstruction=Reconstruction(0.1))
+    by_rows = refit(pruned, start)
+    monkeypatch.delattr(Residuals, "jacobian")
+    found = replace(refit, iterations=300)(pruned, start)
+    before, *left = (refit.distance(one, start) for one in (pruned, by_rows, found))
+    assert max(left) < 0.5 * before and abs(left[0] - left[1]) < 0.1 * before
 
 
 def test_layers_alone_come_back_to_the_dense_network() -> None:

@@ -198,3 +198,18 @@ def test_a_model_without_a_forward_mode_is_named() -> None:
     assert found.gradient(found.at(objective.weights)).shape == objective.weights.shape
     with pytest.raises(WoodburyError, match="cannot be differentiated forward"):
         found.curved(objective.weights)
+
+
+def test_probes_come_to_the_diagonal() -> None:
+    objective = Objective.of(plain().double(), batches_of(4, labels=CLASSES))
+    found = Residuals.between(objective, objective, 2, 0)
+    estimates = torch.stack([found.diagonal(1, seed) for seed in range(1000)])
+    exact, error = found.jacobian().square().mean(0), estimates.std(0) / 1000**0.5
+    assert bool(((estimates.mean(0) - exact).abs() < 5 * error + 1e-12).all())
+    torch.testing.assert_close(found.diagonal(3, seed=7), found.diagonal(3, seed=7), rtol=0, atol=0)
+
+
+def test_one_probe_is_exact_for_one_residual() -> None:
+    objective = Objective.of(plain().double(), [(x[:1], y[:1]) for x, y in batches_of(4, labels=CLASSES)][:1])
+    found = Residuals.between(objective, objective, 1, 0)
+    torch.testing.assert_close(found.diagonal(1), found.jacobian()[0].square())

@@ -59,10 +59,6 @@ class Residuals:
         """The number of residuals, rank × samples."""
         return sum(told.numel() for *_, told in self.parts)
 
-    def first(self, samples: int) -> Residuals:
-        """Those of about the first so many samples, in whole parts."""
-        return replace(self, parts=self.parts[: max(1, samples // len(self.parts[0][2]))])
-
     def at(self, weights: Tensor) -> Tensor:
         """r(w): (d,) -> (m,), those of a sample one after the other."""
         found = [_along(self.objective, weights, inputs, directions) - told for inputs, directions, told in self.parts]
@@ -80,6 +76,14 @@ class Residuals:
     def curved(self, v: Tensor) -> Tensor:
         """JᵀJ v/m, by a forward and a backward pass: (d,) -> (d,). Raises WoodburyError if the model has no forward mode."""
         return self._pulled(self._pushed(inputs, directions, v) for inputs, directions, _ in self.parts)
+
+    def diagonal(self, probes: int, seed: int = 0) -> Tensor:
+        """An estimate of the diagonal of JᵀJ/m, without bias, by a backward pass for each probe: (d,)  (eq. 66)."""
+        generator, found = torch.Generator().manual_seed(seed), torch.zeros_like(self.objective.weights)
+        for _ in range(probes):
+            signs = torch.randint(2, (self.m,), generator=generator).mul(2).sub(1).to(found)
+            found += self.gradient(signs).square()
+        return found * self.m / probes
 
     def _in(self, batches: list[Batch]) -> Objective:
         return replace(self.objective, batches=batches, likelihood=Likelihood(self.objective.likelihood.along))

@@ -27,13 +27,13 @@ from woodbury.space import ParameterSpace
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """How much of a step is tried, until the outputs come closer."""
-FEW = 256
-"""Samples that tell iterations how much the outputs depend on each layer's."""
+PROBES = 20
+"""Backward passes that tell iterations how much the outputs depend on each layer's."""
 TOLERANCE = 1e-6
 """The relative residual at which iterations end early."""
 
 Aims = Callable[[Tensor], tuple[Metric, Tensor]]
-"""Rows of the outputs' Jacobian (·, d) -> what a step is measured by, and from where (d,)."""
+"""The diagonal of what the network's outputs say (d,) -> what a step is measured by, and from where (d,)."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,14 @@ class Refit:
         if layers is None:
             return None
         fits = layer_fits(objective, dense, residuals.m // self.rank, self.progress)
-
-        def aims(jacobian: Tensor) -> tuple[Metric, Tensor]:
-            curvature = LowRank(jacobian, self.damping).diagonal() - self.damping
-            return layers(fits, objective.space, curvature, self.damping)
-
-        return aims
+        return lambda curvature: layers(fits, objective.space, curvature, self.damping)
 
     def _by_rows(self, residuals: Residuals, here: Tensor, aims: Aims | None) -> Tensor:
         jacobian = residuals.jacobian(self.engine, self.progress)
         if aims is None:
             return LowRank(jacobian, self.damping).solve_range(here / len(here))
         jacobian = wide(jacobian)  # triangles are not solved in half precision
-        metric, target = aims(jacobian)
+        metric, target = aims(LowRank(jacobian, self.damping).diagonal() - self.damping)
         left = here + jacobian @ target.to(jacobian.dtype)
         step = LowRank(metric.whiten(jacobian), self.damping).solve_range(left / len(left))
         return metric.coloured(step) - target
@@ -118,7 +113,7 @@ class Refit:
         slope = residuals.gradient(here)
         if aims is None:
             return self._iterated(residuals, slope, Metric(()))
-        metric, target = aims(residuals.first(FEW).jacobian(self.engine))
+        metric, target = aims(residuals.diagonal(PROBES))
         return self._iterated(residuals, slope + residuals.curved(target), metric) - target
 
     def _iterated(self, residuals: Residuals, left: Tensor, metric: Metric) -> Tensor:
