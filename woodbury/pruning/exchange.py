@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,24 @@ FINEST = 2.0**-6
 DOUBLINGS = 12
 """How often a thresholded step that exchanges nothing is lengthened."""
 
-Proposal = Callable[[Quadratic, Contest, Tensor, Tensor, float], Tensor]
-"""(quadratic, contest, keep, delta, boldness) -> another keep (d,), the nearer to `keep` the smaller the boldness."""
+
+class Optimum(NamedTuple):
+    """Where the quadratic is least for those that stay: the step there and the slope, (d,) each, and the increase."""
+
+    delta: Tensor
+    slope: Tensor
+    value: float
+
+    @classmethod
+    def of(cls, quadratic: Quadratic, keep: Tensor) -> Optimum:
+        """By one product, which serves for the slope and the increase."""
+        delta = joint(quadratic, keep.to(quadratic.weights.device))
+        slope = quadratic.slope_at(delta)
+        return cls(delta, slope, quadratic.increase(delta, slope))
+
+
+Proposal = Callable[[Quadratic, Contest, Tensor, Optimum, float], Tensor]
+"""(quadratic, contest, keep, its optimum, boldness) -> another keep (d,), the nearer to `keep` the smaller the boldness."""
 
 
 def swaps(most: int = 20, start: Selection = once) -> Selection:
@@ -50,14 +67,14 @@ def _descent(propose: Proposal, most: int, start: Selection) -> Selection:
         if contest.groups is not None:
             raise WoodburyError("Weights are exchanged one for one: take single weights, or another selection.")
         keep, boldness = start(quadratic, contest, saliency), 1.0
-        delta, value = _optimum(quadratic, keep)
+        best = Optimum.of(quadratic, keep)
         for _ in range(most):
-            proposed = propose(quadratic, contest, keep, delta, boldness)
+            proposed = propose(quadratic, contest, keep, best, boldness)
             if torch.equal(proposed, keep):
                 break
-            step, lower = _optimum(quadratic, proposed)
-            if lower < value:
-                keep, delta, value, boldness = proposed, step, lower, min(1.0, 2 * boldness)
+            found = Optimum.of(quadratic, proposed)
+            if found.value < best.value:
+                keep, best, boldness = proposed, found, min(1.0, 2 * boldness)
             elif boldness > FINEST:
                 boldness /= 2
             else:
@@ -67,29 +84,24 @@ def _descent(propose: Proposal, most: int, start: Selection) -> Selection:
     return selection
 
 
-def _optimum(quadratic: Quadratic, keep: Tensor) -> tuple[Tensor, float]:
-    delta = joint(quadratic, keep.to(quadratic.weights.device))
-    return delta, quadratic.increase(delta)
-
-
-def _swapped(quadratic: Quadratic, contest: Contest, keep: Tensor, delta: Tensor, boldness: float) -> Tensor:
-    stays = keep.to(delta.device)
+def _swapped(quadratic: Quadratic, contest: Contest, keep: Tensor, at: Optimum, boldness: float) -> Tensor:
+    stays = keep.to(at.delta.device)
     curvature = quadratic.curvature("An exchange of weights").conditional(stays)
-    cost = 0.5 * curvature * (quadratic.weights + delta).square()
-    gain = 0.5 * quadratic.slope_at(delta).square() / curvature
+    cost = 0.5 * curvature * (quadratic.weights + at.delta).square()
+    gain = 0.5 * at.slope.square() / curvature
     return contest.keep(contest.cheapest(torch.where(stays, cost, boldness * gain)))
 
 
-def _thresholded(quadratic: Quadratic, contest: Contest, keep: Tensor, delta: Tensor, boldness: float) -> Tensor:
-    fisher, slope = quadratic.curvature("A gradient step"), quadratic.slope_at(delta)
+def _thresholded(quadratic: Quadratic, contest: Contest, keep: Tensor, at: Optimum, boldness: float) -> Tensor:
+    fisher = quadratic.curvature("A gradient step")
     diagonal = fisher.diagonal()
-    direction = slope / diagonal
+    direction = at.slope / diagonal
     bend = float((direction * (fisher @ direction)).sum())
     if bend <= 0:  # no slope: nothing was removed, or only zeros
         return keep
-    length = boldness * float((slope * direction).sum()) / bend
+    length = boldness * float((at.slope * direction).sum()) / bend
     for longer in range(DOUBLINGS):  # the exact step is often too short for any weight to cross
-        moved = quadratic.weights + delta - 2.0**longer * length * direction.to(delta.dtype)
+        moved = quadratic.weights + at.delta - 2.0**longer * length * direction.to(at.delta.dtype)
         proposed = contest.keep(contest.cheapest(0.5 * diagonal * moved.square()))
         if not torch.equal(proposed, keep):
             return proposed

@@ -68,9 +68,11 @@ class Quadratic:
         found = fisher @ delta.to(fisher.dtype)
         return found if self.gradient is None else found + self.gradient.to(fisher.dtype)
 
-    def increase(self, delta: Tensor) -> float:
-        """The predicted increase of the loss when the weights move by delta (d,)  (eq. 14)."""
-        fisher = self.curvature("A predicted loss")
-        step = delta.to(fisher.dtype)
-        curved = 0.5 * float((step.double() * (fisher @ step).double()).sum())
-        return curved + (0.0 if self.gradient is None else float((self.gradient.double() * delta.double()).sum()))
+    def increase(self, delta: Tensor, slope: Tensor | None = None) -> float:
+        """The predicted increase of the loss when the weights move by delta (d,); slope (d,): that of `slope_at`, if known.
+
+        ½ δᵀ(Fδ + 2g)  (eq. 14).
+        """
+        twice = (self.slope_at(delta) if slope is None else slope).double()
+        twice = twice if self.gradient is None else twice + self.gradient.double()
+        return 0.5 * float((delta.double() * twice).sum())
