@@ -12,7 +12,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.pruning.schedule import Targets, check_sparsity
-from woodbury.pruning.select import Cost, Scope, layers, select
+from woodbury.pruning.select import Cost, Scope, everything, layers, select, weights
 from woodbury.pruning.units import Unit
 from woodbury.space import ParameterSpace
 
@@ -190,6 +190,12 @@ def reached(space: ParameterSpace, targets: Targets, cost: Cost) -> Targets:
         own = prices * (owner == index)
         shares[pattern] = min(targets[pattern], float((own * gone).sum() / own.sum().clamp_min(1e-300)))
     return shares
+
+
+def staying(space: ParameterSpace, targets: Targets) -> float:
+    """How many weights stay at `targets`. Raises WoodburyError for targets that match no parameter, and for missing ones."""
+    account = _account(space, targets, everything, weights)
+    return float((account.original - account.wanted).sum())
 
 
 def check_reachable(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> None:

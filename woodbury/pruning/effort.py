@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from woodbury.fisher.estimate import gauss_newton, mfac
 from woodbury.flops import flops
 from woodbury.gradients import Labels, Progress, observed, regrouped, sampled
 from woodbury.objective import Batch, Objective, evaluating, samples_in
-from woodbury.pruning.contest import check_reachable, reached
+from woodbury.pruning.contest import check_reachable, reached, staying
 from woodbury.pruning.pruner import Pruner, Recipe
 from woodbury.pruning.reconstruction import Reconstruction
 from woodbury.pruning.refit import Refit, Refitted
@@ -150,12 +149,13 @@ def suited(refit: Refit, objective: Objective, samples: int, sparsity: Targets, 
 
     Where rows have no room in MEMORY, and iterations are the slower or not possible: None; the `patient` get iterations all
     the same, or a WoodburyError. The outputs of layers are left out where what they ask of every row of a weight has no room,
-    and where the network's own say ENOUGH of the weights that stay at `sparsity`.
+    and where the network's own say ENOUGH of the weights that stay at `sparsity`. Raises WoodburyError for a target that
+    matches no parameter.
     """
     found = _solving(refit, objective, samples, patient)
     if found is None or found.reconstruction is None:
         return found
-    enough = found.rank * samples >= ENOUGH * _left(objective.space, sparsity)
+    enough = found.rank * samples >= ENOUGH * staying(objective.space, sparsity)
     return replace(found, reconstruction=None) if enough or not _has_room(objective.space) else found
 
 
@@ -172,13 +172,6 @@ def _solving(refit: Refit, objective: Objective, samples: int, patient: bool) ->
             "allows no iterations: take fewer samples, or no refit."
         )
     return replace(refit, rank=rank) if rank else None
-
-
-def _left(space: ParameterSpace, sparsity: Targets) -> float:
-    """How many weights stay at `sparsity`."""
-    goals = sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}
-    goal = {name: next((s for pattern, s in goals.items() if fnmatchcase(name, pattern)), 0.0) for name in space.shapes}
-    return sum(shape.numel() * (1 - goal[name]) for name, shape in space.shapes.items())
 
 
 def said(refit: Refit | None) -> str:
