@@ -47,6 +47,9 @@ def rows(setting: Setting) -> Mapping[str, Any]:
         "magnitude + joint, 1 stage": OneStage(Pruner(labels, magnitude, joint)),
         "thresholded, joint, 1 stage": OneStage(Pruner(labels, magnitude, joint, selection=thresholded(20))),
         "Gauss–Newton, joint, 1 stage": OneStage(Pruner(exact, obs, joint)),
+        "Gauss–Newton, joint, 1 stage, then a refit, layers": OneStage(
+            Pruner(exact, obs, joint), refit=setting.layered
+        ),
         "Gauss–Newton, swaps, joint, 1 stage": OneStage(Pruner(exact, obs, joint, selection=swaps(10))),
         "Gauss–Newton, joint, one quadratic": OneQuadratic(Pruner(exact, obs, joint)),
         "labels, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),

@@ -48,16 +48,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class OneStage:
-    """From the dense net to each sparsity at once, the damping chosen per cell, and the share of the gradient if it has one."""
+    """From the dense net to each sparsity at once, the damping chosen per cell, and the share of the gradient if it has one.
+
+    refit: what follows the one step, if anything does.
+    """
 
     pruner: Pruner
     trust: tuple[float, ...] = TRUST
+    refit: Refit | None = None
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         recipe = self.pruner
         if recipe.fisher:
             fisher = recipe.fisher(objective)
             recipe = Tuned(replace(recipe, fisher=lambda _: fisher), judge, GRID, self.trust)
+        recipe = Refitted(recipe, objective, self.refit) if self.refit else recipe
         for sparsity in setting.task.sparsities.values():
             yield sparsity, recipe(objective, sparsity)
 
