@@ -80,7 +80,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             setting.among_many,
             window=setting.window,
         ),
-        **({"Gauss–Newton, joint, refit, layers, stages, mirrored": mirrored} if setting.among_mirrored else {}),
+        **({"Gauss–Newton, joint, refit, stages, mirrored": mirrored} if setting.among_mirrored else {}),
     }
 
 
@@ -114,7 +114,7 @@ def settings(name: str, bench: Any) -> Setting:
         refit=Refit(damping=1e-4, rank=4),
         layered=Refit(damping=1e-4, rank=2, reconstruction=Reconstruction()),
         among_many=Refit(damping=1e-4, rank=1),
-        among_mirrored=Refit(damping=1e-4, rank=1, reconstruction=Reconstruction()),
+        among_mirrored=Refit(damping=1e-4, rank=2),
         rival=Distilled(epochs=12, lrs=(3e-4, 1e-3, 3e-3)),
     )
 
