@@ -21,7 +21,10 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from woodbury.cli import app, main
+from woodbury.cli.data import probe
+from woodbury.errors import WoodburyError
 from woodbury.export import load_sparse, save_sparse
+from woodbury.likelihood import cross_entropy
 
 NET = """
 import numpy as np
@@ -411,6 +414,14 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(words: str, sentence: str, here: Path) -> None:
     refused(sentence, "prune", words, "--out out")
+
+
+def test_a_label_that_means_no_observation_is_no_class() -> None:
+    net, x = nn.Linear(2, 3), torch.ones(4, 2)
+    probe(net, [(x, torch.tensor([0, 2, -100, 1])), (x, torch.full((4,), -100))], cross_entropy)
+    for labels, says in (([0, 3, -100, 1], "run from 0 to 3"), ([-1, 0, 0, 0], "run from -1"), ([-100] * 4, "Every")):
+        with pytest.raises(WoodburyError, match=says):
+            probe(net, [(x, torch.tensor(labels))], cross_entropy)
 
 
 def test_bad_checkpoints(here: Path) -> None:

@@ -26,6 +26,7 @@ from woodbury.cost import measured
 from woodbury.errors import WoodburyError
 from woodbury.fisher.estimate import Estimate, diagonal, mfac
 from woodbury.fisher.operator import Fisher
+from woodbury.likelihood import Likelihood, cross_entropy
 from woodbury.objective import Objective
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliency import magnitude, obd, obs
@@ -220,3 +221,13 @@ def test_a_damping_whose_score_is_nan_is_never_chosen() -> None:
     scores = iter([math.nan, -1.0, math.nan])
     method = Method(Pruner(mfac(20)), dampings=(1e-6, 1e-3, 1.0))
     assert run(method, objective, 0.5, lambda _: next(scores)).damping == 1e-3
+
+
+def test_accuracy_does_not_count_what_is_no_observation() -> None:
+    objective = problem()
+    [(x, y)] = objective.batches
+    right = accuracy(objective, [(x, y)])
+    assert accuracy(objective, [(torch.cat([x, x]), torch.cat([y, torch.full_like(y, -100)]))]) == right
+    assert 0 < accuracy(replace(objective, likelihood=Likelihood(cross_entropy.loss)), [(x, y)]) == right
+    with pytest.raises(WoodburyError, match="no data"):
+        accuracy(objective, [(x, torch.full_like(y, -100))])

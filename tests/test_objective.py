@@ -49,6 +49,7 @@ def test_the_loss_is_the_models_own_in_eval_mode() -> None:
     assert objective.loss() == pytest.approx(own_loss(model), rel=1e-12)  # a mean over samples, not over batches
     assert objective.loss([(INPUTS, TARGET)]) == pytest.approx(own_loss(model), rel=1e-12)
     assert objective.loss() == objective.loss()
+    assert objective.loss([(INPUTS[:0], TARGET[:0]), *BATCHES]) == objective.loss()
     loader = DataLoader(TensorDataset(INPUTS, TARGET), batch_size=3)
     assert Objective.of(model, loader).loss() == pytest.approx(own_loss(model), rel=1e-12)
 

@@ -113,6 +113,10 @@ def test_layers_are_left_out_where_the_outputs_tell_enough() -> None:
         suited(refit, objective, 19, {"nothing*": 0.99})
 
 
+# a float32 square for every output of every weight, biases too, a float64 sum for each weight, and a few for one of them
+ROOM = 4 * (200 * 6 * 6 + 200 + 8 * 200 * 200 + 8) + 8 * (6 * 6 + 1 + 200 * 200 + 1) + 32 * 200 * 200
+
+
 def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from woodbury.pruning.effort import suited
 
@@ -121,16 +125,63 @@ def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * directions * 50 * objective.space.d)
         refit = suited(Refit(), objective, 50, 0.5)
         assert refit is not None and refit.rank == found
-    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * (200 * 6 * 6 + 8 * 200 * 200 + 208))  # biases too
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", ROOM)
     refit = suited(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is not None
-    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * (200 * 6 * 6 + 8 * 200 * 200))
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", ROOM - 1)
     refit = suited(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is None
     monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 1000)
     assert suited(Refit(), objective, 50, 0.5) is None
     with pytest.raises(WoodburyError, match="take fewer samples"):
         suited(Refit(), objective, 50, 0.5, patient=True)
+
+
+def test_directions_of_many_outputs_need_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from woodbury.pruning.effort import suited
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
+    objective = Objective.of(model, [(torch.ones(5, 1, 9, 9), torch.zeros(5, 9, 9).long())])
+    for directions in (3, 1):
+        monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * directions * 5 * 2 * 9 * 9)
+        refit = suited(Refit(), objective, 5, 0.5)
+        assert refit is not None and refit.rank == directions and refit.iterations is None
+    monkeypatch.setattr("woodbury.pruning.effort.MEMORY", 4 * 5 * 2 * 9 * 9 - 1)
+    assert suited(Refit(), objective, 5, 0.5) is None
+    with pytest.raises(WoodburyError, match="20 weights and 162 outputs"):
+        suited(Refit(), objective, 5, 0.5, patient=True)
+
+
+class Alone(nn.Sequential):
+    """One number to a sample, (b,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(-1)
+
+
+def test_regression_on_one_number() -> None:
+    torch.manual_seed(0)
+    model, x = Alone(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 1)), data()[0][0]
+    start = Objective.of(model, [(x, x.sum(1))], woodbury.squared_error)
+    assert start.loss() == pytest.approx(0.5 * float((model(x) - x.sum(1)).square().mean().detach()))
+    pruned = woodbury.prune(model, [(x, x.sum(1))], 0.5, likelihood=woodbury.squared_error)
+    assert pruned.sparsity == 0.5 and bool(model(x).isfinite().all()) and model(x).shape == (40,)
+
+
+class Told(nn.Sequential):
+    """Says in double precision what it worked out in single."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).double()
+
+
+def test_outputs_of_another_precision_than_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("woodbury.pruning.effort.ENOUGH", float("inf"))
+    torch.manual_seed(0)
+    model, x = Told(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(200)[0]
+    pruned = woodbury.prune(model, [x], 0.5)
+    assert "iterations" in pruned.settings["refits after each"] and "layers" in pruned.settings["refits after each"]
+    assert pruned.sparsity == 0.5 and all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from woodbury.errors import WoodburyError
+from woodbury.fisher.metric import Metric
 from woodbury.layerwise import layer_fits
 from woodbury.objective import Objective
 from woodbury.patches import positions
@@ -87,7 +89,10 @@ def test_normal_equations_are_those_of_every_position(name: str, monkeypatch: py
     pruned, start = pair()
     fit = layer_fits(pruned, start, 20)[f"{name}.weight"]
     moments, missed = equations(pruned, start, name)
-    assert_close(fit.mean, (moments, missed))
+    kept = torch.arange(len(moments))[::2]
+    for output in range(missed.shape[1]):
+        assert_close(fit.of(output, kept), (moments[kept][:, kept], missed[kept, output]))
+    assert fit.size == pytest.approx(float(moments.trace()) / len(moments))
 
 
 def test_what_is_not_a_sum_over_positions_is_left_out_and_no_hook_stays() -> None:
@@ -103,7 +108,7 @@ def test_positions_are_drawn_alike_from_inputs_and_outputs(monkeypatch: pytest.M
     start = Objective.of(model, [(normal(10, 50, 3), torch.zeros(10, 50, dtype=torch.long))])
     moved = start.at(start.weights + normal(6, seed=1))
     fit = layer_fits(moved, start, 10)["weight"]
-    moments, missed = fit.mean
+    moments, missed = fit.inputs / fit.positions, fit.missed / fit.positions
     assert fit.positions == 40 and torch.linalg.matrix_rank(moments) == 3
     assert_close(missed, moments @ (start.weights - moved.weights).view(2, 3).mT)
 
@@ -252,3 +257,29 @@ def test_the_dense_network_itself_does_not_move() -> None:
 def test_numbers_that_cannot_be_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(WoodburyError, match="cannot be"):
         Reconstruction(**bad)
+
+
+def test_what_the_outputs_say_of_a_layer_does_not_drown_in_the_damping() -> None:
+    heard: list[Tensor] = []
+
+    class Heard(Reconstruction):
+        def __call__(self, fits: Any, space: Any, curvature: Tensor, damping: float) -> tuple[Metric, Tensor]:
+            heard.append(curvature)
+            return super().__call__(fits, space, curvature, damping)
+
+    pruned, start = pair()
+    refit = Refit(rank=2, damping=1e9, reconstruction=Heard())
+    refit(pruned, start)
+    exact = Residuals.between(pruned, start, 2, refit.seed + 2 * pruned.space.d).jacobian().square().mean(0)
+    assert_close(heard[0], exact, rtol=1e-9, atol=0)
+
+
+def test_iterations_in_half_precision_end_finite() -> None:
+    pruned, start = pair()
+    batches = [(x.bfloat16(), y) for x, y in start.batches]
+    start.model.bfloat16()
+    start, pruned = (replace(one, weights=one.weights.bfloat16(), batches=batches) for one in (start, pruned))
+    refit = Refit(rank=2, damping=1e-2, iterations=5, reconstruction=Reconstruction(0.1))
+    found = refit(pruned, start)
+    assert found.weights.dtype == torch.bfloat16 and bool(found.weights.isfinite().all())
+    assert not torch.equal(found.weights, pruned.weights)

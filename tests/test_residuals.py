@@ -87,12 +87,18 @@ def pair(build: Any, likelihood: Likelihood, batches: list[Batch]) -> tuple[Obje
     return Objective(model, batches, likelihood, goal.space.restrict(keep), goal.weights[keep] + 0.1), goal
 
 
+def at_once(objective: Objective, rank: int) -> int:
+    """What a sample needs at once."""
+    into, within, out = numbers(objective)
+    return max(into, within, rank * out)
+
+
 @pytest.mark.parametrize(("build", "likelihood", "batches", "read"), CASES)
 def test_everything_is_what_its_definition_says(
     build: Any, likelihood: Likelihood, batches: list[Batch], read: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        residuals, "AT_ONCE", 3 * numbers(pair(build, likelihood, batches)[0], 4)
+        residuals, "AT_ONCE", 3 * at_once(pair(build, likelihood, batches)[0], 4)
     )  # parts of 3, 3, 3, 2
     objective, goal = pair(build, likelihood, batches)
     found = Residuals.between(objective, goal, 4, seed=2)
@@ -146,7 +152,14 @@ def test_what_a_sample_needs_is_counted(inputs: Any, outputs: int, expected: int
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return x.new_ones(len(x), outputs)
 
-    assert numbers(Objective.of(Net(1, 1), [(inputs, None)]), 4) == expected
+    model = Net(1, 1)
+    assert at_once(Objective.of(model, [(inputs, None)]), 4) == expected
+    assert not model._forward_hooks
+
+
+def test_what_leaves_a_module_is_counted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 50, 3, padding=1), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(50, 10))
+    assert numbers(Objective.of(model, [(torch.ones(2, 3, 8, 8), None)])) == (192, 3200, 10)
 
 
 def test_the_network_sees_few_samples_at_once_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +226,15 @@ def test_one_probe_is_exact_for_one_residual() -> None:
     objective = Objective.of(plain().double(), [(x[:1], y[:1]) for x, y in batches_of(4, labels=CLASSES)][:1])
     found = Residuals.between(objective, objective, 1, 0)
     torch.testing.assert_close(found.diagonal(1), found.jacobian()[0].square())
+
+
+def test_no_memory_is_not_said_to_be_no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, goal = pair(plain, cross_entropy, batches_of(4, labels=CLASSES))
+    found = Residuals.between(objective, goal, 2, 0)
+
+    def full(*_: object) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(residuals, "jvp", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"):
+        found.curved(objective.weights)

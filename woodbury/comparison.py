@@ -192,8 +192,9 @@ def summary(results: Iterable[Result]) -> list[Summary]:
 
 
 def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
-    """The fraction of targets (b, …) that the output (b, C, …) of the objective's weights gives the highest score."""
-    right, targets = 0, 0
+    """The fraction of targets (b, …) that the output (b, C, …) of the objective's weights gives the highest score; those that
+    mean no observation count for nothing."""
+    right, targets, ignored = 0, 0, objective.likelihood.ignored
     with torch.no_grad(), evaluating(objective.model):
         for inputs, target in checked(batches):
             found = objective.forward(objective.parameters, inputs).argmax(1)
@@ -202,8 +203,9 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
                     f"The classes found have shape {tuple(found.shape)} and the labels {tuple(target.shape)}: "
                     "give outputs (b, classes, …) and labels (b, …)."
                 )
-            right += int((found == target).sum())
-            targets += target.numel()
+            counted = torch.ones_like(found, dtype=torch.bool) if ignored is None else target != ignored
+            right += int((found == target)[counted].sum())
+            targets += int(counted.sum())
     if not targets:
         raise WoodburyError("There is no data to measure the accuracy on: give at least one batch.")
     return right / targets

@@ -35,9 +35,13 @@ class LayerFit:
     positions: int = 0
 
     @property
-    def mean(self) -> tuple[Tensor, Tensor]:
-        """S (i, i) and c (i, o), the inputs and what was missed at a position."""
-        return self.inputs / self.positions, self.missed / self.positions
+    def size(self) -> float:
+        """The mean square of an input."""
+        return float(self.inputs.diagonal().mean()) / self.positions
+
+    def of(self, output: int, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """S_KK (k, k) and c_K (k,): the moments of the inputs `kept` (k,), by index, and what one output lacked along them."""
+        return self.inputs[kept][:, kept] / self.positions, self.missed[kept, output] / self.positions
 
     @classmethod
     def none(cls, layer: Layer) -> LayerFit:

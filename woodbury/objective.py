@@ -127,6 +127,8 @@ class Objective:
         with evaluating(self.model):
             for inputs, target in checked(self.batches if batches is None else batches):
                 size = samples_in(inputs)
+                if not size:  # its mean is 0/0
+                    continue
                 losses += size * float(self.batch_loss(self.parameters, inputs, target))
                 samples += size
         if not samples:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
@@ -19,9 +19,10 @@ from woodbury.gauss_newton import drawn, repeated
 from woodbury.gradients import Engine, Progress, mean_gradient, regrouped, rows
 from woodbury.likelihood import Likelihood
 from woodbury.objective import Batch, Objective, evaluating
+from woodbury.patches import wide
 
 AT_ONCE = 1 << 22
-"""Numbers that go into the network at once, a token counted for a thousand, or come out of it along all directions."""
+"""Numbers that go into the network at once, a token counted for a thousand, leave a module, or are asked along all directions."""
 
 Part = tuple[Any, Tensor, Tensor]
 """Inputs of b samples, their directions (b, rank, …), and what the goal's outputs have along them, (b, rank)."""
@@ -50,7 +51,8 @@ class Residuals:
         goal = replace(goal, batches=list(regrouped(objective.batches, 64, samples)))
         if not goal.batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
-        at_once = max(1, min(1024, AT_ONCE // numbers(goal, rank)))
+        into, within, out = numbers(goal)
+        at_once = max(1, min(1024, AT_ONCE // max(1, into, within, rank * out)))
         of_all = drawn(goal, rank, seed, at_once)
         return cls(objective, [(x, along, _along(goal, goal.weights, x, along)) for x, along in of_all], at_once)
 
@@ -79,7 +81,7 @@ class Residuals:
 
     def diagonal(self, probes: int, seed: int = 0) -> Tensor:
         """An estimate of the diagonal of JᵀJ/m, without bias, by a backward pass for each probe: (d,)  (eq. 66)."""
-        generator, found = torch.Generator().manual_seed(seed), torch.zeros_like(self.objective.weights)
+        generator, found = torch.Generator().manual_seed(seed), torch.zeros_like(wide(self.objective.weights))
         for _ in range(probes):
             signs = torch.randint(2, (self.m,), generator=generator).mul(2).sub(1).to(found)
             found += self.gradient(signs).square()
@@ -96,6 +98,8 @@ class Residuals:
         try:
             with evaluating(objective.model), _forward_mode():
                 return jvp(lambda w: _inner(objective, w, inputs, directions), (here,), (v,))[1]
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             why = str(error).strip().splitlines()[0]
             raise WoodburyError(
@@ -105,21 +109,33 @@ class Residuals:
     def _pulled(self, coefficients: Iterable[Tensor]) -> Tensor:
         """Jᵀu/m for the u (b·rank) of each part: the directions of a sample are summed, and one backward pass will do."""
         batches = [
-            (inputs, torch.einsum("br,br...->b...", u.view(told.shape), directions.to(told.dtype)))
+            (inputs, torch.einsum("br,br...->b...", u.view(told.shape).to(told.dtype), directions.to(told.dtype)))
             for u, (inputs, directions, told) in zip(coefficients, self.parts, strict=True)
         ]
         return mean_gradient(self._in(batches), at_once=self.at_once) / self.parts[0][2].shape[1]
 
 
 @torch.no_grad()
-def numbers(objective: Objective, rank: int) -> int:
-    """How many a first sample brings into the network, a token counted for a thousand, or out of it in `rank` directions."""
+def numbers(objective: Objective) -> tuple[int, int, int]:
+    """How many a first sample brings into the network, a token counted for a thousand, the most that leave one of its modules,
+    and how many come out of it."""
     inputs, _ = next(regrouped(objective.batches, 1, 1))
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    into = sum(leaf.numel() * (1 if leaf.is_floating_point() else 1000) for leaf in tensors)
-    with evaluating(objective.model):
+    left: list[int] = []
+
+    def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        left.append(_count(output))
+
+    with ExitStack() as hooks, evaluating(objective.model):
+        for module in objective.model.modules():
+            hooks.callback(module.register_forward_hook(leave).remove)
         outputs = objective.likelihood.read(objective.forward(objective.parameters, inputs))
-    return max(1, into, rank * outputs.numel())
+    return _count(inputs, 1000), max(left, default=0), outputs.numel()
+
+
+def _count(tree: Any, a_token: int = 1) -> int:
+    """The numbers in all tensors of a tree."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return sum(leaf.numel() * (1 if leaf.is_floating_point() else a_token) for leaf in tensors)
 
 
 @contextmanager

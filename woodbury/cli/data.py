@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_
 from woodbury.cli.images import Images
 from woodbury.cli.load import call, first_line, guarded
 from woodbury.errors import WoodburyError
-from woodbury.likelihood import Likelihood, cross_entropy
+from woodbury.likelihood import IGNORED, Likelihood, cross_entropy
 from woodbury.objective import Batch, evaluating
 
 HELD_OUT = 0.2
@@ -171,7 +171,10 @@ def _check_classes(output: Tensor, target: Any) -> None:
 
 
 def _check_range(targets: Sequence[Tensor], classes: int) -> None:
-    low, high = min(int(target.min()) for target in targets), max(int(target.max()) for target in targets)
+    observed = [some for some in (target[target != IGNORED] for target in targets) if len(some)]
+    if not observed:
+        raise WoodburyError(f"Every label is {IGNORED}, which means no observation: give some classes.")
+    low, high = min(int(some.min()) for some in observed), max(int(some.max()) for some in observed)
     if low < 0 or high >= classes:
         raise WoodburyError(
             f"The labels run from {low} to {high} but the model knows {classes} classes, numbered from 0."

@@ -160,16 +160,17 @@ def suited(refit: Refit, objective: Objective, samples: int, sparsity: Targets, 
 
 
 def _solving(refit: Refit, objective: Objective, samples: int, patient: bool) -> Refit | None:
-    d, forward = objective.space.d, _forward_flops(objective)
-    rank = min(refit.rank, MEMORY // (4 * samples * d))
+    d, forward, (*_, out) = objective.space.d, _forward_flops(objective), numbers(objective)
+    rank = min(refit.rank, MEMORY // (4 * samples * max(d, out)))
     m = max(rank, 1) * samples
     rows, iterations = m**2 * d + 3 * m * forward, 5 * ITERATIONS * samples * forward
-    if (iterations < rows or (patient and not rank)) and _iterates(objective, samples):
+    fits = 4 * samples * DIRECTIONS * out <= MEMORY
+    if (iterations < rows or (patient and not rank)) and fits and _iterates(objective):
         return replace(refit, rank=DIRECTIONS, iterations=ITERATIONS)
     if patient and not rank:
         raise WoodburyError(
-            f"A refit on {samples} samples of {d:,} weights takes more than {MEMORY / 2**30:.3g} GiB by rows, and this model "
-            "allows no iterations: take fewer samples, or no refit."
+            f"A refit on {samples} samples of {d:,} weights and {out:,} outputs takes more than {MEMORY / 2**30:.3g} GiB by "
+            "rows, and no iterations are possible: take fewer samples, or no refit."
         )
     return replace(refit, rank=rank) if rank else None
 
@@ -184,8 +185,10 @@ def said(refit: Refit | None) -> str:
 
 
 def _has_room(space: ParameterSpace) -> bool:
-    """Whether a matrix over the inputs of every row of every weight does."""
-    return 4 * sum(shape.numel() * shape[1:].numel() for shape in space.shapes.values()) <= MEMORY
+    """Whether a matrix over the inputs of every row of every weight does, a sum of float64 for each weight, and a few such
+    for one of them at a time."""
+    squares = [(shape[0], shape[1:].numel() ** 2) for shape in space.shapes.values()]
+    return sum((4 * rows + 8) * square for rows, square in squares) + 32 * max(s for _, s in squares) <= MEMORY
 
 
 def _forward_flops(objective: Objective) -> float:
@@ -195,8 +198,8 @@ def _forward_flops(objective: Objective) -> float:
     return sum(each[name] * parameter.numel() for name, parameter in objective.model.named_parameters())
 
 
-def _iterates(objective: Objective, samples: int) -> bool:
-    """Whether the model has a forward mode, at a precision that bears iterations, and its outputs' directions have room."""
+def _iterates(objective: Objective) -> bool:
+    """Whether the model has a forward mode, at a precision that bears iterations."""
     few = replace(objective, batches=list(regrouped(objective.batches, 1, 1)))
     if objective.weights.dtype not in (torch.float32, torch.float64):
         return False
@@ -204,7 +207,7 @@ def _iterates(objective: Objective, samples: int) -> bool:
         Residuals.between(few, few, 1, 0).curved(few.weights)
     except Exception:  # what an operation without a forward mode raises has no common type
         return False
-    return 4 * samples * numbers(few, DIRECTIONS) <= MEMORY
+    return True
 
 
 def fitting_block(d: int) -> int | None:

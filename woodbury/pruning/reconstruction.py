@@ -41,12 +41,12 @@ class Reconstruction:
         """
         target, factors = torch.zeros_like(curvature), []
         for name, output, where, kept in _rows(fits, space):
-            moments, missed = fits[name].mean
-            size, scale = float(moments.diagonal().mean()), float(curvature[where].sum())
+            size, scale = fits[name].size, float(curvature[where].sum())
             if not (size > 0 and scale > 0):  # nothing ever came in, or nothing depends on it
                 continue
-            own = cholesky(moments[kept][:, kept], self.ridge * size)
-            target[where] = (self.share * torch.cholesky_solve(missed[kept, output, None], own)[:, 0]).to(target.dtype)
+            moments, missed = fits[name].of(output, kept)
+            own = cholesky(moments, self.ridge * size)
+            target[where] = (self.share * torch.cholesky_solve(missed[:, None], own)[:, 0]).to(target.dtype)
             weight = self.weight / damping * scale / float(own.square().sum())
             factors.append((where, (weight**0.5 * own).to(target.dtype)))
         return Metric(tuple(factors)), target

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.iterative import conjugate_gradients
@@ -104,7 +105,7 @@ class Refit:
         if aims is None:
             return LowRank(jacobian, self.damping).solve_range(here / len(here))
         jacobian = wide(jacobian)  # triangles are not solved in half precision
-        metric, target = aims(LowRank(jacobian, self.damping).diagonal() - self.damping)
+        metric, target = aims(vector_norm(jacobian, dim=0).square_() / len(jacobian))
         left = here + jacobian @ target.to(jacobian.dtype)
         step = LowRank(metric.whiten(jacobian), self.damping).solve_range(left / len(left))
         return metric.coloured(step) - target
@@ -114,16 +115,16 @@ class Refit:
         if aims is None:
             return self._iterated(residuals, slope, Metric(()))
         metric, target = aims(residuals.diagonal(PROBES))
-        return self._iterated(residuals, slope + residuals.curved(target), metric) - target
+        return self._iterated(residuals, wide(slope + residuals.curved(target)), metric) - target
 
     def _iterated(self, residuals: Residuals, left: Tensor, metric: Metric) -> Tensor:
         """(JᵀJ/m + λM)⁻¹ left, by iterations: (d,) -> (d,)."""
         most, told, done = self.iterations or 0, self.progress or (lambda what, done, total: None), count(1)
 
         def multiply(v: Tensor) -> Tensor:
-            product = metric.whitened(residuals.curved(metric.coloured(v[:, 0]))) + self.damping * v[:, 0]
+            product = residuals.curved(metric.coloured(v[:, 0])).to(v.dtype)
             told("iterations of a refit", next(done), most)
-            return product[:, None]
+            return (metric.whitened(product) + self.damping * v[:, 0])[:, None]
 
         step, _ = conjugate_gradients(multiply, metric.whitened(left)[:, None], most, TOLERANCE)
         told("iterations of a refit", most, most)  # it may have ended early
