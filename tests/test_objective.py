@@ -284,3 +284,12 @@ def test_a_tensor_that_is_not_per_sample_is_named() -> None:
     batch = ({"x": torch.randn(5, 4), "mask": torch.ones(4, 4)}, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(WoodburyError, match=r"an input of shape \(4, 4\)"):
         list(checked([batch]))
+
+
+def test_recurrences_go_without_cudnn_which_has_no_backward_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    for model, expected in ((nn.Sequential(nn.GRU(2, 3)), False), (network(), True)):
+        with pytest.raises(KeyError), evaluating(model):
+            assert torch.backends.cudnn.enabled is expected
+            raise KeyError
+        assert torch.backends.cudnn.enabled is True
