@@ -96,7 +96,8 @@ def test_modes_and_momentum_are_restored_whatever_happens(batches: Any) -> None:
     [
         ([], WoodburyError, "at least one"),
         ([BATCHES[0], BATCHES[0][0]], WoodburyError, "Batch 1 is a Tensor, not a pair"),
-        ([BATCHES[0], (BATCHES[0][0][:1], None)], ValueError, "more than 1 value per channel"),
+        ([(BATCHES[0][0][:1], None)], WoodburyError, "at least two"),
+        ([BATCHES[0], (torch.full_like(BATCHES[0][0], torch.nan), None)], WoodburyError, "running_mean is not finite"),
         ([BATCHES[0], (torch.zeros(2, 7).double(), None)], RuntimeError, "Expected 3D"),
     ],
 )
@@ -107,6 +108,16 @@ def test_statistics_are_put_back_on_error(batches: list, error: type[Exception],
     with pytest.raises(error, match=says):
         recalibrate(model, batches)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("sizes", "as_if"), [([6, 1], [7]), ([1, 6], [7]), ([1] * 5, [2, 3]), ([4, 1, 3], [4, 4])])
+def test_a_single_sample_joins_others(sizes: list[int], as_if: list[int]) -> None:
+    x = normal(*BATCHES[0][0].shape)[:1].repeat(sum(sizes), *[1] * (BATCHES[0][0].ndim - 1))
+    x = x + normal(*x.shape, seed=1)
+    found, expected = network(), network()
+    recalibrate(found, [(part, None) for part in x.split(sizes)])
+    recalibrate(expected, [(part, None) for part in x.split(as_if)])
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 def test_inputs_by_name_and_by_position() -> None:

@@ -133,3 +133,16 @@ def test_what_cannot_be_is_named() -> None:
         gauss_newton_rows(Objective.of(objective.model, objective.batches, Likelihood(cross_entropy.loss)), 2)
     with pytest.raises(WoodburyError, match="12 of the 13"):
         gauss_newton(mfac(13), 2)(objective)
+
+
+@pytest.mark.parametrize("likelihood", [cross_entropy, squared_error])
+@pytest.mark.parametrize("rows_by", [lambda o: gauss_newton_rows(o, 1), lambda o: rows(o, 2, labels=sampled)])
+def test_an_output_that_is_no_tensor_is_named(likelihood: Likelihood, rows_by: Any) -> None:
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            return {"logits": super().forward(x)}
+
+    objective = Objective.of(Named(4, 3), [(torch.ones(2, 4), None)], likelihood)
+    with pytest.raises(WoodburyError, match=r"got a dict from the model.*reading"):
+        found = rows_by(objective)
+        list(found.batches)

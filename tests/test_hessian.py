@@ -17,6 +17,7 @@ from woodbury.gradients import sampled
 from woodbury.hessian import second_derivatives
 from woodbury.likelihood import Likelihood, squared_error
 from woodbury.objective import Objective
+from woodbury.space import ParameterSpace
 
 COUNT = 11
 
@@ -161,3 +162,17 @@ class Square(nn.Module):
 def test_bad_requests_are_named(act, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         act()
+
+
+def test_a_scalar_has_a_curvature_too() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x
+
+    model, x = Scaled(), normal(5, 2)
+    objective = Objective.of(model, [(x, 0 * x)], squared_error, ParameterSpace.of(model, min_ndim=0))
+    torch.testing.assert_close(second_derivatives(objective, 5), x.square().sum(1).mean()[None])

@@ -182,3 +182,17 @@ def test_a_restriction_keeps_its_digits_when_the_columns_that_leave_carry_the_ro
     matrix = dense.low_rank(rows[:, keep].double(), 0.1)
     found = fisher.restrict(keep).solve_range(c)
     assert relative(found, torch.linalg.solve(matrix, rows[:, keep].double().mT @ c.double())) < 1e-5
+
+
+def test_restrictions_of_restrictions_do_not_pile_up_rounding() -> None:
+    """What is subtracted step by step is as exact as what is left of the sum that it all came from."""
+    rows = (normal(8, 8192) * torch.logspace(0, -6, 8192).double()).float()
+    fisher, d = LowRank(rows, 1e-12), 8192
+    while d > 64:
+        fisher.logdet()  # the Gram matrix is known from here on
+        keep = torch.arange(d) >= d // 4
+        fisher, rows, d = fisher.restrict(keep), rows[:, keep], int(keep.sum())
+    c, fresh = normal(8).float(), LowRank(rows, 1e-12)
+    truth = torch.linalg.solve(dense.low_rank(rows.double(), 1e-12), rows.double().mT @ c.double())
+    assert relative(fresh.solve_range(c), truth) < 1e-5
+    assert relative(fisher.solve_range(c), truth) < 1e-5

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import woodbury
 from woodbury.errors import WoodburyError
 from woodbury.optim import MFAC
-from woodbury.optim_layout import blocks, per_group, per_parameter, whole
+from woodbury.optim_layout import Piece, blocks, per_group, per_parameter, whole
 from woodbury.space import ParameterSpace
 
 
@@ -645,3 +645,9 @@ def test_a_foreign_state_is_refused_and_changes_nothing(name: str) -> None:
     with pytest.raises(WoodburyError, match=sentence):
         optimizer.load_state_dict(saved(theirs.state_dict()))
     torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_mask_follows_its_parameter_to_another_device() -> None:
+    moved = Piece(nn.Parameter(torch.ones(5, device="meta")), 0, torch.tensor([0, 3]), slice(0, 2))
+    assert moved.read(torch.ones(5, device="meta")).shape == (2,)
+    assert moved.spread(torch.ones(2, device="meta")).shape == (5,)

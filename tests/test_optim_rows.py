@@ -189,6 +189,31 @@ def after_a_step(share: float, **limits: float) -> float:
     return optimizer.param_groups[0]["damping"]
 
 
+def test_what_maximises_is_as_good_as_what_minimises() -> None:
+    found = []
+    for sign in (1.0, -1.0):
+        weights = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = MFAC([weights], 0.5, window=1, damping=1.0, maximize=sign < 0)
+        damping = LevenbergMarquardt(optimizer)
+        for _ in range(6):
+            loss = sign * weights.square().sum()
+            damping.step(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append((optimizer.param_groups[0]["damping"], weights.tolist()))
+    assert found[0] == found[1] and found[0][0] != 1.0
+
+
+def test_rows_of_a_scalar() -> None:
+    scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    optimizer = MFAC([scale], 1.0, window=4, damping=0.5)
+    optimizer.step(rows=[torch.tensor([1.0, 3.0]).double()], residuals=torch.tensor([1.0, 2.0]).double())
+    assert scale.item() == pytest.approx(2 - 3.5 / (0.5 + 5))
+    with pytest.raises(WoodburyError, match="residuals of shape"):
+        optimizer.step(rows=[torch.ones(1)], residuals=torch.tensor(1.0))
+
+
 @pytest.mark.parametrize(
     ("share", "expected"),
     [
@@ -265,6 +290,9 @@ def test_levenberg_marquardt_refuses_what_it_cannot_predict() -> None:
         rest = {key: value for key, value in options.items() if key not in own}
         with pytest.raises(WoodburyError, match=sentence):
             LevenbergMarquardt(MFAC(model.parameters(), **own), **rest)
+    with pytest.raises(WoodburyError, match="or all maximise"):
+        mixed: Any = [{"params": model[0].parameters(), "maximize": True}, {"params": model[2].parameters()}]
+        LevenbergMarquardt(MFAC(mixed))
     groups: Any = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]
     with pytest.raises(WoodburyError, match="one lr"):
         LevenbergMarquardt(MFAC(groups))

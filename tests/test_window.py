@@ -239,3 +239,17 @@ def test_a_step_copies_no_window_and_makes_nothing_quadratic() -> None:
             window.push(rows[3] + rows[5])
             window.solve_newest(rows[4])
         assert 0 < largest.bytes <= 8 * 4 * 50_000 < window.rows.nbytes / 7
+
+
+def test_its_fisher_does_not_take_float32_products_for_exact_ones() -> None:
+    """Rows that share a direction, damping far below it: from float32 products a solve is off by percents."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, generator=generator) + 1e-3 * torch.randn(8, 50, generator=generator)
+    window, damping = Window(8, 50, 1e-6), 1e-6
+    for row in rows:
+        window.push(row)
+    fisher, v = window.fisher(), torch.randn(50, generator=generator)
+    exact = rows.double().mT @ rows.double() / 8 + damping * torch.eye(50, dtype=torch.float64)
+    truth = torch.linalg.solve(exact, v.double())
+    assert float((fisher.solve(v) - truth).norm() / truth.norm()) < 1e-6
+    assert fisher.logdet() == pytest.approx(float(torch.logdet(exact)), abs=1e-6)

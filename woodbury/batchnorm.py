@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from woodbury.errors import WoodburyError
-from woodbury.objective import Batch, checked
+from woodbury.gradients import alike, joined
+from woodbury.objective import Batch, checked, samples_in
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Set every BatchNorm's running mean and variance to the plain average over `batches`; says how many there were.
 
-    All other modules stay in eval mode. On error the statistics are put back. Raises WoodburyError without a batch.
+    All other modules stay in eval mode. A single sample, which has no variance, joins the batch before it. On error the
+    statistics are put back. Raises WoodburyError without a batch, and where the statistics are not finite.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -30,14 +32,19 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average, in which every batch counts alike
-        for inputs, _ in checked(batches):
+        for inputs, _ in _at_least_two(batches):
             model(**inputs) if isinstance(inputs, dict) else model(
                 *(inputs if isinstance(inputs, (tuple, list)) else [inputs])
             )
             seen += 1
         if not seen:
             raise WoodburyError("No batch was given: BatchNorm's statistics need at least one.")
+        _check_finite(norms)
         finished = True
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise WoodburyError("One sample has no variance: give BatchNorm at least two in a batch.") from error
     finally:
         for norm, (momentum, state) in zip(norms, before, strict=True):
             norm.momentum = momentum
@@ -46,3 +53,23 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
         for module, training in modes:
             module.training = training
     return len(norms)
+
+
+def _at_least_two(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, but no single sample by itself where one before or after it has its shape."""
+    held: list[Batch] = []  # one that may go, and one that may still be too small
+    for batch in checked(batches):
+        if held and samples_in(held[-1][0]) == 1 and alike(held[-1], batch):
+            held[-1] = joined(held[-1], batch)
+        else:
+            held.append(batch)
+        while len(held) > 2 or (len(held) == 2 and samples_in(held[-1][0]) > 1):
+            yield held.pop(0)
+    yield from [joined(*held)] if len(held) == 2 and alike(*held) else held
+
+
+def _check_finite(norms: Iterable[_BatchNorm]) -> None:
+    for norm in norms:
+        for name, found in norm.named_buffers():
+            if not bool(found.isfinite().all()):
+                raise WoodburyError(f"A BatchNorm's {name} is not finite on these batches: look for NaN in the data.")

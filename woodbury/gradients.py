@@ -181,11 +181,11 @@ def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> I
     for inputs, target in checked(batches):
         if not samples_in(inputs):
             continue
-        if waiting is not None and not _alike(waiting, (inputs, target)):
+        if waiting is not None and not alike(waiting, (inputs, target)):
             yield waiting
             left = None if left is None else left - samples_in(waiting[0])
             waiting = None
-        waiting = (inputs, target) if waiting is None else _joined(waiting, (inputs, target))
+        waiting = (inputs, target) if waiting is None else joined(waiting, (inputs, target))
         while waiting is not None and samples_in(waiting[0]) >= min(size, size if left is None else left):
             take = size if left is None else min(size, left)
             held = samples_in(waiting[0])
@@ -202,7 +202,7 @@ def _part(tree: Any, start: int, end: int) -> Any:
     return tree_map(lambda leaf: leaf[start:end] if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _alike(first: Batch, second: Batch) -> bool:
+def alike(first: Batch, second: Batch) -> bool:
     """Whether two batches have the same tensors, but for the number of samples."""
 
     def shapes(batch: Batch) -> list[torch.Size | None]:
@@ -211,7 +211,8 @@ def _alike(first: Batch, second: Batch) -> bool:
     return tree_structure(first) == tree_structure(second) and shapes(first) == shapes(second)
 
 
-def _joined(first: Batch, second: Batch) -> Batch:
+def joined(first: Batch, second: Batch) -> Batch:
+    """The samples of one batch and then those of another that is `alike`."""
     return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, second)
 
 

@@ -108,4 +108,4 @@ def _entries(slope: Tensor, parameter: Tensor, index: Tensor) -> Tensor:
         )
     if found is None:  # the slope does not depend on its own parameter
         return parameter.new_zeros(len(index))
-    return found.flatten(1).gather(1, index[:, None])[:, 0]
+    return found.reshape(len(index), -1).gather(1, index[:, None])[:, 0]

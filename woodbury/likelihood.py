@@ -60,6 +60,7 @@ class Likelihood:
 
 
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    _check_tensor(output, "cross_entropy")
     if not bool(torch.isfinite(output).all()):
         raise WoodburyError("The model's output is not finite: no label can be drawn from it.")
     classes = output.movedim(1, -1)
@@ -68,11 +69,13 @@ def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor
 
 
 def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    _check_tensor(output, "squared_error")
     return output + torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
 
 
 def _directions_of_classes(output: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
     """Σ_c ε_c √p_c (e_c − p) with random signs ε, at every position: E[ssᵀ] = diag(p) − ppᵀ  (eq. 29)."""
+    _check_tensor(output, "cross_entropy")
     chance = output.unsqueeze(1).softmax(2)
     signed = _signs((len(output), rank, *output.shape[1:]), output, generator) * chance.sqrt()
     return (signed - chance * signed.sum(2, keepdim=True)) / rank**0.5
@@ -80,6 +83,7 @@ def _directions_of_classes(output: Tensor, rank: int, generator: torch.Generator
 
 def _directions_of_values(output: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
     """Random signs: E[ssᵀ] = I  (eq. 29)."""
+    _check_tensor(output, "squared_error")
     return _signs((len(output), rank, *output.shape[1:]), output, generator) / rank**0.5
 
 

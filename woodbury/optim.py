@@ -49,8 +49,9 @@ class MFAC(torch.optim.Optimizer):
     group: the ranks that share the window, each with its slice of the columns; gradients must be equal on them (as under
     DistributedDataParallel) or shards of DTensors (as under FSDP2).
 
-    A gradient that is not finite skips the whole step and is counted in `skipped`. A parameter without a gradient
-    does not move; the window takes zeros for it. As in torch, `state_dict` holds references: save or copy it.
+    A gradient that is not finite, or whose square overflows float32, skips the whole step and is counted in `skipped`. A
+    parameter without a gradient does not move; the window takes zeros for it. As in torch, `state_dict` holds references:
+    save or copy it.
     """
 
     def __init__(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import Tensor
+
 from woodbury.errors import WoodburyError
 from woodbury.optim import MFAC
 
@@ -17,7 +19,8 @@ class LevenbergMarquardt:
 
     Call `step(loss)` before every step of the optimizer, with the loss there *on the samples of the step before*: for a fixed
     set of points that is the loss at hand. The predicted decrease, (lr − lr²/2)·gᵀF⁻¹g, costs nothing  (eq. 41, 42;
-    Levenberg 1944; Marquardt 1963). It is that of a plain step, hence no momentum and one lr for all groups.
+    Levenberg 1944; Marquardt 1963). It is that of a plain step, hence no momentum and one lr for all groups, which must all
+    minimise or all maximise.
 
     factor: by which the damping grows or shrinks; least, most: where it ends.
     """
@@ -33,12 +36,13 @@ class LevenbergMarquardt:
 
     def step(self, loss: Any) -> None:
         """Compare the loss, a number or a tensor, with that of the call before, and move every group's damping."""
-        loss, before, rate = float(loss), self.loss, self._rate()
+        loss, before, rate = float(loss.detach() if isinstance(loss, Tensor) else loss), self.loss, self._rate()
         self.loss = loss
         if before is None:
             return
         predicted = (rate - rate**2 / 2) * self.optimizer.slope
-        share = (before - loss) / predicted if predicted > 0 else 0.0
+        fallen = loss - before if self.optimizer.param_groups[0]["maximize"] else before - loss
+        share = fallen / predicted if predicted > 0 else 0.0
         if POOR <= share <= GOOD:
             return
         factor = 1 / self.factor if share > GOOD else self.factor  # a loss that is not finite is a poor one
@@ -55,6 +59,8 @@ class LevenbergMarquardt:
     def _rate(self) -> float:
         groups = self.optimizer.param_groups
         rates = {float(group["lr"]) for group in groups}
+        if len({bool(group["maximize"]) for group in groups}) > 1:
+            raise WoodburyError("LevenbergMarquardt compares one loss: let all groups minimise it, or all maximise.")
         if len(rates) > 1 or max(rates) >= 2 or any(group["momentum"] for group in groups):
             raise WoodburyError(
                 "LevenbergMarquardt predicts plain steps: give all groups one lr below 2, and no momentum."

@@ -68,12 +68,12 @@ class Piece:
     def read(self, tensor: Tensor) -> Tensor:
         """The parameter's shape -> (k,)."""
         flat = local(tensor).reshape(-1)
-        return flat if self.index is None else flat[self.index]
+        return flat if self.index is None else flat[self.index.to(flat.device)]
 
     def spread(self, values: Tensor) -> Tensor:
         """(k,) -> the parameter's shape, 0 where nothing moves."""
         if self.index is not None:
-            values = values.new_zeros(self.own.numel()).index_copy_(0, self.index, values)
+            values = values.new_zeros(self.own.numel()).index_copy_(0, self.index.to(values.device), values)
         return values.view(self.own.shape)
 
 
@@ -127,7 +127,7 @@ def rows_of(
     parts: Sequence[Piece], groups: Sequence[Mapping[str, Any]], rows: Sequence[Tensor], residuals: Tensor, like: Tensor
 ) -> Tensor:
     """Rows given as (k, *shape) for each parameter as one matrix (k, d), the sign turned where a group maximizes."""
-    wanted = [(len(residuals), *piece.own.shape) for piece in parts]
+    wanted = [(residuals.numel(), *piece.own.shape) for piece in parts]
     found = [tuple(row.shape) for row in rows]
     if residuals.ndim != 1 or found != wanted:
         raise WoodburyError(
@@ -136,8 +136,8 @@ def rows_of(
         )
     matrix = like.new_empty(len(residuals), parts[-1].place.stop)
     for piece, given in zip(parts, rows, strict=True):
-        flat = given.detach().flatten(1)
-        part = matrix[:, piece.place].copy_(flat if piece.index is None else flat[:, piece.index])
+        flat = given.detach().reshape(len(residuals), piece.own.numel())
+        part = matrix[:, piece.place].copy_(flat if piece.index is None else flat[:, piece.index.to(flat.device)])
         if groups[piece.group]["maximize"]:
             part.neg_()
     return matrix

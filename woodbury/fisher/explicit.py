@@ -231,13 +231,14 @@ class Dense(Fisher):
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         # As by_restriction, but a few blocks at a time: all that stays would take as much memory as F, and wait for it.
         b, s, _ = self._blocks.shape
-        force = self @ removed if gradient is None else self @ removed - check_vector(gradient, self.d)
-        forces, stays = self._scatter(force.double())[..., 0], self._scatter(check_keep(keep, self.d))[..., 0]
+        stays, goes = self._scatter(check_keep(keep, self.d))[..., 0], self._scatter(removed.double())
+        slope = torch.zeros_like(goes) if gradient is None else self._scatter(gradient.double())
         step = torch.zeros(b, s, dtype=torch.float64, device=self.device)
-        pieces = zip(*(whole.split(self._at_once) for whole in (self._blocks, stays, forces, step)), strict=True)
-        for blocks, some, push, moved in pieces:
-            smaller, order, valid = _remaining(blocks.double(), some)
-            factor = cholesky(smaller, self.damping)
+        pieces = zip(*(whole.split(self._at_once) for whole in (self._blocks, stays, goes, slope, step)), strict=True)
+        for blocks, some, gone, steep, moved in pieces:
+            exact = blocks.double()
+            smaller, order, valid = _remaining(exact, some)
+            push, factor = (exact @ gone - steep)[..., 0], cholesky(smaller, self.damping)
             found = torch.cholesky_solve((push.gather(1, order) * valid)[..., None], factor)[..., 0]
             moved.scatter_(1, order, found)
         return step.flatten()[self._places][keep].to(self.dtype)

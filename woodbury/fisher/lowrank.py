@@ -39,7 +39,7 @@ class LowRank(Fisher):
     element O(m²) alone and O(m) each when all are read.
     group: the ranks over which the columns are spread, each holding its own d; None for one process.
     known_gram: (m, m) float64, the scaled Gram matrix where it is known already; exact_gram: its products were float64's;
-    orthogonal: it is diagonal, as `spectral` makes it.
+    orthogonal: it is diagonal, as `spectral` makes it; summed: (m,), the diagonal of the one that it was subtracted from.
     """
 
     rows: Tensor
@@ -49,6 +49,7 @@ class LowRank(Fisher):
     known_gram: Tensor | None = field(default=None, repr=False)
     exact_gram: bool = field(default=False, repr=False)
     orthogonal: bool = field(default=False, repr=False)
+    summed: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -210,7 +211,8 @@ class LowRank(Fisher):
     def restrict(self, keep: Tensor) -> LowRank:
         rows = self.rows.index_select(1, check_keep(keep, self.d).nonzero()[:, 0])
         left = self._downdated(keep)
-        return replace(self, rows=rows, known_gram=left, exact_gram=left is not None and self._exact, orthogonal=False)
+        exact, summed = left is not None and self._exact, None if left is None else self._sums
+        return replace(self, rows=rows, known_gram=left, exact_gram=exact, orthogonal=False, summed=summed)
 
     def _downdated(self, keep: Tensor) -> Tensor | None:
         """The Gram matrix of the columns that stay, where that of the others is cheaper and the difference exact  (eq. 10)."""
@@ -219,7 +221,12 @@ class LowRank(Fisher):
             return None
         gone = self._scaled_gram(torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0])
         left = self.gram - gone
-        return None if bool((left.diagonal() < REMAINING * self.gram.diagonal()).any()) else left
+        return None if bool((left.diagonal() < REMAINING * self._sums).any()) else left
+
+    @property
+    def _sums(self) -> Tensor:
+        """(m,) the diagonal of the Gram matrix that was summed last, whose rounding all that were subtracted since share."""
+        return self.gram.diagonal() if self.summed is None else self.summed
 
     def conditional(self, keep: Tensor) -> Tensor:
         stays = self.restrict(keep)
@@ -244,7 +251,8 @@ class LowRank(Fisher):
             for part, chunk in chunks(self.rows, self.dtype):
                 rows[:, part] = turned @ chunk
         known = values.clamp_min(0).diag()
-        return replace(self, rows=rows, weights=None, known_gram=known, exact_gram=self._exact, orthogonal=True)
+        exact = self._exact
+        return replace(self, rows=rows, weights=None, known_gram=known, exact_gram=exact, orthogonal=True, summed=None)
 
     def with_damping(self, damping: float) -> LowRank:
         return replace(self, damping=damping, known_gram=self.gram, exact_gram=self._exact)

@@ -85,7 +85,8 @@ class Window:
     def measure(self, gradients: Tensor) -> Tensor:
         """The Gram rows that gradients would have, (d,) -> (seen,), (k, d) -> (k, seen), float64, over all ranks.
 
-        They are finite if and only if the gradients can be let in. Nothing changes yet, so that several windows can agree
+        They are finite if and only if the gradients can be let in: if these are, and their squares in the products'
+        dtype. Nothing changes yet, so that several windows can agree
         on a step before the first of them takes it.
         """
         if gradients.shape[-1:] != self.rows.shape[1:] or gradients.ndim > 2:
@@ -127,8 +128,9 @@ class Window:
         """The Fisher of the rows seen, over the window's own memory: valid until the next push."""
         if not self.seen:
             raise WoodburyError("The window is empty: push a gradient first.")
-        gram = self.gram[: self.seen, : self.seen] / self.seen
-        return LowRank(self.rows[: self.seen], self.damping, group=self.group, known_gram=gram, exact_gram=True)
+        gram, rows = self.gram[: self.seen, : self.seen] / self.seen, self.rows[: self.seen]
+        exact = rows.dtype == torch.float64 or self.pushed <= self.exact_until
+        return LowRank(rows, self.damping, group=self.group, known_gram=gram, exact_gram=exact)
 
     def solve_newest(self, plus: Tensor | None = None, *, residuals: Tensor | None = None) -> Tensor:
         """F⁻¹ g for the gradient pushed last, (d,): one read of the rows, no division by the damping  (eq. 8).
