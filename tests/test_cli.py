@@ -30,7 +30,7 @@ NET = """
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 def build():
     torch.manual_seed(0)
@@ -83,6 +83,21 @@ def uneven():
 
 def empty():
     return np.zeros((0, 16)), np.zeros(0, dtype=int)
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(16), 0
+
+def endless():
+    return Endless()
+
+def one_astray():
+    x, y = data(400)
+    return np.concatenate([x, x[:1]]), np.append(y, 7)
+
+def counts():
+    x, y = regression()
+    return x, (100 * y).round().astype(int)
 
 def few():
     return tuple(part[:10] for part in data())
@@ -340,6 +355,12 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
     images(here / "mixed", {f"{kind}/{i}.png": (4 + i, 5) for kind in "abc" for i in range(3)})
     assert woodbury("prune net.py:build mixed --size 4 --sparsity 0.5 --damping 1e-2 --out sized").exit_code == 0
     refused("differ in size", "prune net.py:build mixed --sparsity 0.5 --out new")
+    whole = (here / "mixed" / "a" / "0.png").read_bytes()
+    (here / "mixed" / "a" / "0.png").write_bytes(whole[:-30])
+    refused("no image that Pillow can read", "prune net.py:build mixed --size 4 --sparsity 0.5 --out new")
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4) << 11
+    pytest.importorskip("PIL.Image").fromarray(deep).save(here / "mixed" / "a" / "0.png")
+    refused("more than 8 bits", "prune net.py:build mixed --size 4 --sparsity 0.5 --out new")
     (here / "mixed" / "a" / "0.png").write_bytes(b"no image")
     refused("no image that Pillow can read", "prune net.py:build mixed --size 4 --sparsity 0.5 --out new")
     (here / "hollow" / "cat").mkdir(parents=True)
@@ -394,7 +415,10 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
         ("net.py:build net.py:both --sparsity 0.5 --batch 2", "gauss-newton takes single samples"),
         ("net.py:build net.py:both --sparsity 0.5 --count 9999", "240 of the 9999 gradients"),
         ("net.py:build net.py:unlabelled --sparsity 0.5", "return (x, y)"),
-        ("net.py:build net.py:without --sparsity 0.5", "net.py:without has no labels: give y, or add --labels sampled"),
+        (
+            "net.py:build net.py:without --sparsity 0.5",
+            "net.py:without has no labels: give y, or prune with --labels sampled",
+        ),
         ("net.py:build net.py:without --sparsity 0.5 --labels drawn", "There is no kind of labels 'drawn'"),
         ("net.py:build net.py:both --sparsity 0.5 --method hessian --batch 2", "hessian takes single samples"),
         ("net.py:build net.py:unlabelled_set --sparsity 0.5", "are the labels missing?"),
@@ -403,6 +427,8 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
             "The model refuses a batch of shape (6, 17): does DATA fit it?",
         ),
         ("net.py:build net.py:too_many_classes --sparsity 0.5", "but the model knows 3 classes"),
+        ("net.py:build net.py:one_astray --sparsity 0.5", "but the model knows 3 classes"),
+        ("net.py:build net.py:endless --sparsity 0.5", "returned an IterableDataset"),
         ("net.py:build net.py:float_labels --sparsity 0.5", "The labels are float32"),
         ("net.py:build net.py:uneven --sparsity 0.5", "there must be one label per input"),
         ("net.py:build net.py:empty --sparsity 0.5", "holds no samples"),
@@ -414,6 +440,20 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(words: str, sentence: str, here: Path) -> None:
     refused(sentence, "prune", words, "--out out")
+
+
+def test_files_that_are_not_what_they_are_called(here: Path) -> None:
+    np.save(here / "array.npy", np.zeros((30, 16)))
+    (here / "array.npy").rename(here / "array.npz")
+    refused("no .npz file", "prune net.py:build array.npz --sparsity 0.5 --out out")
+    np.savez(here / "ragged.npz", x=np.array([[1], [2, 3]], dtype=object), y=np.zeros(2, dtype=int))
+    refused("Python objects", "prune net.py:build ragged.npz --sparsity 0.5 --out out")
+
+
+def test_whole_numbers_are_regressed_on_too(here: Path) -> None:
+    result = woodbury("prune net.py:linear net.py:counts --loss squared_error --sparsity 0.5 --damping 1 --out out")
+    assert result.exit_code == 0, result.output
+    assert json.loads((here / "out" / "report.json").read_text())["R² before"] < 1
 
 
 def test_a_label_that_means_no_observation_is_no_class() -> None:
@@ -441,7 +481,10 @@ def test_bad_checkpoints(here: Path) -> None:
     (here / "cut.npz").write_bytes(b"PK\x03\x04")
     refused("cut.npz is truncated", "prune net.py:build cut.npz --sparsity 0.5 --out out")
     np.savez(here / "x.npz", x=np.zeros((3, 16)))
-    refused("x.npz has no labels: give y, or add --labels sampled", "prune net.py:build x.npz --sparsity 0.5 --out out")
+    refused(
+        "x.npz has no labels: give y, or prune with --labels sampled",
+        "prune net.py:build x.npz --sparsity 0.5 --out out",
+    )
     for given, missing in (("y", "x"), ("x y y_test", "x_test"), ("x y x_test", "y_test")):
         np.savez(here / "slip.npz", **{name: np.zeros((3, 16)) for name in given.split()})  # type: ignore[arg-type]
         refused(f"slip.npz has no array {missing!r}", "prune net.py:build slip.npz --sparsity 0.5 --out out")

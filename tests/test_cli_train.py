@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ class Killed(BaseException):
 
 def woodbury(*words: str) -> Result:
     return CliRunner().invoke(app, shlex.split(" ".join(words)))
+
+
+def rewrite(text: str) -> None:
+    """Another net.py, as a process of its own would read it."""
+    Path("net.py").write_text(text)
+    for name in [name for name in sys.modules if name.startswith("_woodbury_cli_net_")]:
+        del sys.modules[name]
 
 
 def report(folder: str) -> dict[str, Any]:
@@ -99,6 +107,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert refused.exit_code == 2 and "--resume" in refused.output
     other = woodbury(COMMAND, "--out stopped --resume --momentum 0.7 --optimizer", optimizer)
     assert other.exit_code == 2 and "momentum" in other.output
+    for changed in (NET.replace("240", "90"), NET.replace(", 24)", ", 123)").replace("(24", "(123")):
+        rewrite(changed)
+        other = woodbury(COMMAND, "--out stopped --resume --optimizer", optimizer)
+        assert other.exit_code == 2 and "The unfinished run was made with a" in other.output
+    rewrite(NET)
     result = woodbury(COMMAND, "--out stopped --resume --optimizer", optimizer)
     assert result.exit_code == 0, result.output
     whole, stopped = (load_sparse(Path(folder) / "weights.safetensors") for folder in ("whole", "stopped"))
@@ -131,3 +144,18 @@ def test_a_frozen_network_and_a_loss_that_explodes_are_told(here: Path) -> None:
     result = woodbury(COMMAND, "--out out --optimizer sgd --weight-decay 1e30")
     assert result.exit_code == 2 and "lower the learning rate" in result.output
     assert not Path("out").exists()
+
+
+def test_a_label_astray_is_told_before_any_training(here: Path) -> None:
+    Path("net.py").write_text(
+        NET.replace("return inputs[:240], labels[:240]", "labels[7] = 5; return inputs[:240], labels[:240]")
+    )
+    result = woodbury(COMMAND, "--out out")
+    assert result.exit_code == 2 and "but the model knows 3 classes" in result.output
+
+
+def test_a_file_that_is_no_state_of_a_run(here: Path) -> None:
+    Path("out").mkdir()
+    torch.save({"weights": torch.ones(2)}, Path("out") / "unfinished.pt")
+    result = woodbury(COMMAND, "--out out --resume")
+    assert result.exit_code == 2 and "no state of a run" in result.output

@@ -132,6 +132,11 @@ def test_pictures_of_layers_and_predictions() -> None:
     assert picture and picture.startswith(b"\x89PNG")
 
 
+def test_saliencies_of_zero_do_not_stretch_the_picture() -> None:
+    rows = [(0.0, 1e-3, 2.0), (), (0.0, 0.0, 0.0), (0.5, 0.6, 0.7)]
+    assert pictures._positive(rows) == [(0, [1e-4, 1e-3, 2.0]), (3, [0.5, 0.6, 0.7])]
+
+
 def test_accuracies_after_the_removal() -> None:
     grid = report.removed([replace(result, accuracy_removed=result.accuracy / 2) for result in results()])
     assert grid.cells[0] == ("magnitude", "47.8", "25.2")

@@ -46,6 +46,7 @@ def test_one_shot() -> None:
         (lambda: one_shot(-0.1), r"in \[0, 1\)"),
         (lambda: one_shot(float("nan")), r"in \[0, 1\)"),
         (lambda: rounds(90, 3), "sparsity is 90"),
+        (lambda: rounds("0.9", 3), "sparsity is 0.9: it is"),  # type: ignore[arg-type]
         (lambda: rounds(0.5, 0), "0 rounds"),
         (lambda: rounds(0.5, 3, start=0.6), "must not fall"),
         (lambda: rounds(0.5, 3, start=1.0), r"in \[0, 1\)"),

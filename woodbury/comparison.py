@@ -192,8 +192,7 @@ def summary(results: Iterable[Result]) -> list[Summary]:
 
 
 def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
-    """The fraction of targets (b, …) that the output (b, C, …) of the objective's weights gives the highest score; those that
-    mean no observation count for nothing."""
+    """The fraction of observed targets (b, …) that the output (b, C, …) of the objective's weights gives the highest score."""
     right, targets, ignored = 0, 0, objective.likelihood.ignored
     with torch.no_grad(), evaluating(objective.model):
         for inputs, target in checked(batches):

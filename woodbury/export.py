@@ -67,7 +67,7 @@ def load_sparse(path: str | os.PathLike) -> dict[str, Tensor]:
     try:
         dense = {name: _unpacked(stored, name, shape) for name, shape in json.loads(header["shapes"]).items()}
         return {name: dense[at] if at in dense else stored[at] for name, at in json.loads(header["tied"]).items()}
-    except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise WoodburyError(f"{path} is damaged ({error}): write it again with woodbury.save_sparse.") from error
 
 

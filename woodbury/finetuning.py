@@ -22,7 +22,7 @@ def shuffled(samples: int, size: int, seed: int, done: int = 0) -> Iterator[Tens
     """
     epoch, skipped = divmod(done, batches_in(samples, size))
     while True:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         yield from torch.randperm(samples, generator=generator).split(min(size, samples))[
             skipped : batches_in(samples, size)
         ]

@@ -104,9 +104,7 @@ def layers(rows: Sequence[Layer], *, dark: bool = False) -> bytes:
     kept.set_title("Weights that stay in %", loc="left", color=sheet.ink, fontsize=11)
     if scored:
         score = sheet.axes[1]
-        shown = [
-            (at, [max(value, 1e-300) for value in row.saliencies]) for at, row in enumerate(rows) if row.saliencies
-        ]
+        shown = _positive([row.saliencies for row in rows])
         score.hlines(
             [at for at, _ in shown], [s[0] for _, s in shown], [s[-1] for _, s in shown], color=COLOURS[4], lw=2
         )
@@ -119,6 +117,12 @@ def layers(rows: Sequence[Layer], *, dark: bool = False) -> bytes:
     for axes in sheet.axes:
         axes.grid(axis="x", color=sheet.faint, lw=0.8)
     return sheet.png()
+
+
+def _positive(saliencies: Sequence[Sequence[float]]) -> list[tuple[int, list[float]]]:
+    """(row, quantiles) of those that are not all zero, for a logarithmic axis: zeros a tenth of the least that is none."""
+    least = min(value for row in saliencies for value in row if value > 0) / 10
+    return [(at, [max(value, least) for value in row]) for at, row in enumerate(saliencies) if row and row[-1] > 0]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ app.command("train")(train.train)
 
 
 def main() -> None:
-    """The entry point; being terminated cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """The entry point; being terminated, or left by its terminal, cleans up as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):  # Windows has no SIGHUP
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     app(prog_name="woodbury")

@@ -24,15 +24,13 @@ Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns the module."),
 ]
-Data = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="FILE.py:FUNCTION that returns (x, y), (x, y, x_test, y_test) or one or two torch Datasets; "
-        "a .npz with x and y [x_test, y_test]; or a folder of class folders of images, [train/ and test/ above them]. "
-        "No y, or None for it: see --labels.",
-    ),
-]
+DATA = (
+    "FILE.py:FUNCTION that returns (x, y), (x, y, x_test, y_test) or one or two torch Datasets; "
+    "a .npz with x and y [x_test, y_test]; or a folder of class folders of images, [train/ and test/ above them]. "
+    "Bytes and images come as numbers from 0 to 1: any other normalisation is the model's, or the function's."
+)
+Labelled = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
+Data = Annotated[str, typer.Argument(metavar="DATA", help=f"{DATA} No y, or None for it: see --labels.")]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
 from woodbury.cli.images import Images
 from woodbury.cli.load import call, first_line, guarded
@@ -84,7 +85,7 @@ def _answered(where: str, split: Dataset, answer: Answer | None) -> Dataset:
     if not isinstance(split, Unlabelled):
         return split
     if answer is None:
-        raise WoodburyError(f"{where} has no labels: give y, or add --labels sampled, which needs none.")
+        raise WoodburyError(f"{where} has no labels: give y, or prune with --labels sampled, which needs none.")
     return TensorDataset(
         split.inputs, torch.cat([answer(part) for part in split.inputs.split(250)] or [torch.empty(0)])
     )
@@ -131,13 +132,24 @@ def batches(dataset: Dataset) -> Iterable[Batch]:
     return list(lazy) if first * len(dataset) / lazy.size < IN_MEMORY else lazy  # type: ignore[arg-type]
 
 
-def probe(model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood) -> None:
-    """Raises WoodburyError unless the model takes the first batch and its outputs fit the labels."""
+def labels_of(dataset: Dataset) -> Tensor | None:
+    """The labels of all its samples, (n, …), where they are to be had without reading it."""
+    if isinstance(dataset, Subset):
+        whole = labels_of(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1]
+    return dataset.labels if isinstance(dataset, Images) else None
+
+
+def probe(model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood, labels: Tensor | None = None) -> None:
+    """Raises WoodburyError unless the model takes the first batch and its outputs fit its labels, and others if given."""
     inputs, target = next(iter(batches))
     output = answers(model, inputs)
     if likelihood is cross_entropy:
         _check_classes(output, target)
-        _check_range([target] if isinstance(batches, Batches) else [label for _, label in batches], output.shape[1])
+        seen = [target] if isinstance(batches, Batches) else [label for _, label in batches]
+        _check_range(seen if labels is None else [*seen, labels], output.shape[1])
     else:
         likelihood.loss(output, target)  # says itself what does not fit
 
@@ -184,6 +196,8 @@ def _check_range(targets: Sequence[Tensor], classes: int) -> None:
 def _from_function(where: str) -> list[Dataset]:
     given = call(where)
     parts = list(given) if isinstance(given, (tuple, list)) else [given]
+    if any(isinstance(part, IterableDataset) for part in parts):
+        raise WoodburyError(f"{where} returned an IterableDataset, of unknown length: return a Dataset with a len().")
     if 1 <= len(parts) <= 2 and all(isinstance(part, Dataset) for part in parts):
         return parts
     if len(parts) not in (2, 4):
@@ -196,9 +210,13 @@ def _from_file(path: Path) -> list[Dataset]:
     if not path.is_file():
         raise WoodburyError(f"There is no file {path}: check DATA.")
     try:
-        with path.open("rb") as opened, np.load(opened) as file:
+        with zipfile.ZipFile(path), np.load(path) as file:  # np.load by itself takes other files too
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "Object arrays" in str(error):
+            raise WoodburyError(
+                f"{path} has arrays of Python objects, such as rows of unequal lengths: pad them."
+            ) from error
         raise WoodburyError(f"{path} is truncated or no .npz file ({first_line(error)}): write it anew.") from error
     split = bool({"x_test", "y_test"} & set(arrays))
     needed = ["x", *(["x_test"] if split else []), *(["y_test"] if split and "y" in arrays else [])]

@@ -138,7 +138,7 @@ def load_digits(seed: int) -> Digits:
         raise WoodburyError("The demo needs scikit-learn: pip install 'woodbury[demo]'.") from error
     images, labels = load(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
-    rest, test = train_test_split(range(len(y)), test_size=0.25, random_state=seed, stratify=labels)
+    rest, test = train_test_split(range(len(y)), test_size=0.25, random_state=seed % 2**32, stratify=labels)
     held = round(0.25 * len(rest))
     return Digits((x[rest[held:]], y[rest[held:]]), (x[rest[:held]], y[rest[:held]]), (x[test], y[test]))
 

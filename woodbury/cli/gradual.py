@@ -17,7 +17,7 @@ from woodbury.cli.common import Callback, Options, note, progress_bars
 from woodbury.cli.data import stream
 from woodbury.cli.problem import SCORES, Problem, pose
 from woodbury.cli.results import show_results, write_results
-from woodbury.cli.resume import RunFolder, run_folder
+from woodbury.cli.resume import RunFolder, facts_of, run_folder
 from woodbury.cli.training import Training
 from woodbury.comparison import run
 from woodbury.finetuning import batches_in, finetune, shuffled
@@ -28,7 +28,7 @@ from woodbury.pruning.gradual import Gradual, check_same
 from woodbury.pruning.moments import cycle
 from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.schedule import Targets
-from woodbury.records import checksum, versions
+from woodbury.records import versions
 from woodbury.report import Grid, percent
 
 SAVE_EVERY = 60.0
@@ -80,7 +80,7 @@ class Session:
         progress: Callback,
     ) -> None:
         self.problem, self.folder, self.training, self.settings = problem, folder, training, settings
-        self.facts = _facts(problem)
+        self.facts = facts_of(problem.model, problem.calibration)
         saved = folder.saved
         if saved:
             check_same(saved["facts"], self.facts, "The unfinished run")
@@ -217,12 +217,6 @@ def _new_record(problem: Problem) -> dict[str, Any]:
     chosen = fastest(objective, inputs, target)
     engine = next(name for name, engine in ENGINES.items() if engine is chosen)
     return {"before": problem.dense(), "engine": engine, "dampings": [], "seconds": 0.0, "made": versions()}
-
-
-def _facts(problem: Problem) -> dict[str, Any]:
-    """What tells this network and these data from others: checksums of the weights, and how many samples."""
-    sums = {f"a checksum of {name}": checksum(tensor) for name, tensor in problem.model.state_dict().items()}
-    return {"a number of training samples": len(problem.calibration), **sums}  # type: ignore[arg-type]
 
 
 def _table(measure: str, steps: list[dict[str, Any]]) -> Grid:

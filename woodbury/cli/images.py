@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,16 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def labels(self) -> Tensor:
+        """The class of each, (n,) int64."""
+        return torch.tensor([label for _, label in self.files])
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
         with _opened(path) as image:
-            image = image.convert(self.mode)
+            with _readable(path):  # opening has read the header alone
+                image = image.convert(self.mode)
             pixels = np.array(image if image.size == self.size else image.resize(self.size), dtype=np.float32) / 255
         return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()), label
 
@@ -74,6 +81,8 @@ def _form(paths: Sequence[Path], size: int | None) -> tuple[tuple[int, int], str
     first, modes = None, set()
     for path in paths:
         with _opened(path) as image:  # reads the header alone
+            if image.mode[0] in "IF":  # which Pillow would clip at 255
+                raise WoodburyError(f"{path} has more than 8 bits to a channel ({image.mode}): save it with 8.")
             modes.add(image.mode)
             first = first or (path, image.size)
             if size is None and image.size != first[1]:
@@ -84,9 +93,15 @@ def _form(paths: Sequence[Path], size: int | None) -> tuple[tuple[int, int], str
 
 
 def _opened(path: Path) -> Any:
-    try:
+    with _readable(path):
         return _pillow().open(path)
-    except OSError as error:
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow
         raise WoodburyError(f"{path} is no image that Pillow can read ({error}): repair or remove it.") from error
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from woodbury.batchnorm import recalibrate
 from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick
 from woodbury.cli.common import Callback, Options, note
-from woodbury.cli.data import HELD_OUT, Data, answers, batches, load_data, probe, sample, split_off
+from woodbury.cli.data import HELD_OUT, Data, answers, batches, labels_of, load_data, probe, sample, split_off
 from woodbury.cli.load import load_model
 from woodbury.comparison import accuracy
 from woodbury.errors import WoodburyError
@@ -133,7 +133,7 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     test = batches(found.test)
     probe(network, test, likelihood)
     calibration, held_out = _held_out(found, options.seed) if choosing else (found.train, None)
-    probe(network, batches(sample(calibration, 250, options.seed)), likelihood)
+    probe(network, batches(sample(calibration, 250, options.seed)), likelihood, labels_of(calibration))
     return Problem(
         model=network,
         trainable=trainable,
@@ -150,7 +150,7 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
 
 def r_squared(objective: Objective, data: Iterable[Batch]) -> float:
     """1 − squared error ÷ squared deviation of the targets from their mean."""
-    targets = torch.cat([target for _, target in data])
+    targets = torch.cat([target for _, target in data]).double()
     samples = len(targets)
     deviation = float((targets - targets.mean(0)).square().sum())
     return 1 - 2 * samples * objective.loss(data) / deviation if deviation else float("nan")

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import Dataset
 
 from woodbury.errors import WoodburyError
+from woodbury.records import checksum
 
 STATE = "unfinished.pt"
 PARTIAL, RESULTS = ".unfinished.partial", ".results.partial"
@@ -85,7 +88,8 @@ def _saved(path: Path, out: Path, resume: bool) -> Mapping[str, Any] | None:
         if not resume:
             raise WoodburyError(f"{out} holds an unfinished run: go on with --resume, or choose another folder.")
         try:
-            return torch.load(path / STATE, map_location="cpu", weights_only=True)
+            state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+            return {"settings": state["settings"], **state}
         except Exception as error:  # a damaged file shows itself as one of half a dozen types
             raise WoodburyError(
                 f"{out}/{STATE} is damaged or no state of a run: remove {out} to start anew."
@@ -95,6 +99,12 @@ def _saved(path: Path, out: Path, resume: bool) -> Mapping[str, Any] | None:
             raise WoodburyError(f"The run in {out} is finished: there is nothing to resume.")
         raise WoodburyError(f"The output folder {out} is not empty: choose a new one or empty it first.")
     return None
+
+
+def facts_of(model: nn.Module, data: Dataset) -> dict[str, Any]:
+    """What tells a network before its run, and the data, from others: checksums of the weights, and how many samples."""
+    sums = {f"a checksum of {name}": checksum(tensor) for name, tensor in model.state_dict().items()}
+    return {"a number of training samples": len(data), **sums}  # type: ignore[arg-type]
 
 
 def _again() -> str:

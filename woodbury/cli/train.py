@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.calibration import Ahead
 from woodbury.cli.choices import LOSSES, TRAINERS, pick
-from woodbury.cli.common import Callback, Data, Model, note, one_sentence, progress_bars, say, with_options
-from woodbury.cli.data import HELD_OUT, batches, load_data, probe, split_off, stream
+from woodbury.cli.common import Callback, Labelled, Model, note, one_sentence, progress_bars, say, with_options
+from woodbury.cli.data import HELD_OUT, Batches, batches, labels_of, load_data, probe, sample, split_off, stream
 from woodbury.cli.load import load_model
 from woodbury.cli.problem import SCORES
-from woodbury.cli.resume import RunFolder, run_folder
+from woodbury.cli.resume import RunFolder, facts_of, run_folder
 from woodbury.errors import WoodburyError
 from woodbury.export import save_sparse
 from woodbury.factors import factored
@@ -102,7 +102,7 @@ class Recipe:
 @with_options
 def train(
     model: Model,
-    data: Data,
+    data: Labelled,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write: new or empty.")],
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to begin with: .pt, or .safetensors, dense or sparse.")
@@ -152,12 +152,13 @@ def _trained(
         note(remark)
     train, aside = split_off(found.train, HELD_OUT, recipe.seed)
     held_out, test = batches(aside), batches(found.test)
-    for part in (held_out, test):
-        probe(network, part, likelihood)
+    for part, labels in ((held_out, None), (test, None), (Batches(sample(train, 250, recipe.seed)), labels_of(train))):
+        probe(network, part, likelihood, labels)
     measure = "accuracy" if recipe.loss == "cross_entropy" else "R²"
     optimizer, samples = recipe.optimizer_of(network), len(train)
     epoch = batches_in(samples, recipe.batch_size)
     total, began = recipe.epochs * epoch, time.monotonic()
+    known = facts_of(network, train)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer}
     parts["scheduler"] = LambdaLR(optimizer, partial(half_cosine, total=total))
     saved = folder.saved or {"record": {"measure": measure, "epochs": [], "seconds": 0.0}, "done": 0}
@@ -170,6 +171,7 @@ def _trained(
         before = Preconditioner(optimizer, network, kfac(count, damping), of, space=space, likelihood=likelihood)
         parts["preconditioner"] = before
     if folder.saved:
+        check_same(saved["facts"], known, "The unfinished run")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         torch.set_rng_state(saved["rng"])
@@ -181,7 +183,9 @@ def _trained(
         record["epochs"] = [*record["epochs"], {"epoch": number, "held-out loss": loss, f"held-out {measure}": score}]
         now = record | {"seconds": record["seconds"] + time.monotonic() - began}
         state = {name: part.state_dict() for name, part in parts.items()}
-        folder.save({"settings": settings, "record": now, "done": step, "rng": torch.get_rng_state(), **state})
+        folder.save(
+            {"settings": settings, "facts": known, "record": now, "done": step, "rng": torch.get_rng_state(), **state}
+        )
         if before:
             before.renew()
 

@@ -34,7 +34,7 @@ def polynomial(sparsity: Targets, count: int, start: Targets = 0.0, power: float
 
 def check_sparsity(sparsity: float) -> float:
     """`sparsity`, or an error unless it lies in [0, 1)."""
-    if not 0 <= sparsity < 1:
+    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
         raise WoodburyError(f"sparsity is {sparsity}: it is removed ÷ all weights and must lie in [0, 1), such as 0.9.")
     return sparsity
 
