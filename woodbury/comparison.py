@@ -203,8 +203,7 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
                     "give outputs (b, classes, …) and labels (b, …)."
                 )
             counted = torch.ones_like(found, dtype=torch.bool) if ignored is None else target != ignored
-            right += int((found == target)[counted].sum())
-            targets += int(counted.sum())
+            right, targets = right + int((found == target)[counted].sum()), targets + int(counted.sum())
     if not targets:
         raise WoodburyError("There is no data to measure the accuracy on: give at least one batch.")
     return right / targets
