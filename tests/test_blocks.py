@@ -164,6 +164,22 @@ def test_damping_is_the_smallest_of_the_parts_and_is_set_for_all() -> None:
     torch.testing.assert_close(fisher.with_damping(0.5).diagonal(), matrix.diagonal() + shift)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_worked_on_in_float32(dtype: torch.dtype) -> None:
+    """1/1e-5 is beyond float16, and 1 + 1e-5 is 1 to both."""
+    flat, v = torch.tensor([0.0, 1.0], dtype=dtype), torch.ones(2)
+    for fisher in (
+        Diagonal(flat, 1e-5),
+        Dense(flat.diag(), 1e-5),
+        Kronecker(torch.eye(1, dtype=dtype), flat.diag(), 1e-5),
+    ):
+        torch.testing.assert_close(fisher.inverse_diagonal(), torch.tensor([1e5, 1 / (1 + 1e-5)]))
+        torch.testing.assert_close(fisher.diagonal(), torch.tensor([1e-5, 1 + 1e-5]), rtol=1e-6, atol=0)
+        torch.testing.assert_close(fisher @ v, torch.tensor([1e-5, 1 + 1e-5]), rtol=1e-6, atol=0)
+        torch.testing.assert_close(fisher.solve(v), torch.tensor([1e5, 1 / (1 + 1e-5)]))
+        assert fisher.restrict(torch.tensor([True, False])).dtype == torch.float32
+
+
 def test_the_joint_step_of_float32_blocks_keeps_the_digits_of_their_rows() -> None:
     """Rows that share a direction: a force rounded to float32 would cost half a percent."""
     generator = torch.Generator().manual_seed(1)

@@ -42,7 +42,7 @@ class Diagonal(Fisher):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.curvature.dtype
+        return torch.promote_types(self.curvature.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +55,7 @@ class Diagonal(Fisher):
         return v.to(self.dtype) / _across(self.diagonal(), check_vector(v, self.d))
 
     def diagonal(self) -> Tensor:
-        return self.curvature + self.damping
+        return self.curvature.to(self.dtype) + self.damping
 
     def inverse_diagonal(self) -> Tensor:
         return 1 / self.diagonal()
@@ -86,7 +86,7 @@ class Dense(Fisher):
 
     curvature: (d, d), or (b, s, s) for b blocks of s weights each. valid: (b, s) bool, False where a block is padded
     (with zeros in the curvature); the d weights are the valid ones in order. result: the dtype of what the verbs return,
-    None for the curvature's, in which they compute.
+    None for the curvature's, or float32 for halves, in which they compute.
     """
 
     curvature: Tensor
@@ -151,21 +151,27 @@ class Dense(Fisher):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.result or self.curvature.dtype
+        return self.result or self._wide
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """What is computed in: halves cannot hold 1/damping."""
+        return torch.promote_types(self.curvature.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
         return self.curvature.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        columns = self._scatter(v.to(self.curvature.dtype))
-        return self._gather(self._blocks @ columns + self.damping * columns, v)
+        columns = self._scatter(v.to(self._wide))
+        return self._gather(self._blocks.to(self._wide) @ columns + self.damping * columns, v)
 
     def solve(self, v: Tensor) -> Tensor:
         return self._gather(torch.cholesky_solve(self._scatter(v.double()), self._factor), v)
 
     def diagonal(self) -> Tensor:
-        return (self._blocks.diagonal(dim1=1, dim2=2).flatten()[self._places] + self.damping).to(self.dtype)
+        diagonal = self._blocks.diagonal(dim1=1, dim2=2).flatten()[self._places]
+        return (diagonal.to(self._wide) + self.damping).to(self.dtype)
 
     def inverse_diagonal(self) -> Tensor:
         return self._inverse_diagonal

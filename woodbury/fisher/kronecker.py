@@ -67,7 +67,7 @@ class Kronecker(Fisher):
 
     left (o, o), right (i, i): symmetric positive semidefinite. The damping is exact, the same number as in every other
     operator, unlike K-FAC's factored one (see `pi_corrected`); 0 is allowed if both factors are positive definite.
-    All algebra is in float64, at O(o³ + i³) once; what the verbs return has the dtype of `left`.
+    All algebra is in float64, at O(o³ + i³) once; what the verbs return has the dtype of `left`, float32 for halves.
     elements: where the inverse elements of a part come from once weights are gone: `exactly`, by a dense factor, or
     `at_most`, a bound that costs nothing. eigen: the eigenvectors where they are known already.
     """
@@ -108,7 +108,7 @@ class Kronecker(Fisher):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.left.dtype
+        return torch.promote_types(self.left.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
