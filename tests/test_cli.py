@@ -84,6 +84,9 @@ def uneven():
 def empty():
     return np.zeros((0, 16)), np.zeros(0, dtype=int)
 
+def lazy():
+    return nn.Sequential(nn.LazyLinear(3))
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield torch.zeros(16), 0
@@ -427,6 +430,7 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
             "The model refuses a batch of shape (6, 17): does DATA fit it?",
         ),
         ("net.py:build net.py:too_many_classes --sparsity 0.5", "but the model knows 3 classes"),
+        ("net.py:lazy net.py:data --sparsity 0.5", "'0.weight' has no shape yet"),
         ("net.py:build net.py:one_astray --sparsity 0.5", "but the model knows 3 classes"),
         ("net.py:build net.py:endless --sparsity 0.5", "returned an IterableDataset"),
         ("net.py:build net.py:float_labels --sparsity 0.5", "The labels are float32"),

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from woodbury.errors import WoodburyError
 
@@ -39,11 +40,13 @@ class ParameterSpace:
         """The parameters of `model` whose names match `include` and not `exclude` (shell patterns); tied ones once.
 
         min_ndim: leave out tensors with fewer dimensions (2 leaves out biases and norms). Raises WoodburyError for a
-        pattern that matches no parameter, or when nothing is left.
+        pattern that matches no parameter, for lazy layers, or when nothing is left.
         """
         if not isinstance(model, nn.Module):
             raise WoodburyError(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
         parameters = dict(model.named_parameters())
+        if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
+            raise WoodburyError(f"{lazy[0]!r} has no shape yet: show the model some data once, as its layers are lazy.")
         included, excluded = _matches(parameters, include, "include"), _matches(parameters, exclude, "exclude")
         chosen = {
             name: parameter.shape

@@ -18,6 +18,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from woodbury.errors import WoodburyError
 from woodbury.export import is_sparse, load_sparse, read_safetensors
+from woodbury.space import ParameterSpace
 
 
 def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
@@ -30,6 +31,7 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
         raise WoodburyError(f"{where} returned a {type(model).__name__}: MODEL must return a torch.nn.Module.")
     if checkpoint is not None:
         fill(model, load_weights(checkpoint), str(checkpoint))
+    ParameterSpace.of(model)  # names what cannot be worked on, such as lazy layers
     return model.eval()
 
 
