@@ -576,7 +576,10 @@ def test_help_has_an_example_for_each_command() -> None:
         assert result.exit_code == 0 and f"Example:  woodbury {command}" in result.stdout
 
 
-def test_a_terminated_process_cleans_up(here: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_process_cleans_up(here: Path, sent: signal.Signals) -> None:
+    if signal.getsignal(sent) is signal.SIG_IGN:
+        pytest.skip("these tests themselves run under nohup")
     (here / "slow.py").write_text("import time\ndef net():\n    print('here', flush=True)\n    time.sleep(60)\n")
     words = [
         sys.executable,
@@ -594,17 +597,20 @@ def test_a_terminated_process_cleans_up(here: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, env={"PYTHONPATH": root, "PATH": "/usr/bin:/bin"}) as process:
         assert process.stdout and process.stdout.readline() == b"here\n"
         assert any(".partial" in entry.name for entry in here.iterdir())
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143
+        process.send_signal(sent)
+        assert process.wait(20) == 128 + sent
     assert not any(".partial" in entry.name for entry in here.iterdir()) and not (here / "out").exists()
 
 
 def test_main_is_the_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     monkeypatch.setattr(sys, "argv", ["woodbury", "--help"])
     with pytest.raises(SystemExit) as end:
         main()
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup asked for it"
+    for sent, handler in before.items():
+        signal.signal(sent, handler)
     assert end.value.code == 0 and textwrap.shorten(capsys.readouterr().out, 30).startswith("Usage: woodbury")
 
 

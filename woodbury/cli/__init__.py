@@ -24,6 +24,7 @@ app.command("train")(train.train)
 def main() -> None:
     """The entry point; being terminated, or left by its terminal, cleans up as Ctrl-C does."""
     for name in ("SIGTERM", "SIGHUP"):
-        if number := getattr(signal, name, None):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     app(prog_name="woodbury")

@@ -171,7 +171,7 @@ def _trained(
         before = Preconditioner(optimizer, network, kfac(count, damping), of, space=space, likelihood=likelihood)
         parts["preconditioner"] = before
     if folder.saved:
-        check_same(saved["facts"], known, "The unfinished run")
+        check_same(saved.get("facts", {}), known, "The unfinished run")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         torch.set_rng_state(saved["rng"])
