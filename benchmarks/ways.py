@@ -75,15 +75,15 @@ class OneQuadratic:
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         quadratic, wanted = self.pruner.quadratic(objective), list(setting.task.sparsities.values())
-        fisher, levels = quadratic.curvature("A path"), way([0.0, *wanted], setting.ratio)[1:]
+        fisher, path = quadratic.curvature("A path"), way([0.0, *wanted], setting.ratio)[1:]
         least: dict[float, tuple[float, Pruned]] = {}
         for damping in GRID:
             damped = replace(quadratic, fisher=fisher.with_damping(damping))
-            for level, pruned in zip(levels, inner_stages(self.pruner, damped, objective, levels), strict=True):
-                loss = pruned.objective.loss(judge) if level in wanted else math.inf
-                if loss < least.get(level, (math.inf,))[0]:  # never a NaN
-                    least[level] = loss, pruned
-        yield from ((level, least[level][1]) for level in wanted)
+            for goal, pruned in zip(path, inner_stages(self.pruner, damped, objective, path), strict=True):
+                loss = pruned.objective.loss(judge) if goal in wanted else math.inf
+                if loss < least.get(goal, (math.inf,))[0]:  # never a NaN
+                    least[goal] = loss, pruned
+        yield from ((goal, least[goal][1]) for goal in wanted)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Staged:
 
     def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
         wanted = list(setting.task.sparsities.values())
-        levels = way(wanted, self.ratio or setting.ratio)
+        path = way(wanted, self.ratio or setting.ratio)
         fresh = shuffled(setting.task, self.samples, seed, self.window) if self.samples else None
         if self.mirrored:
             batches = list(objective.batches)
@@ -112,9 +112,9 @@ class Staged:
         refit = replace(self.refit, judge=judge) if isinstance(self.refit, Distilled) else self.refit
         recipe = Tuned(self.pruner, judge, self.dampings) if self.dampings else self.pruner
         recipe = Refitted(recipe, objective, refit) if refit else recipe
-        for level, pruned in zip(levels, stages(recipe, objective, levels, fresh), strict=True):
-            if level in wanted:
-                yield level, pruned
+        for goal, pruned in zip(path, stages(recipe, objective, path, fresh), strict=True):
+            if goal in wanted:
+                yield goal, pruned
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ class Distilled(Refit):
 
 def way(sparsities: Sequence[float], ratio: float) -> list[float]:
     """Through all the sparsities, by stages that keep at least `ratio` from the first of them on."""
-    levels, start = [sparsities[0]], sparsities[0]
+    path, start = [sparsities[0]], sparsities[0]
     for sparsity in sparsities[1:]:
         kept = (1 - sparsity) / (1 - start)
         count = max(1, math.ceil(math.log(kept) / math.log(ratio) - 1e-9))
-        levels += [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
+        path += [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
         start = sparsity
-    return levels
+    return path
 
 
 def shuffled(task: Task, count: int, seed: int, window: int) -> Callable[[int], list[Batch]]:

@@ -89,7 +89,9 @@ def _saved(path: Path, out: Path, resume: bool) -> Mapping[str, Any] | None:
             raise WoodburyError(f"{out} holds an unfinished run: go on with --resume, or choose another folder.")
         try:
             state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-            return {"settings": state["settings"], **state}  # or what torch.save wrote is something else
+            if "settings" not in state:
+                raise KeyError("settings")
+            return state
         except Exception as error:  # a damaged file shows itself as one of half a dozen types
             raise WoodburyError(
                 f"{out}/{STATE} is damaged or no state of a run: remove {out} to start anew."
