@@ -122,6 +122,7 @@ def work(rank: int, folder: str) -> None:
         found["late"] = late_group(dist.group.WORLD)
         found["sharded"] = sharded(rank, dist.group.WORLD)
         torch.save(found, f"{folder}/{rank}.pt")
+        dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 
