@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from woodbury.fisher.blocks import dense_blocks
+from woodbury.fisher.blocks_of_rows import dense_blocks
 from woodbury.fisher.lowrank import LowRank
 
 DIMENSION = 272_474  # ResNet-20
@@ -54,12 +54,27 @@ def rank_one_blocks(rows: Tensor, size: int, damping: float, inverse: Tensor) ->
 
 def low_rank_row(m: int, rate: float) -> list[str]:
     generator = torch.Generator().manual_seed(m)
-    rows, v = torch.randn(m, DIMENSION, generator=generator), torch.randn(DIMENSION, generator=generator)
-    fast, slow = seconds(lambda: ours(rows, DAMPING, v)), seconds(lambda: recursion(rows, DAMPING, v), 1)
+    rows, v = (
+        torch.randn(m, DIMENSION, generator=generator),
+        torch.randn(DIMENSION, generator=generator),
+    )
+    fast, slow = (
+        seconds(lambda: ours(rows, DAMPING, v)),
+        seconds(lambda: recursion(rows, DAMPING, v), 1),
+    )
     pairs = zip(ours(rows, DAMPING, v), recursion(rows, DAMPING, v), strict=True)
     apart = max(float((found - other).norm() / other.norm()) for found, other in pairs)
-    share = 2 * m**2 * DIMENSION / fast / rate  # half a Gram matrix and half a triangular product: all that is needed
-    return [str(m), f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{share:.0%}", f"{apart:.0e}"]
+    share = (
+        2 * m**2 * DIMENSION / fast / rate
+    )  # half a Gram matrix and half a triangular product: all that is needed
+    return [
+        str(m),
+        f"{slow:.2f}",
+        f"{fast:.2f}",
+        f"{slow / fast:.1f}",
+        f"{share:.0%}",
+        f"{apart:.0e}",
+    ]
 
 
 def solve_row(m: int) -> list[str]:
@@ -70,7 +85,9 @@ def solve_row(m: int) -> list[str]:
     turns = [[seconds(call, 1) for call in (lambda: target.copy_(rows), lambda: fisher.solve(v), lambda: fisher.solve_range(c))]
              for _ in range(15)]  # fmt: skip
     copy, solve, in_range = (sorted(column)[7] for column in zip(*turns, strict=True))
-    rate = 2 * rows.numel() * rows.element_size() / copy / 1e9  # a copy reads once and writes once: it takes two reads
+    rate = (
+        2 * rows.numel() * rows.element_size() / copy / 1e9
+    )  # a copy reads once and writes once: it takes two reads
     cells = [f"{rate:.1f}", f"{solve:.4f}", f"{copy:.4f}", f"{solve / copy:.2f}"]
     return [str(m), *cells, f"{in_range:.4f}", f"{copy / 2:.4f}", f"{2 * in_range / copy:.2f}"]
 
@@ -84,7 +101,10 @@ def block_row(s: int, m: int, sample: int) -> list[str]:
     slow = seconds(lambda: rank_one_blocks(rows[:sample], s, DAMPING, inverse), 1) * m / sample
     few, inverse = rows[:, : 2 * s], (torch.eye(s) / DAMPING).repeat(2, 1, 1)
     rank_one_blocks(few, s, DAMPING, inverse)
-    found, truth = dense_blocks(few, (s, s), DAMPING).inverse_diagonal(), inverse.diagonal(dim1=1, dim2=2).flatten()
+    found, truth = (
+        dense_blocks(few, (s, s), DAMPING).inverse_diagonal(),
+        inverse.diagonal(dim1=1, dim2=2).flatten(),
+    )
     apart = float((found - truth).norm() / found.norm())
     return [str(s), f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.1f}", f"{apart:.0e}"]
 
@@ -93,35 +113,72 @@ def accuracy_table() -> Table:
     """float32 against the float64 truth for v = Gᵀc, over the damping."""
     title = "Relative error in float32, v = Gᵀc, m = 512, d = 20,000, rows sharing a direction"
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, 20_000, generator=generator) + 0.1 * torch.randn(512, 20_000, generator=generator)
+    rows = torch.randn(1, 20_000, generator=generator) + 0.1 * torch.randn(
+        512, 20_000, generator=generator
+    )
     gram, c = rows.double() @ rows.double().mT / 512, torch.randn(512, generator=generator)
     largest = float(torch.linalg.eigvalsh(gram)[-1])
     cells = []
     for exponent in (-1, -3, -5, -7):
         damping = largest * 10.0**exponent
-        truth = rows.double().mT @ torch.linalg.solve(gram + damping * torch.eye(512, dtype=torch.float64), c.double())
+        truth = rows.double().mT @ torch.linalg.solve(
+            gram + damping * torch.eye(512, dtype=torch.float64), c.double()
+        )
         fisher = LowRank(rows, damping)
         errors = (fisher.solve((rows.double().mT @ c.double()).float()), fisher.solve_range(c))
-        cells.append([f"1e{exponent}", *(f"{float((e.double() - truth).norm() / truth.norm()):.0e}" for e in errors)])
+        cells.append(
+            [
+                f"1e{exponent}",
+                *(f"{float((e.double() - truth).norm() / truth.norm()):.0e}" for e in errors),
+            ]
+        )
     return table(title, ("damping / λmax", "subtractive", "range form"), cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller counts and blocks: half a minute")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller counts and blocks: half a minute"
+    )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     counts, sizes = ([64, 256], [50]) if arguments.quick else ([256, 1024], [50, 500, 2048])
     console = Console(width=120)
     rate, sample = matmul_rate(), 50
-    console.print(f"float32 product: {rate / 1e9:.0f} GFLOP/s, {arguments.threads} threads, d = {DIMENSION:,}")
-    columns = ("m", "rival s", "ours s", "times faster", "share of the product's rate", "difference")
     console.print(
-        table("LowRank: set-up, inverse diagonal, one product", columns, [low_rank_row(m, rate) for m in counts])
+        f"float32 product: {rate / 1e9:.0f} GFLOP/s, {arguments.threads} threads, d = {DIMENSION:,}"
     )
-    columns = ("m", "copy GB/s", "solve s", "two reads s", "ratio", "range form s", "one read s", "ratio")
-    console.print(table("solve, against reads at the copy rate", columns, [solve_row(m) for m in counts]))
+    columns = (
+        "m",
+        "rival s",
+        "ours s",
+        "times faster",
+        "share of the product's rate",
+        "difference",
+    )
+    console.print(
+        table(
+            "LowRank: set-up, inverse diagonal, one product",
+            columns,
+            [low_rank_row(m, rate) for m in counts],
+        )
+    )
+    columns = (
+        "m",
+        "copy GB/s",
+        "solve s",
+        "two reads s",
+        "ratio",
+        "range form s",
+        "one read s",
+        "ratio",
+    )
+    console.print(
+        table("solve, against reads at the copy rate", columns, [solve_row(m) for m in counts])
+    )
     title = f"WoodFisher blocks, m = 1000 (rival: {sample} gradients timed, scaled to 1000)"
     columns = ("s", "rival s", "ours s", "times faster", "difference")
     console.print(table(title, columns, [block_row(s, 1000, sample) for s in sizes]))

@@ -18,46 +18,59 @@ from cells import Rows, drive
 from one_shot import TASKS
 from ways import GRID, SAMPLES, AsItComes, Distilled, OneQuadratic, OneStage, Setting, Staged
 
-from woodbury.fisher.estimate import gauss_newton, mfac, woodfisher
-from woodbury.pruning.effort import usual
-from woodbury.pruning.exchange import swaps, thresholded
+from woodbury.estimation.recipes import gauss_newton, mfac, woodfisher
+from woodbury.model.space import ParameterSpace
+from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.reconstruction import Reconstruction
-from woodbury.pruning.refit import Refit
-from woodbury.pruning.saliency import magnitude, obs
-from woodbury.pruning.update import independent, joint, zero
-from woodbury.space import ParameterSpace
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.saliencies import magnitude, obs
+from woodbury.pruning.selections.local_search import iterative_hard_thresholding, swaps
+from woodbury.pruning.updates import independent, joint, zero
 
 
 def rows(setting: Setting) -> Mapping[str, Any]:
     """The table: rivals written as recipes on our axes first."""
     labels = mfac(SAMPLES, GRID[0], block=setting.block)
-    exact = gauss_newton(mfac(setting.rank * SAMPLES, setting.damping, block=setting.block), setting.rank)
-    leading = gauss_newton(mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted)
+    exact = gauss_newton(
+        mfac(setting.rank * SAMPLES, setting.damping, block=setting.block), setting.rank
+    )
+    leading = gauss_newton(
+        mfac(setting.refitted * SAMPLES, setting.damping, block=setting.block), setting.refitted
+    )
     fresh = gauss_newton(mfac(setting.fresh, setting.damping, block=setting.block), 1)
     newest = gauss_newton(mfac(2000, setting.damping, block=setting.block), 1)
-    mirrored = Staged(Pruner(newest, obs, joint), refit=setting.among_mirrored, ratio=setting.finer, mirrored=True)
+    mirrored = Staged(
+        Pruner(newest, obs, joint), refit=setting.among_mirrored, ratio=setting.finer, mirrored=True
+    )
     return {
-        "woodbury.prune as it comes": AsItComes(usual),
+        "woodbury.prune as it comes": AsItComes(standard),
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
         "WoodFisher, papers' update, 1 stage": OneStage(
             Pruner(woodfisher(SAMPLES, setting.block or 2000), obs, independent)
         ),
         "M-FAC, papers' update, 1 stage": OneStage(Pruner(mfac(SAMPLES), obs, independent)),
         "magnitude + joint, 1 stage": OneStage(Pruner(labels, magnitude, joint)),
-        "thresholded, joint, 1 stage": OneStage(Pruner(labels, magnitude, joint, selection=thresholded(20))),
+        "thresholded, joint, 1 stage": OneStage(
+            Pruner(labels, magnitude, joint, selection=iterative_hard_thresholding(20))
+        ),
         "Gauss–Newton, joint, 1 stage": OneStage(Pruner(exact, obs, joint)),
         "Gauss–Newton, joint, 1 stage, then a refit, layers": OneStage(
             Pruner(exact, obs, joint), refit=setting.layered
         ),
-        "Gauss–Newton, swaps, joint, 1 stage": OneStage(Pruner(exact, obs, joint, selection=swaps(10))),
+        "Gauss–Newton, swaps, joint, 1 stage": OneStage(
+            Pruner(exact, obs, joint, selection=swaps(10))
+        ),
         "Gauss–Newton, joint, one quadratic": OneQuadratic(Pruner(exact, obs, joint)),
         "labels, papers' update, stages, single": Staged(Pruner(labels, obs, independent)),
-        "labels, papers' update, stages, tuned": Staged(Pruner(labels, obs, independent), dampings=GRID),
+        "labels, papers' update, stages, tuned": Staged(
+            Pruner(labels, obs, independent), dampings=GRID
+        ),
         "magnitude + joint, stages, tuned": Staged(Pruner(labels, magnitude, joint), dampings=GRID),
         # of larger dampings none was chosen where it was read, and each costs twenty exchanges a stage
         "thresholded, joint, stages, tuned": Staged(
-            Pruner(labels, magnitude, joint, selection=thresholded(20)), dampings=GRID[:3]
+            Pruner(labels, magnitude, joint, selection=iterative_hard_thresholding(20)),
+            dampings=GRID[:3],
         ),
         "labels, joint, stages, single": Staged(Pruner(labels, obs, joint)),
         "Gauss–Newton, joint, stages, single": Staged(Pruner(exact, obs, joint)),
@@ -80,7 +93,11 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             setting.among_many,
             window=setting.window,
         ),
-        **({"Gauss–Newton, joint, refit, stages, mirrored": mirrored} if setting.among_mirrored else {}),
+        **(
+            {"Gauss–Newton, joint, refit, stages, mirrored": mirrored}
+            if setting.among_mirrored
+            else {}
+        ),
     }
 
 
@@ -88,7 +105,7 @@ def settings(name: str, bench: Any) -> Setting:
     """A table's settings, chosen on held-out training images (docs/results.md)."""
     task = TASKS["mlpnet" if name == "mlpnet" else "resnet20"](bench)
     if name == "mlpnet":
-        refit = Refit(rank=10, damping=3e-4, iterations=100)
+        refit = Refit(mc_samples=10, damping=3e-4, iterations=100)
         return Setting(
             task,
             block=None,
@@ -103,7 +120,9 @@ def settings(name: str, bench: Any) -> Setting:
             rival=Distilled(),
         )
     if name == "resnet20-all":
-        space = ParameterSpace.of(task.model, include=("*conv*.weight", "*downsample.0.weight", "fc.weight"))
+        space = ParameterSpace.from_model(
+            task.model, include=("*conv*.weight", "*downsample.0.weight", "fc.weight")
+        )
         title = "ResNet-20 on CIFAR-10 (JPEG), all convolutions and the classifier"
         task = replace(task, space=space, title=title)
     return Setting(
@@ -111,10 +130,10 @@ def settings(name: str, bench: Any) -> Setting:
         block=500,
         ratio=0.78,
         finer=0.78,
-        refit=Refit(damping=1e-4, rank=4),
-        layered=Refit(damping=1e-4, rank=2, reconstruction=Reconstruction()),
-        among_many=Refit(damping=1e-4, rank=1),
-        among_mirrored=Refit(damping=1e-4, rank=2),
+        refit=Refit(damping=1e-4, mc_samples=4),
+        layered=Refit(damping=1e-4, mc_samples=2, reconstruction=Reconstruction()),
+        among_many=Refit(damping=1e-4, mc_samples=1),
+        among_mirrored=Refit(damping=1e-4, mc_samples=2),
         rival=Distilled(epochs=12, lrs=(3e-4, 1e-3, 3e-3)),
     )
 
@@ -123,7 +142,12 @@ def main() -> None:
     def table(name: str) -> Callable[[Any], Rows]:
         return lambda bench: (settings(name, bench), rows(settings(name, bench)))
 
-    drive(str(__doc__), {name: table(name) for name in ("mlpnet", "resnet20", "resnet20-all")}, 5, "runs/best.json")
+    drive(
+        str(__doc__),
+        {name: table(name) for name in ("mlpnet", "resnet20", "resnet20-all")},
+        5,
+        "runs/best.json",
+    )
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import nn
 from ways import Setting
 
-from woodbury.batchnorm import recalibrate
-from woodbury.comparison import accuracy
-from woodbury.objective import Objective
+from woodbury.evaluation.metrics import accuracy
+from woodbury.model.batchnorm import recalibrate
+from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruned
-from woodbury.records import versions
+from woodbury.reporting.files import versions
 
 Rows = tuple[Setting, Mapping[str, Any]]
 
@@ -55,22 +55,33 @@ def cell(setting: Setting, row: Any, seed: int) -> dict[str, Any]:
     return found
 
 
-def show(title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], console: Console) -> None:
+def show(
+    title: str, names: Sequence[str], cells: Sequence[Mapping[str, Any]], console: Console
+) -> None:
     for what in ("test", "test, recalibrated"):
         if not any(what in made for made_ in cells for made in made_["found"].values()):
             continue
         table = Table("row", *names, "seeds", "s for all", title=f"{title}: {what}, %")
         for row in dict.fromkeys(made_["row"] for made_ in cells):
             mine = [made_["found"] for made_ in cells if made_["row"] == row]
-            texts = [spread([100 * found[name][what] for found in mine if name in found]) for name in names]
-            seconds = sum(max(made["seconds"] for made in found.values()) for found in mine) / len(mine)
+            texts = [
+                spread([100 * found[name][what] for found in mine if name in found])
+                for name in names
+            ]
+            seconds = sum(max(made["seconds"] for made in found.values()) for found in mine) / len(
+                mine
+            )
             table.add_row(row, *texts, str(len(mine)), f"{seconds:.0f}")
         console.print(table)
 
 
-def drive(description: str, tables: Mapping[str, Callable[[Any], Rows]], seeds: int, out: str) -> None:
+def drive(
+    description: str, tables: Mapping[str, Callable[[Any], Rows]], seeds: int, out: str
+) -> None:
     """The command line of a benchmark of rows × seeds, whose finished cells are kept in a file."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tables", nargs="*", metavar="|".join(tables))
     parser.add_argument("--rows", nargs="*", help="only rows that contain one of these")
     parser.add_argument("--seeds", type=int, default=seeds, help="how many calibration samples")
@@ -84,14 +95,24 @@ def drive(description: str, tables: Mapping[str, Callable[[Any], Rows]], seeds: 
     bench, console = bench_data(asked.threads), Console(width=170)
     for name in asked.tables or tables:
         setting, every = tables[name](bench)
-        wanted = {row: how for row, how in every.items() if not asked.rows or any(part in row for part in asked.rows)}
+        wanted = {
+            row: how
+            for row, how in every.items()
+            if not asked.rows or any(part in row for part in asked.rows)
+        }
         for seed, row in product(range(asked.first, asked.first + asked.seeds), wanted):
             cells = finished(asked.out)
             key = f"{name} / {row} / {seed}"
             if key not in cells:
                 console.print(f"{key} …")
                 found = cell(setting, wanted[row], seed)
-                cells[key] = {"table": name, "row": row, "seed": seed, "found": found, "versions": versions()}
+                cells[key] = {
+                    "table": name,
+                    "row": row,
+                    "seed": seed,
+                    "found": found,
+                    "versions": versions(),
+                }
                 keep(cells, asked.out)
         own = [made for made in finished(asked.out).values() if made["table"] == name]
         show(setting.task.title, list(setting.task.sparsities), own, console)

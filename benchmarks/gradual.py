@@ -26,17 +26,18 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.comparison import accuracy
-from woodbury.finetuning import batches_in, finetune, shuffled
-from woodbury.fisher.estimate import gauss_newton, woodfisher
-from woodbury.gradients import vmapped
-from woodbury.objective import Batch, Objective
-from woodbury.pruning.gradual import Gradual
-from woodbury.pruning.moments import cycle
+from woodbury.estimation.gradients import vmapped
+from woodbury.estimation.recipes import gauss_newton, woodfisher
+from woodbury.evaluation.metrics import accuracy
+from woodbury.model.batches import Batch
+from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.saliency import magnitude, obs
-from woodbury.pruning.update import joint, zero
-from woodbury.records import versions
+from woodbury.pruning.saliencies import magnitude, obs
+from woodbury.pruning.updates import joint, zero
+from woodbury.reporting.files import versions
+from woodbury.training.finetuning import batches_in, finetune, shuffled
+from woodbury.training.gradual import Gradual
+from woodbury.training.learning_rate import cosine_restarts
 
 COUNT, RANK, DAMPING, HELD_OUT, UNTIL = 500, 2, 1e-4, 2000, 0.6
 METHODS = {
@@ -59,7 +60,9 @@ class Images:
     def load(cls, bench: Any, most: int) -> Images:
         x, y, x_test, y_test = bench.cifar10()
         x, x_test = (part.contiguous(memory_format=torch.channels_last) for part in (x, x_test))
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))  # the split of one_shot.py
+        order = torch.randperm(
+            len(y), generator=torch.Generator().manual_seed(2020)
+        )  # the split of one_shot.py
         held, rest = order[:HELD_OUT], order[HELD_OUT:][:most]
         return cls((x[rest], y[rest]), _batches(x[held], y[held]), _batches(x_test, y_test))
 
@@ -78,19 +81,27 @@ def _batches(x: Tensor, y: Tensor) -> list[Batch]:
 
 
 def cell(
-    bench: Any, images: Images, pruner: Pruner, sparsity: float, seed: int, asked: argparse.Namespace, progress: Any
+    bench: Any,
+    images: Images,
+    pruner: Pruner,
+    sparsity: float,
+    seed: int,
+    asked: argparse.Namespace,
+    progress: Any,
 ) -> dict[str, Any]:
     """One run: both accuracies on the test images, and those on held-out training images around each pruning step."""
     model = bench.resnet20().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), asked.lr, momentum=0.9, weight_decay=asked.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), asked.lr, momentum=0.9, weight_decay=asked.weight_decay
+    )
     total = asked.epochs * batches_in(len(images.train[1]), asked.batch_size)
     found: dict[str, Any] = {}
 
     def judged(batches: list[Batch]) -> float:
-        return accuracy(Objective.of(model, batches, space=gradual.space), batches)
+        return accuracy(Objective.from_model(model, batches, space=gradual.space), batches)
 
     def after(step: int) -> None:
-        if step == gradual.moments[-1]:
+        if step == gradual.pruning_steps[-1]:
             found["after the last pruning step"] = judged(images.test)
 
     begun = time.perf_counter()
@@ -105,9 +116,17 @@ def cell(
         include="layer*.conv?.weight",
         score=partial(accuracy, batches=images.held_out),
     )
-    scheduler = LambdaLR(optimizer, cycle(gradual.moments, total))
+    scheduler = LambdaLR(optimizer, cosine_restarts(gradual.pruning_steps, total))
     stream = images.stream(asked.batch_size, seed)
-    finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after, progress=progress)
+    finetune(
+        model,
+        optimizer,
+        stream,
+        range(1, total + 1),
+        scheduler=scheduler,
+        after=after,
+        progress=progress,
+    )
     found |= {"at the end": judged(images.test), "held out, at the end": judged(images.held_out)}
     return found | {"history": gradual.history, "seconds": time.perf_counter() - begun}
 
@@ -117,23 +136,34 @@ def show(cells: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     for made in cells.values():
         groups.setdefault((made["method"], made["sparsity"]), []).append(made)
     moments = ("after the last pruning step", "at the end")
-    table = Table("method", "sparsity", *moments, "held out, at the end", "seeds", "s", title="Accuracy, %")
+    table = Table(
+        "method", "sparsity", *moments, "held out, at the end", "seeds", "s", title="Accuracy, %"
+    )
     for (method, sparsity), runs in groups.items():
-        means = (spread([100 * made[what] for made in runs]) for what in (*moments, "held out, at the end"))
+        means = (
+            spread([100 * made[what] for made in runs])
+            for what in (*moments, "held out, at the end")
+        )
         seconds = sum(made["seconds"] for made in runs) / len(runs)
         table.add_row(method, f"{sparsity:g}", *means, str(len(runs)), f"{seconds:.0f}")
     console.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, the pruning steps included")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="of fine-tuning, the pruning steps included"
+    )
     parser.add_argument("--steps", type=int, default=8, help="pruning steps")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.95])
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--train", type=int, default=50_000, help="training images at most, for a try")
+    parser.add_argument(
+        "--train", type=int, default=50_000, help="training images at most, for a try"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/gradual.json"))
@@ -141,7 +171,9 @@ def main() -> None:
     bench = bench_data(asked.threads)
     console = Console(width=140)
     settings = {
-        name: value for name, value in vars(asked).items() if name not in ("seeds", "threads", "out", "sparsities")
+        name: value
+        for name, value in vars(asked).items()
+        if name not in ("seeds", "threads", "out", "sparsities")
     }
     cells = finished(asked.out)
     images = Images.load(bench, asked.train)
@@ -152,15 +184,23 @@ def main() -> None:
         if key in cells:
             continue
         torch.manual_seed(seed)
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
+        with Progress(
+            *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
+        ) as bars:
             bar = bars.add_task(f"{name}, {sparsity:g}, seed {seed}")
-            track = lambda _, done, total, bars=bars, bar=bar: bars.update(bar, completed=done, total=total)  # noqa: E731
+            track = lambda _, done, total, bars=bars, bar=bar: bars.update(
+                bar, completed=done, total=total
+            )
             made = cell(bench, images, METHODS[name], sparsity, seed, asked, track)
         cells[key] = {**identity, **made, "versions": versions()}
         keep(cells, asked.out)
         cells = finished(asked.out)
         show(
-            {key: made for key, made in cells.items() if all(made[name] == value for name, value in settings.items())},
+            {
+                key: made
+                for key, made in cells.items()
+                if all(made[name] == value for name, value in settings.items())
+            },
             console,
         )
 

@@ -20,16 +20,24 @@ from one_shot import Task, prepared, published, run, show
 from rich.console import Console
 from torch import Tensor
 
-from woodbury.comparison import Method, accuracy
-from woodbury.fisher.estimate import Estimate, diagonal, hessian_diagonal, kfac, mfac, woodfisher
-from woodbury.fisher.kronecker import Kronecker, pi_corrected
-from woodbury.gradients import Labels, observed, sampled
-from woodbury.objective import Objective
+from woodbury.estimation.gradients import Labels, observed, sampled
+from woodbury.estimation.recipes import (
+    Estimate,
+    diagonal_fisher,
+    hessian_diagonal,
+    kfac,
+    mfac,
+    woodfisher,
+)
+from woodbury.evaluation.comparison import Method
+from woodbury.evaluation.metrics import accuracy
+from woodbury.fisher.kronecker.operator import Kronecker, pi_corrected
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.saliency import Saliency, magnitude, obd, obs
-from woodbury.pruning.update import Update, independent, joint, zero
-from woodbury.records import write_json
-from woodbury.space import ParameterSpace
+from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs
+from woodbury.pruning.updates import Update, independent, joint, zero
+from woodbury.reporting.files import write_json
 
 GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SPARSITY = 0.95
@@ -43,8 +51,8 @@ def swapped(left: Tensor, right: Tensor, damping: float) -> Kronecker:
 def methods(count: int, hessian: bool) -> dict[str, Method]:
     """Each at 1e-5, then with the damping chosen."""
     recipes: dict[str, tuple[Estimate, Saliency, Update]] = {
-        "diagonal, no update": (diagonal(count), obd, zero),
-        "diagonal": (diagonal(count), obs, independent),
+        "diagonal, no update": (diagonal_fisher(count), obd, zero),
+        "diagonal": (diagonal_fisher(count), obs, independent),
         "WoodFisher (2000)": (woodfisher(count, 2000), obs, independent),
         "WoodFisher (2000), joint": (woodfisher(count, 2000), obs, joint),
         "WoodFisher (whole layers)": (mfac(count, block=10**6), obs, independent),
@@ -52,7 +60,11 @@ def methods(count: int, hessian: bool) -> dict[str, Method]:
         "K-FAC, sampled": (kfac(count, labels=sampled), obs, independent),
         "K-FAC, observed, joint": (kfac(count, labels=observed), obs, joint),
         "K-FAC, sampled, joint": (kfac(count, labels=sampled), obs, joint),
-        "K-FAC, observed, wrong order": (kfac(count, labels=observed, damped=swapped), obs, independent),
+        "K-FAC, observed, wrong order": (
+            kfac(count, labels=observed, damped=swapped),
+            obs,
+            independent,
+        ),
     }
     if hessian:
         recipes["Hessian's diagonal"] = (hessian_diagonal(count), obd, zero)
@@ -64,20 +76,24 @@ def methods(count: int, hessian: bool) -> dict[str, Method]:
 def mlpnet(bench: Any, count: int, hessian: bool) -> Task:
     x, y, x_test, y_test = bench.mnist()
     model = bench.mlpnet()
-    space = ParameterSpace.of(model)
+    space = ParameterSpace.from_model(model)
     sparsities = {f"{SPARSITY:g}": published(SPARSITY, space.n)}
     title = f"MLPNet on MNIST, {count} gradients"
     return Task(title, model, space, (x, y), (x_test, y_test), sparsities, methods(count, hessian))
 
 
-def factored(task: Task, count: int, labels: Labels, seeds: Sequence[int], console: Console) -> list[str]:
+def factored(
+    task: Task, count: int, labels: Labels, seeds: Sequence[int], console: Console
+) -> list[str]:
     """Mean and spread under π-corrected damping: at 1e-5, and at what the held-out images choose for each sample."""
     sample, judge, test = prepared(task)
     plain, chosen = [], []
     for seed in seeds:
         tried: dict[float, Objective] = {}
         for damping in GRID:
-            pruner = Pruner(kfac(count, damping, labels=labels, damped=pi_corrected), obs, independent)
+            pruner = Pruner(
+                kfac(count, damping, labels=labels, damped=pi_corrected), obs, independent
+            )
             tried[damping] = pruner(sample(seed), *task.sparsities.values()).objective
         best = min(tried, key=lambda damping: tried[damping].loss(judge))
         plain.append(100 * accuracy(tried[1e-5], test))
@@ -87,10 +103,16 @@ def factored(task: Task, count: int, labels: Labels, seeds: Sequence[int], conso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="gradients, 1000 at most")
-    parser.add_argument("--hessian", action="store_true", help="and its exact diagonal: 2 minutes per 100 and seed")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[100, 1000], help="gradients, 1000 at most"
+    )
+    parser.add_argument(
+        "--hessian", action="store_true", help="and its exact diagonal: 2 minutes per 100 and seed"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write every cell as JSON")
     arguments = parser.parse_args()
@@ -101,7 +123,10 @@ def main() -> None:
         cells[str(count)] = run(task, seeds, console)
         show(task, cells[str(count)], console)
         for name, labels in (("observed", observed), ("sampled", sampled)):
-            console.print(f"K-FAC, {name}, π-corrected; chosen:", *factored(task, count, labels, seeds, console))
+            console.print(
+                f"K-FAC, {name}, π-corrected; chosen:",
+                *factored(task, count, labels, seeds, console),
+            )
         if arguments.out:
             write_json(arguments.out, cells)
 

@@ -9,7 +9,9 @@ import torch
 from rich.table import Table
 
 
-def seconds(call: Callable[[], object], repeats: int = 3, prepare: Callable[[], object] = lambda: None) -> float:
+def seconds(
+    call: Callable[[], object], repeats: int = 3, prepare: Callable[[], object] = lambda: None
+) -> float:
     """The least of `repeats` wall-clock times, after one call to warm up where more than one is asked for.
 
     prepare: called before each, outside the clock.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from woodbury.records import write_json
+from woodbury.reporting.files import write_json
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 
@@ -20,7 +20,9 @@ BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 def bench_data(threads: int) -> Any:
     """The module that loads networks and data, with so many threads to work with; ends the program where it is not there."""
     if not BENCH.is_dir():
-        print("Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project.")
+        print(
+            "Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project."
+        )
         raise SystemExit(0)
     torch.set_num_threads(threads)
     sys.path.insert(0, str(BENCH))

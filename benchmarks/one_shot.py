@@ -20,14 +20,16 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
-from woodbury.comparison import Method, Result, accuracy, compare, summary
-from woodbury.fisher.estimate import diagonal, mfac, woodfisher
-from woodbury.objective import Batch, Objective
+from woodbury.estimation.recipes import diagonal_fisher, mfac, woodfisher
+from woodbury.evaluation.comparison import Method, Result, compare, summary
+from woodbury.evaluation.metrics import accuracy
+from woodbury.model.batches import Batch
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.saliency import magnitude, obd, obs
-from woodbury.pruning.update import independent, joint, zero
-from woodbury.records import write_json
-from woodbury.space import ParameterSpace
+from woodbury.pruning.saliencies import magnitude, obd, obs
+from woodbury.pruning.updates import independent, joint, zero
+from woodbury.reporting.files import write_json
 
 COUNT, HELD_OUT = 1000, 2000
 
@@ -53,18 +55,18 @@ def published(sparsity: float, n: int) -> float:
 def mlpnet(bench: Any) -> Task:
     x, y, x_test, y_test = bench.mnist()
     model = bench.mlpnet()
-    space = ParameterSpace.of(model)
+    space = ParameterSpace.from_model(model)
     grid = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
     full, blocks = mfac(COUNT), woodfisher(COUNT, 2000)
     methods = {
         "magnitude": Method(Pruner(None, magnitude, zero)),
-        "diagonal Fisher": Method(Pruner(diagonal(COUNT), obd, zero)),
+        "diagonal Fisher": Method(Pruner(diagonal_fisher(COUNT), obd, zero)),
         "WoodFisher, papers' update, 1e-5": Method(Pruner(blocks, obs, independent)),
         "M-FAC, papers' update, 1e-5": Method(Pruner(full, obs, independent)),
         "M-FAC, papers' update": Method(Pruner(full, obs, independent), dampings=grid),
         "M-FAC, joint, 1e-5": Method(Pruner(full, obs, joint)),
         "M-FAC, joint": Method(Pruner(full, obs, joint), dampings=grid),
-        "M-FAC, joint, 16 rounds, 1e-5": Method(Pruner(full, obs, joint), rounds=16),
+        "M-FAC, joint, 16 stages, 1e-5": Method(Pruner(full, obs, joint), stages=16),
     }
     sparsities = {f"{s:g}": published(s, space.n) for s in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)}
     return Task("MLPNet on MNIST", model, space, (x, y), (x_test, y_test), sparsities, methods)
@@ -72,15 +74,16 @@ def mlpnet(bench: Any) -> Task:
 
 def resnet20(bench: Any) -> Task:
     x, y, x_test, y_test = (
-        t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in bench.cifar10()
+        t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+        for t in bench.cifar10()
     )
     model = bench.resnet20().to(memory_format=torch.channels_last)
-    space = ParameterSpace.of(model, include="layer*.conv?.weight")
+    space = ParameterSpace.from_model(model, include="layer*.conv?.weight")
     grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     full, blocks = mfac(COUNT, 1e-4), woodfisher(COUNT, 500, 1e-4)
     methods = {
         "magnitude": Method(Pruner(None, magnitude, zero)),
-        "diagonal Fisher": Method(Pruner(diagonal(COUNT), obd, zero)),
+        "diagonal Fisher": Method(Pruner(diagonal_fisher(COUNT), obd, zero)),
         "WoodFisher (500), papers' update, 1e-4": Method(Pruner(blocks, obs, independent)),
         "WoodFisher (500), papers' update": Method(Pruner(blocks, obs, independent), dampings=grid),
         "WoodFisher (500), joint": Method(Pruner(blocks, obs, joint), dampings=grid),
@@ -111,16 +114,22 @@ def prepared(task: Task) -> tuple[Callable[[int], Objective], list[Batch], list[
     held, pool = order[:HELD_OUT], order[HELD_OUT:]
 
     def sample(seed: int) -> Objective:
-        drawn = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:COUNT]]
-        return Objective.of(task.model, batches(x[drawn], y[drawn]), space=task.space)
+        drawn = pool[
+            torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:COUNT]
+        ]
+        return Objective.from_model(task.model, batches(x[drawn], y[drawn]), space=task.space)
 
     return sample, batches(x[held], y[held]), batches(*task.test)
 
 
 def run(task: Task, seeds: Sequence[int], console: Console) -> list[Result]:
     sample, judge, test = prepared(task)
-    console.print(f"{task.title}: {task.space.n:,} weights, dense {100 * accuracy(sample(0), test):.2f} %")
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bars:
+    console.print(
+        f"{task.title}: {task.space.n:,} weights, dense {100 * accuracy(sample(0), test):.2f} %"
+    )
+    with Progress(
+        *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
+    ) as bars:
         bar = bars.add_task(task.title)
         return compare(
             task.methods,
@@ -135,19 +144,29 @@ def run(task: Task, seeds: Sequence[int], console: Console) -> list[Result]:
 
 def show(task: Task, results: Sequence[Result], console: Console) -> None:
     cells = summary(results)
-    table = Table("method", *task.sparsities, "damping", "s", "MB", title=f"{task.title}: test accuracy, %")
+    table = Table(
+        "method", *task.sparsities, "damping", "s", "MB", title=f"{task.title}: test accuracy, %"
+    )
     for name in task.methods:
         row = [cell for cell in cells if cell.method == name]
         values = (f"{100 * cell.accuracy:.2f} ± {100 * cell.spread:.2f}" for cell in row)
-        used = sorted({result.damping for result in results if result.method == name and result.damping})
-        span = "" if not used else f"{used[0]:g}" if len(used) == 1 else f"{used[0]:g} … {used[-1]:g}"
+        used = sorted(
+            {result.damping for result in results if result.method == name and result.damping}
+        )
+        span = (
+            "" if not used else f"{used[0]:g}" if len(used) == 1 else f"{used[0]:g} … {used[-1]:g}"
+        )
         seconds = sum(cell.seconds for cell in row) / len(row)
-        table.add_row(name, *values, span, f"{seconds:.1f}", f"{max(cell.memory for cell in row):.0f}")
+        table.add_row(
+            name, *values, span, f"{seconds:.1f}", f"{max(cell.memory for cell in row):.0f}"
+        )
     console.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tasks", nargs="*", metavar="mlpnet|resnet20")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

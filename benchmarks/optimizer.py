@@ -22,10 +22,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from woodbury.fisher.lowrank import LowRank
-from woodbury.fisher.small import cholesky
 from woodbury.fisher.window import Window
-from woodbury.optim import MFAC
-from woodbury.optim_layout import per_parameter
+from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.optim.layout import per_parameter
+from woodbury.optim.optimizer import MFAC
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 RESNET20 = 272_474
@@ -60,7 +60,10 @@ def paper_step(rows: Tensor, dots: Tensor, row: int, gradient: Tensor, damping: 
 def small_work(window: Window) -> float:
     """Seconds of all that is m × m in a step: the inverse's change, one refined solve, the estimate of the error."""
     assert window.inverse is not None
-    unit, inverse = torch.zeros(len(window.rows), dtype=torch.float64, device=window.gram.device), window.inverse
+    unit, inverse = (
+        torch.zeros(len(window.rows), dtype=torch.float64, device=window.gram.device),
+        window.inverse,
+    )
     unit[0], age = 1, window.age
 
     def work() -> None:
@@ -85,8 +88,13 @@ def step_row(d: int, m: int, device: torch.device, rival: bool) -> list[str]:
     ours = seconds(optimizer.step, 7, prepare=gradient.normal_)
     rate = max(rate, copy_rate(sample))  # the machine may have been busier before
     limit = 2 * rows.numel() * rows.element_size() / rate
-    small, factor = small_work(window), seconds(lambda: cholesky(window.gram, DAMPING), 3)
-    cells = [f"{d:,}", str(m), f"{rate / 1e9:.1f}", *(f"{1e3 * each:.1f}" for each in (limit, ours))]
+    small, factor = small_work(window), seconds(lambda: damped_cholesky(window.gram, DAMPING), 3)
+    cells = [
+        f"{d:,}",
+        str(m),
+        f"{rate / 1e9:.1f}",
+        *(f"{1e3 * each:.1f}" for each in (limit, ours)),
+    ]
     cells += [f"{ours / limit:.2f}", f"{1e3 * small:.2f}", f"{1e3 * factor:.2f}"]
     if not rival:
         return [*cells, "", "", ""]
@@ -103,7 +111,10 @@ def training_rows(m: int, device: torch.device) -> list[list[str]]:
     """What MFAC adds to the training step of a ResNet-20: forward, backward, step."""
     sys.path.insert(0, str(BENCH))
     bench: Any = importlib.import_module("bench_data")
-    images, labels = torch.randn(128, 3, 32, 32, device=device), torch.randint(10, (128,), device=device)
+    images, labels = (
+        torch.randn(128, 3, 32, 32, device=device),
+        torch.randint(10, (128,), device=device),
+    )
 
     def timed(make: Callable[[nn.Module], torch.optim.Optimizer]) -> float:
         model = bench.ResNet20().to(device)
@@ -130,14 +141,18 @@ def training_rows(m: int, device: torch.device) -> list[list[str]]:
     found = [["SGD with momentum", f"{1e3 * sgd:.0f}", ""]]
     for name, options in forms.items():
         spent = timed(
-            lambda model, options=options: MFAC(model.parameters(), 1e-6, window=m, damping=DAMPING, **options)
+            lambda model, options=options: MFAC(
+                model.parameters(), 1e-6, window=m, damping=DAMPING, **options
+            )
         )
         found.append([f"MFAC, m = {m}, {name}", f"{1e3 * spent:.0f}", f"{spent / sgd - 1:+.0%}"])
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small windows: half a minute")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -145,10 +160,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     cases = [(RESNET20, m) for m in ((32, 128) if arguments.quick else (32, 128, 512, 1024))]
-    cases += [] if arguments.quick else [(5_000_000, m) for m in (32, 128, 512)]  # 1024 rows would be 20 GB
+    cases += (
+        [] if arguments.quick else [(5_000_000, m) for m in (32, 128, 512)]
+    )  # 1024 rows would be 20 GB
     rows = [step_row(d, m, arguments.device, rival=m <= 512 and d == RESNET20) for d, m in cases]
     console = Console(width=140)
-    columns = ("d", "m", "copy GB/s", "two reads ms", "step ms", "ratio", "m × m ms", "a factor instead ms")
+    columns = (
+        "d",
+        "m",
+        "copy GB/s",
+        "two reads ms",
+        "step ms",
+        "ratio",
+        "m × m ms",
+        "a factor instead ms",
+    )
     title = f"One step, {arguments.threads} threads, {arguments.device}, float32"
     console.print(table(title, (*columns, "rival ms", "times faster", "difference"), rows))
     if BENCH.exists():

@@ -18,15 +18,16 @@ from measured import BENCH
 from one_shot import TASKS
 from ways import OneStage, Setting
 
-from woodbury.fisher.estimate import gauss_newton, woodfisher
-from woodbury.gradients import sampled
-from woodbury.objective import Batch, Objective
+from woodbury.estimation.gradients import sampled
+from woodbury.estimation.recipes import gauss_newton, woodfisher
+from woodbury.model.batches import Batch
+from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.saliency import magnitude, obs, woodtaylor
-from woodbury.pruning.schedule import rounds
-from woodbury.pruning.select import layers
-from woodbury.pruning.stages import in_rounds
-from woodbury.pruning.update import joint, zero
+from woodbury.pruning.saliencies import magnitude, obs, woodtaylor
+from woodbury.pruning.schedule import geometric
+from woodbury.pruning.scopes import layerwise
+from woodbury.pruning.staged import run_stages
+from woodbury.pruning.updates import joint, zero
 
 COUNT, BLOCK = 1000, 128
 LITTLE = (0.1, 0.03, 0.01, 0.0)
@@ -44,22 +45,31 @@ class Rounds:
         self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
     ) -> Iterator[tuple[float, Pruned]]:
         sparsity = list(setting.task.sparsities.values())[-1]
-        yield sparsity, in_rounds(self.pruner, objective, rounds(sparsity, self.count))
+        yield sparsity, run_stages(self.pruner, objective, geometric(sparsity, self.count))
 
 
 def resnet20(bench: Any) -> Rows:
     task = replace(TASKS["resnet20"](bench), sparsities={"0.7": 0.7, "0.8": 0.8})
-    base, few = Pruner(woodfisher(COUNT, BLOCK), obs, joint), Pruner(woodfisher(500, BLOCK, 1e-3), obs, joint)
+    base, few = (
+        Pruner(woodfisher(COUNT, BLOCK), obs, joint),
+        Pruner(woodfisher(500, BLOCK, 1e-3), obs, joint),
+    )
     table = {
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
-        "magnitude, per layer": OneStage(Pruner(None, magnitude, zero, scope=layers)),
+        "magnitude, per layer": OneStage(Pruner(None, magnitude, zero, scope=layerwise)),
         "observed labels": OneStage(base),
-        "observed labels, per layer": OneStage(replace(base, scope=layers)),
+        "observed labels, per layer": OneStage(replace(base, scope=layerwise)),
         "drawn labels": OneStage(replace(base, fisher=woodfisher(COUNT, BLOCK, labels=sampled))),
-        "no labels (Gauss–Newton)": OneStage(replace(base, fisher=gauss_newton(woodfisher(2 * COUNT, BLOCK), 2))),
+        "no labels (Gauss–Newton)": OneStage(
+            replace(base, fisher=gauss_newton(woodfisher(2 * COUNT, BLOCK), 2))
+        ),
         "50 images": OneStage(replace(base, fisher=woodfisher(50, BLOCK))),
-        "50 images, no labels": OneStage(replace(base, fisher=gauss_newton(woodfisher(8 * 50, BLOCK), 8))),
-        "10 images, no labels": OneStage(replace(base, fisher=gauss_newton(woodfisher(8 * 10, BLOCK), 8))),
+        "50 images, no labels": OneStage(
+            replace(base, fisher=gauss_newton(woodfisher(8 * 50, BLOCK), 8))
+        ),
+        "10 images, no labels": OneStage(
+            replace(base, fisher=gauss_newton(woodfisher(8 * 10, BLOCK), 8))
+        ),
         **{f"{count} round(s) of 500 gradients, 1e-3": Rounds(few, count) for count in (1, 4, 16)},
     }
     return Setting(task, BLOCK), table
@@ -67,7 +77,9 @@ def resnet20(bench: Any) -> Rows:
 
 def half_trained(bench: Any) -> Rows:
     task = TASKS["resnet20"](bench)
-    task.model.load_state_dict(torch.load(BENCH / "resnet20-cifar10-original.pt", weights_only=True))
+    task.model.load_state_dict(
+        torch.load(BENCH / "resnet20-cifar10-original.pt", weights_only=True)
+    )
     title = "ResNet-20, not converged on these images (78.31 %), 18 block convolutions"
     task = replace(task, sparsities={"0.3": 0.3, "0.5": 0.5}, title=title)
     labels, exact = woodfisher(COUNT, BLOCK), gauss_newton(woodfisher(2 * COUNT, BLOCK), 2)
@@ -76,10 +88,14 @@ def half_trained(bench: Any) -> Rows:
         "WoodFisher": OneStage(Pruner(labels, obs, joint)),
         "WoodTaylor": OneStage(Pruner(labels, woodtaylor, joint, first_order=True), LITTLE),
         "Gauss–Newton": OneStage(Pruner(exact, obs, joint)),
-        "Gauss–Newton, first order": OneStage(Pruner(exact, woodtaylor, joint, first_order=True), LITTLE),
+        "Gauss–Newton, first order": OneStage(
+            Pruner(exact, woodtaylor, joint, first_order=True), LITTLE
+        ),
     }
     return Setting(task, BLOCK), table
 
 
 if __name__ == "__main__":
-    drive(str(__doc__), {"resnet20": resnet20, "half-trained": half_trained}, 3, "runs/options.json")
+    drive(
+        str(__doc__), {"resnet20": resnet20, "half-trained": half_trained}, 3, "runs/options.json"
+    )

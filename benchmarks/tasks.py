@@ -63,7 +63,9 @@ def text(seed: int, batch: int = 16, length: int = 64) -> Task:
         return of[starts[:, None] + torch.arange(length + 1)]
 
     def nats(chosen: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(model(chosen[:, :-1]).flatten(0, 1), chosen[:, 1:].flatten())
+        return nn.functional.cross_entropy(
+            model(chosen[:, :-1]).flatten(0, 1), chosen[:, 1:].flatten()
+        )
 
     def loss(step: int) -> Tensor:
         return nats(windows(train, torch.randint(len(train) - length, (batch,), generator=draw)))
@@ -82,10 +84,17 @@ def equation(seed: int, interior: int = 256, boundary: int = 64) -> Task:
     """
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)).double()
+    model = nn.Sequential(
+        nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)
+    ).double()
     inside = torch.rand(interior, 2, generator=draw, dtype=torch.float64)
-    along, side = torch.rand(boundary, generator=draw, dtype=torch.float64), torch.arange(boundary) % 4
-    edge = torch.stack([torch.where(side < 2, along, side - 2.0), torch.where(side < 2, side.double(), along)], 1)
+    along, side = (
+        torch.rand(boundary, generator=draw, dtype=torch.float64),
+        torch.arange(boundary) % 4,
+    )
+    edge = torch.stack(
+        [torch.where(side < 2, along, side - 2.0), torch.where(side < 2, side.double(), along)], 1
+    )
     points, on_edge = torch.cat([inside, edge]), torch.arange(interior + boundary) >= interior
 
     def truth(at: Tensor, *weights: float) -> Tensor:
@@ -103,7 +112,10 @@ def equation(seed: int, interior: int = 256, boundary: int = 64) -> Task:
         laplacian: Any = 0.0
         for axis in range(2):
             inner = (slope * w1[:, axis]) @ w2.mT
-            laplacian = laplacian + (bend2 * inner**2 + slope2 * ((bend * w1[:, axis] ** 2) @ w2.mT)) @ w3[0]
+            laplacian = (
+                laplacian
+                + (bend2 * inner**2 + slope2 * ((bend * w1[:, axis] ** 2) @ w2.mT)) @ w3[0]
+            )
         return torch.where(edge, 10 * (second @ w3[0] + b3[0]), -laplacian / torch.pi**2 - f)
 
     grid = torch.linspace(0, 1, 41, dtype=torch.float64)
@@ -128,9 +140,14 @@ def equation(seed: int, interior: int = 256, boundary: int = 64) -> Task:
 class GPT(nn.Module):
     """Causal attention and an MLP, twice, over learned positions."""
 
-    def __init__(self, codes: int, length: int, width: int = 64, heads: int = 4, depth: int = 2) -> None:
+    def __init__(
+        self, codes: int, length: int, width: int = 64, heads: int = 4, depth: int = 2
+    ) -> None:
         super().__init__()
-        self.token, self.place = nn.Embedding(codes, width), nn.Parameter(0.02 * torch.randn(length, width))
+        self.token, self.place = (
+            nn.Embedding(codes, width),
+            nn.Parameter(0.02 * torch.randn(length, width)),
+        )
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, codes, bias=False)
         nn.init.normal_(self.token.weight, std=0.02)
@@ -147,12 +164,16 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.mix = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.qkv, self.mix = (
+            nn.Linear(width, 3 * width, bias=False),
+            nn.Linear(width, width, bias=False),
+        )
         self.wide, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.before(x)).chunk(3, -1)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.before(x)).chunk(3, -1)
         )
         attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.mix(attended.transpose(1, 2).flatten(2))
@@ -161,7 +182,12 @@ class Layer(nn.Module):
 
 def _narrow_resnet(width: int = 8) -> nn.Module:
     block: Any = _bench().Block
-    stages = [(width, width, 1), *[(width, width, 1)] * 2, (width, 2 * width, 2), *[(2 * width, 2 * width, 1)] * 2]
+    stages = [
+        (width, width, 1),
+        *[(width, width, 1)] * 2,
+        (width, 2 * width, 2),
+        *[(2 * width, 2 * width, 1)] * 2,
+    ]
     stages += [(2 * width, 4 * width, 2), *[(4 * width, 4 * width, 1)] * 2]
     first = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)]
@@ -169,7 +195,11 @@ def _narrow_resnet(width: int = 8) -> nn.Module:
 
 
 def _on_images(
-    model: nn.Module, seed: int, keep: dict[str, Tensor] | None = None, batch: int = 64, count: int = 5000
+    model: nn.Module,
+    seed: int,
+    keep: dict[str, Tensor] | None = None,
+    batch: int = 64,
+    count: int = 5000,
 ) -> Task:
     x, y, x_test, y_test = _cifar()
     draw, held_out = torch.Generator().manual_seed(seed), slice(count, count + 2000)
@@ -216,4 +246,8 @@ def _characters() -> tuple[list[str], tuple[Tensor, Tensor, Tensor]]:
     place = {code: number for number, code in enumerate(codes)}
     numbers = torch.tensor([place[code] for code in written])
     n = len(numbers)
-    return codes, (numbers[: n * 90 // 100], numbers[n * 90 // 100 : n * 95 // 100], numbers[n * 95 // 100 :])
+    return codes, (
+        numbers[: n * 90 // 100],
+        numbers[n * 90 // 100 : n * 95 // 100],
+        numbers[n * 95 // 100 :],
+    )

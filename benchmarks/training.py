@@ -25,8 +25,8 @@ from rich.console import Console
 from tasks import Task
 from torch import nn
 
-from woodbury.optim import MFAC
-from woodbury.optim_damping import LevenbergMarquardt
+from woodbury.optim.levenberg_marquardt import LevenbergMarquardt
+from woodbury.optim.optimizer import MFAC
 
 Setting = tuple[float, ...]
 Optimizers = list[torch.optim.Optimizer]
@@ -46,12 +46,16 @@ def adamw(task: Task, setting: Setting) -> Optimizers:
 
 def muon(task: Task, setting: Setting) -> Optimizers:
     """Muon for all matrices and kernels but the last layer's, as torch has it for matrices only; AdamW for the rest."""
-    layers = [module for module in task.model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][:-1]
+    layers = [
+        module for module in task.model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+    ][:-1]
     kernels = [layer.weight for layer in layers]
     flat = [nn.Parameter(kernel.detach().flatten(1)) for kernel in kernels]  # the same memory
     own = {id(kernel) for kernel in kernels}
     matrices = torch.optim.Muon(flat, setting[0], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    others = torch.optim.AdamW([p for p in task.model.parameters() if id(p) not in own], setting[0], weight_decay=0.0)
+    others = torch.optim.AdamW(
+        [p for p in task.model.parameters() if id(p) not in own], setting[0], weight_decay=0.0
+    )
 
     def hand_over(*_: Any) -> None:
         for matrix, kernel in zip(flat, kernels, strict=True):
@@ -113,11 +117,15 @@ def run(name: str, make: Make, setting: Setting, seed: int) -> Curve:
     optimizers, newton = make(task, setting), make is gauss_newton
     steps = STEPS[name] // FEWER if newton else STEPS[name]
     falling = [
-        torch.optim.lr_scheduler.LambdaLR(each, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+        torch.optim.lr_scheduler.LambdaLR(
+            each, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
+        )
         for each in optimizers
         if not newton
     ]
-    damping = LevenbergMarquardt(optimizers[0]) if newton and isinstance(optimizers[0], MFAC) else None
+    damping = (
+        LevenbergMarquardt(optimizers[0]) if newton and isinstance(optimizers[0], MFAC) else None
+    )
     choosing = seed == CHOOSING
     marks = {steps} if choosing else {steps * (mark + 1) // MARKS for mark in range(MARKS)}
     for step in range(steps):
@@ -170,7 +178,10 @@ def chosen(finished: Finished, name: str, optimizer: str) -> Setting:
     """The setting of the lowest loss to tune by."""
     settings = GRIDS[name][optimizer][1]
     losses = [finished.curve(name, optimizer, setting, CHOOSING)[-1][2] for setting in settings]
-    return min(zip(settings, losses, strict=True), key=lambda pair: pair[1] if pair[1] == pair[1] else math.inf)[0]
+    return min(
+        zip(settings, losses, strict=True),
+        key=lambda pair: pair[1] if pair[1] == pair[1] else math.inf,
+    )[0]
 
 
 def rows_of(name: str, curves: dict[str, tuple[Setting, list[Curve]]]) -> list[list[str]]:
@@ -182,17 +193,23 @@ def rows_of(name: str, curves: dict[str, tuple[Setting, list[Curve]]]) -> list[l
 
     made = []
     for optimizer, (setting, found) in curves.items():
-        by_steps = [cell([curve[MARKS * part // 4 - 1][2] for curve in found]) for part in (1, 2, 4)]
+        by_steps = [
+            cell([curve[MARKS * part // 4 - 1][2] for curve in found]) for part in (1, 2, 4)
+        ]
         in_time = [[mark[2] for mark in curve if mark[1] <= 1.05 * quickest] for curve in found]
         timed = cell([each[-1] for each in in_time]) if all(in_time) else "none yet"
         numbers = ", ".join(f"{number:g}" for number in setting)
         seconds = mean(curve[-1][1] for curve in found)
-        made.append([optimizer, numbers, f"{found[0][-1][0]:.0f}", *by_steps, f"{seconds:.1f}", timed])
+        made.append(
+            [optimizer, numbers, f"{found[0][-1][0]:.0f}", *by_steps, f"{seconds:.1f}", timed]
+        )
     return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", default=",".join(STEPS))
     parser.add_argument("--optimizers", default=",".join(USUAL))
     parser.add_argument("--out", type=Path, default=Path("runs/training.json"))
@@ -203,7 +220,10 @@ def main() -> None:
         curves: dict[str, tuple[Setting, list[Curve]]] = {}
         for optimizer in arguments.optimizers.split(","):
             setting = chosen(finished, name, optimizer)
-            curves[optimizer] = setting, [finished.curve(name, optimizer, setting, seed) for seed in SEEDS]
+            curves[optimizer] = (
+                setting,
+                [finished.curve(name, optimizer, setting, seed) for seed in SEEDS],
+            )
         columns = (
             "optimizer",
             "setting",

@@ -10,12 +10,16 @@ import torch
 from one_shot import Task, batches
 from torch import nn
 
-from woodbury.objective import Batch, Objective, evaluating
-from woodbury.pruning.effort import Effort, choose
+from woodbury.model.batches import Batch
+from woodbury.model.modes import eval_mode
+from woodbury.model.objective import Objective
+from woodbury.pruning.autoconfig import choose
+from woodbury.pruning.damping_search import TRUST, DampingSearch
+from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.refit import Refit, Refitted
-from woodbury.pruning.stages import in_rounds, inner_stages, stages
-from woodbury.pruning.tuned import TRUST, Tuned
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.with_refit import WithRefit
+from woodbury.pruning.staged import inner_stages, run_stages, stages
 
 SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 Reached = Iterator[tuple[float, Pruned]]
@@ -57,12 +61,16 @@ class OneStage:
     trust: tuple[float, ...] = TRUST
     refit: Refit | None = None
 
-    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+    def __call__(
+        self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
+    ) -> Reached:
         recipe = self.pruner
         if recipe.fisher:
             fisher = recipe.fisher(objective)
-            recipe = Tuned(replace(recipe, fisher=lambda _: fisher), judge, GRID, self.trust)
-        recipe = Refitted(recipe, objective, self.refit) if self.refit else recipe
+            recipe = DampingSearch(
+                replace(recipe, fisher=lambda _: fisher), judge, GRID, self.trust
+            )
+        recipe = WithRefit(recipe, objective, self.refit) if self.refit else recipe
         for sparsity in setting.task.sparsities.values():
             yield sparsity, recipe(objective, sparsity)
 
@@ -73,13 +81,17 @@ class OneQuadratic:
 
     pruner: Pruner
 
-    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+    def __call__(
+        self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
+    ) -> Reached:
         quadratic, wanted = self.pruner.quadratic(objective), list(setting.task.sparsities.values())
         fisher, path = quadratic.curvature("A path"), way([0.0, *wanted], setting.ratio)[1:]
         least: dict[float, tuple[float, Pruned]] = {}
         for damping in GRID:
             damped = replace(quadratic, fisher=fisher.with_damping(damping))
-            for goal, pruned in zip(path, inner_stages(self.pruner, damped, objective, path), strict=True):
+            for goal, pruned in zip(
+                path, inner_stages(self.pruner, damped, objective, path), strict=True
+            ):
                 loss = pruned.objective.loss(judge) if goal in wanted else math.inf
                 if loss < least.get(goal, (math.inf,))[0]:  # never a NaN
                     least[goal] = loss, pruned
@@ -102,16 +114,20 @@ class Staged:
     dampings: tuple[float, ...] = ()
     mirrored: bool = False
 
-    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+    def __call__(
+        self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
+    ) -> Reached:
         wanted = list(setting.task.sparsities.values())
         path = way(wanted, self.ratio or setting.ratio)
         fresh = shuffled(setting.task, self.samples, seed, self.window) if self.samples else None
         if self.mirrored:
             batches = list(objective.batches)
             objective = replace(objective, batches=batches + [(x.flip(-1), y) for x, y in batches])
-        refit = replace(self.refit, judge=judge) if isinstance(self.refit, Distilled) else self.refit
-        recipe = Tuned(self.pruner, judge, self.dampings) if self.dampings else self.pruner
-        recipe = Refitted(recipe, objective, refit) if refit else recipe
+        refit = (
+            replace(self.refit, judge=judge) if isinstance(self.refit, Distilled) else self.refit
+        )
+        recipe = DampingSearch(self.pruner, judge, self.dampings) if self.dampings else self.pruner
+        recipe = WithRefit(recipe, objective, refit) if refit else recipe
         for goal, pruned in zip(path, stages(recipe, objective, path, fresh), strict=True):
             if goal in wanted:
                 yield goal, pruned
@@ -123,10 +139,12 @@ class AsItComes:
 
     effort: Effort
 
-    def __call__(self, setting: Setting, objective: Objective, judge: list[Batch], seed: int) -> Reached:
+    def __call__(
+        self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
+    ) -> Reached:
         for sparsity in setting.task.sparsities.values():
             choice = choose(objective, sparsity, self.effort)
-            yield sparsity, in_rounds(choice.recipe, choice.objective, choice.sparsities)
+            yield sparsity, run_stages(choice.recipe, choice.objective, choice.sparsities)
 
 
 @dataclass(frozen=True)
@@ -140,15 +158,22 @@ class Distilled(Refit):
 
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
         tried = [self._trained(objective, dense, lr) for lr in self.lrs]
-        return tried[0] if len(tried) == 1 else min(tried, key=lambda trained: trained.loss(self.judge))
+        return (
+            tried[0]
+            if len(tried) == 1
+            else min(tried, key=lambda trained: trained.loss(self.judge))
+        )
 
     def _trained(self, objective: Objective, dense: Objective, lr: float) -> Objective:
         x = torch.cat([inputs for inputs, _ in objective.batches])
-        with torch.no_grad(), evaluating(dense.model):
+        with torch.no_grad(), eval_mode(dense.model):
             told = dense.forward(dense.parameters, x).softmax(1)
         weights = objective.weights.clone().requires_grad_()
-        optimizer, generator = torch.optim.Adam([weights], lr), torch.Generator().manual_seed(objective.space.d)
-        with evaluating(objective.model):
+        optimizer, generator = (
+            torch.optim.Adam([weights], lr),
+            torch.Generator().manual_seed(objective.space.d),
+        )
+        with eval_mode(objective.model):
             for _ in range(self.epochs):
                 for part in torch.randperm(len(x), generator=generator).split(100):
                     said = objective.forward(objective.space.unflatten(weights), x[part])
@@ -177,7 +202,9 @@ def shuffled(task: Task, count: int, seed: int, window: int) -> Callable[[int], 
 
     def fresh(stage: int) -> list[Batch]:
         recent = range(stage, max(-1, stage - window), -1)
-        drawn = pool[torch.cat([torch.arange(k * count, (k + 1) * count) for k in recent]) % len(pool)]
+        drawn = pool[
+            torch.cat([torch.arange(k * count, (k + 1) * count) for k in recent]) % len(pool)
+        ]
         return batches(x[drawn], y[drawn])
 
     return fresh

@@ -33,29 +33,34 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from ways import shuffled
 
-from woodbury.calibration import Ahead
-from woodbury.comparison import accuracy
-from woodbury.finetuning import finetune
-from woodbury.finetuning import shuffled as in_batches
-from woodbury.fisher.estimate import gauss_newton, kfac, mfac
-from woodbury.objective import Batch, Objective
-from woodbury.optim_preconditioner import Preconditioner
-from woodbury.pruning.gradual import Gradual
-from woodbury.pruning.masks import hold_zeros
+from woodbury.estimation.recipes import gauss_newton, kfac, mfac
+from woodbury.evaluation.metrics import accuracy
+from woodbury.model.batches import Batch
+from woodbury.model.objective import Objective
+from woodbury.model.peeking import PeekingLoader
+from woodbury.model.space import ParameterSpace
+from woodbury.optim.preconditioner import Preconditioner
+from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.saliency import magnitude, obs
+from woodbury.pruning.saliencies import magnitude, obs
 from woodbury.pruning.schedule import polynomial
-from woodbury.pruning.stages import stages
-from woodbury.pruning.tuned import Tuned
-from woodbury.pruning.update import joint, zero
-from woodbury.records import versions
-from woodbury.space import ParameterSpace
+from woodbury.pruning.staged import stages
+from woodbury.pruning.updates import joint, zero
+from woodbury.reporting.files import versions
+from woodbury.training.finetuning import finetune
+from woodbury.training.finetuning import shuffled as in_batches
+from woodbury.training.gradual import Gradual
+from woodbury.training.masks import hold_zeros
 
 LR, BATCH, STEPS, UNTIL, ROWS = 0.02, 32, 20, 0.6, 500
 IMAGES, SPARSITIES = (16_000, 120_000), (0.5, 0.9, 0.95, 0.98)
 KFAC_LR, KFAC_DAMPING, AHEAD = 0.03, 0.03, 1024
 STAGE, SHARES = 2000, (0.3, 0.1, 0.03)
-ALONG, AT_ONCE, TAYLOR = "Gauss–Newton, joint", "Gauss–Newton stages, then SGD", "WoodTaylor, joint, stages"
+ALONG, AT_ONCE, TAYLOR = (
+    "Gauss–Newton, joint",
+    "Gauss–Newton stages, then SGD",
+    "WoodTaylor, joint, stages",
+)
 METHODS = (
     "magnitude",
     "magnitude, 80 steps",
@@ -78,7 +83,10 @@ def pruner_of(name: str) -> Pruner:
 def pruned_first(seed: int) -> tuple[dict[float, tuple[Tensor, Tensor]], float]:
     """Sparsity -> (weights (n,), keep (n,)) after best.py's stages on 1,000 images, and the seconds of all."""
     setting = settings("mlpnet", bench_data(torch.get_num_threads()))
-    row, (sample, judge, _) = rows(setting)["Gauss–Newton, joint, stages, single"], prepared(setting.task)
+    row, (sample, judge, _) = (
+        rows(setting)["Gauss–Newton, joint, stages, single"],
+        prepared(setting.task),
+    )
     begun, found = time.perf_counter(), {}
     for sparsity, pruned in row(setting, sample(seed), judge, seed):
         found[round(sparsity, 2)] = (pruned.weights, pruned.keep)
@@ -94,15 +102,19 @@ def by_stages(task: Task, sparsity: float, images: int, seed: int) -> dict[str, 
     sparsities = [*pruning, *[sparsity] * (count - len(pruning))]
     begun, found = time.perf_counter(), {}
     fresh = shuffled(task, STAGE, seed, window=1)
-    recipe = Tuned(pruner, judge, (1e-2,), SHARES)
-    dense = Objective.of(task.model, [], space=task.space)
+    recipe = DampingSearch(pruner, judge, (1e-2,), SHARES)
+    dense = Objective.from_model(task.model, [], space=task.space)
     for stage, pruned in enumerate(stages(recipe, dense, sparsities, fresh), 1):
         if stage in (len(pruning), count):
-            found["at the end" if stage == count else "after the last step"] = accuracy(pruned.objective, test)
+            found["at the end" if stage == count else "after the last step"] = accuracy(
+                pruned.objective, test
+            )
     return found | {"seconds": time.perf_counter() - begun}
 
 
-def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: int) -> dict[str, Any]:
+def cell(
+    bench: Any, task: Task, name: str, sparsity: float, images: int, seed: int
+) -> dict[str, Any]:
     """Test accuracy right after the last pruning step and at the end, and seconds."""
     if name == TAYLOR:
         return by_stages(task, sparsity, images, seed)
@@ -116,20 +128,24 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
     total = (images - looked_at) // BATCH
     optimizer = torch.optim.SGD(model.parameters(), KFAC_LR if preconditioned else LR, momentum=0.9)
     order = islice(in_batches(len(pool), BATCH, seed), total)
-    stream = Ahead(((x[pool[drawn]], y[pool[drawn]]) for drawn in order), AHEAD)
+    stream = PeekingLoader(((x[pool[drawn]], y[pool[drawn]]) for drawn in order), AHEAD)
 
     def score() -> float:
-        return accuracy(Objective.of(model, []), test)
+        return accuracy(Objective.from_model(model, []), test)
 
     def calibration(step: int) -> list[Batch]:
-        drawn = pool[torch.randint(len(pool), (ROWS,), generator=torch.Generator().manual_seed(1000 * seed + step))]
+        drawn = pool[
+            torch.randint(
+                len(pool), (ROWS,), generator=torch.Generator().manual_seed(1000 * seed + step)
+            )
+        ]
         return batches(x[drawn], y[drawn])
 
     last = 0
     if name == AT_ONCE:
         found_, seconds = pruned_first(seed)
         weights, keep_ = found_[sparsity]
-        Objective.of(model, []).at(weights).write()
+        Objective.from_model(model, []).at(weights).write()
         hold_zeros(optimizer, model, ParameterSpace(task.space.shapes, keep_))
         begun -= seconds
         found["after the last step"] = score()
@@ -138,22 +154,30 @@ def cell(bench: Any, task: Task, name: str, sparsity: float, images: int, seed: 
         pruner = pruner_of(name)
         seen = stream if preconditioned else calibration
         steps = 80 if "80 steps" in name else STEPS
-        last = Gradual(model, optimizer, seen, sparsity, end=end, steps=steps, pruner=pruner).moments[-1]
+        last = Gradual(
+            model, optimizer, seen, sparsity, end=end, steps=steps, pruner=pruner
+        ).pruning_steps[-1]
     if preconditioned:
-        Preconditioner(optimizer, model, kfac(AHEAD, KFAC_DAMPING), stream, every=max(50, total // 20))
+        Preconditioner(
+            optimizer, model, kfac(AHEAD, KFAC_DAMPING), stream, every=max(50, total // 20)
+        )
 
     def after(step: int) -> None:
         if step == last:
             found["after the last step"] = score()
             model.train()
 
-    scheduler = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+    scheduler = LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+    )
     finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after)
     return found | {"at the end": score(), "seconds": time.perf_counter() - begun}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
     parser.add_argument("--sparsities", type=float, nargs="*", default=SPARSITIES)
@@ -163,20 +187,30 @@ def main() -> None:
     asked = parser.parse_args()
     bench, console = bench_data(asked.threads), Console(width=150)
     task = TASKS["mlpnet"](bench)
-    methods = [name for name in METHODS if not asked.methods or any(part in name for part in asked.methods)]
-    for images, seed, sparsity, name in product(asked.images, range(asked.seeds), asked.sparsities, methods):
+    methods = [
+        name for name in METHODS if not asked.methods or any(part in name for part in asked.methods)
+    ]
+    for images, seed, sparsity, name in product(
+        asked.images, range(asked.seeds), asked.sparsities, methods
+    ):
         cells, key = finished(asked.out), f"{images} / {sparsity} / {name} / {seed}"
         if key not in cells:
             cells[key] = cell(bench, task, name, sparsity, images, seed) | {"versions": versions()}
             keep(cells, asked.out)
     cells = finished(asked.out)
     table = Table(
-        "images", "method", *(f"{s:g}" for s in asked.sparsities), "s", title="after the last step → at the end, %"
+        "images",
+        "method",
+        *(f"{s:g}" for s in asked.sparsities),
+        "s",
+        title="after the last step → at the end, %",
     )
     for images, name in product(asked.images, methods):
         texts, seconds = [], []
         for sparsity in asked.sparsities:
-            mine = [cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)]
+            mine = [
+                cells[f"{images} / {sparsity} / {name} / {seed}"] for seed in range(asked.seeds)
+            ]
             right = spread([100 * made["after the last step"] for made in mine])
             texts.append(f"{right} → {spread([100 * made['at the end'] for made in mine])}")
             seconds += [made["seconds"] for made in mine]

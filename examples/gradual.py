@@ -10,7 +10,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import woodbury
 
-BATCH, DENSE, PRUNED = 64, 600, 1200  # samples in a batch; steps of training before the pruning, and with it
+BATCH, DENSE, PRUNED = (
+    64,
+    600,
+    1200,
+)  # samples in a batch; steps of training before the pruning, and with it
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,8 +39,12 @@ def trained(pruner: woodbury.Pruner) -> nn.Module:
 
     # The three lines: when to prune in steps of the optimizer, a learning rate that starts anew after each, and its step below.
     until = DENSE + PRUNED * 2 // 3
-    gradual = woodbury.Gradual(model, optimizer, [(x, y)], 0.95, start=DENSE, end=until, steps=10, pruner=pruner)
-    scheduler = LambdaLR(optimizer, woodbury.cycle(gradual.moments, DENSE + PRUNED))
+    gradual = woodbury.Gradual(
+        model, optimizer, [(x, y)], 0.95, start=DENSE, end=until, steps=10, pruner=pruner
+    )
+    scheduler = LambdaLR(
+        optimizer, woodbury.training.cosine_restarts(gradual.pruning_steps, DENSE + PRUNED)
+    )
 
     for step in range(1, DENSE + PRUNED + 1):
         model.train()
@@ -45,11 +53,13 @@ def trained(pruner: woodbury.Pruner) -> nn.Module:
         nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
         optimizer.step()
         scheduler.step()
-        if step in gradual.moments:
+        if step in gradual.pruning_steps:
             print(
                 f"  step {step:4d}: {gradual.sparsity:.1%} pruned, test accuracy {accuracy(model, x_test, y_test):.1f} %"
             )
-    print(f"  at the end: {gradual.sparsity:.1%} pruned, test accuracy {accuracy(model, x_test, y_test):.1f} %")
+    print(
+        f"  at the end: {gradual.sparsity:.1%} pruned, test accuracy {accuracy(model, x_test, y_test):.1f} %"
+    )
     return model
 
 
@@ -57,7 +67,7 @@ def main() -> None:
     print("M-FAC, joint update")
     trained(woodbury.Pruner(woodbury.mfac(1000, 1e-4)))
     print("magnitude")
-    trained(woodbury.Pruner(None, woodbury.magnitude, woodbury.zero))
+    trained(woodbury.Pruner(None, woodbury.saliencies.magnitude, woodbury.updates.zero))
 
 
 if __name__ == "__main__":

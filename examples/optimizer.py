@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from woodbury.optim import MFAC
+from woodbury.optim.optimizer import MFAC
 
 
 def spirals(count: int = 600) -> tuple[Tensor, Tensor]:
@@ -38,14 +38,18 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> f
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
+    return nn.Sequential(
+        nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)
+    )
 
 
 def main() -> None:
     makers = {
         "SGD, momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
-        "MFAC": lambda model: MFAC(model.parameters(), lr=0.003, window=128, damping=1e-3, momentum=0.9),
+        "MFAC": lambda model: MFAC(
+            model.parameters(), lr=0.003, window=128, damping=1e-3, momentum=0.9
+        ),
     }
     print("loss after        100 steps    400 steps")
     for name, make in makers.items():
@@ -65,17 +69,23 @@ def main() -> None:
     other = makers["MFAC"](resumed)
     other.load_state_dict(state["optimizer"])
     same = train(model, optimizer, range(200, 400)) == train(resumed, other, range(200, 400))
-    print(f"interrupted at step 200 and resumed: {'the same, bit for bit' if same else 'different'}")
+    print(
+        f"interrupted at step 200 and resumed: {'the same, bit for bit' if same else 'different'}"
+    )
 
     keep = {}
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
             keep[name] = weight.detach().abs() >= weight.detach().abs().quantile(0.6)
             weight.data.mul_(keep[name])
-    sparse = MFAC(model.named_parameters(), lr=0.001, window=128, damping=1e-3, momentum=0.9, keep=keep)
+    sparse = MFAC(
+        model.named_parameters(), lr=0.001, window=128, damping=1e-3, momentum=0.9, keep=keep
+    )
     pruned, tuned = train(model, sparse, range(0)), train(model, sparse, range(400, 800))
     zeros = sum(int((weight == 0).sum()) for weight in model.parameters())
-    print(f"60 % of the weights pruned: loss {pruned:.4f}, fine-tuned {tuned:.4f}, {zeros} zeros held")
+    print(
+        f"60 % of the weights pruned: loss {pruned:.4f}, fine-tuned {tuned:.4f}, {zeros} zeros held"
+    )
 
 
 if __name__ == "__main__":

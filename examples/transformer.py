@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import woodbury
 
 LENGTH = 64
-TOKENS = woodbury.cross_entropy.reading(
+TOKENS = woodbury.cross_entropy.with_output(
     lambda output: output.logits.mT
 )  # (b, T, C) as transformers has it to (b, C, T)
 
@@ -48,31 +48,47 @@ def train(model: nn.Module, data: list[tuple[Tensor, Tensor]], steps: int) -> No
 
 def perplexity(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> float:
     """Per letter; a sample's loss is the sum over its letters."""
-    return math.exp(woodbury.Objective.of(model, data, TOKENS).loss() / LENGTH)
+    return math.exp(woodbury.Objective.from_model(model, data, TOKENS).loss() / LENGTH)
 
 
 def main() -> None:
     torch.manual_seed(0)
-    size: dict[str, Any] = {"vocab_size": 128, "n_positions": LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 3}
+    size: dict[str, Any] = {
+        "vocab_size": 128,
+        "n_positions": LENGTH,
+        "n_embd": 48,
+        "n_layer": 2,
+        "n_head": 3,
+    }
     model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None))
     training, held_out = pieces()
     shuffled = training[torch.randperm(len(training))]
     train(model, batches(shuffled), 400)
-    print(f"perplexity per letter on text not seen: {perplexity(model, batches(held_out)):.2f} dense")
+    print(
+        f"perplexity per letter on text not seen: {perplexity(model, batches(held_out)):.2f} dense"
+    )
 
     second_order = woodbury.Pruner(woodbury.mfac(256, damping=1e-3))
     methods = {
-        "magnitude": (woodbury.Pruner(None, woodbury.magnitude, woodbury.zero), 1),
+        "magnitude": (
+            woodbury.Pruner(None, woodbury.saliencies.magnitude, woodbury.updates.zero),
+            1,
+        ),
         "M-FAC, joint": (second_order, 1),
-        "... in 4 rounds": (second_order, 4),
+        "... in 4 stages": (second_order, 4),
     }
     print("sparsity          50 %    80 %    90 %")
-    for name, (pruner, rounds) in methods.items():
+    for name, (pruner, stages) in methods.items():
         row = []
         for sparsity in (0.5, 0.8, 0.9):
             pruned = copy.deepcopy(model)
-            options: dict[str, Any] = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # all but the embeddings
-            woodbury.prune(pruned, batches(shuffled), sparsity, pruner=pruner, rounds=rounds, **options)
+            options: dict[str, Any] = {
+                "likelihood": TOKENS,
+                "exclude": ["*wte*", "*wpe*"],
+            }  # all but the embeddings
+            woodbury.prune(
+                pruned, batches(shuffled), sparsity, pruner=pruner, stages=stages, **options
+            )
             row.append(perplexity(pruned, batches(held_out)))
         print(f"{name:<15}" + "".join(f"{found:>8.2f}" for found in row))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import LOGITS, MODELS, TOKENS, Batches, Model, split, train
+from support.zoo import LOGITS, MODELS, TOKENS, Batches, Model, split, train
 from torch import Tensor, nn
 
 import woodbury
@@ -21,23 +21,27 @@ from woodbury import (
     ParameterSpace,
     Pruner,
     WoodburyError,
-    diagonal,
-    joint,
+    diagonal_fisher,
     kfac,
-    magnitude,
     mfac,
-    obd,
-    obs,
-    sampled,
     woodfisher,
-    zero,
 )
-from woodbury.gradients import fastest, looped, mean_gradient, rows, vmapped
+from woodbury.estimation.gradients import (
+    fastest,
+    gradient_rows,
+    looped,
+    mean_gradient,
+    sampled,
+    vmapped,
+)
+from woodbury.pruning.saliencies import magnitude, obd, obs
+from woodbury.pruning.updates import joint, zero
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("transformers") is None, reason="needs transformers, of the extra models"
+        importlib.util.find_spec("transformers") is None,
+        reason="needs transformers, of the extra models",
     ),
 ]
 BY_NAME = {model.name: model for model in MODELS}
@@ -46,7 +50,7 @@ MAGNITUDE = Pruner(None, magnitude, zero)
 CURVED = {
     "WoodFisher": Pruner(woodfisher(COUNT, 64, 1e-3)),
     "M-FAC": Pruner(mfac(COUNT, 1e-3)),
-    "diagonal": Pruner(diagonal(COUNT, 1e-3), obd, zero),
+    "diagonal": Pruner(diagonal_fisher(COUNT, 1e-3), obd, zero),
 }
 
 
@@ -70,22 +74,31 @@ def copied(model: Model) -> nn.Module:
 
 def objective_of(model: Model) -> Objective:
     net, training, _ = _trained(model.name)
-    return Objective.of(net, training, model.likelihood, ParameterSpace.of(net, exclude=model.exclude, min_ndim=2))
+    return Objective.from_model(
+        net,
+        training,
+        model.likelihood,
+        ParameterSpace.from_model(net, exclude=model.exclude, min_ndim=2),
+    )
 
 
 def held_out(model: Model, net: nn.Module) -> float:
-    return Objective.of(net, _trained(model.name)[2], model.likelihood).loss()
+    return Objective.from_model(net, _trained(model.name)[2], model.likelihood).loss()
 
 
 def zeros(space: ParameterSpace, net: nn.Module) -> int:
-    return sum(int((weight == 0).sum()) for name, weight in net.named_parameters() if name in space.shapes)
+    return sum(
+        int((weight == 0).sum()) for name, weight in net.named_parameters() if name in space.shapes
+    )
 
 
 def first(batches: Batches, count: int, dtype: torch.dtype = torch.float64) -> tuple[Any, Tensor]:
     inputs, target = batches[0]
     if isinstance(inputs, dict):
         return {name: tensor[:count] for name, tensor in inputs.items()}, target[:count]
-    return inputs[:count].to(dtype) if inputs.is_floating_point() else inputs[:count], target[:count]
+    return inputs[:count].to(dtype) if inputs.is_floating_point() else inputs[:count], target[
+        :count
+    ]
 
 
 def own_gradient(net: nn.Module, inputs: Any, target: Tensor) -> dict[str, Tensor]:
@@ -94,33 +107,42 @@ def own_gradient(net: nn.Module, inputs: Any, target: Tensor) -> dict[str, Tenso
     output = net(**inputs) if isinstance(inputs, dict) else net(inputs)
     logits = output if isinstance(output, Tensor) else output.logits
     nn.functional.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum").backward()
-    return {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in net.named_parameters()}
+    return {
+        name: torch.zeros_like(w) if w.grad is None else w.grad.clone()
+        for name, w in net.named_parameters()
+    }
 
 
 def test_rows_are_the_gradients_of_single_samples(model: Model) -> None:
     net = copied(model).double()
     inputs, target = first(_trained(model.name)[1], 5)
-    objective = Objective.of(net, [(inputs, target)], model.likelihood)
+    objective = Objective.from_model(net, [(inputs, target)], model.likelihood)
     truth = []
     for i in range(5):
-        one = {k: t[i : i + 1] for k, t in inputs.items()} if isinstance(inputs, dict) else inputs[i : i + 1]
+        one = (
+            {k: t[i : i + 1] for k, t in inputs.items()}
+            if isinstance(inputs, dict)
+            else inputs[i : i + 1]
+        )
         truth.append(objective.space.flatten(own_gradient(net, one, target[i : i + 1])))
     truth = torch.stack(truth)
     assert truth.abs().sum(1).min() > 0
-    torch.testing.assert_close(rows(objective, 5), truth)
+    torch.testing.assert_close(gradient_rows(objective, 5), truth)
     torch.testing.assert_close(mean_gradient(objective), truth.mean(0))
     if model.vmaps:
-        torch.testing.assert_close(rows(objective, 5, engine=vmapped), truth)
+        torch.testing.assert_close(gradient_rows(objective, 5, engine=vmapped), truth)
     else:
         with pytest.raises(RuntimeError):
-            rows(objective, 5, engine=vmapped)
+            gradient_rows(objective, 5, engine=vmapped)
         assert looped is fastest(objective, inputs, target)
 
 
 def test_one_shot_beats_magnitude_and_the_joint_update_beats_zeroing(model: Model) -> None:
     objective, held = objective_of(model), _trained(model.name)[2]
     before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
-    sparsity = 0.5 if model.name == "MobileNet" else 0.8  # its 5,376 weights lose all at .8 in one step
+    sparsity = (
+        0.5 if model.name == "MobileNet" else 0.8
+    )  # its 5,376 weights lose all at .8 in one step
     by_size = MAGNITUDE(objective, sparsity).objective.loss(held)
     for name, pruner in CURVED.items():
         pruned = pruner(objective, sparsity)
@@ -136,10 +158,14 @@ def test_one_shot_beats_magnitude_and_the_joint_update_beats_zeroing(model: Mode
 def by_turns(model: Model, pruner: Pruner) -> tuple[nn.Module, float, float]:
     """Pruned to .5 and .8 with some steps of training after each: the net, its loss right after the last step and at the end."""
     net, (_, training, _) = copied(model), _trained(model.name)
-    options: dict[str, Any] = {"likelihood": model.likelihood, "exclude": model.exclude, "keep_zeros": True}
+    options: dict[str, Any] = {
+        "likelihood": model.likelihood,
+        "exclude": model.exclude,
+        "keep_zeros": True,
+    }
     right_after = 0.0
-    for sparsity, rounds in ((0.5, 1), (0.8, 2)):
-        pruned = woodbury.prune(net, training, sparsity, pruner=pruner, rounds=rounds, **options)
+    for sparsity, stages in ((0.5, 1), (0.8, 2)):
+        pruned = woodbury.prune(net, training, sparsity, pruner=pruner, stages=stages, **options)
         space, right_after = pruned.objective.space, held_out(model, net)
         assert zeros(space, net) == round(sparsity * space.n)
         train(model, net, training, 60, 1e-3, keep=space.unflatten(torch.ones(space.d)))
@@ -159,15 +185,21 @@ def test_prune_and_fine_tune_by_turns(model: Model) -> None:
 
 def test_a_sparse_file_brings_the_same_model_back(model: Model, tmp_path: Path) -> None:
     net, (_, training, _) = copied(model), _trained(model.name)
-    woodbury.prune(net, training, 0.8, pruner=MAGNITUDE, likelihood=model.likelihood, exclude=model.exclude)
+    woodbury.prune(
+        net, training, 0.8, pruner=MAGNITUDE, likelihood=model.likelihood, exclude=model.exclude
+    )
     woodbury.save_sparse(tmp_path / "net.safetensors", net.state_dict())
     other = model.build().eval()
     other.load_state_dict(woodbury.load_sparse(tmp_path / "net.safetensors"))
     inputs, target = first(training, 9, torch.float32)
-    objectives = [Objective.of(each, [(inputs, target)], model.likelihood) for each in (net, other)]
+    objectives = [
+        Objective.from_model(each, [(inputs, target)], model.likelihood) for each in (net, other)
+    ]
     assert objectives[0].loss() == objectives[1].loss()
     torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
-    dense = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in net.state_dict().values()}.values())
+    dense = sum(
+        tensor.nbytes for tensor in {t.data_ptr(): t for t in net.state_dict().values()}.values()
+    )
     assert (tmp_path / "net.safetensors").stat().st_size < 0.9 * dense
 
 
@@ -176,7 +208,12 @@ def test_transformers_own_files_hold_the_zeros(name: str, tmp_path: Path) -> Non
     model = BY_NAME[name]
     net: Any = copied(model)
     pruned = woodbury.prune(
-        net, _trained(name)[1], 0.8, pruner=MAGNITUDE, likelihood=model.likelihood, exclude=model.exclude
+        net,
+        _trained(name)[1],
+        0.8,
+        pruner=MAGNITUDE,
+        likelihood=model.likelihood,
+        exclude=model.exclude,
     )
     net.save_pretrained(tmp_path)
     again = type(net).from_pretrained(tmp_path)
@@ -188,14 +225,14 @@ def test_tied_weights_stay_one(tmp_path: Path) -> None:
     net, training, _ = _trained("GPT-2")
     net: Any = copy.deepcopy(net)
     assert net.lm_head.weight is net.transformer.wte.weight
-    space = ParameterSpace.of(net)
+    space = ParameterSpace.from_model(net)
     assert "transformer.wte.weight" in space.shapes and "lm_head.weight" not in space.shapes
-    objective = Objective.of(net, training, TOKENS, space)
+    objective = Objective.from_model(net, training, TOKENS, space)
     pruned = Pruner(mfac(64, 1e-2))(objective, 0.5)
     predicted = pruned.objective.loss()
     pruned.write()
     assert net.lm_head.weight is net.transformer.wte.weight
-    assert Objective.of(net, training, TOKENS).loss() == pytest.approx(predicted, rel=1e-5)
+    assert Objective.from_model(net, training, TOKENS).loss() == pytest.approx(predicted, rel=1e-5)
     woodbury.save_sparse(tmp_path / "net.safetensors", net.state_dict())
     state = woodbury.load_sparse(tmp_path / "net.safetensors")
     assert state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr()
@@ -207,21 +244,30 @@ def test_what_the_mask_hides_changes_nothing() -> None:
     hidden = inputs["attention_mask"] == 0
     assert hidden.any()
     other = {**inputs, "input_ids": inputs["input_ids"].masked_fill(hidden, 7)}
-    space = ParameterSpace.of(net, exclude="*word_embeddings*")
-    found = [rows(Objective.of(net, [(given, target)], LOGITS, space), 12) for given in (inputs, other)]
+    space = ParameterSpace.from_model(net, exclude="*word_embeddings*")
+    found = [
+        gradient_rows(Objective.from_model(net, [(given, target)], LOGITS, space), 12)
+        for given in (inputs, other)
+    ]
     torch.testing.assert_close(found[0], found[1])
     encoding = UserDict(inputs)  # what a tokenizer gives
-    torch.testing.assert_close(rows(Objective.of(net, [(encoding, target)], LOGITS, space), 12), found[0])
+    torch.testing.assert_close(
+        gradient_rows(Objective.from_model(net, [(encoding, target)], LOGITS, space), 12), found[0]
+    )
     with_flag = {**inputs, "output_hidden_states": True}
-    torch.testing.assert_close(rows(Objective.of(net, [(with_flag, target)], LOGITS, space), 12), found[0])
+    torch.testing.assert_close(
+        gradient_rows(Objective.from_model(net, [(with_flag, target)], LOGITS, space), 12), found[0]
+    )
 
 
 def test_without_padding_vmap_takes_over() -> None:
     net, training, _ = _trained("BERT")
     inputs, target = first(training, 6)
     given = {"input_ids": inputs["input_ids"][:, :8]}
-    objective = Objective.of(net, [(given, target)], LOGITS)
-    torch.testing.assert_close(rows(objective, 6, engine=vmapped), rows(objective, 6, engine=looped))
+    objective = Objective.from_model(net, [(given, target)], LOGITS)
+    torch.testing.assert_close(
+        gradient_rows(objective, 6, engine=vmapped), gradient_rows(objective, 6, engine=looped)
+    )
 
 
 def test_labels_that_mean_nothing_give_no_gradient() -> None:
@@ -230,9 +276,11 @@ def test_labels_that_mean_nothing_give_no_gradient() -> None:
     assert (target == -100).any()
     half = target.shape[1] // 2
     short = [i for i in range(9) if target[i, half] == -100]
-    cut = Objective.of(net, [(inputs[short, :half], target[short, :half])], TOKENS)
-    whole = Objective.of(net, [(inputs[short], target[short])], TOKENS)
-    torch.testing.assert_close(rows(whole, len(short)), rows(cut, len(short)), rtol=1e-4, atol=1e-5)
+    cut = Objective.from_model(net, [(inputs[short, :half], target[short, :half])], TOKENS)
+    whole = Objective.from_model(net, [(inputs[short], target[short])], TOKENS)
+    torch.testing.assert_close(
+        gradient_rows(whole, len(short)), gradient_rows(cut, len(short)), rtol=1e-4, atol=1e-5
+    )
     drawn = sampled(whole, inputs[short], target[short], torch.Generator().manual_seed(0))
     assert bool((drawn[:, half:] == -100).all()) and bool((drawn[:, :half] >= 0).all())
 
@@ -241,9 +289,9 @@ def test_a_loss_of_the_models_own() -> None:
     net, training, _ = _trained("BERT")
     inputs, target = first(training, 6)
     own = Likelihood(lambda output, target: output.loss)
-    objective = Objective.of(net, [({**inputs, "labels": target}, target)], own)
-    truth = Objective.of(net, [(inputs, target)], LOGITS)
-    torch.testing.assert_close(rows(objective, 6), rows(truth, 6))
+    objective = Objective.from_model(net, [({**inputs, "labels": target}, target)], own)
+    truth = Objective.from_model(net, [(inputs, target)], LOGITS)
+    torch.testing.assert_close(gradient_rows(objective, 6), gradient_rows(truth, 6))
 
 
 def test_sampled_labels(model: Model) -> None:
@@ -263,9 +311,21 @@ def test_kfac_where_layers_are_linear(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "exclude", "says"),
     [
-        ("MobileNet", (), r"no factors of the grouped convolution of '3\.weight'.*exclude='3\.weight'"),
-        ("GPT-2", ("*wte*", "*wpe*"), r"does not know Conv1D, which holds 'transformer\.h\.0\.attn\.c_attn\.weight'"),
-        ("BERT", (), r"does not know Embedding, which holds 'bert\.embeddings\.word_embeddings\.weight'"),
+        (
+            "MobileNet",
+            (),
+            r"no factors of the grouped convolution of '3\.weight'.*exclude='3\.weight'",
+        ),
+        (
+            "GPT-2",
+            ("*wte*", "*wpe*"),
+            r"does not know Conv1D, which holds 'transformer\.h\.0\.attn\.c_attn\.weight'",
+        ),
+        (
+            "BERT",
+            (),
+            r"does not know Embedding, which holds 'bert\.embeddings\.word_embeddings\.weight'",
+        ),
         ("ViT", (), r"does not know ViTEmbeddings, which holds 'vit\.embeddings\.cls_token'"),
     ],
 )
@@ -275,8 +335,11 @@ def test_layers_that_kfac_does_not_know_are_named_before_any_work(
     net, training, _ = _trained(name)
     calls: list[int] = []
     watch = net.register_forward_pre_hook(lambda *_: calls.append(1))
-    objective = Objective.of(
-        net, training, BY_NAME[name].likelihood, ParameterSpace.of(net, exclude=exclude, min_ndim=2)
+    objective = Objective.from_model(
+        net,
+        training,
+        BY_NAME[name].likelihood,
+        ParameterSpace.from_model(net, exclude=exclude, min_ndim=2),
     )
     with pytest.raises(WoodburyError, match=says):
         Pruner(kfac(COUNT, 1e-3))(objective, 0.5)
@@ -287,6 +350,7 @@ def test_layers_that_kfac_does_not_know_are_named_before_any_work(
 def test_an_output_that_is_no_tensor_says_how_to_read_it() -> None:
     net, training, _ = _trained("BERT")
     with pytest.raises(
-        WoodburyError, match=r"got a SequenceClassifierOutput .*reading\(lambda output: output\.logits\)"
+        WoodburyError,
+        match=r"got a SequenceClassifierOutput .*reading\(lambda output: output\.logits\)",
     ):
         woodbury.prune(copy.deepcopy(net), training, 0.5)

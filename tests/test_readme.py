@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import dense
 import torch
+from support import dense
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,7 +16,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_hand_written_woodbury_is_ours() -> None:
-    by_hand, with_woodbury = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[:2]
+    by_hand, with_woodbury = re.findall(
+        r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL
+    )[:2]
     generator = torch.Generator().manual_seed(0)
     given = {
         "torch": torch,
@@ -50,6 +52,12 @@ def test_the_least_squares_of_the_readme_are_solved() -> None:
     def residual(weights: dict[str, Tensor], point: Tensor) -> Tensor:
         return functional_call(model, weights, (point.double()[None],))[0, 0] - (3 * point[0]).sin()
 
-    given = {"torch": torch, "woodbury": woodbury, "model": model, "points": points, "residual": residual}
+    given = {
+        "torch": torch,
+        "woodbury": woodbury,
+        "model": model,
+        "points": points,
+        "residual": residual,
+    }
     exec(code.replace("range(500)", "range(40)"), given)
     assert float(given["residuals"].abs().max()) < 1e-2

@@ -11,27 +11,38 @@ import torch
 from torch import Tensor
 
 from woodbury.cli.rules import Rules, by_words, pick
-from woodbury.comparison import Method
 from woodbury.errors import WoodburyError
-from woodbury.fisher.estimate import Estimate, diagonal, gauss_newton, hessian_diagonal, kfac, mfac, woodfisher
-from woodbury.fisher.operator import Fisher, check_damping
-from woodbury.fisher.restricted import Elements, at_most, exactly
-from woodbury.flops import Flops
-from woodbury.gradients import Engine, Labels, Progress, looped, observed, sampled, vmapped
-from woodbury.likelihood import Likelihood, cross_entropy, squared_error
-from woodbury.objective import Objective
-from woodbury.optim import MFAC
-from woodbury.pruning.effort import fitting_block, said, usual
+from woodbury.estimation.gradients import Engine, Labels, looped, observed, sampled, vmapped
+from woodbury.estimation.recipes import (
+    Estimate,
+    diagonal_fisher,
+    gauss_newton,
+    hessian_diagonal,
+    kfac,
+    mfac,
+    woodfisher,
+)
+from woodbury.evaluation.comparison import Method
+from woodbury.fisher.base import Fisher
+from woodbury.fisher.checks import check_damping
+from woodbury.fisher.kronecker.restricted import Elements, exact, upper_bound
+from woodbury.model.flop_count import Flops
+from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.model.objective import Objective
+from woodbury.monitor import Progress
+from woodbury.optim.optimizer import MFAC
+from woodbury.pruning.autoconfig import describe_refit, fitting_block
+from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.refit import Refit
-from woodbury.pruning.saliency import Saliency, magnitude, obd, obs, woodtaylor
-from woodbury.pruning.update import Update, independent, joint, zero
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs, woodtaylor
+from woodbury.pruning.updates import Update, independent, joint, zero
 
 AUTO = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The dampings that `--damping auto` tries: which is best differs by network and sparsity by many powers of ten."""
 
 
-RANK = usual.rank
+MC_SAMPLES = standard.mc_samples
 """Gauss–Newton rows to a sample."""
 
 
@@ -65,12 +76,14 @@ def _observed(s: Sampling) -> dict[str, Any]:
 
 
 def _diagonal(s: Sampling, damping: float) -> Estimate:
-    return diagonal(s.count, damping, **_observed(s))
+    return diagonal_fisher(s.count, damping, **_observed(s))
 
 
 def _hessian(s: Sampling, damping: float) -> Estimate:
     _check_single("hessian", s)
-    return hessian_diagonal(s.count, damping, labels=s.labels or observed, seed=s.seed, progress=s.progress)
+    return hessian_diagonal(
+        s.count, damping, labels=s.labels or observed, seed=s.seed, progress=s.progress
+    )
 
 
 def _woodfisher(s: Sampling, damping: float) -> Estimate:
@@ -86,16 +99,20 @@ def _gauss_newton(s: Sampling, damping: float) -> Estimate:
 
     def estimate(objective: Objective) -> Fisher:
         block = s.block or fitting_block(objective.space.d)
-        rows = mfac(RANK * s.count, damping, block=block, engine=s.engine, progress=s.progress)
-        return gauss_newton(rows, RANK, seed=s.seed)(objective)
+        rows = mfac(
+            MC_SAMPLES * s.count, damping, block=block, engine=s.engine, progress=s.progress
+        )
+        return gauss_newton(rows, MC_SAMPLES, seed=s.seed)(objective)
 
     return estimate
 
 
-def _kfac(s: Sampling, damping: float, elements: Elements = exactly) -> Estimate:
+def _kfac(s: Sampling, damping: float, elements: Elements = exact) -> Estimate:
     _check_single("kfac", s)
     labels = s.labels or sampled
-    return kfac(s.count, damping, labels=labels, seed=s.seed, elements=elements, progress=s.progress)
+    return kfac(
+        s.count, damping, labels=labels, seed=s.seed, elements=elements, progress=s.progress
+    )
 
 
 def _check_single(name: str, s: Sampling) -> None:
@@ -113,7 +130,7 @@ METHODS: Mapping[str, Kind] = {
     "woodfisher": Kind(_woodfisher, obs, woodtaylor, "joint"),
     "mfac": Kind(_mfac, obs, woodtaylor, "joint"),
     "kfac": Kind(_kfac, obs, woodtaylor, "joint"),
-    "kfac-bound": Kind(partial(_kfac, elements=at_most), obs, woodtaylor, "joint"),
+    "kfac-bound": Kind(partial(_kfac, elements=upper_bound), obs, woodtaylor, "joint"),
 }
 LABELS: Mapping[str, Labels | None] = {"own": None, "observed": observed, "sampled": sampled}
 UPDATES: Mapping[str, Update] = {"zero": zero, "independent": independent, "joint": joint}
@@ -130,15 +147,21 @@ class Trainer:
     own: Mapping[str, float] = field(default_factory=dict)
 
 
-def _sgd(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def _sgd(
+    weights: Iterable[Tensor], lr: float, momentum: float, decay: float
+) -> torch.optim.Optimizer:
     return torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=decay)
 
 
-def _adam(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def _adam(
+    weights: Iterable[Tensor], lr: float, momentum: float, decay: float
+) -> torch.optim.Optimizer:
     return torch.optim.Adam(weights, lr, (momentum, 0.999), weight_decay=decay)
 
 
-def _adamw(weights: Iterable[Tensor], lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+def _adamw(
+    weights: Iterable[Tensor], lr: float, momentum: float, decay: float
+) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr, (momentum, 0.999), weight_decay=decay)
 
 
@@ -162,7 +185,10 @@ OPTIMIZERS: Mapping[str, Trainer] = {
     "mfac": Trainer(3e-3, _mfac_of, {"window": 128, "damping": 1e-2}),
 }
 
-TRAINERS: Mapping[str, Trainer] = {**OPTIMIZERS, "kfac": Trainer(3e-2, _sgd_after_kfac, {"damping": 3e-2})}
+TRAINERS: Mapping[str, Trainer] = {
+    **OPTIMIZERS,
+    "kfac": Trainer(3e-2, _sgd_after_kfac, {"damping": 3e-2}),
+}
 """Those that `train` knows; kfac is sgd with a Preconditioner before it, which has the damping."""
 
 
@@ -175,7 +201,9 @@ def dampings(text: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if not values or not all(0 < value < float("inf") for value in values):
-        raise WoodburyError(f"--damping is {text!r}: give a positive number, several with commas between, or auto.")
+        raise WoodburyError(
+            f"--damping is {text!r}: give a positive number, several with commas between, or auto."
+        )
     return values
 
 
@@ -191,31 +219,47 @@ class Plan:
     update: str
     rules: Rules
     first_order: bool
-    rounds: int
+    stages: int
     dampings: tuple[float, ...]
     words: Mapping[str, Any]
     refits: int = 0
 
-    def method(self, sampling: Sampling, flops: Flops | None = None, refit: Refit | None = None) -> Method:
+    def method(
+        self, sampling: Sampling, flops: Flops | None = None, refit: Refit | None = None
+    ) -> Method:
         """The method that estimates its Fisher so; the first damping is the one to begin with. flops: of the model."""
         pruner = Pruner(
             fisher=self.kind.estimate(sampling, self.dampings[0]) if self.kind.estimate else None,
-            saliency=self.kind.first_order if self.first_order and self.kind.first_order else self.kind.saliency,
+            saliency=self.kind.first_order
+            if self.first_order and self.kind.first_order
+            else self.kind.saliency,
             update=UPDATES[self.update],
             first_order=self.first_order,
         )
-        settings = {"recipe": self.name, "update": self.update, "first_order": self.first_order, **self.words}
+        settings = {
+            "recipe": self.name,
+            "update": self.update,
+            "first_order": self.first_order,
+            **self.words,
+        }
         return Method(
             self.rules.applied(pruner, flops),
-            self.rounds,
+            self.stages,
             self.dampings,
-            settings | {"refits": said(refit)},
+            settings | {"refits": describe_refit(refit)},
             refit,
         )
 
 
 def plan(
-    name: str, update: str | None, *, first_order: bool, rounds: int, damping: str, refit: int = 0, **words: Any
+    name: str,
+    update: str | None,
+    *,
+    first_order: bool,
+    stages: int,
+    damping: str,
+    refit: int = 0,
+    **words: Any,
 ) -> Plan:
     """The plan for `NAME` or `NAME/UPDATE`, such as `mfac/independent`; `update` is for names that bring none.
 
@@ -226,11 +270,25 @@ def plan(
     chosen = own or update or kind.update
     pick(UPDATES, chosen, "update")
     if kind.estimate is None and chosen != "zero":
-        raise WoodburyError(f"{name} has no Fisher for the update {chosen!r}: leave the update out.")
+        raise WoodburyError(
+            f"{name} has no Fisher for the update {chosen!r}: leave the update out."
+        )
     if kind.first_order is None and first_order:
-        raise WoodburyError(f"{name} has no first-order form: leave --first-order out, or take mfac or woodfisher.")
+        raise WoodburyError(
+            f"{name} has no first-order form: leave --first-order out, or take mfac or woodfisher."
+        )
     asked = by_words(words)
     if asked.pattern and kind.estimate and asked.ceiling < 1:
         raise WoodburyError("--pattern leaves nothing to a ceiling: leave --ceiling out.")
     candidates = dampings(damping)
-    return Plan(name, kind, chosen, asked, first_order, rounds, candidates if kind.estimate else (), words, refit)
+    return Plan(
+        name,
+        kind,
+        chosen,
+        asked,
+        first_order,
+        stages,
+        candidates if kind.estimate else (),
+        words,
+        refit,
+    )

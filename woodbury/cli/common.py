@@ -16,13 +16,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from woodbury.errors import WoodburyError
-from woodbury.gradients import Progress as Callback
+from woodbury.monitor import Progress as Callback
 
 out, err = Console(), Console(stderr=True)
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns the module."),
+    typer.Argument(
+        metavar="MODEL", help="FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns the module."
+    ),
 ]
 DATA = (
     "FILE.py:FUNCTION that returns (x, y), (x, y, x_test, y_test) or one or two torch Datasets; "
@@ -30,7 +32,9 @@ DATA = (
     "Bytes and images come as numbers from 0 to 1: any other normalisation is the model's, or the function's."
 )
 Labelled = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
-Data = Annotated[str, typer.Argument(metavar="DATA", help=f"{DATA} No y, or None for it: see --labels.")]
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help=f"{DATA} No y, or None for it: see --labels.")
+]
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,26 @@ class Options:
 
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights to load into the model: .pt, or .safetensors, dense or sparse."),
+        typer.Option(
+            metavar="FILE",
+            help="Weights to load into the model: .pt, or .safetensors, dense or sparse.",
+        ),
     ] = None
     loss: Annotated[
-        str, typer.Option(metavar="NAME", help="cross_entropy (classes) or squared_error (regression).")
+        str,
+        typer.Option(metavar="NAME", help="cross_entropy (classes) or squared_error (regression)."),
     ] = "cross_entropy"
     count: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Gradients in the Fisher.  [default: 1000, or all that the data gives]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Gradients in the Fisher.  [default: 1000, or all that the data gives]",
+        ),
     ] = None
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples that one gradient averages.")] = 1
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples that one gradient averages.")
+    ] = 1
     labels: Annotated[
         str,
         typer.Option(
@@ -67,9 +81,13 @@ class Options:
     ] = "auto"
     block: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Weights per block.  [default: woodfisher 2000, mfac one for all]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Weights per block.  [default: woodfisher 2000, mfac one for all]",
+        ),
     ] = None
-    rounds: Annotated[
+    stages: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -88,7 +106,11 @@ class Options:
         ),
     ] = None
     scope: Annotated[
-        str, typer.Option(metavar="NAME", help="global: all weights compete; layers: the same sparsity everywhere.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="global: all weights compete; layers: the same sparsity everywhere.",
+        ),
     ] = "global"
     unit: Annotated[
         str,
@@ -101,7 +123,8 @@ class Options:
     pattern: Annotated[
         str | None,
         typer.Option(
-            metavar="N:M", help="N weights stay of every M along the inputs, such as 2:4; settles the sparsity."
+            metavar="N:M",
+            help="N weights stay of every M along the inputs, such as 2:4; settles the sparsity.",
         ),
     ] = None
     selection: Annotated[
@@ -113,7 +136,8 @@ class Options:
         ),
     ] = "once"
     flops: Annotated[
-        bool, typer.Option("--flops", help="The sparsity is a share of the FLOPs, not of the weights.")
+        bool,
+        typer.Option("--flops", help="The sparsity is a share of the FLOPs, not of the weights."),
     ] = False
     flops_power: Annotated[
         float | None,
@@ -123,32 +147,52 @@ class Options:
         ),
     ] = None
     ceiling: Annotated[
-        float, typer.Option(metavar="FRACTION", help="The share of a tensor that may go at most, against dead layers.")
+        float,
+        typer.Option(
+            metavar="FRACTION",
+            help="The share of a tensor that may go at most, against dead layers.",
+        ),
     ] = 1.0
     first_order: Annotated[
         bool,
         typer.Option(
-            "--first-order", help="Heed the gradient too (WoodTaylor): for nets not converged; see docs/math.md, 17."
+            "--first-order",
+            help="Heed the gradient too (WoodTaylor): for nets not converged; see docs/math.md, 17.",
         ),
     ] = False
     recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Estimate BatchNorm's statistics anew after pruning.")
+        bool,
+        typer.Option("--recalibrate", help="Estimate BatchNorm's statistics anew after pruning."),
     ] = False
     keep_zeros: Annotated[
-        bool, typer.Option("--keep-zeros", help="Weights that are zero already stay zero, and count as removed.")
+        bool,
+        typer.Option(
+            "--keep-zeros", help="Weights that are zero already stay zero, and count as removed."
+        ),
     ] = False
     include: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Parameter names to prune, a shell pattern; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Parameter names to prune, a shell pattern; repeatable."
+        ),
     ] = None
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Parameter names to leave alone; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Parameter names to leave alone; repeatable."),
     ] = None
-    size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Resize images to SIZE × SIZE.")] = None
-    seed: Annotated[int, typer.Option(metavar="N", help="Seeds the calibration sample and the splits.")] = 0
+    size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Resize images to SIZE × SIZE.")
+    ] = None
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seeds the calibration sample and the splits.")
+    ] = 0
 
     def planned(self) -> dict[str, Any]:
         """Those that a method is planned with."""
-        return {name: getattr(self, name) for name in PLANNED} | {"rounds": self.rounds or 1, "refit": self.refit or 0}
+        return {name: getattr(self, name) for name in PLANNED} | {
+            "stages": self.stages or 1,
+            "refit": self.refit or 0,
+        }
 
 
 PLANNED = (
@@ -160,16 +204,26 @@ PLANNED = (
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with the fields of its dataclass parameters as options of its own, so that they are declared once."""
     parameters = inspect.signature(command, eval_str=True).parameters.values()
-    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {
+        p.name: p.annotation for p in parameters if is_dataclass(p.annotation)
+    }
     kind = inspect.Parameter.KEYWORD_ONLY
-    shown = [parameter.replace(kind=kind) for parameter in parameters if parameter.name not in groups]
+    shown = [
+        parameter.replace(kind=kind) for parameter in parameters if parameter.name not in groups
+    ]
     for group in groups.values():
         hints = get_type_hints(group, include_extras=True)
-        shown += [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
+        shown += [
+            inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name])
+            for f in fields(group)
+        ]
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
-        chosen = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        chosen = {
+            name: group(**{f.name: given.pop(f.name) for f in fields(group)})
+            for name, group in groups.items()
+        }
         command(**given, **chosen)
 
     wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
@@ -208,7 +262,12 @@ def note(text: str) -> None:
 @contextmanager
 def progress_bars() -> Iterator[Callback]:
     """progress(what, done, total) as one bar for each `what`, on stderr, gone at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 

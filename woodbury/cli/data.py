@@ -13,13 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 from woodbury.cli.images import Images
 from woodbury.cli.load import call, first_line, guarded
 from woodbury.errors import WoodburyError
-from woodbury.likelihood import IGNORED, Likelihood, cross_entropy
-from woodbury.objective import Batch, evaluating
+from woodbury.model.batches import Batch
+from woodbury.model.likelihood import IGNORED, Likelihood, cross_entropy
+from woodbury.model.modes import eval_mode
 
 HELD_OUT = 0.2
 IN_MEMORY = 2**30
@@ -43,7 +51,9 @@ Answer = Callable[[Tensor], Tensor]
 """Inputs -> the labels that stand for those which the data lack."""
 
 
-def load_data(where: str, *, seed: int = 0, size: int | None = None, answer: Answer | None = None) -> Data:
+def load_data(
+    where: str, *, seed: int = 0, size: int | None = None, answer: Answer | None = None
+) -> Data:
     """The splits that DATA names; without a test split a fifth is held out by `seed`.
 
     answer: gives inputs without labels those that stand for them; None to refuse such data.
@@ -85,9 +95,12 @@ def _answered(where: str, split: Dataset, answer: Answer | None) -> Dataset:
     if not isinstance(split, Unlabelled):
         return split
     if answer is None:
-        raise WoodburyError(f"{where} has no labels: give y, or prune with --labels sampled, which needs none.")
+        raise WoodburyError(
+            f"{where} has no labels: give y, or prune with --labels sampled, which needs none."
+        )
     return TensorDataset(
-        split.inputs, torch.cat([answer(part) for part in split.inputs.split(250)] or [torch.empty(0)])
+        split.inputs,
+        torch.cat([answer(part) for part in split.inputs.split(250)] or [torch.empty(0)]),
     )
 
 
@@ -96,7 +109,9 @@ def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Sub
     total = len(dataset)  # type: ignore[arg-type]
     aside = round(fraction * total)
     if not 0 < aside < total:
-        raise WoodburyError(f"{total} sample(s) are too few to hold {fraction:.0%} out: give more data.")
+        raise WoodburyError(
+            f"{total} sample(s) are too few to hold {fraction:.0%} out: give more data."
+        )
     rest, held = random_split(dataset, [total - aside, aside], torch.Generator().manual_seed(seed))
     return rest, held
 
@@ -121,7 +136,9 @@ class Batches:
 def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
     """One batch of the dataset for each tensor of indices, read anew each time, as it may augment its samples."""
     # with a generator of its own the loader takes nothing from the one that a resumed run goes on with
-    loader = DataLoader(dataset, batch_sampler=map(Tensor.tolist, order), generator=torch.Generator())  # type: ignore[arg-type]
+    loader = DataLoader(
+        dataset, batch_sampler=map(Tensor.tolist, order), generator=torch.Generator()
+    )  # type: ignore[arg-type]
     return map(_pair, loader)
 
 
@@ -142,7 +159,9 @@ def labels_of(dataset: Dataset) -> Tensor | None:
     return dataset.labels if isinstance(dataset, Images) else None
 
 
-def probe(model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood, labels: Tensor | None = None) -> None:
+def probe(
+    model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood, labels: Tensor | None = None
+) -> None:
     """Raises WoodburyError unless the model takes the first batch and its outputs fit its labels, and others if given."""
     inputs, target = next(iter(batches))
     output = answers(model, inputs)
@@ -158,14 +177,22 @@ def probe(model: nn.Module, batches: Iterable[Batch], likelihood: Likelihood, la
 def answers(model: nn.Module, inputs: Any) -> Tensor:
     """What the model says to a batch of inputs, in eval mode. Raises WoodburyError if it refuses them."""
     keywords = inputs if isinstance(inputs, dict) else {}
-    positional = () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    positional = (
+        ()
+        if isinstance(inputs, dict)
+        else tuple(inputs)
+        if isinstance(inputs, (tuple, list))
+        else (inputs,)
+    )
     shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-    with evaluating(model):
+    with eval_mode(model):
         try:
             output = model(*positional, **keywords)
         except Exception as error:  # whatever the user's network raises
             why = f"{type(error).__name__}: {first_line(error)}"
-            raise WoodburyError(f"The model refuses a batch of shape {shape}: does DATA fit it? ({why})") from error
+            raise WoodburyError(
+                f"The model refuses a batch of shape {shape}: does DATA fit it? ({why})"
+            ) from error
     if not isinstance(output, Tensor):
         raise WoodburyError(f"The model gives a {type(output).__name__}: it must give one tensor.")
     return output
@@ -185,7 +212,9 @@ def _check_classes(output: Tensor, target: Any) -> None:
 def _check_range(targets: Sequence[Tensor], classes: int) -> None:
     observed = [some for some in (target[target != IGNORED] for target in targets) if len(some)]
     if not observed:
-        raise WoodburyError(f"Every label is {IGNORED}, which means no observation: give some classes.")
+        raise WoodburyError(
+            f"Every label is {IGNORED}, which means no observation: give some classes."
+        )
     low, high = min(int(some.min()) for some in observed), max(int(some.max()) for some in observed)
     if low < 0 or high >= classes:
         raise WoodburyError(
@@ -197,12 +226,16 @@ def _from_function(where: str) -> list[Dataset]:
     given = call(where)
     parts = list(given) if isinstance(given, (tuple, list)) else [given]
     if any(isinstance(part, IterableDataset) for part in parts):
-        raise WoodburyError(f"{where} returned an IterableDataset, of unknown length: return a Dataset with a len().")
+        raise WoodburyError(
+            f"{where} returned an IterableDataset, of unknown length: return a Dataset with a len()."
+        )
     if 1 <= len(parts) <= 2 and all(isinstance(part, Dataset) for part in parts):
         return parts
     if len(parts) not in (2, 4):
         kinds = ", ".join(type(part).__name__ for part in parts)
-        raise WoodburyError(f"{where} returned ({kinds}): return (x, y), (x, y, x_test, y_test) or torch Datasets.")
+        raise WoodburyError(
+            f"{where} returned ({kinds}): return (x, y), (x, y, x_test, y_test) or torch Datasets."
+        )
     return [_pairs(where, *parts[i : i + 2]) for i in range(0, len(parts), 2)]
 
 
@@ -210,20 +243,27 @@ def _from_file(path: Path) -> list[Dataset]:
     if not path.is_file():
         raise WoodburyError(f"There is no file {path}: check DATA.")
     try:
-        with zipfile.ZipFile(path), np.load(path) as file:  # np.load by itself takes other files too
+        with (
+            zipfile.ZipFile(path),
+            np.load(path) as file,
+        ):  # np.load by itself takes other files too
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):
             raise WoodburyError(
                 f"{path} has arrays of Python objects, such as rows of unequal lengths: pad them."
             ) from error
-        raise WoodburyError(f"{path} is truncated or no .npz file ({first_line(error)}): write it anew.") from error
+        raise WoodburyError(
+            f"{path} is truncated or no .npz file ({first_line(error)}): write it anew."
+        ) from error
     split = bool({"x_test", "y_test"} & set(arrays))
     needed = ["x", *(["x_test"] if split else []), *(["y_test"] if split and "y" in arrays else [])]
     for name in needed:
         if name not in arrays:
             has = ", ".join(arrays) or "nothing"
-            raise WoodburyError(f"{path} has no array {name!r}: it needs x and y [x_test, y_test] and has {has}.")
+            raise WoodburyError(
+                f"{path} has no array {name!r}: it needs x and y [x_test, y_test] and has {has}."
+            )
     pairs = [("x", "y"), ("x_test", "y_test")][: 2 if split else 1]
     return [_pairs(str(path), arrays[x], arrays.get(y)) for x, y in pairs]
 
@@ -231,7 +271,9 @@ def _from_file(path: Path) -> list[Dataset]:
 def _pairs(where: str, x: Any, y: Any) -> Dataset:
     """Arrays as a dataset: bytes to [0, 1], floats to float32, label integers to int64; y: None for no labels."""
     without = y is None
-    x, y = guarded(where, lambda: (torch.as_tensor(x), torch.zeros(len(x)) if without else torch.as_tensor(y)))
+    x, y = guarded(
+        where, lambda: (torch.as_tensor(x), torch.zeros(len(x)) if without else torch.as_tensor(y))
+    )
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise WoodburyError(f"{where} has inputs of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}: "
                             "there must be one label per input.")  # fmt: skip
@@ -244,7 +286,9 @@ def _pairs(where: str, x: Any, y: Any) -> Dataset:
 
 def _pair(batch: Any) -> Batch:
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise WoodburyError("The dataset's items are not pairs (input, label): are the labels missing?")
+        raise WoodburyError(
+            "The dataset's items are not pairs (input, label): are the labels missing?"
+        )
     return tree_map(_usual, batch[0]), tree_map(_usual, batch[1])
 
 

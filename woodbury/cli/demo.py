@@ -12,22 +12,28 @@ import torch
 import typer
 from torch import nn
 
-from woodbury import pictures
-from woodbury.cli.common import Callback, free, one_sentence, progress_bars, say
+from woodbury.cli.common import free, one_sentence, progress_bars, say
 from woodbury.cli.compare import show_comparison, write_comparison
-from woodbury.comparison import Method, accuracy, choose_damping, compare
 from woodbury.errors import WoodburyError
-from woodbury.export import output_folder
-from woodbury.fisher.estimate import diagonal, gauss_newton, mfac, woodfisher
-from woodbury.objective import Batch, Objective
+from woodbury.estimation.recipes import diagonal_fisher, gauss_newton, mfac, woodfisher
+from woodbury.evaluation.comparison import Method, choose_damping, compare
+from woodbury.evaluation.metrics import accuracy
+from woodbury.io.folders import output_folder
+from woodbury.model.batches import Batch
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
+from woodbury.monitor import Progress
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.refit import Refit
-from woodbury.pruning.saliency import magnitude, obd, obs
-from woodbury.pruning.update import independent, joint, zero
-from woodbury.space import ParameterSpace
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.saliencies import magnitude, obd, obs
+from woodbury.pruning.updates import independent, joint, zero
+from woodbury.reporting import plots
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95)
-DAMPINGS, CHOOSING = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3), (0.8, 0.9)  # the candidates, and the sparsities they are tried at
+DAMPINGS, CHOOSING = (
+    (1e-7, 1e-6, 1e-5, 1e-4, 1e-3),
+    (0.8, 0.9),
+)  # the candidates, and the sparsities they are tried at
 COUNT, BLOCK, EPOCHS, NOISE, SAMPLES = 500, 100, 20, 0.3, 3
 
 
@@ -44,33 +50,46 @@ class Digits:
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The folder to write: new or empty.  [default: woodbury-demo, or -2, -3, …]"),
+        typer.Option(
+            metavar="DIR",
+            help="The folder to write: new or empty.  [default: woodbury-demo, or -2, -3, …]",
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Seeds the splits, the training and the calibration samples.")
+        int,
+        typer.Option(
+            metavar="N", help="Seeds the splits, the training and the calibration samples."
+        ),
     ] = 0,
 ) -> None:
     """Train a small network, prune it in seven ways at seven sparsities, and show the difference.
 
     Example:  woodbury demo --out runs/demo
     """
-    pictures.require_matplotlib()
+    plots.require_matplotlib()
     out = out or free(Path("woodbury-demo"))
     with output_folder(out) as folder, one_thread():
         digits = load_digits(seed)
         with progress_bars() as progress:
             model = train(digits, seed, progress).requires_grad_(False)
-            space = ParameterSpace.of(model, min_ndim=2)
+            space = ParameterSpace.from_model(model, min_ndim=2)
 
             def calibrated(sample: int) -> Objective:
                 images, labels = digits.calibration
-                drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(sample))[:COUNT]
-                return Objective.of(model, [(images[drawn], labels[drawn])], space=space)
+                drawn = torch.randperm(
+                    len(labels), generator=torch.Generator().manual_seed(sample)
+                )[:COUNT]
+                return Objective.from_model(model, [(images[drawn], labels[drawn])], space=space)
 
             chosen = with_chosen_dampings(methods(), calibrated(seed), digits.held_out, progress)
             seeds = range(seed, seed + SAMPLES)
             results = compare(
-                chosen, SPARSITIES, seeds, calibrated, lambda o: accuracy(o, [digits.test]), progress=progress
+                chosen,
+                SPARSITIES,
+                seeds,
+                calibrated,
+                lambda o: accuracy(o, [digits.test]),
+                progress=progress,
             )
         dense = accuracy(calibrated(seed), [digits.test])
         dampings = {name: method.dampings[0] for name, method in chosen.items() if method.dampings}
@@ -106,7 +125,7 @@ def methods() -> Mapping[str, Method]:
     exact = Pruner(gauss_newton(mfac(2 * COUNT), 2), obs, joint)
     return {
         "magnitude": Method(Pruner(None, magnitude, zero)),
-        "diagonal Fisher": Method(Pruner(diagonal(COUNT), obd, zero)),
+        "diagonal Fisher": Method(Pruner(diagonal_fisher(COUNT), obd, zero)),
         "WoodFisher": Method(Pruner(woodfisher(COUNT, BLOCK), obs, independent)),
         "M-FAC": Method(Pruner(mfac(COUNT), obs, independent)),
         "M-FAC, joint": Method(Pruner(mfac(COUNT), obs, joint)),
@@ -116,13 +135,18 @@ def methods() -> Mapping[str, Method]:
 
 
 def with_chosen_dampings(
-    table: Mapping[str, Method], objective: Objective, held_out: Batch, progress: Callback | None = None
+    table: Mapping[str, Method],
+    objective: Objective,
+    held_out: Batch,
+    progress: Progress | None = None,
 ) -> dict[str, Method]:
     """Each method with the damping that loses least on held-out training images."""
     chosen = dict(table)
     for done, (name, method) in enumerate(table.items(), 1):
         if method.pruner.fisher is not None:
-            best = choose_damping(method, DAMPINGS, CHOOSING, objective, lambda o: -o.loss([held_out]))
+            best = choose_damping(
+                method, DAMPINGS, CHOOSING, objective, lambda o: -o.loss([held_out])
+            )
             chosen[name] = replace(method, dampings=(best,))
         if progress:
             progress("dampings", done, len(table))
@@ -138,9 +162,13 @@ def load_digits(seed: int) -> Digits:
         raise WoodburyError("The demo needs scikit-learn: pip install 'woodbury[demo]'.") from error
     images, labels = load(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
-    rest, test = train_test_split(range(len(y)), test_size=0.25, random_state=seed % 2**32, stratify=labels)
+    rest, test = train_test_split(
+        range(len(y)), test_size=0.25, random_state=seed % 2**32, stratify=labels
+    )
     held = round(0.25 * len(rest))
-    return Digits((x[rest[held:]], y[rest[held:]]), (x[rest[:held]], y[rest[:held]]), (x[test], y[test]))
+    return Digits(
+        (x[rest[held:]], y[rest[held:]]), (x[rest[:held]], y[rest[:held]]), (x[test], y[test])
+    )
 
 
 def network() -> nn.Module:
@@ -158,7 +186,7 @@ def network() -> nn.Module:
     )
 
 
-def train(digits: Digits, seed: int, progress: Callback | None = None) -> nn.Module:
+def train(digits: Digits, seed: int, progress: Progress | None = None) -> nn.Module:
     """The network after 20 epochs of AdamW with one cycle of the learning rate, the same for the same seed.
 
     Noise on the images keeps the loss from vanishing; with it the gradients, of which the Fisher is made, would vanish too.

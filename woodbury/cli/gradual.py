@@ -11,36 +11,53 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.batchnorm import recalibrate
 from woodbury.cli.choices import ENGINES, Plan
-from woodbury.cli.common import Callback, Options, note, progress_bars
+from woodbury.cli.common import Options, note, progress_bars
 from woodbury.cli.data import stream
 from woodbury.cli.problem import SCORES, Problem, pose
 from woodbury.cli.results import show_results, write_results
 from woodbury.cli.resume import RunFolder, facts_of, run_folder
 from woodbury.cli.training import Training
-from woodbury.comparison import run
-from woodbury.finetuning import batches_in, finetune, shuffled
-from woodbury.gradients import fastest, regrouped
-from woodbury.objective import Objective
-from woodbury.per_layer import by_layer
-from woodbury.pruning.gradual import Gradual, check_same
-from woodbury.pruning.moments import cycle
+from woodbury.estimation.gradients import fastest
+from woodbury.evaluation.comparison import run
+from woodbury.io.fingerprint import check_same
+from woodbury.model.batches import regrouped
+from woodbury.model.batchnorm import recalibrate
+from woodbury.model.objective import Objective
+from woodbury.monitor import Progress
 from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.schedule import Targets
-from woodbury.records import versions
-from woodbury.report import Grid, percent
+from woodbury.reporting.files import versions
+from woodbury.reporting.per_layer import summarize_tensors
+from woodbury.reporting.tables import Grid, percent
+from woodbury.training.finetuning import batches_in, finetune, shuffled
+from woodbury.training.gradual import Gradual
+from woodbury.training.learning_rate import cosine_restarts
 
 SAVE_EVERY = 60.0
 """Seconds after which the state is saved, also between pruning steps and the ends of epochs."""
 
 
 def gradually(
-    model: str, data: str, sparsity: Targets, out: Path, plan: Plan, training: Training, options: Options
+    model: str,
+    data: str,
+    sparsity: Targets,
+    out: Path,
+    plan: Plan,
+    training: Training,
+    options: Options,
 ) -> None:
     """Prune and fine-tune; write the results. Raises WoodburyError; stopped in any other way, `--resume` goes on."""
-    settings = {"model": model, "data": data, "sparsity": sparsity, "method": plan.name, "update": plan.update}
-    asked = asdict(options) | {name: value for name, value in asdict(training).items() if name != "resume"}
+    settings = {
+        "model": model,
+        "data": data,
+        "sparsity": sparsity,
+        "method": plan.name,
+        "update": plan.update,
+    }
+    asked = asdict(options) | {
+        name: value for name, value in asdict(training).items() if name != "resume"
+    }
     asked = {
         name: value if isinstance(value, (int, float, list, type(None))) else str(value)
         for name, value in asked.items()
@@ -53,15 +70,27 @@ def gradually(
             session = Session(problem, sparsity, plan, training, folder, settings | asked, progress)
             session.train(progress)
         space = session.gradual.space
-        stays = by_layer(space, problem.flops())
+        stays = summarize_tensors(space, problem.flops())
         numbers = session.numbers()
         line = _line(problem, numbers, space.n)
         grids = (_table(problem.measure, numbers["steps"]),)
         with folder.finishing() as results:
             title = f"{Path(model).name} at {percent(space.sparsity, 2)}"
-            every = settings | problem.settings() | asked | {"engine": session.record["engine"], "lr": training.rate}
+            every = (
+                settings
+                | problem.settings()
+                | asked
+                | {"engine": session.record["engine"], "lr": training.rate}
+            )
             write_results(
-                results, problem.model, stays, title=title, line=line, settings=every, numbers=numbers, grids=grids
+                results,
+                problem.model,
+                stays,
+                title=title,
+                line=line,
+                settings=every,
+                numbers=numbers,
+                grids=grids,
             )
     show_results(stays, line, out, grids)
 
@@ -77,9 +106,14 @@ class Session:
         training: Training,
         folder: RunFolder,
         settings: Mapping[str, Any],
-        progress: Callback,
+        progress: Progress,
     ) -> None:
-        self.problem, self.folder, self.training, self.settings = problem, folder, training, settings
+        self.problem, self.folder, self.training, self.settings = (
+            problem,
+            folder,
+            training,
+            settings,
+        )
         self.facts = facts_of(problem.model, problem.calibration)
         saved = folder.saved
         if saved:
@@ -92,7 +126,9 @@ class Session:
         engine = ENGINES[self.record["engine"]]
         refit = problem.refit(plan.refits, sparsity, progress)
         refit = replace(refit, engine=engine) if refit else None
-        method = plan.method(replace(problem.sampling(progress), engine=engine), problem.flops(), refit)
+        method = plan.method(
+            replace(problem.sampling(progress), engine=engine), problem.flops(), refit
+        )
 
         def prune(objective: Objective, sparsity: Targets) -> Pruned:
             result = run(method, objective, sparsity, problem.validate, progress)
@@ -110,16 +146,20 @@ class Session:
             likelihood=problem.likelihood,
             include=list(problem.space.shapes),
             keep_zeros=problem.options.keep_zeros,
-            score=lambda objective: SCORES[problem.measure](problem.settled(objective), problem.held_out or []),
+            score=lambda objective: SCORES[problem.measure](
+                problem.recalibrated(objective), problem.held_out or []
+            ),
             decay_off=training.decay_off,
         )
-        self.scheduler = LambdaLR(self.optimizer, cycle(self.gradual.moments, self.total))
+        self.scheduler = LambdaLR(
+            self.optimizer, cosine_restarts(self.gradual.pruning_steps, self.total)
+        )
         torch.manual_seed(problem.options.seed)
         if saved:
             self._load(saved)
         self.began = self.saved_at = time.monotonic()
 
-    def train(self, progress: Callback) -> None:
+    def train(self, progress: Progress) -> None:
         """Train to the end, from wherever the run is; the model is as it will be used after it."""
         problem, done = self.problem, self.gradual.step
         if not self.folder.saved:
@@ -167,16 +207,16 @@ class Session:
 
     def _after(self, step: int) -> None:
         """Called after each step of training: what is measured and saved then."""
-        if step == self.gradual.moments[-1]:
+        if step == self.gradual.pruning_steps[-1]:
             self.record["pruned"] = self.problem.score(self._objective())
-        due = step % self.epoch == 0 or step in self.gradual.moments
+        due = step % self.epoch == 0 or step in self.gradual.pruning_steps
         if due or time.monotonic() - self.saved_at > SAVE_EVERY:
             self._save()
 
     def _objective(self) -> Objective:
         problem = self.problem
         drawn = problem.drawn(problem.options.seed)
-        return Objective.of(problem.model, drawn, problem.likelihood, self.gradual.space)
+        return Objective.from_model(problem.model, drawn, problem.likelihood, self.gradual.space)
 
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
@@ -216,7 +256,13 @@ def _new_record(problem: Problem) -> dict[str, Any]:
     inputs, target = next(regrouped(objective.batches, 64))
     chosen = fastest(objective, inputs, target)
     engine = next(name for name, engine in ENGINES.items() if engine is chosen)
-    return {"before": problem.dense(), "engine": engine, "dampings": [], "seconds": 0.0, "made": versions()}
+    return {
+        "before": problem.dense(),
+        "engine": engine,
+        "dampings": [],
+        "seconds": 0.0,
+        "made": versions(),
+    }
 
 
 def _table(measure: str, steps: list[dict[str, Any]]) -> Grid:
@@ -234,9 +280,19 @@ def _table(measure: str, steps: list[dict[str, Any]]) -> Grid:
         )
         for step in steps
     )
-    header = ("epoch", "sparsity", "damping", "predicted increase", f"{measure} before", f"{measure} after")
+    header = (
+        "epoch",
+        "sparsity",
+        "damping",
+        "predicted increase",
+        f"{measure} before",
+        f"{measure} after",
+    )
     return Grid(
-        "Pruning steps", header, tuple(rows), note="On held-out training data, right before and after each step."
+        "Pruning steps",
+        header,
+        tuple(rows),
+        note="On held-out training data, right before and after each step.",
     )
 
 
@@ -244,7 +300,8 @@ def _line(problem: Problem, numbers: Mapping[str, Any], weights: int) -> str:
     """The result in one line."""
     measure = problem.measure
     dense, pruned, after = (
-        f"{100 * numbers[f'{measure} {when}']:.2f} %" for when in ("before", "after the last pruning step", "after")
+        f"{100 * numbers[f'{measure} {when}']:.2f} %"
+        for when in ("before", "after the last pruning step", "after")
     )
     return (
         f"{percent(numbers['sparsity reached'], 2)} of {weights:,} weights removed: {measure} {dense} → {pruned} right after "

@@ -38,8 +38,16 @@ class Images(Dataset):
         """
         _pillow()
         train = folder / "train" if (folder / "train").is_dir() else folder
-        tests = [folder / name for name in TEST_NAMES if (folder / name).is_dir()] if train != folder else []
-        names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        tests = (
+            [folder / name for name in TEST_NAMES if (folder / name).is_dir()]
+            if train != folder
+            else []
+        )
+        names = sorted(
+            entry.name
+            for entry in train.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
         found = [_files(part, names) for part in (train, *tests[:1])]
         side, mode = _form([path for files in found for path, _ in files], size)
         return [cls(files, side, mode) for files in found]
@@ -57,22 +65,41 @@ class Images(Dataset):
         with _opened(path) as image:
             with _readable(path):  # opening has read the header alone
                 image = image.convert(self.mode)
-            pixels = np.array(image if image.size == self.size else image.resize(self.size), dtype=np.float32) / 255
-        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()), label
+            pixels = (
+                np.array(
+                    image if image.size == self.size else image.resize(self.size), dtype=np.float32
+                )
+                / 255
+            )
+        return torch.from_numpy(
+            pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+        ), label
 
 
 def _files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
-    there = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    there = {
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
     if unknown := sorted(there - set(names)):
-        raise WoodburyError(f"{folder} has a class {unknown[0]!r} that the training images lack: rename or remove it.")
+        raise WoodburyError(
+            f"{folder} has a class {unknown[0]!r} that the training images lack: rename or remove it."
+        )
     found = []
     for label, name in enumerate(names):
-        paths = [path for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in SUFFIXES]
+        paths = [
+            path for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in SUFFIXES
+        ]
         if not paths and folder.name not in TEST_NAMES:
-            raise WoodburyError(f"{folder / name} holds no image: it should hold those of class {name!r}.")
+            raise WoodburyError(
+                f"{folder / name} holds no image: it should hold those of class {name!r}."
+            )
         found += [(path, label) for path in paths]
     if not found:
-        raise WoodburyError(f"{folder} holds no class folders of images: expected {folder}/CLASS/IMAGE.png.")
+        raise WoodburyError(
+            f"{folder} holds no class folders of images: expected {folder}/CLASS/IMAGE.png."
+        )
     return found
 
 
@@ -82,7 +109,9 @@ def _form(paths: Sequence[Path], size: int | None) -> tuple[tuple[int, int], str
     for path in paths:
         with _opened(path) as image:  # reads the header alone
             if image.mode[0] in "IF":  # which Pillow would clip at 255
-                raise WoodburyError(f"{path} has more than 8 bits to a channel ({image.mode}): save it with 8.")
+                raise WoodburyError(
+                    f"{path} has more than 8 bits to a channel ({image.mode}): save it with 8."
+                )
             modes.add(image.mode)
             first = first or (path, image.size)
             if size is None and image.size != first[1]:
@@ -102,12 +131,16 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow
-        raise WoodburyError(f"{path} is no image that Pillow can read ({error}): repair or remove it.") from error
+        raise WoodburyError(
+            f"{path} is no image that Pillow can read ({error}): repair or remove it."
+        ) from error
 
 
 def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise WoodburyError("A folder of images needs Pillow: pip install 'woodbury[images]'.") from error
+        raise WoodburyError(
+            "A folder of images needs Pillow: pip install 'woodbury[images]'."
+        ) from error
     return Image

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from woodbury.errors import WoodburyError
-from woodbury.export import is_sparse, load_sparse, read_safetensors
-from woodbury.space import ParameterSpace
+from woodbury.io.sparse_files import is_sparse, load_sparse, read_safetensors
+from woodbury.model.space import ParameterSpace
 
 
 def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
@@ -28,10 +28,12 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     """
     model = call(where)
     if not isinstance(model, nn.Module):
-        raise WoodburyError(f"{where} returned a {type(model).__name__}: MODEL must return a torch.nn.Module.")
+        raise WoodburyError(
+            f"{where} returned a {type(model).__name__}: MODEL must return a torch.nn.Module."
+        )
     if checkpoint is not None:
         fill(model, load_weights(checkpoint), str(checkpoint))
-    ParameterSpace.of(model)  # names what cannot be worked on, such as lazy layers
+    ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
     return model.eval()
 
 
@@ -39,11 +41,17 @@ def call(where: str) -> Any:
     """What FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION returns."""
     place, _, name = where.rpartition(":")
     if not place or not name:
-        raise WoodburyError(f"{where!r} does not name a function: write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
+        raise WoodburyError(
+            f"{where!r} does not name a function: write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
+        )
     module = guarded(where, lambda: _module(place))
     function = vars(module).get(name)
     if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
         near = get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8]) or 'none'}."
         raise WoodburyError(f"{place} has no function {name!r}: {hint}")
@@ -57,10 +65,16 @@ def guarded(where: str, function: Callable[[], Any]) -> Any:
     except WoodburyError:
         raise
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename != __file__
+        ]
         frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
         at = f" at {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-        raise WoodburyError(f"{where} failed{at}: {type(error).__name__}: {first_line(error)}") from error
+        raise WoodburyError(
+            f"{where} failed{at}: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
@@ -84,7 +98,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):  # how training scripts like to wrap it
         if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
             weights = weights[key]
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(value, Tensor) for value in weights.values()
+    ):
         raise WoodburyError(
             f"{path} holds no state dict (name -> tensor): save it with torch.save(model.state_dict(), …)."
         )
@@ -97,9 +113,13 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy a state dict into the model, all of it; the first thing that does not fit is named."""
     own = model.state_dict()
     if missing := [name for name in own if name not in weights]:
-        raise WoodburyError(f"{source} lacks {missing[0]!r}, which the model has: is it of another network?")
+        raise WoodburyError(
+            f"{source} lacks {missing[0]!r}, which the model has: is it of another network?"
+        )
     if extra := [name for name in weights if name not in own]:
-        raise WoodburyError(f"{source} has {extra[0]!r}, which the model lacks: is it of another network?")
+        raise WoodburyError(
+            f"{source} has {extra[0]!r}, which the model lacks: is it of another network?"
+        )
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)} in {source} and {tuple(own[name].shape)} in the model"

@@ -12,23 +12,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from woodbury.batchnorm import recalibrate
-from woodbury.cli.choices import LABELS, LOSSES, Sampling, pick
-from woodbury.cli.common import Callback, Options, note
-from woodbury.cli.data import HELD_OUT, Data, answers, batches, labels_of, load_data, probe, sample, split_off
+from woodbury.cli.choices import LABELS, LOSSES, Sampling
+from woodbury.cli.common import Options, note
+from woodbury.cli.data import (
+    HELD_OUT,
+    Data,
+    answers,
+    batches,
+    labels_of,
+    load_data,
+    probe,
+    sample,
+    split_off,
+)
 from woodbury.cli.load import load_model
-from woodbury.comparison import accuracy
+from woodbury.cli.rules import pick
 from woodbury.errors import WoodburyError
-from woodbury.flops import Flops, flops
-from woodbury.likelihood import Likelihood
-from woodbury.objective import Batch, Objective
-from woodbury.pruning.effort import suited, usual
-from woodbury.pruning.reconstruction import Reconstruction
-from woodbury.pruning.refit import Refit
+from woodbury.evaluation.metrics import accuracy, r_squared
+from woodbury.model.batches import Batch
+from woodbury.model.batchnorm import recalibrate
+from woodbury.model.flop_count import Flops, flops
+from woodbury.model.likelihood import Likelihood
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
+from woodbury.monitor import Progress
+from woodbury.pruning.autoconfig import choose_refit
+from woodbury.pruning.presets import standard
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.reconstruction import Reconstruction
 from woodbury.pruning.schedule import Targets
-from woodbury.space import ParameterSpace
 
 USUAL_COUNT = 1000
+
+
 MOST_HELD_OUT = 2000
 
 
@@ -53,7 +69,7 @@ class Problem:
 
     def objective(self, seed: int) -> Objective:
         """The dense objective on a calibration sample drawn by `seed`."""
-        objective = Objective.of(self.model, self.drawn(seed), self.likelihood, self.space)
+        objective = Objective.from_model(self.model, self.drawn(seed), self.likelihood, self.space)
         if not self.options.keep_zeros:
             return objective
         nonzero = objective.weights != 0
@@ -65,37 +81,49 @@ class Problem:
 
     def score(self, objective: Objective) -> float:
         """The accuracy (or R²) on the test data, with BatchNorm recalibrated where that was asked for."""
-        return SCORES[self.measure](self.settled(objective), self.test)
+        return SCORES[self.measure](self.recalibrated(objective), self.test)
 
     def validate(self, objective: Objective) -> float:
         """Minus the loss on held-out training data."""
-        return -self.settled(objective).loss(self.held_out)
+        return -self.recalibrated(objective).loss(self.held_out)
 
-    def settled(self, objective: Objective) -> Objective:
+    def recalibrated(self, objective: Objective) -> Objective:
         """The objective as it will be used: on a copy of the model with new BatchNorm statistics, if asked for."""
         if not self.options.recalibrate:
             return objective
-        settled = replace(objective, model=copy.deepcopy(self.model))
-        settled.write()
-        recalibrate(settled.model, objective.batches)
-        return settled
+        recalibrated = replace(objective, model=copy.deepcopy(self.model))
+        recalibrated.write()
+        recalibrate(recalibrated.model, objective.batches)
+        return recalibrated
 
     def dense(self) -> float:
         """The dense model's score, as it is."""
-        return SCORES[self.measure](Objective.of(self.model, [], self.likelihood, self.space), self.test)
+        return SCORES[self.measure](
+            Objective.from_model(self.model, [], self.likelihood, self.space), self.test
+        )
 
-    def sampling(self, progress: Callback | None) -> Sampling:
+    def sampling(self, progress: Progress | None) -> Sampling:
         """What the Fishers are estimated from."""
         o = self.options
         return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
 
-    def refit(self, steps: int, sparsity: Targets, progress: Callback | None, patient: bool = True) -> Refit | None:
+    def refit(
+        self, steps: int, sparsity: Targets, progress: Progress | None, patient: bool = True
+    ) -> Refit | None:
         """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
         if not steps:
             return None
-        damping, layers = usual.dampings[0], Reconstruction()
-        asked = Refit(steps, damping=damping, reconstruction=layers, seed=self.options.seed, progress=progress)
-        return suited(asked, self.objective(self.options.seed), self.count * self.options.batch, sparsity, patient)
+        damping, layers = standard.dampings[0], Reconstruction()
+        asked = Refit(
+            steps, damping=damping, reconstruction=layers, seed=self.options.seed, progress=progress
+        )
+        return choose_refit(
+            asked,
+            self.objective(self.options.seed),
+            self.count * self.options.batch,
+            sparsity,
+            patient,
+        )
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""
@@ -104,7 +132,11 @@ class Problem:
 
     def settings(self) -> dict[str, Any]:
         """What was asked for and what was decided, for the report."""
-        decided = {"count": self.count, "parameters": list(self.space.shapes), "weights": self.space.n}
+        decided = {
+            "count": self.count,
+            "parameters": list(self.space.shapes),
+            "weights": self.space.n,
+        }
         return {**asdict(self.options), **decided}
 
 
@@ -117,23 +149,31 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     pick(LABELS, options.labels, "kind of labels")
     torch.manual_seed(options.seed)
     network = load_model(model, options.checkpoint)
-    trainable = tuple(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+    trainable = tuple(
+        name for name, parameter in network.named_parameters() if parameter.requires_grad
+    )
     network.requires_grad_(False)  # gradients are taken of copies
     if others := {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}:
         raise WoodburyError(
             f"The model's weights are {str(others.pop())[6:]} and DATA comes as float32: return model.float()."
         )
-    space = ParameterSpace.of(network, options.include or "*", options.exclude or (), min_ndim=2)
+    space = ParameterSpace.from_model(
+        network, options.include or "*", options.exclude or (), min_ndim=2
+    )
     stand_in = partial(ANSWERS[options.loss], network) if options.labels == "sampled" else None
     found = load_data(data, seed=options.seed, size=options.size, answer=stand_in)
     for remark in found.notes:
         note(remark)
     if found.answered:
-        note(f"{data} has no labels: what the dense network says stands for them, and the score is agreement with it.")
+        note(
+            f"{data} has no labels: what the dense network says stands for them, and the score is agreement with it."
+        )
     test = batches(found.test)
     probe(network, test, likelihood)
     calibration, held_out = _held_out(found, options.seed) if choosing else (found.train, None)
-    probe(network, batches(sample(calibration, 250, options.seed)), likelihood, labels_of(calibration))
+    probe(
+        network, batches(sample(calibration, 250, options.seed)), likelihood, labels_of(calibration)
+    )
     return Problem(
         model=network,
         trainable=trainable,
@@ -148,25 +188,21 @@ def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
     )
 
 
-def r_squared(objective: Objective, data: Iterable[Batch]) -> float:
-    """1 − squared error ÷ squared deviation of the targets from their mean."""
-    targets = torch.cat([target for _, target in data]).double()
-    samples = len(targets)
-    deviation = float((targets - targets.mean(0)).square().sum())
-    return 1 - 2 * samples * objective.loss(data) / deviation if deviation else float("nan")
-
-
 SCORES: Mapping[str, Callable[[Objective, Iterable[Batch]], float]] = {
     "accuracy": accuracy,
     "agreement": accuracy,
     "R²": r_squared,
 }
+
+
 MEASURES = {
     ("cross_entropy", False): "accuracy",
     ("cross_entropy", True): "agreement",
     ("squared_error", False): "R²",
     ("squared_error", True): "R²",
 }
+
+
 ANSWERS: Mapping[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "cross_entropy": lambda model, inputs: answers(model, inputs).argmax(1),
     "squared_error": answers,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from woodbury.errors import WoodburyError
-from woodbury.records import checksum
+from woodbury.io.fingerprint import checksum
 
 STATE = "unfinished.pt"
 PARTIAL, RESULTS = ".unfinished.partial", ".results.partial"
@@ -86,7 +86,9 @@ def _saved(path: Path, out: Path, resume: bool) -> Mapping[str, Any] | None:
         raise WoodburyError(f"The output folder {out} is a file: choose another name.")
     if (path / STATE).exists():
         if not resume:
-            raise WoodburyError(f"{out} holds an unfinished run: go on with --resume, or choose another folder.")
+            raise WoodburyError(
+                f"{out} holds an unfinished run: go on with --resume, or choose another folder."
+            )
         try:
             state = torch.load(path / STATE, map_location="cpu", weights_only=True)
             if "settings" not in state:
@@ -99,13 +101,17 @@ def _saved(path: Path, out: Path, resume: bool) -> Mapping[str, Any] | None:
     if path.exists() and (names := {entry.name for entry in path.iterdir()} - {PARTIAL, RESULTS}):
         if resume and "report.json" in names:
             raise WoodburyError(f"The run in {out} is finished: there is nothing to resume.")
-        raise WoodburyError(f"The output folder {out} is not empty: choose a new one or empty it first.")
+        raise WoodburyError(
+            f"The output folder {out} is not empty: choose a new one or empty it first."
+        )
     return None
 
 
 def facts_of(model: nn.Module, data: Dataset) -> dict[str, Any]:
     """What tells a network before its run, and the data, from others: checksums of the weights, and how many samples."""
-    sums = {f"a checksum of {name}": checksum(tensor) for name, tensor in model.state_dict().items()}
+    sums = {
+        f"a checksum of {name}": checksum(tensor) for name, tensor in model.state_dict().items()
+    }
     return {"a number of training samples": len(data), **sums}  # type: ignore[arg-type]
 
 

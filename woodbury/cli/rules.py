@@ -8,26 +8,31 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from woodbury.errors import WoodburyError
-from woodbury.flops import Flops
-from woodbury.pruning.exchange import swaps, thresholded
-from woodbury.pruning.exhaustive import exhaustive
-from woodbury.pruning.pattern import n_of_m
+from woodbury.model.flop_count import Flops
+from woodbury.pruning.costs import power
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.schedule import Targets, check_sparsity, check_targets
-from woodbury.pruning.select import Scope, everything, layers, raised
-from woodbury.pruning.selection import Selection, once, stepwise
+from woodbury.pruning.scopes import Scope, global_, layerwise
+from woodbury.pruning.selections.greedy_selection import Selection, greedy, iterative_greedy
+from woodbury.pruning.selections.local_search import iterative_hard_thresholding, swaps
+from woodbury.pruning.selections.subset_search import exhaustive
+from woodbury.pruning.semi_structured import n_of_m
 from woodbury.pruning.units import Unit, block, input_channels, output_channels, single
 
 T = TypeVar("T")
-SCOPES: Mapping[str, Scope] = {"global": everything, "layers": layers}
+SCOPES: Mapping[str, Scope] = {"global": global_, "layers": layerwise}
 UNITS: Mapping[str, Unit] = {
     "single": single,
     "channels": output_channels,
     "rows": output_channels,
     "columns": input_channels,
 }
-SELECTIONS: Mapping[str, Selection] = {"once": once, "exhaustive": exhaustive}
-STEPPED: Mapping[str, Callable[[int], Selection]] = {"stepwise": stepwise, "swaps": swaps, "thresholded": thresholded}
+SELECTIONS: Mapping[str, Selection] = {"once": greedy, "exhaustive": exhaustive}
+STEPPED: Mapping[str, Callable[[int], Selection]] = {
+    "stepwise": iterative_greedy,
+    "swaps": swaps,
+    "thresholded": iterative_hard_thresholding,
+}
 """Selections that are told a number: `stepwise:16`."""
 
 
@@ -47,7 +52,9 @@ def unit(word: str) -> Unit:
         return pick(UNITS, word, "unit")
     sides = size.split("x")
     if not (colon and all(side.isdigit() and int(side) for side in sides)):
-        raise WoodburyError(f"--unit is {word!r}: give the size of a block, such as block:4 or block:4x1.")
+        raise WoodburyError(
+            f"--unit is {word!r}: give the size of a block, such as block:4 or block:4x1."
+        )
     return block(*map(int, sides))
 
 
@@ -57,7 +64,9 @@ def selection(word: str) -> Selection:
     if not colon and name not in STEPPED:
         return pick(SELECTIONS | STEPPED, name, "selection")  # type: ignore[return-value,operator]
     if not number.isdigit():
-        raise WoodburyError(f"--selection is {word!r}: give a number of steps, such as stepwise:16.")
+        raise WoodburyError(
+            f"--selection is {word!r}: give a number of steps, such as stepwise:16."
+        )
     return pick(STEPPED, name, "selection with a number")(int(number))
 
 
@@ -88,7 +97,9 @@ def sparsity_of(text: str | None, runs: str | None) -> Targets:
     """The target: as asked for, or what the n:m pattern makes of it."""
     if runs is None:
         if text is None:
-            raise WoodburyError("There is no target: give --sparsity, such as --sparsity 0.9, or --pattern.")
+            raise WoodburyError(
+                "There is no target: give --sparsity, such as --sparsity 0.9, or --pattern."
+            )
         return targets(text)
     if text is not None:
         raise WoodburyError(f"--pattern {runs} settles the sparsity: leave --sparsity out.")
@@ -115,14 +126,16 @@ class Rules:
 
     def applied(self, pruner: Pruner, flops: Flops | None) -> Pruner:
         """The pruner that follows them; flops: of the model, where they are counted."""
-        pruner = replace(pruner, unit=self.unit, scope=self.scope, selection=self.selection, ceiling=self.ceiling)
+        pruner = replace(
+            pruner, unit=self.unit, scope=self.scope, selection=self.selection, ceiling=self.ceiling
+        )
         if self.pattern:
             n, m = self.pattern
             _, pruner = n_of_m(n, m, pruner)
         if flops and self.flops:
             pruner = replace(pruner, cost=flops)
         if flops and self.flops_power is not None:
-            pruner = replace(pruner, per=raised(flops, self.flops_power))
+            pruner = replace(pruner, normalize_by=power(flops, self.flops_power))
         return pruner
 
 
@@ -133,9 +146,13 @@ def by_words(words: Mapping[str, Any]) -> Rules:
         pattern_sparsity(words["pattern"])
         for name, usual in (("scope", "global"), ("selection", "once"), ("unit", "single")):
             if words[name] != usual:
-                raise WoodburyError(f"--pattern settles the {name}: leave --{name} {words[name]} out.")
+                raise WoodburyError(
+                    f"--pattern settles the {name}: leave --{name} {words[name]} out."
+                )
     if not 0 < words["ceiling"] <= 1:
-        raise WoodburyError(f"--ceiling is {words['ceiling']}: the share of a tensor that may go lies in (0, 1].")
+        raise WoodburyError(
+            f"--ceiling is {words['ceiling']}: the share of a tensor that may go lies in (0, 1]."
+        )
     return Rules(
         unit=unit(words["unit"]),
         scope=pick(SCOPES, words["scope"], "scope"),

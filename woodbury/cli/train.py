@@ -15,24 +15,45 @@ import typer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.calibration import Ahead
-from woodbury.cli.choices import LOSSES, TRAINERS, pick
-from woodbury.cli.common import Callback, Labelled, Model, note, one_sentence, progress_bars, say, with_options
-from woodbury.cli.data import HELD_OUT, Batches, batches, labels_of, load_data, probe, sample, split_off, stream
+from woodbury.cli.choices import LOSSES, TRAINERS
+from woodbury.cli.common import (
+    Labelled,
+    Model,
+    note,
+    one_sentence,
+    progress_bars,
+    say,
+    with_options,
+)
+from woodbury.cli.data import (
+    HELD_OUT,
+    Batches,
+    batches,
+    labels_of,
+    load_data,
+    probe,
+    sample,
+    split_off,
+    stream,
+)
 from woodbury.cli.load import load_model
 from woodbury.cli.problem import SCORES
 from woodbury.cli.resume import RunFolder, facts_of, run_folder
+from woodbury.cli.rules import pick
 from woodbury.errors import WoodburyError
-from woodbury.export import save_sparse
-from woodbury.factors import factored
-from woodbury.finetuning import batches_in, finetune, shuffled
-from woodbury.fisher.estimate import kfac
-from woodbury.likelihood import Likelihood
-from woodbury.objective import Batch, Objective
-from woodbury.optim_preconditioner import Preconditioner
-from woodbury.pruning.gradual import check_same
-from woodbury.records import versions, write_json
-from woodbury.report import Grid, facts, write_page
+from woodbury.estimation.kfac_factors import factored
+from woodbury.estimation.recipes import kfac
+from woodbury.io.fingerprint import check_same
+from woodbury.io.sparse_files import save_sparse
+from woodbury.model.batches import Batch
+from woodbury.model.likelihood import Likelihood
+from woodbury.model.objective import Objective
+from woodbury.model.peeking import PeekingLoader
+from woodbury.monitor import Progress
+from woodbury.optim.preconditioner import Preconditioner
+from woodbury.reporting.files import versions, write_json
+from woodbury.reporting.tables import Grid, facts, write_page
+from woodbury.training.finetuning import batches_in, finetune, shuffled
 
 AHEAD = 1024
 """Samples that kfac is taken on, those next in line."""
@@ -42,7 +63,9 @@ AHEAD = 1024
 class Recipe:
     """How to train; a line here is an option, and a line in the report."""
 
-    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Times through the training data.")] = 5
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Times through the training data.")
+    ] = 5
     optimizer: Annotated[str, typer.Option(metavar="NAME", help=", ".join(TRAINERS) + ".")] = "mfac"
     lr: Annotated[
         float | None,
@@ -52,20 +75,33 @@ class Recipe:
             f"[default: {', '.join(f'{name} {trainer.lr:g}' for name, trainer in TRAINERS.items())}]",
         ),
     ] = None
-    momentum: Annotated[float, typer.Option(metavar="NUMBER", help="The momentum; Adam's first beta.")] = 0.9
-    weight_decay: Annotated[float, typer.Option(metavar="NUMBER", help="The optimizer's weight decay.")] = 0.0
+    momentum: Annotated[
+        float, typer.Option(metavar="NUMBER", help="The momentum; Adam's first beta.")
+    ] = 0.9
+    weight_decay: Annotated[
+        float, typer.Option(metavar="NUMBER", help="The optimizer's weight decay.")
+    ] = 0.0
     window: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Gradients that mfac remembers.  [default: 128]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Gradients that mfac remembers.  [default: 128]"),
     ] = None
     damping: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="The damping of the Fisher.  [default: mfac 0.01, kfac 0.03]")
+        float | None,
+        typer.Option(
+            metavar="NUMBER", help="The damping of the Fisher.  [default: mfac 0.01, kfac 0.03]"
+        ),
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a batch.")] = 64
     loss: Annotated[
-        str, typer.Option(metavar="NAME", help="cross_entropy (classes) or squared_error (regression).")
+        str,
+        typer.Option(metavar="NAME", help="cross_entropy (classes) or squared_error (regression)."),
     ] = "cross_entropy"
-    size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Resize images to SIZE × SIZE.")] = None
-    seed: Annotated[int, typer.Option(metavar="N", help="Seeds the network, the order and the splits.")] = 0
+    size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Resize images to SIZE × SIZE.")
+    ] = None
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seeds the network, the order and the splits.")
+    ] = 0
 
     def check(self) -> None:
         """Raise WoodburyError for what cannot be: the optimizers say themselves which numbers they refuse."""
@@ -73,20 +109,26 @@ class Recipe:
         pick(TRAINERS, self.optimizer, "optimizer")
         for name, value in {"window": self.window, "damping": self.damping}.items():
             if value is not None and name not in TRAINERS[self.optimizer].own:
-                having = " and ".join(each for each, trainer in TRAINERS.items() if name in trainer.own)
+                having = " and ".join(
+                    each for each, trainer in TRAINERS.items() if name in trainer.own
+                )
                 raise WoodburyError(f"--{name} is for {having}: {self.optimizer} has none.")
         try:
             self.optimizer_of(nn.Linear(1, 1))
         except WoodburyError:
             raise
         except ValueError as error:
-            raise WoodburyError(f"{self.optimizer} refuses its options ({error}): choose others.") from error
+            raise WoodburyError(
+                f"{self.optimizer} refuses its options ({error}): choose others."
+            ) from error
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of what is trainable."""
         moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not moving:
-            raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
+            raise WoodburyError(
+                "None of the model's parameters requires a gradient: return it with some that do."
+            )
         settings, trainer = self.settings(), TRAINERS[self.optimizer]
         own = {name: settings[name] for name in trainer.own}
         return trainer.make(moving, settings["lr"], self.momentum, self.weight_decay, **own)
@@ -95,7 +137,10 @@ class Recipe:
         """What was asked for, and the optimizer's usual numbers where nothing was."""
         trainer = TRAINERS[self.optimizer]
         usual = {"lr": trainer.lr, **trainer.own}
-        return {name: usual.get(name) if value is None else value for name, value in asdict(self).items()}
+        return {
+            name: usual.get(name) if value is None else value
+            for name, value in asdict(self).items()
+        }
 
 
 @one_sentence
@@ -105,12 +150,16 @@ def train(
     data: Labelled,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write: new or empty.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights to begin with: .pt, or .safetensors, dense or sparse.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Weights to begin with: .pt, or .safetensors, dense or sparse."
+        ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="The same command again, with this: go on where the run in DIR was stopped, or begin."
+            "--resume",
+            help="The same command again, with this: go on where the run in DIR was stopped, or begin.",
         ),
     ] = False,
     *,
@@ -137,14 +186,24 @@ def train(
             write_json(results / "report.json", made)
             folded = (facts("Settings", settings), facts("Versions", versions()))
             parts = [table.html(), *(grid.html(folded=True) for grid in folded)]
-            write_page(results / "report.html", f"{Path(model).name} by {recipe.optimizer}", line, parts)
+            write_page(
+                results / "report.html", f"{Path(model).name} by {recipe.optimizer}", line, parts
+            )
     say(table.rich())
     say(line)
-    say(f'Load it with  model.load_state_dict(woodbury.load_sparse("{out / "weights.safetensors"}"))', plain=True)
+    say(
+        f'Load it with  model.load_state_dict(woodbury.load_sparse("{out / "weights.safetensors"}"))',
+        plain=True,
+    )
 
 
 def _trained(
-    network: nn.Module, data: str, recipe: Recipe, folder: RunFolder, settings: dict[str, Any], progress: Callback
+    network: nn.Module,
+    data: str,
+    recipe: Recipe,
+    folder: RunFolder,
+    settings: dict[str, Any],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train to the end, from wherever the run is; what happened, epoch by epoch, and the score on the test data."""
     likelihood, found = LOSSES[recipe.loss], load_data(data, seed=recipe.seed, size=recipe.size)
@@ -152,7 +211,11 @@ def _trained(
         note(remark)
     train, aside = split_off(found.train, HELD_OUT, recipe.seed)
     held_out, test = batches(aside), batches(found.test)
-    for part, labels in ((held_out, None), (test, None), (Batches(sample(train, 250, recipe.seed)), labels_of(train))):
+    for part, labels in (
+        (held_out, None),
+        (test, None),
+        (Batches(sample(train, 250, recipe.seed)), labels_of(train)),
+    ):
         probe(network, part, likelihood, labels)
     measure = "accuracy" if recipe.loss == "cross_entropy" else "R²"
     optimizer, samples = recipe.optimizer_of(network), len(train)
@@ -161,14 +224,19 @@ def _trained(
     known = facts_of(network, train)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer}
     parts["scheduler"] = LambdaLR(optimizer, partial(half_cosine, total=total))
-    saved = folder.saved or {"record": {"measure": measure, "epochs": [], "seconds": 0.0}, "done": 0}
+    saved = folder.saved or {
+        "record": {"measure": measure, "epochs": [], "seconds": 0.0},
+        "done": 0,
+    }
     record, done = saved["record"], saved["done"]
     of: Iterable[Batch] = stream(train, shuffled(samples, recipe.batch_size, recipe.seed, done))
     before = None
     if recipe.optimizer == "kfac":
         count, damping = min(AHEAD, samples), recipe.settings()["damping"]
-        of, space = Ahead(of, count), factored(network)
-        before = Preconditioner(optimizer, network, kfac(count, damping), of, space=space, likelihood=likelihood)
+        of, space = PeekingLoader(of, count), factored(network)
+        before = Preconditioner(
+            optimizer, network, kfac(count, damping), of, space=space, likelihood=likelihood
+        )
         parts["preconditioner"] = before
     if folder.saved:
         check_same(saved.get("facts", {}), known, "The unfinished run")
@@ -180,11 +248,21 @@ def _trained(
         if step % epoch:
             return
         number, loss, score = step // epoch, *_judged(network, likelihood, held_out, measure)
-        record["epochs"] = [*record["epochs"], {"epoch": number, "held-out loss": loss, f"held-out {measure}": score}]
+        record["epochs"] = [
+            *record["epochs"],
+            {"epoch": number, "held-out loss": loss, f"held-out {measure}": score},
+        ]
         now = record | {"seconds": record["seconds"] + time.monotonic() - began}
         state = {name: part.state_dict() for name, part in parts.items()}
         folder.save(
-            {"settings": settings, "facts": known, "record": now, "done": step, "rng": torch.get_rng_state(), **state}
+            {
+                "settings": settings,
+                "facts": known,
+                "record": now,
+                "done": step,
+                "rng": torch.get_rng_state(),
+                **state,
+            }
         )
         if before:
             before.renew()
@@ -201,15 +279,21 @@ def half_cosine(step: int, total: int) -> float:
     return (1 + math.cos(math.pi * step / total)) / 2
 
 
-def _judged(network: nn.Module, likelihood: Likelihood, data: Any, measure: str) -> tuple[float, float]:
-    objective = Objective.of(network, [], likelihood)
+def _judged(
+    network: nn.Module, likelihood: Likelihood, data: Any, measure: str
+) -> tuple[float, float]:
+    objective = Objective.from_model(network, [], likelihood)
     return objective.loss(data), SCORES[measure](objective, data)
 
 
 def _table(record: dict[str, Any]) -> Grid:
     measure = record["measure"]
     cells = tuple(
-        (str(each["epoch"]), f"{each['held-out loss']:.4g}", f"{100 * each[f'held-out {measure}']:.2f} %")
+        (
+            str(each["epoch"]),
+            f"{each['held-out loss']:.4g}",
+            f"{100 * each[f'held-out {measure}']:.2f} %",
+        )
         for each in record["epochs"]
     )
     return Grid("Held-out training data", ("epoch", "loss", measure), cells)

@@ -8,8 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
-from woodbury.cli.choices import OPTIMIZERS, pick
+from woodbury.cli.choices import OPTIMIZERS
 from woodbury.cli.problem import Problem
+from woodbury.cli.rules import pick
 from woodbury.errors import WoodburyError
 
 
@@ -25,11 +26,18 @@ class Training:
             help="Prune in steps and fine-tune for N epochs meanwhile; the options below go with it.",
         ),
     ] = None
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Pruning steps, on a cubic schedule.")] = 10
+    steps: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Pruning steps, on a cubic schedule.")
+    ] = 10
     prune_until: Annotated[
-        float, typer.Option(metavar="FRACTION", help="The part of the training after which the last step comes.")
+        float,
+        typer.Option(
+            metavar="FRACTION", help="The part of the training after which the last step comes."
+        ),
     ] = 0.6
-    optimizer: Annotated[str, typer.Option(metavar="NAME", help=", ".join(OPTIMIZERS) + ".")] = "sgd"
+    optimizer: Annotated[str, typer.Option(metavar="NAME", help=", ".join(OPTIMIZERS) + ".")] = (
+        "sgd"
+    )
     lr: Annotated[
         float | None,
         typer.Option(
@@ -38,14 +46,23 @@ class Training:
             "[default: sgd 0.01, adam and adamw 0.001, mfac 0.003]",
         ),
     ] = None
-    momentum: Annotated[float, typer.Option(metavar="NUMBER", help="The momentum; Adam's first beta.")] = 0.9
-    weight_decay: Annotated[float, typer.Option(metavar="NUMBER", help="The optimizer's weight decay.")] = 1e-4
-    decay_off: Annotated[bool, typer.Option("--decay-off", help="No weight decay after the last pruning step.")] = False
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a batch of training.")] = 64
+    momentum: Annotated[
+        float, typer.Option(metavar="NUMBER", help="The momentum; Adam's first beta.")
+    ] = 0.9
+    weight_decay: Annotated[
+        float, typer.Option(metavar="NUMBER", help="The optimizer's weight decay.")
+    ] = 1e-4
+    decay_off: Annotated[
+        bool, typer.Option("--decay-off", help="No weight decay after the last pruning step.")
+    ] = False
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples in a batch of training.")
+    ] = 64
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="The same command again, with this: go on where the run in DIR was stopped, or begin."
+            "--resume",
+            help="The same command again, with this: go on where the run in DIR was stopped, or begin.",
         ),
     ] = False
 
@@ -53,7 +70,9 @@ class Training:
         """Raise WoodburyError for what cannot be, and for options that would count for nothing."""
         idle = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         if self.epochs is None and idle:
-            raise WoodburyError(f"--{idle[0].replace('_', '-')} is for fine-tuning: give --epochs too.")
+            raise WoodburyError(
+                f"--{idle[0].replace('_', '-')} is for fine-tuning: give --epochs too."
+            )
         pick(OPTIMIZERS, self.optimizer, "optimizer")
         if not 0 < self.prune_until <= 1:
             raise WoodburyError(
@@ -64,14 +83,18 @@ class Training:
         if not 0 <= self.momentum < 1:
             raise WoodburyError(f"--momentum is {self.momentum}: it must lie in [0, 1).")
         if not 0 <= self.weight_decay < float("inf"):
-            raise WoodburyError(f"--weight-decay is {self.weight_decay}: it must be at least 0 and finite.")
+            raise WoodburyError(
+                f"--weight-decay is {self.weight_decay}: it must be at least 0 and finite."
+            )
 
     def optimizer_of(self, problem: Problem) -> torch.optim.Optimizer:
         """The optimizer of what is trainable, which requires a gradient from now on."""
         parameters = dict(problem.model.named_parameters())
         moving = [parameters[name].requires_grad_() for name in problem.trainable]
         if not moving:
-            raise WoodburyError("None of the model's parameters requires a gradient: return it with some that do.")
+            raise WoodburyError(
+                "None of the model's parameters requires a gradient: return it with some that do."
+            )
         trainer = OPTIMIZERS[self.optimizer]
         return trainer.make(moving, self.rate, self.momentum, self.weight_decay, **trainer.own)
 

@@ -10,21 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury import comm
 from woodbury.errors import WoodburyError
-from woodbury.fisher.operator import Fisher, check_damping, check_finite, check_groups, check_keep, check_vector
-from woodbury.fisher.small import cholesky
-from woodbury.fisher.streams import chunks, combine, full_precision, times, width
-from woodbury.fisher.triangle import gram_of, squared_columns
+from woodbury.fisher.base import Fisher
+from woodbury.fisher.checks import (
+    check_damping,
+    check_finite,
+    check_groups,
+    check_keep,
+    check_vector,
+)
+from woodbury.linalg import collectives
+from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.linalg.gram import gram_of, squared_columns
+from woodbury.linalg.row_products import chunks, combine, full_precision, times, width
 
 CANCELLING = 0.05
 """Where less than this share of 1/damping is left in [F⁻¹]_qq, the subtraction is done again in float64."""
 
+
 RESOLVED = 0.01
 """A row of which less than this share is new to the rows before it needs its products in float64."""
 
+
 PROBED = 64
 """Fewer rows than these are not asked first whether float32 will do."""
+
 
 REMAINING = 0.1
 """Where less than this share of a row's square is in the columns that stay, their Gram matrix is summed, not subtracted."""
@@ -54,7 +64,9 @@ class LowRank(Fisher):
     def __post_init__(self) -> None:
         check_damping(self.damping)
         if self.rows.ndim != 2 or 0 in self.rows.shape:
-            raise WoodburyError(f"The rows have shape {tuple(self.rows.shape)}: give (m, d) with at least one row.")
+            raise WoodburyError(
+                f"The rows have shape {tuple(self.rows.shape)}: give (m, d) with at least one row."
+            )
         if self.known_gram is None:  # else the rows were checked when it was made
             check_finite(self.rows, "A matrix of rows")
         if self.weights is not None:
@@ -71,7 +83,9 @@ class LowRank(Fisher):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.rows.dtype if self.rows.dtype in (torch.float32, torch.float64) else torch.float32
+        return (
+            self.rows.dtype if self.rows.dtype in (torch.float32, torch.float64) else torch.float32
+        )
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +95,9 @@ class LowRank(Fisher):
     def _scale(self) -> Tensor:
         """(m,) float64: √(wᵢ/m), so that F = damping·I + (SG)ᵀ(SG)."""
         ones = torch.ones(self.m, dtype=torch.float64, device=self.device)
-        return ((ones if self.weights is None else self.weights.double().to(self.device)) / self.m).sqrt()
+        return (
+            (ones if self.weights is None else self.weights.double().to(self.device)) / self.m
+        ).sqrt()
 
     @cached_property
     def gram(self) -> Tensor:
@@ -99,26 +115,44 @@ class LowRank(Fisher):
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor, bool]:
         """The Gram matrix, the factor of gram + damping·I, and whether the products were taken in float64."""
-        return self._gathered() if self.known_gram is None else self._factored(self.known_gram, self.exact_gram)
+        return (
+            self._gathered()
+            if self.known_gram is None
+            else self._factored(self.known_gram, self.exact_gram)
+        )
 
     def _gathered(self, columns: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
         """The same from the rows, or some of their columns: in float64 at once where a quarter of the rows asks for it."""
         exact, few = self.dtype == torch.float64, self.m // 4
-        if not exact and few >= PROBED:  # a row's share that is new is the same among its predecessors alone
-            exact = _least_new(cholesky(self._scaled_gram(self.dtype, columns, few), self.damping)) < RESOLVED
+        if (
+            not exact and few >= PROBED
+        ):  # a row's share that is new is the same among its predecessors alone
+            exact = (
+                _least_new(
+                    damped_cholesky(self._scaled_gram(self.dtype, columns, few), self.damping)
+                )
+                < RESOLVED
+            )
         dtype = torch.float64 if exact else self.dtype
         return self._factored(self._scaled_gram(dtype, columns), exact, columns)
 
-    def _factored(self, gram: Tensor, exact: bool, columns: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
+    def _factored(
+        self, gram: Tensor, exact: bool, columns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, bool]:
         """The same of the Gram matrix of some columns, taken again in float64 if float32 cannot carry the answer."""
-        exact, factor = exact or self.dtype == torch.float64, cholesky(gram, self.damping)
+        exact, factor = exact or self.dtype == torch.float64, damped_cholesky(gram, self.damping)
         if not exact and _least_new(factor) < RESOLVED:
             gram, exact = self._scaled_gram(torch.float64, columns), True
-            factor = cholesky(gram, self.damping)
+            factor = damped_cholesky(gram, self.damping)
         return gram, factor, exact
 
-    def _scaled_gram(self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None) -> Tensor:
-        gram, scale = comm.total(gram_of(self.rows[:first], dtype, columns), self.group), self._scale[:first]
+    def _scaled_gram(
+        self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None
+    ) -> Tensor:
+        gram, scale = (
+            collectives.all_sum(gram_of(self.rows[:first], dtype, columns), self.group),
+            self._scale[:first],
+        )
         return scale[:, None] * gram * scale
 
     @cached_property
@@ -129,7 +163,7 @@ class LowRank(Fisher):
 
     def _times(self, v: Tensor) -> Tensor:
         """S G v in float64, from products in v's dtype: (d,) -> (m,), (d, k) -> (m, k)."""
-        return _down(self._scale, comm.total(times(self.rows, v), self.group))
+        return _down(self._scale, collectives.all_sum(times(self.rows, v), self.group))
 
     def _combine(self, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Gᵀ S c in a dtype, None for the operator's: (m,) -> (d,), (m, k) -> (d, k)."""
@@ -165,7 +199,10 @@ class LowRank(Fisher):
     def diagonal(self) -> Tensor:
         scale = self._scale.to(self.dtype)[:, None]
         return (
-            torch.cat([(scale * chunk).square_().sum(0) for _, chunk in chunks(self.rows, self.dtype)]) + self.damping
+            torch.cat(
+                [(scale * chunk).square_().sum(0) for _, chunk in chunks(self.rows, self.dtype)]
+            )
+            + self.damping
         )
 
     def inverse_diagonal(self) -> Tensor:
@@ -204,22 +241,32 @@ class LowRank(Fisher):
         for start in range(0, len(groups), at_once):
             some = groups[start : start + at_once]
             same = (some[:, :, None] == some[:, None, :]) * eye.new_ones(())
-            white = (self._whitener @ self.rows[:, some.flatten()].double()).view(self.m, len(some), s).permute(1, 0, 2)
-            blocks[start : start + at_once] = ((same - white.mT @ white) / self.damping).to(self.dtype)
+            white = (
+                (self._whitener @ self.rows[:, some.flatten()].double())
+                .view(self.m, len(some), s)
+                .permute(1, 0, 2)
+            )
+            blocks[start : start + at_once] = ((same - white.mT @ white) / self.damping).to(
+                self.dtype
+            )
         return blocks
 
     def restrict(self, keep: Tensor) -> LowRank:
         rows = self.rows.index_select(1, check_keep(keep, self.d).nonzero()[:, 0])
         left = self._downdated(keep)
         exact, summed = left is not None and self._exact, None if left is None else self._sums
-        return replace(self, rows=rows, known_gram=left, exact_gram=exact, orthogonal=False, summed=summed)
+        return replace(
+            self, rows=rows, known_gram=left, exact_gram=exact, orthogonal=False, summed=summed
+        )
 
     def _downdated(self, keep: Tensor) -> Tensor | None:
         """The Gram matrix of the columns that stay, where that of the others is cheaper and the difference exact  (eq. 10)."""
         known = self.known_gram is not None or "_solved" in vars(self)
         if self.group is not None or not known or 2 * int(keep.sum()) < self.d:
             return None
-        gone = self._scaled_gram(torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0])
+        gone = self._scaled_gram(
+            torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0]
+        )
         left = self.gram - gone
         return None if bool((left.diagonal() < REMAINING * self._sums).any()) else left
 
@@ -252,21 +299,33 @@ class LowRank(Fisher):
                 rows[:, part] = turned @ chunk
         known = values.clamp_min(0).diag()
         exact = self._exact
-        return replace(self, rows=rows, weights=None, known_gram=known, exact_gram=exact, orthogonal=True, summed=None)
+        return replace(
+            self,
+            rows=rows,
+            weights=None,
+            known_gram=known,
+            exact_gram=exact,
+            orthogonal=True,
+            summed=None,
+        )
 
     def with_damping(self, damping: float) -> LowRank:
         return replace(self, damping=damping, known_gram=self.gram, exact_gram=self._exact)
 
     def logdet(self) -> float:
-        d = int(comm.total(torch.tensor(self.d, device=self.device), self.group))
-        return (d - self.m) * math.log(self.damping) + float(2 * self._factor.diagonal().log().sum())
+        d = int(collectives.all_sum(torch.tensor(self.d, device=self.device), self.group))
+        return (d - self.m) * math.log(self.damping) + float(
+            2 * self._factor.diagonal().log().sum()
+        )
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         # F_KQ w_Q lies in the span of the kept columns, so that the range form applies: no division by the damping. Only
         # their Gram matrix is needed: what the other columns would add is cut off last.
         kept = check_keep(keep, self.d).nonzero()[:, 0]
         left = self._downdated(keep)
-        _, factor, exact = self._gathered(kept) if left is None else self._factored(left, self._exact, kept)
+        _, factor, exact = (
+            self._gathered(kept) if left is None else self._factored(left, self._exact, kept)
+        )
         dtype = self._carrying(exact)
         force = self._times(check_vector(removed, self.d).to(dtype))
         step = self._combine(_solved_by(factor, force), dtype)[keep]
@@ -285,7 +344,9 @@ def _solved_by(factor: Tensor, c: Tensor) -> Tensor:
 def check_weights(weights: Tensor, m: int) -> Tensor:
     """`weights`, or an error unless they are m positive, finite numbers."""
     if weights.shape != (m,) or not bool((weights > 0).all() & weights.isfinite().all()):
-        raise WoodburyError(f"The row weights must be ({m},), positive and finite: leave out rows that weigh nothing.")
+        raise WoodburyError(
+            f"The row weights must be ({m},), positive and finite: leave out rows that weigh nothing."
+        )
     return weights
 
 

@@ -7,21 +7,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury import comm
 from woodbury.errors import WoodburyError
+from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
-from woodbury.fisher.operator import check_damping
-from woodbury.fisher.small import cholesky
-from woodbury.fisher.streams import FAST, WIDE, chunks, combination, products
-from woodbury.fisher.triangle import gram_of
+from woodbury.linalg import collectives
+from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.linalg.gram import gram_of
+from woodbury.linalg.row_products import FAST, WIDE, chunks, combination, products
 
 TOLERANCE = 3e-5
 """Estimated relative error of F⁻¹g above which products or the combination are taken in float64."""
+
+
 REBUILT = 256
 """Replacements after which the inverse of the small matrix is computed anew, so that no rounding adds up for a week."""
+
+
 DRIFTED = 1e-4
 """Residual of a small solve at which it is computed anew at once."""
-KEYS = ("rows", "gram", "pushed", "latest", "slope", "skipped", "damping", "inverse", "age", "shift", "exact_until")
+
+
+KEYS = (
+    "rows",
+    "gram",
+    "pushed",
+    "latest",
+    "slope",
+    "skipped",
+    "damping",
+    "inverse",
+    "age",
+    "shift",
+    "exact_until",
+)
 
 
 class Window:
@@ -58,7 +76,9 @@ class Window:
         self.latest = 1  # how many rows the last push brought
         self.skipped = 0
         self.slope = 0.0  # gᵀF⁻¹g of the last solve: how steeply the loss falls along the step
-        self.inverse: Tensor | None = None  # (m, m) of gram + shift·I, once the window is full and solved with
+        self.inverse: Tensor | None = (
+            None  # (m, m) of gram + shift·I, once the window is full and solved with
+        )
         self.age = -1  # replacements since the inverse was built; -1: it is not that of the rows before the last push
         self.shift = 0.0
         self.exact_until = 0  # the push up to which products are taken in float64
@@ -95,8 +115,13 @@ class Window:
             )
         count = 1 if gradients.ndim == 1 else len(gradients)
         if not 1 <= count <= len(self.rows):
-            raise WoodburyError(f"{count} rows at once met a window of {len(self.rows)}: it must hold all of them.")
-        stored, seen = gradients.to(self.rows.device, self.rows.dtype), min(self.pushed + count, len(self.rows))
+            raise WoodburyError(
+                f"{count} rows at once met a window of {len(self.rows)}: it must hold all of them."
+            )
+        stored, seen = (
+            gradients.to(self.rows.device, self.rows.dtype),
+            min(self.pushed + count, len(self.rows)),
+        )
         places, exact = self._places(self.pushed, count), self.pushed < self.exact_until
         if gradients.ndim == 1:
             new = products(self.rows[:seen], stored, exact)
@@ -106,7 +131,7 @@ class Window:
             for part, chunk in chunks(self.rows[:seen], torch.float64) if count < seen else ():
                 new += stored[:, part].double() @ chunk.mT
             new[:, places] = gram_of(stored, torch.float64)
-        return comm.total(new, self.group)
+        return collectives.all_sum(new, self.group)
 
     def admit(self, gradients: Tensor, products: Tensor) -> None:
         """Let `gradients`, (d,) or (k, d), with their finite `measure` replace the oldest rows."""
@@ -132,7 +157,9 @@ class Window:
         exact = rows.dtype == torch.float64 or self.pushed <= self.exact_until
         return LowRank(rows, self.damping, group=self.group, known_gram=gram, exact_gram=exact)
 
-    def solve_newest(self, plus: Tensor | None = None, *, residuals: Tensor | None = None) -> Tensor:
+    def solve_newest(
+        self, plus: Tensor | None = None, *, residuals: Tensor | None = None
+    ) -> Tensor:
         """F⁻¹ g for the gradient pushed last, (d,): one read of the rows, no division by the damping  (eq. 8).
 
         plus: (d,), for F⁻¹(g + plus) with F that of the gradients alone; one read more, and this part as in (eq. 6).
@@ -151,9 +178,13 @@ class Window:
         spread, error, self.slope = self._estimates(c, column, places)
         coarse = self.latest > 1 or error > TOLERANCE
         if self.rows.dtype != torch.float64 and self._on_any_rank(coarse):
-            if self.pushed > self.exact_until:  # the last push was measured in float32, or others before it
+            if (
+                self.pushed > self.exact_until
+            ):  # the last push was measured in float32, or others before it
                 rows = self.rows[: self.seen]
-                self.gram[: self.seen, : self.seen] = comm.total(gram_of(rows, torch.float64), self.group)
+                self.gram[: self.seen, : self.seen] = collectives.all_sum(
+                    gram_of(rows, torch.float64), self.group
+                )
                 self.age = -1
                 column = self._solve_small(c)
                 spread, _, self.slope = self._estimates(c, column, places)
@@ -162,7 +193,9 @@ class Window:
         if plus is not None:
             plus = plus.to(self.rows.device)
             exact = self.pushed <= self.exact_until
-            projected = comm.total(products(self.rows[: self.seen], plus, exact), self.group)
+            projected = collectives.all_sum(
+                products(self.rows[: self.seen], plus, exact), self.group
+            )
             combined = combined - self._solve_small(projected) / self.damping
         step = combination(self.rows[: self.seen], combined, 2.0**-23 * spread > TOLERANCE)
         return step if plus is None else step.add_(plus, alpha=1 / self.damping)
@@ -179,7 +212,9 @@ class Window:
         """Raise WoodburyError unless `state` is that of a window of this shape and dtype."""
         missing = set(KEYS) - set(state)
         if missing:
-            raise WoodburyError(f"This is not a window's state: it lacks {', '.join(sorted(missing))}.")
+            raise WoodburyError(
+                f"This is not a window's state: it lacks {', '.join(sorted(missing))}."
+            )
         saved = state["rows"]
         if saved.shape != self.rows.shape or saved.dtype != self.rows.dtype:
             raise WoodburyError(
@@ -203,7 +238,7 @@ class Window:
         shift = self.seen * self.damping
         gram = self.gram[: self.seen, : self.seen]
         if self.seen < len(self.rows):  # the shift changes with every push
-            return torch.cholesky_solve(c[:, None], cholesky(gram, shift))[:, 0]
+            return torch.cholesky_solve(c[:, None], damped_cholesky(gram, shift))[:, 0]
         if not 0 <= self.age <= REBUILT or self.shift != shift:
             self._build(shift)
         assert self.inverse is not None
@@ -215,7 +250,7 @@ class Window:
         return solved + self.inverse @ left  # one step of refinement: as exact as a factor
 
     def _build(self, shift: float) -> None:
-        self.inverse = torch.cholesky_inverse(cholesky(self.gram, shift))
+        self.inverse = torch.cholesky_inverse(damped_cholesky(self.gram, shift))
         self.age, self.shift = 0, shift
 
     def _replace(self, inverse: Tensor, row: int, products: Tensor) -> None:
@@ -226,7 +261,9 @@ class Window:
         moved = inverse @ others - gone * (gone @ others)
         moved[row] = -1
         fresh = products[row] + self.shift - others @ moved
-        if not bool(fresh >= 0.5 * self.shift):  # a Schur complement is at least the shift: rounding has won
+        if not bool(
+            fresh >= 0.5 * self.shift
+        ):  # a Schur complement is at least the shift: rounding has won
             self.age = -1
             return
         arrived = moved / fresh.sqrt()
@@ -235,7 +272,9 @@ class Window:
         inverse[:, row] = inverse[row]
         self.age += 1
 
-    def _estimates(self, c: Tensor, column: Tensor, places: slice | Tensor) -> tuple[float, float, float]:
+    def _estimates(
+        self, c: Tensor, column: Tensor, places: slice | Tensor
+    ) -> tuple[float, float, float]:
         """By how much the terms of Gᵀ column exceed their sum; F⁻¹g's relative error by a float32 Gram matrix; gᵀF⁻¹g.
 
         From O(m) numbers for one new row. The first is what the combination's rounding is multiplied by. A product's own error
@@ -247,7 +286,9 @@ class Window:
         share = (lengths[places] * column[places]).amax().clamp(min=1)
         slope = self.seen * (c[places] @ (self.gram[places, : self.seen] @ column))
         numbers = torch.stack([terms, summed, share, slope]).tolist()
-        spread = (numbers[0] / max(numbers[1], 1e-30 * numbers[0])) ** 0.5 if numbers[0] > 0 else 0.0
+        spread = (
+            (numbers[0] / max(numbers[1], 1e-30 * numbers[0])) ** 0.5 if numbers[0] > 0 else 0.0
+        )
         d, chunk = max(self.rows.shape[1], 1), FAST if self.rows.dtype == torch.float32 else WIDE
         product = 2.0**-24 * max(1.0, min(d, chunk) / 8 / d**0.5)
         return spread, product * spread * (self.seen * numbers[2]) ** 0.5, numbers[3]
@@ -263,7 +304,9 @@ class Window:
         """Ranks on different processors may round differently; what they do together they decide together."""
         if self.group is None:
             return flag
-        return bool(comm.total(torch.tensor(float(flag), device=self.rows.device), self.group) > 0)
+        return bool(
+            collectives.all_sum(torch.tensor(float(flag), device=self.rows.device), self.group) > 0
+        )
 
 
 def _described(rows: Tensor) -> str:

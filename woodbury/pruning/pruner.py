@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher.estimate import Estimate, mfac
-from woodbury.gradients import mean_gradient
-from woodbury.objective import Objective
-from woodbury.pruning.contest import Contest, check_reachable, contest
+from woodbury.estimation.gradients import mean_gradient
+from woodbury.estimation.recipes import Estimate, mfac
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
+from woodbury.pruning.budget import Budget, budget_for, check_reachable
+from woodbury.pruning.costs import Cost, weights
 from woodbury.pruning.quadratic import Quadratic
-from woodbury.pruning.saliency import Saliency, obs
+from woodbury.pruning.saliencies import Saliency, obs
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.select import Cost, Scope, everything, weights
-from woodbury.pruning.selection import Selection, once
+from woodbury.pruning.scopes import Scope, global_
+from woodbury.pruning.selections.greedy_selection import Selection, greedy
 from woodbury.pruning.units import Unit, single
-from woodbury.pruning.update import Update, joint
-from woodbury.space import ParameterSpace
+from woodbury.pruning.updates import Update, joint
 
 NO_DAMPING = 1e-30
 """A damping that leaves a diagonal to the curvature."""
@@ -85,7 +86,9 @@ class Pruned:
     def before_update(self, dense: Objective) -> Objective:
         """The dense objective with the weights that fell at zero and all others as they were: the removal alone."""
         space = self.objective.space
-        return dense.at(dense.space.expand(dense.weights)[space.keep.to(dense.weights.device)], space)
+        return dense.at(
+            dense.space.expand(dense.weights)[space.keep.to(dense.weights.device)], space
+        )
 
     def write(self) -> None:
         """Copy the weights into the model, in place."""
@@ -109,7 +112,7 @@ class Pruner:
 
     fisher: objective -> Fisher, None for magnitude. saliency: what each unit is worth; selection: how saliencies become
     the weights that stay; update: how those move. unit × scope × cost: what falls together, competes, and counts towards
-    the sparsity; per: what saliencies are divided by, None for the cost itself; ceiling: the share of a tensor that may go
+    the sparsity; normalize_by: what saliencies are divided by, None for the cost itself; ceiling: the share of a tensor that may go
     at most. first_order: give the gradient of the mean loss over the objective's batches to saliency and update
     (WoodTaylor), for nets that are not converged.
     """
@@ -118,21 +121,23 @@ class Pruner:
     saliency: Saliency = obs
     update: Update = joint
     unit: Unit = single
-    scope: Scope = everything
+    scope: Scope = global_
     first_order: bool = False
-    selection: Selection = once
+    selection: Selection = greedy
     cost: Cost = weights
     ceiling: float = 1.0
-    per: Cost | None = None
+    normalize_by: Cost | None = None
 
-    def contest(self, space: ParameterSpace, sparsity: Targets) -> Contest:
+    def budget(self, space: ParameterSpace, sparsity: Targets) -> Budget:
         """What competes on the way to `sparsity`. Raises WoodburyError if it cannot be reached: cheap, to be seen early."""
-        return contest(space, sparsity, self.unit, self.scope, self.cost, self.ceiling, self.per)
+        return budget_for(
+            space, sparsity, self.unit, self.scope, self.cost, self.ceiling, self.normalize_by
+        )
 
     def check(self, space: ParameterSpace, sparsity: Targets) -> None:
         """Raises WoodburyError if steps that end at `sparsity` cannot be."""
         check_reachable(space, sparsity, self.scope, self.cost)
-        self.contest(space, sparsity)
+        self.budget(space, sparsity)
 
     def quadratic(self, objective: Objective) -> Quadratic:
         """The loss as this recipe sees it from the objective's weights."""
@@ -144,10 +149,12 @@ class Pruner:
         _check_reached(quadratic, objective.space)
         return quadratic
 
-    def on(self, quadratic: Quadratic, objective: Objective, sparsity: Targets) -> Pruned:
+    def on_quadratic(self, quadratic: Quadratic, objective: Objective, sparsity: Targets) -> Pruned:
         """Prune once on a quadratic that is known already; the model is untouched. Raises WoodburyError."""
-        space, units, heard = objective.space, self.contest(objective.space, sparsity), []
-        keep = self.selection(quadratic, units, _heard(self.saliency, units, heard)).to(objective.weights.device)
+        space, units, heard = objective.space, self.budget(objective.space, sparsity), []
+        keep = self.selection(quadratic, units, _heard(self.saliency, units, heard)).to(
+            objective.weights.device
+        )
         delta = self.update(quadratic, keep)
         remaining = (quadratic.weights + delta)[keep]
         if not bool(torch.isfinite(remaining).all()):
@@ -164,11 +171,11 @@ class Pruner:
 
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
         """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
-        self.contest(objective.space, sparsity)  # seen to be possible before any gradient is taken
-        return self.on(self.quadratic(objective), objective, sparsity)
+        self.budget(objective.space, sparsity)  # seen to be possible before any gradient is taken
+        return self.on_quadratic(self.quadratic(objective), objective, sparsity)
 
 
-def _heard(saliency: Saliency, units: Contest, heard: list[Tensor]) -> Saliency:
+def _heard(saliency: Saliency, units: Budget, heard: list[Tensor]) -> Saliency:
     """The saliency, and what it says of all units at first is noted in `heard`."""
     whole = 1 if units.groups is None else len(units.groups)
 
@@ -181,13 +188,26 @@ def _heard(saliency: Saliency, units: Contest, heard: list[Tensor]) -> Saliency:
     return noted
 
 
-def _quantiles(heard: Sequence[Tensor], units: Contest, space: ParameterSpace) -> dict[str, tuple[float, ...]]:
-    if sum(map(len, heard)) != len(units.layers):  # a selection of the user's own may ask for other units
+def _quantiles(
+    heard: Sequence[Tensor], units: Budget, space: ParameterSpace
+) -> dict[str, tuple[float, ...]]:
+    if sum(map(len, heard)) != len(
+        units.layers
+    ):  # a selection of the user's own may ask for other units
         return {}
     scores, count = torch.cat(list(heard)).double(), len(space.shapes)
-    parts = scores[units.layers.argsort(stable=True)].split(torch.bincount(units.layers, minlength=count).tolist())
-    ranked = {name: part.sort().values for name, part in zip(space.shapes, parts, strict=True) if len(part)}
-    return {name: tuple(float(own[round(q * (len(own) - 1))]) for q in QUANTILES) for name, own in ranked.items()}
+    parts = scores[units.layers.argsort(stable=True)].split(
+        torch.bincount(units.layers, minlength=count).tolist()
+    )
+    ranked = {
+        name: part.sort().values
+        for name, part in zip(space.shapes, parts, strict=True)
+        if len(part)
+    }
+    return {
+        name: tuple(float(own[round(q * (len(own) - 1))]) for q in QUANTILES)
+        for name, own in ranked.items()
+    }
 
 
 def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:

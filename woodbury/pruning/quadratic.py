@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher.operator import Fisher
+from woodbury.fisher.base import Fisher
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,9 @@ class Quadratic:
         if not bool(torch.isfinite(self.weights).all()):
             raise WoodburyError("A weight is NaN or infinite: load a sound checkpoint.")
         if self.fisher is not None and self.fisher.d != len(self.weights):
-            raise WoodburyError(f"The Fisher is on {self.fisher.d} weights, the model on {len(self.weights)}.")
+            raise WoodburyError(
+                f"The Fisher is on {self.fisher.d} weights, the model on {len(self.weights)}."
+            )
 
     def curvature(self, why: str) -> Fisher:
         """The Fisher, or an error that says who needs it."""
@@ -42,11 +44,15 @@ class Quadratic:
         return self.gradient
 
     @cached_property
-    def distance(self) -> Tensor:
+    def from_minimum(self) -> Tensor:
         """(d,): how far each weight at zero lies from the free minimum, w − F⁻¹g, which is w without a gradient  (eq. 17)."""
         fisher = self.curvature("The free minimum")
         weights = self.weights.to(fisher.dtype)
-        return weights if self.gradient is None else weights - fisher.solve(self.gradient.to(fisher.dtype))
+        return (
+            weights
+            if self.gradient is None
+            else weights - fisher.solve(self.gradient.to(fisher.dtype))
+        )
 
     def restrict(self, keep: Tensor) -> Quadratic:
         """The quadratic of the weights that stay, keep (d,) bool, moved to where it is least without the others  (eq. 9, 12)."""
@@ -55,12 +61,16 @@ class Quadratic:
             return Quadratic(weights)
         removed = self.weights.to(self.fisher.dtype).masked_fill(keep, 0)
         gradient = None if self.gradient is None else self.gradient.to(self.fisher.dtype)
-        return self.settled(keep, weights + self.fisher.compensate(keep, removed, gradient).to(weights.dtype))
+        return self.at_optimum(
+            keep, weights + self.fisher.compensate(keep, removed, gradient).to(weights.dtype)
+        )
 
-    def settled(self, keep: Tensor, weights: Tensor) -> Quadratic:
+    def at_optimum(self, keep: Tensor, weights: Tensor) -> Quadratic:
         """The quadratic of the weights that stay, at `weights` (k,), its optimum without the others; keep (d,) bool."""
         fisher = None if self.fisher is None else self.fisher.restrict(keep)
-        return Quadratic(weights, fisher, None if self.gradient is None else torch.zeros_like(weights))
+        return Quadratic(
+            weights, fisher, None if self.gradient is None else torch.zeros_like(weights)
+        )
 
     def slope_at(self, delta: Tensor) -> Tensor:
         """The quadratic's gradient when the weights have moved by delta (d,): F δ + g, (d,)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.space import ParameterSpace
+from woodbury.model.space import ParameterSpace
 
 Unit = Callable[[ParameterSpace], Sequence[Tensor] | None]
 """space -> the units of each size, (g, s) int64 over the d weights left; None for single weights."""
@@ -27,7 +27,9 @@ def block(*shape: int) -> Unit:
     """
 
     def unit(space: ParameterSpace) -> list[Tensor]:
-        return _left(space, [_tiles(name, numbers, shape) for name, numbers in _numbered(space).items()])
+        return _left(
+            space, [_tiles(name, numbers, shape) for name, numbers in _numbered(space).items()]
+        )
 
     return unit
 
@@ -39,10 +41,12 @@ def output_channels(space: ParameterSpace) -> list[Tensor]:
 
 def input_channels(space: ParameterSpace) -> list[Tensor]:
     """All that comes from one input: the columns of a matrix, the input channels of a kernel (dimension 1)."""
-    return _left(space, [numbers.transpose(0, 1).flatten(1) for numbers in _numbered(space, 2).values()])
+    return _left(
+        space, [numbers.transpose(0, 1).flatten(1) for numbers in _numbered(space, 2).values()]
+    )
 
 
-def groups(units: Iterable[Mapping[str, Any]]) -> Unit:
+def custom(units: Iterable[Mapping[str, Any]]) -> Unit:
     """Units of your own, each the parts of tensors that fall together: name -> any index of that tensor.
 
     A channel with all that reads it: {"conv1.weight": 3, "conv2.weight": (slice(None), 3)}. Weights in no unit stay.
@@ -55,7 +59,9 @@ def groups(units: Iterable[Mapping[str, Any]]) -> Unit:
         members = [_members(numbers, index, parts) for index, parts in enumerate(units)]
         _check_disjoint(members, space)
         sizes = sorted({len(own) for own in members})
-        return _left(space, [torch.stack([own for own in members if len(own) == size]) for size in sizes])
+        return _left(
+            space, [torch.stack([own for own in members if len(own) == size]) for size in sizes]
+        )
 
     return unit
 
@@ -64,7 +70,9 @@ def _numbered(space: ParameterSpace, dimensions: int = 0) -> dict[str, Tensor]:
     """name -> the numbers of its weights among all n, in its shape."""
     for name, shape in space.shapes.items():
         if len(shape) < dimensions:
-            raise WoodburyError(f"{name!r} has shape {tuple(shape)}, too few dimensions for this unit: exclude it.")
+            raise WoodburyError(
+                f"{name!r} has shape {tuple(shape)}, too few dimensions for this unit: exclude it."
+            )
     numbers = torch.arange(space.n)
     return {name: numbers[part].view(space.shapes[name]) for name, part in space.slices.items()}
 
@@ -75,12 +83,18 @@ def _tiles(name: str, numbers: Tensor, tile: Sequence[int]) -> Tensor:
     if len(tile) == 1:  # a run in memory may go on in the next row
         numbers, shape = numbers.flatten(), [numbers.numel()]
     sides = [*tile, *[1] * (len(shape) - len(tile))]
-    if not tile or len(sides) > len(shape) or any(s < 1 or length % s for s, length in zip(sides, shape, strict=True)):
+    if (
+        not tile
+        or len(sides) > len(shape)
+        or any(s < 1 or length % s for s, length in zip(sides, shape, strict=True))
+    ):
         given = " × ".join(map(str, tile))
         raise WoodburyError(
             f"Blocks of {given} do not tile {name!r} of {numbers.numel()} weights in the shape {tuple(shape)}: exclude it."
         )
-    split = numbers.view([part for s, length in zip(sides, shape, strict=True) for part in (length // s, s)])
+    split = numbers.view(
+        [part for s, length in zip(sides, shape, strict=True) for part in (length // s, s)]
+    )
     axes = range(0, 2 * len(sides), 2)
     return split.permute(*axes, *(axis + 1 for axis in axes)).reshape(-1, torch.Size(sides).numel())
 
@@ -110,12 +124,18 @@ def _check_disjoint(members: Sequence[Tensor], space: ParameterSpace) -> None:
     every = torch.cat(list(members))
     if len(every.unique()) == len(every):
         return
-    owner = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in members]))
+    owner = torch.repeat_interleave(
+        torch.arange(len(members)), torch.tensor([len(own) for own in members])
+    )
     order = every.argsort(stable=True)
     twice = int((every[order].diff() == 0).nonzero()[0])
     first, second = owner[order[twice]], owner[order[twice + 1]]
-    name = next(name for name, part in space.slices.items() if part.start <= every[order[twice]] < part.stop)
-    raise WoodburyError(f"Units {int(first)} and {int(second)} share a weight of {name!r}: it can fall only once.")
+    name = next(
+        name for name, part in space.slices.items() if part.start <= every[order[twice]] < part.stop
+    )
+    raise WoodburyError(
+        f"Units {int(first)} and {int(second)} share a weight of {name!r}: it can fall only once."
+    )
 
 
 def _left(space: ParameterSpace, units: Sequence[Tensor]) -> list[Tensor]:
@@ -128,7 +148,9 @@ def _left(space: ParameterSpace, units: Sequence[Tensor]) -> list[Tensor]:
         sizes = stays.sum(1)
         for size in sizes.unique().tolist():
             own = sizes == size
-            by_size.setdefault(size, []).append(place[some[own][stays[own]]].view(-1, size) if size else some[:0])
+            by_size.setdefault(size, []).append(
+                place[some[own][stays[own]]].view(-1, size) if size else some[:0]
+            )
     by_size.pop(0, None)
     if not by_size:
         raise WoodburyError("No unit has a weight left: there is nothing that could fall.")

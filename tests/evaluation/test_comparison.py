@@ -1,0 +1,274 @@
+"""The engine behind compare: what is computed once, what is counted, what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import pytest
+import torch
+from torch import nn
+
+from woodbury.errors import WoodburyError
+from woodbury.estimation.recipes import Estimate, diagonal_fisher, mfac
+from woodbury.evaluation.comparison import Method, Result, choose_damping, compare, run, summary
+from woodbury.evaluation.metrics import accuracy
+from woodbury.evaluation.resources import measured
+from woodbury.fisher.base import Fisher
+from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
+from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.saliencies import magnitude, obd, obs
+from woodbury.pruning.units import block
+from woodbury.pruning.updates import independent, joint, zero
+from woodbury.reporting.files import versions, write_csv, write_json
+
+COUNT = 24
+
+
+def problem(seed: int = 0) -> Objective:
+    """A small net that the data's labels agree with, and a calibration sample drawn by the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)).requires_grad_(False)
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(seed))
+    return Objective.from_model(
+        model, [(x, model(3 * x).argmax(1))], space=ParameterSpace.from_model(model, min_ndim=2)
+    )
+
+
+def evaluate(objective: Objective) -> float:
+    return accuracy(objective, problem(99).batches)
+
+
+METHODS = {
+    "magnitude": Method(Pruner(None, magnitude, zero)),
+    "obd": Method(Pruner(diagonal_fisher(COUNT, 1e-3), obd, zero)),
+    "joint": Method(Pruner(mfac(COUNT, 1e-3), obs, joint), settings={"recipe": "mfac"}),
+}
+
+
+def counted(recipe: Estimate, calls: list[Objective]) -> Estimate:
+    def estimate(objective: Objective) -> Fisher:
+        calls.append(objective)
+        return recipe(objective)
+
+    return estimate
+
+
+def test_every_cell_is_there_and_agrees_with_the_pruner_alone() -> None:
+    moves: list[tuple[str, int, int]] = []
+    results = compare(
+        METHODS, [0.5, 0.75], [3, 4], problem, evaluate, progress=lambda *move: moves.append(move)
+    )
+    assert [(r.method, r.sparsity, r.seed) for r in results] == [
+        (name, sparsity, seed) for seed in (3, 4) for name in METHODS for sparsity in (0.5, 0.75)
+    ]
+    assert moves == [("pruning", done, 12) for done in range(1, 13)]
+    for result in results:
+        objective = problem(result.seed)
+        pruned = METHODS[result.method].pruner(objective, result.sparsity)
+        assert result.reached == pruned.sparsity == result.sparsity
+        assert result.accuracy == pytest.approx(evaluate(pruned.objective))
+        assert result.loss_before == pytest.approx(objective.loss())
+        assert result.measured == pytest.approx(
+            pruned.objective.loss() - objective.loss(), rel=1e-3, abs=1e-6
+        )
+        assert result.predicted == (
+            None if result.method == "magnitude" else pytest.approx(pruned.predicted, rel=1e-3)
+        )
+        kept = pruned.keep
+        zeroed = objective.at(objective.weights[kept], objective.space.restrict(kept))
+        assert result.removed == pytest.approx(zeroed.loss() - objective.loss(), rel=1e-3, abs=1e-6)
+        assert result.accuracy_removed == pytest.approx(evaluate(zeroed))
+        if result.method != "joint":  # their update moves nothing else
+            assert result.removed == pytest.approx(result.measured, abs=1e-9)
+        assert result.damping == (None if result.method == "magnitude" else 1e-3)
+        assert result.seconds > 0 and result.memory > 1
+    assert results[-1].settings == {"stages": 1, "recipe": "mfac"}
+
+
+def test_the_fisher_of_one_round_is_computed_once_per_seed_and_counted_in_every_row() -> None:
+    calls: list[Objective] = []
+    once = replace(METHODS["joint"], pruner=Pruner(counted(mfac(COUNT, 1e-3), calls), obs, joint))
+    compare({"once": once}, [0.2, 0.4, 0.6], [0, 1], problem, evaluate)
+    assert len(calls) == 2
+    calls.clear()
+    compare({"stages": replace(once, stages=3)}, [0.2, 0.6], [0], problem, evaluate)
+    assert len(calls) == 6
+    assert [objective.space.d for objective in calls[:3]] == sorted(
+        {objective.space.d for objective in calls[:3]}
+    )[::-1]
+
+
+def test_rounds_go_on_from_weights_that_are_zero_already() -> None:
+    objective = problem()
+    keep = torch.rand(objective.space.n, generator=torch.Generator().manual_seed(0)) > 0.5
+    sparse = objective.at(objective.weights[keep], objective.space.restrict(keep))
+    best = run(replace(METHODS["joint"], stages=2), sparse, 0.75)
+    assert best.pruned.sparsity == 0.75
+    assert not best.pruned.keep[~keep].any()
+
+
+def test_a_damping_is_chosen_by_the_score_given() -> None:
+    several = replace(METHODS["joint"], dampings=(1e-4, 1e-2, 1.0))
+    scores: list[float] = []
+
+    def last_is_best(objective: Objective) -> float:
+        scores.append(objective.loss())
+        return float(len(scores))
+
+    (result,) = compare({"m": several}, [0.5], [0], problem, evaluate, validate=last_is_best)
+    assert result.damping == 1.0 and len(set(scores)) == 3
+    best = run(
+        several, problem(), 0.5, validate=lambda objective: -objective.loss(problem(5).batches)
+    )
+    losses = {
+        d: run(replace(several, dampings=(d,)), problem(), 0.5).pruned for d in several.dampings
+    }
+    losses = {d: pruned.objective.loss(problem(5).batches) for d, pruned in losses.items()}
+    assert best.damping == min(losses, key=losses.__getitem__)
+    held_out = problem(5).batches
+    assert (
+        choose_damping(several, several.dampings, [0.5], problem(), lambda o: -o.loss(held_out))
+        == best.damping
+    )
+
+
+def test_what_cannot_be_compared_is_told() -> None:
+    with pytest.raises(WoodburyError, match="nothing to compare"):
+        compare({}, [0.5], [0], problem, evaluate)
+    several = replace(METHODS["joint"], dampings=(1e-4, 1e-2))
+    with pytest.raises(WoodburyError, match="There are several dampings: give `validate`"):
+        compare({"m": several}, [0.5], [0], problem, evaluate)
+    with pytest.raises(WoodburyError, match="give `validate`"):
+        run(several, problem(), 0.5)
+    with pytest.raises(WoodburyError, match="no Fisher"):
+        choose_damping(METHODS["magnitude"], [1.0], [0.5], problem(), evaluate)
+    with pytest.raises(WoodburyError, match="no data to measure the accuracy on"):
+        accuracy(problem(), [])
+
+
+def test_what_cannot_be_reached_is_told_before_any_gradient() -> None:
+    calls: list[Objective] = []
+    impossible = Method(Pruner(counted(mfac(COUNT, 1e-3), calls), unit=block(5)))
+    for act in (
+        lambda: compare({**METHODS, "m": impossible}, [0.5], [0], problem, evaluate),
+        lambda: run(impossible, problem(), 0.5),
+    ):
+        with pytest.raises(WoodburyError, match=r"Blocks of 5 do not tile '0\.weight'"):
+            act()
+    assert not calls
+
+
+def test_accuracy_counts_samples_not_batches() -> None:
+    objective = problem()
+    ((x, y),) = objective.batches
+    wrong = torch.cat([y[:60], (y[60:] + 1) % 3])
+    whole = accuracy(objective, [(x, wrong)])
+    assert accuracy(objective, [(x[:60], wrong[:60]), (x[60:], wrong[60:])]) == pytest.approx(whole)
+
+
+def a_result(**changes: object) -> Result:
+    plain = Result(
+        "m",
+        0.9,
+        0.9,
+        0,
+        0.8,
+        0.1,
+        0.3,
+        0.1,
+        0.2,
+        1.0,
+        100.0,
+        1e-3,
+        {"stages": 1, "update": "joint"},
+    )
+    return replace(plain, **changes)
+
+
+def test_summaries_are_means_and_population_deviations() -> None:
+    results = [
+        a_result(accuracy=a, memory=m, seed=s)
+        for s, (a, m) in enumerate([(0.7, 90.0), (0.9, 120.0), (0.8, 1.0)])
+    ]
+    other = a_result(method="o", predicted=None)
+    cell, last = summary([results[0], other, *results[1:]])
+    assert (cell.method, cell.sparsity, cell.seeds, cell.memory) == ("m", 0.9, 3, 120.0)
+    assert cell.accuracy == pytest.approx(fmean([0.7, 0.9, 0.8])) and cell.spread == pytest.approx(
+        pstdev([0.7, 0.9, 0.8])
+    )
+    assert last.spread == 0 and last.predicted is None
+
+
+def test_csv_has_the_settings_as_columns(tmp_path: Path) -> None:
+    write_csv(tmp_path / "r.csv", [a_result(), a_result(seed=1, settings={"block": 50})])
+    with (tmp_path / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    assert rows[0]["update"] == "joint" and rows[0]["block"] == "" and rows[1]["block"] == "50"
+    assert float(rows[0]["accuracy"]) == 0.8
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    facts = {
+        "results": [a_result(memory=math.nan)],
+        "path": Path("a"),
+        "versions": versions(),
+        "levels": (0.5, 1),
+    }
+    write_json(tmp_path / "r.json", facts)
+    read = json.loads(
+        (tmp_path / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
+    assert (
+        read["results"][0]["memory"] is None and read["path"] == "a" and read["levels"] == [0.5, 1]
+    )
+    assert read["versions"]["torch"] == torch.__version__
+
+
+def test_costs_add_in_time_and_not_in_memory() -> None:
+    value, cost = measured(lambda: torch.ones(2_000_000).sum().item())
+    _, other = measured(lambda: None)
+    assert value == 2_000_000 and cost.seconds > 0 and cost.memory > 10
+    assert (cost + other).seconds == cost.seconds + other.seconds
+    assert (cost + other).memory == max(cost.memory, other.memory)
+
+
+def test_the_independent_update_shares_nothing_with_the_joint_one() -> None:
+    methods = {"i": Method(Pruner(mfac(COUNT, 1e-3), obs, independent)), "j": METHODS["joint"]}
+    apart, together = compare(methods, [0.8], [0], problem, evaluate)
+    assert apart.predicted is not None and together.predicted is not None
+    assert together.predicted <= apart.predicted  # the joint optimum of the same quadratic
+
+
+def test_a_damping_whose_score_is_nan_is_never_chosen() -> None:
+    objective = Objective.from_model(
+        nn.Linear(4, 3), [(torch.randn(50, 4), torch.randint(3, (50,)))]
+    )
+    scores = iter([math.nan, -1.0, math.nan])
+    method = Method(Pruner(mfac(20)), dampings=(1e-6, 1e-3, 1.0))
+    assert run(method, objective, 0.5, lambda _: next(scores)).damping == 1e-3
+
+
+def test_accuracy_does_not_count_what_is_no_observation() -> None:
+    objective = problem()
+    [(x, y)] = objective.batches
+    right = accuracy(objective, [(x, y)])
+    assert (
+        accuracy(objective, [(torch.cat([x, x]), torch.cat([y, torch.full_like(y, -100)]))])
+        == right
+    )
+    assert (
+        0
+        < accuracy(replace(objective, likelihood=Likelihood(cross_entropy.loss)), [(x, y)])
+        == right
+    )
+    with pytest.raises(WoodburyError, match="no data"):
+        accuracy(objective, [(x, torch.full_like(y, -100))])

@@ -1,0 +1,195 @@
+"""Sparse files: exact to the bit, an eighth at 90 %, one sentence for every broken one; folders whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from woodbury.errors import WoodburyError
+from woodbury.io.folders import output_folder
+from woodbury.io.sparse_files import is_sparse, load_sparse, save_sparse
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.complex64,
+    torch.int64,
+    torch.int8,
+    torch.bool,
+]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def pruned(*shape: int, sparsity: float = 0.9, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(shape, generator=generator)
+    return dense.masked_fill(torch.rand(shape, generator=generator) < sparsity, 0).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "names", [None, [], ["weight"], ["tied", "scalar", "empty", "view"]], ids=str
+)
+def test_the_round_trip_is_exact_to_the_bit(
+    dtype: torch.dtype, names: list[str] | None, tmp_path: Path
+) -> None:
+    weight = pruned(3, 5, 7, dtype=dtype)
+    state = {
+        "weight": weight,
+        "bias": torch.randn(5).to(dtype),
+        "tied": weight,
+        "view": weight.transpose(0, 1),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 4),
+    }
+    save_sparse(tmp_path / "w.safetensors", state, names)
+    loaded = load_sparse(tmp_path / "w.safetensors")
+    assert list(loaded) == list(state)
+    assert loaded["tied"] is loaded["weight"]
+    for name, tensor in state.items():
+        assert loaded[name].dtype == tensor.dtype and loaded[name].shape == tensor.shape
+        assert torch.equal(bits(loaded[name]), bits(tensor))
+
+
+def test_negative_zero_and_nan_survive(tmp_path: Path) -> None:
+    weight = torch.tensor([0.0, -0.0, float("nan"), 1.0, float("-inf")])
+    save_sparse(tmp_path / "w.safetensors", {"w": weight}, ["w"])
+    assert torch.equal(bits(load_sparse(tmp_path / "w.safetensors")["w"]), bits(weight))
+
+
+def test_ninety_percent_sparse_is_about_an_eighth_of_dense(tmp_path: Path) -> None:
+    state = {"weight": pruned(512, 512), "bias": torch.zeros(512)}
+    save_file(state, tmp_path / "dense.safetensors")
+    save_sparse(tmp_path / "sparse.safetensors", state, ["weight"])
+    ratio = os.path.getsize(tmp_path / "dense.safetensors") / os.path.getsize(
+        tmp_path / "sparse.safetensors"
+    )
+    assert 7 < ratio < 8.5
+
+
+def test_a_model_with_tied_weights_and_buffers_loads_back(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    nn.init.zeros_(model[2].bias)
+    save_sparse(tmp_path / "w.safetensors", model.state_dict(), ["2.weight"])
+    other = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
+    other.load_state_dict(load_sparse(tmp_path / "w.safetensors"))
+    inputs = torch.randn(5, 8)
+    assert torch.equal(model.eval()(inputs), other.eval()(inputs))
+
+
+def test_without_names_only_what_becomes_smaller_is_packed(tmp_path: Path) -> None:
+    save_sparse(tmp_path / "w.safetensors", {"dense": torch.ones(999), "sparse": pruned(999)})
+    assert is_sparse(tmp_path / "w.safetensors")
+    assert os.path.getsize(tmp_path / "w.safetensors") < 999 * 4 * 1.3
+
+
+def test_bad_entries_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WoodburyError, match="'wieght'"):
+        save_sparse(tmp_path / "w.safetensors", {"weight": torch.ones(3)}, ["wieght"])
+    with pytest.raises(WoodburyError, match="'_extra_state' in the state dict is a dict"):
+        save_sparse(tmp_path / "w.safetensors", {"_extra_state": {}}, [])  # type: ignore[dict-item]
+    with pytest.raises(WoodburyError, match="cannot be written"):
+        save_sparse(tmp_path / "nowhere" / "w.safetensors", {"weight": torch.ones(3)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_files_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(WoodburyError, match="There is no file"):
+        load_sparse(path)
+    save_sparse(path, {"weight": pruned(64, 64)}, ["weight"])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WoodburyError, match="is truncated or not a safetensors file"):
+        load_sparse(path)
+    path.write_bytes(b"PK not this")
+    with pytest.raises(WoodburyError, match="is truncated or not a safetensors file"):
+        load_sparse(path)
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(
+        WoodburyError,
+        match=r"not a sparse file of woodbury: read it with safetensors.torch.load_file",
+    ):
+        load_sparse(path)
+    save_file({"weight": torch.ones(3)}, path, {"format": "woodbury-sparse", "version": "7"})
+    with pytest.raises(WoodburyError, match="format version 7"):
+        load_sparse(path)
+    header = {
+        "format": "woodbury-sparse",
+        "version": "1",
+        "shapes": '{"w": [3]}',
+        "tied": '{"w": "w"}',
+    }
+    save_file(
+        {"w#keep": torch.tensor([255], dtype=torch.uint8), "w#values": torch.ones(2)}, path, header
+    )
+    with pytest.raises(WoodburyError, match="is damaged"):
+        load_sparse(path)
+    save_file({"w#values": torch.ones(2)}, path, header)
+    with pytest.raises(WoodburyError, match="is damaged"):
+        load_sparse(path)
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    goal = tmp_path / "a" / "b"
+    with output_folder(goal) as folder:
+        (folder / "report.json").write_text("{}")
+        assert not goal.exists() and folder.parent == goal.parent
+    assert [entry.name for entry in goal.iterdir()] == ["report.json"]
+    assert [entry.name for entry in goal.parent.iterdir()] == ["b"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with output_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+    assert (tmp_path / "out" / "x").exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_or_not_at_all(end: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(end), output_folder(tmp_path / "a" / "b") as folder:
+        (folder / "half").touch()
+        raise end
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_folders_are_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    cases = {
+        tmp_path / "full": "is not empty: choose a new one",
+        tmp_path / "full" / "precious": "is a file: choose another name",
+        tmp_path / "full" / "precious" / "below": "cannot be written",
+    }
+    for path, sentence in cases.items():
+        with pytest.raises(WoodburyError, match=sentence), output_folder(path):
+            raise AssertionError("work began")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WoodburyError, match="name a new folder inside it"), output_folder("."):
+        raise AssertionError("work began")
+
+    def refuse(**_: object) -> str:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with (
+        pytest.raises(WoodburyError, match=r"cannot be written \(no\): choose a place"),
+        output_folder(tmp_path / "new"),
+    ):
+        raise AssertionError("work began")
+    assert (tmp_path / "full" / "precious").exists()

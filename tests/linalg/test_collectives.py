@@ -1,0 +1,117 @@
+"""LowRank with its columns spread over two processes is the operator of one process."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from woodbury.fisher.lowrank import LowRank
+from woodbury.linalg import collectives
+
+M, D, DAMPING = 7, 30, 0.05
+SPLIT = (D // 3, D - D // 3)
+
+
+def problem() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "rows": normal(M, D),
+        "weights": normal(M).abs() + 0.1,
+        "v": normal(D),
+        "many": normal(D, 3),
+        "c": normal(M),
+    }
+
+
+def even_keep() -> Tensor:
+    """Both ranks keep most of their columns."""
+    return torch.arange(D) % 5 != 2
+
+
+def uneven_keep() -> Tensor:
+    """The first rank keeps one of its ten columns, the second nearly all of its twenty."""
+    keep = torch.arange(D) % 7 != 3
+    keep[1 : SPLIT[0]] = False
+    keep[0] = True
+    return keep
+
+
+def verbs(fisher: LowRank, v: Tensor, many: Tensor, c: Tensor) -> dict[str, Tensor]:
+    """Everything that a rank holds of its own columns, and what all ranks share."""
+    return {
+        "product": fisher @ v,
+        "products": fisher @ many,
+        "solve": fisher.solve(v),
+        "solves": fisher.solve(many),
+        "range": fisher.solve_range(c),
+        "diagonal": fisher.diagonal(),
+        "inverse": fisher.inverse_diagonal(),
+        "blocks": fisher.inverse_blocks(torch.arange(fisher.d)[:, None]).flatten(),
+        "stronger": fisher.with_damping(1.0).solve(v),
+    }
+
+
+def measure(part: slice, keep: Tensor, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    data = problem()
+    fisher = LowRank(data["rows"][:, part], DAMPING, data["weights"], group)
+    v, many, own = data["v"][part], data["many"][part], keep[part]
+    found = verbs(fisher, v, many, data["c"])
+    smaller = fisher.restrict(own)
+    restricted = verbs(smaller, v[own], many[own], data["c"])
+    found |= {f"restricted {name}": value for name, value in restricted.items()}
+    found["compensate"] = fisher.compensate(own, v.masked_fill(own, 0))
+    found["compensate, gradient"] = fisher.compensate(own, v.masked_fill(own, 0), many[:, 0])
+    shared = {"logdet": fisher.logdet(), "restricted logdet": smaller.logdet()}
+    return found | {
+        name: torch.tensor([value], dtype=torch.float64) for name, value in shared.items()
+    }
+
+
+MASKS = {"even": even_keep, "uneven": uneven_keep}
+
+
+def work(rank: int, folder: str, mask: str) -> None:
+    torch.set_num_threads(1)
+    store, patience = f"file://{folder}/store", timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
+    try:
+        part = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], D)
+        one = torch.tensor([float(rank + 1)])
+        total = collectives.all_sum(one, dist.group.WORLD)
+        torch.save(
+            {"total": total, "one": one, **measure(part, MASKS[mask](), dist.group.WORLD)},
+            f"{folder}/{rank}.pt",
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two_ranks(folder: Path, mask: str) -> list[dict[str, Tensor]]:
+    mp.spawn(work, (str(folder), mask), nprocs=2)  # type: ignore[attr-defined]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_two_processes_are_one_operator(mask: str, tmp_path: Path) -> None:
+    ranks = on_two_ranks(tmp_path, mask)
+    for rank, found in enumerate(ranks):
+        assert (found.pop("total").item(), found.pop("one").item()) == (3.0, rank + 1.0)
+    for verb, value in measure(slice(0, D), MASKS[mask](), None).items():
+        parts = [found[verb] for found in ranks]
+        for part in parts if "logdet" in verb else [torch.cat(parts)]:
+            torch.testing.assert_close(part, value, msg=lambda text, verb=verb: f"{verb}: {text}")
+
+
+def test_one_process_sums_to_itself() -> None:
+    alone = torch.ones(2)
+    assert collectives.all_sum(alone) is alone

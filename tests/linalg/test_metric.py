@@ -1,0 +1,43 @@
+"""Metric against the dense matrix."""
+
+from __future__ import annotations
+
+import torch
+from support.random import normal
+from torch.testing import assert_close
+
+from woodbury.fisher.lowrank import LowRank
+from woodbury.linalg.metric import Metric
+
+
+def metric() -> tuple[Metric, torch.Tensor]:
+    """Two blocks with weights before, between and after them, and the dense matrix."""
+    blocks = [(slice(1, 4), normal(3, 5)), (slice(6, 8), normal(2, 5, seed=1))]
+    blocks = [(where, root @ root.mT) for where, root in blocks]
+    dense = torch.eye(9, dtype=torch.float64)
+    for where, block in blocks:
+        dense[where, where] = block
+    return Metric(tuple((where, torch.linalg.cholesky(block)) for where, block in blocks)), dense
+
+
+def test_rows_with_damping_times_the_metric() -> None:
+    found, dense = metric()
+    rows, damping, force = normal(4, 9), 0.3, normal(4)
+    truth = torch.linalg.solve(rows.mT @ rows / 4 + damping * dense, rows.mT @ force)
+    assert_close(
+        found.coloured(LowRank(found.whiten(rows.clone()), damping).solve_range(force)), truth
+    )
+
+
+def test_a_gradient_is_whitened_and_a_step_coloured() -> None:
+    found, dense = metric()
+    v = normal(9)
+    assert_close(found.coloured(found.whitened(v)), torch.linalg.solve(dense, v))
+    assert_close(found.whitened(v) @ found.whitened(v), v @ torch.linalg.solve(dense, v))
+    assert_close(v, normal(9), rtol=0, atol=0)
+
+
+def test_without_blocks_it_is_the_identity() -> None:
+    found, v = Metric(()), normal(9)
+    assert_close(found.coloured(v), v, rtol=0, atol=0)
+    assert_close(found.whitened(v), v, rtol=0, atol=0)

@@ -1,0 +1,350 @@
+"""Objective: the model's own loss at any weights, without touching the model."""
+
+from __future__ import annotations
+
+import math
+from collections import UserDict
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.random import normal
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from woodbury.errors import WoodburyError
+from woodbury.estimation.gradients import gradient_chunks
+from woodbury.model.batches import checked, samples_in
+from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.model.modes import eval_mode
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)
+    ).double()
+    net(3 * normal(50, 4) + 1)  # running statistics that are not 0 and 1
+    return net
+
+
+INPUTS, TARGET = normal(10, 4), torch.arange(10) % 3
+BATCHES = [(INPUTS[:7], TARGET[:7]), (INPUTS[7:], TARGET[7:])]
+
+
+def own_loss(model: nn.Module) -> float:
+    with torch.no_grad(), eval_mode(model):
+        return float(nn.functional.cross_entropy(model(INPUTS), TARGET))
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_the_loss_is_the_models_own_in_eval_mode() -> None:
+    model = network()
+    objective = Objective.from_model(model, BATCHES)
+    assert objective.loss() == pytest.approx(
+        own_loss(model), rel=1e-12
+    )  # a mean over samples, not over batches
+    assert objective.loss([(INPUTS, TARGET)]) == pytest.approx(own_loss(model), rel=1e-12)
+    assert objective.loss() == objective.loss()
+    assert objective.loss([(INPUTS[:0], TARGET[:0]), *BATCHES]) == objective.loss()
+    loader = DataLoader(TensorDataset(INPUTS, TARGET), batch_size=3)
+    assert Objective.from_model(model, loader).loss() == pytest.approx(own_loss(model), rel=1e-12)
+
+
+def test_other_weights_leave_the_model_untouched() -> None:
+    model = network()
+    before, objective = copied(model), Objective.from_model(model, BATCHES)
+    other = objective.at(objective.weights * 2)
+    moved = other.loss()
+    assert moved != pytest.approx(objective.loss(), rel=1e-3)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    other.write()
+    assert moved == pytest.approx(own_loss(model), rel=1e-12)
+    assert torch.equal(
+        objective.weights * 2, Objective.from_model(model, BATCHES).weights
+    )  # weights are a copy, not a view
+
+
+def test_a_part_of_the_parameters_leaves_the_others_at_the_models_own() -> None:
+    model = network()
+    objective = Objective.from_model(
+        model, BATCHES, space=ParameterSpace.from_model(model, "3.weight")
+    )
+    moved = objective.at(objective.weights + 1).loss()
+    with torch.no_grad():
+        model[3].weight += 1  # type: ignore[index]
+    assert moved == pytest.approx(own_loss(model), rel=1e-12)
+
+
+@pytest.mark.parametrize("min_ndim", [1, 2])
+def test_write_gives_exact_zeros_and_touches_nothing_else(min_ndim: int) -> None:
+    model = network()
+    before, space = copied(model), ParameterSpace.from_model(model, min_ndim=min_ndim)
+    objective, keep = (
+        Objective.from_model(model, BATCHES, space=space),
+        torch.arange(space.n) % 2 == 0,
+    )
+    smaller = objective.at(objective.weights[keep] * 1.5, space.restrict(keep))
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    smaller.write()
+    torch.testing.assert_close(
+        space.flatten(dict(model.named_parameters())).detach(), objective.weights * 1.5 * keep
+    )
+    assert int((space.flatten(dict(model.named_parameters())) == 0).sum()) >= int((~keep).sum())
+    for name in set(before) - set(space.shapes):
+        assert torch.equal(model.state_dict()[name], before[name])
+    assert [
+        parameter.data_ptr() for parameter in model.parameters()
+    ] == pointers  # in place: optimizers still hold them
+    assert smaller.loss() == pytest.approx(own_loss(model), rel=1e-12)
+
+
+def test_tied_weights_move_together() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)).double()
+    model[1].weight = model[0].weight
+    objective = Objective.from_model(model, [(normal(5, 3), torch.arange(5) % 3)])
+    moved = objective.at(objective.weights * 3)
+    predicted = moved.loss()
+    moved.write()
+    assert model[1].weight is model[0].weight
+    assert objective.space.d == 9
+    assert Objective.from_model(model, objective.batches).loss() == pytest.approx(
+        predicted, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_modules_mode_is_restored(fails: bool) -> None:
+    model = network().train()
+    model[1].eval()  # type: ignore[index]  # a frozen BatchNorm inside a training net
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
+    batches: list[Any] = [*BATCHES, (INPUTS, None)] if fails else BATCHES
+    if fails:
+        with pytest.raises(WoodburyError, match="no labels"):
+            Objective.from_model(model, batches).loss()
+    else:
+        Objective.from_model(model, batches).loss()
+    assert [module.training for module in model.modules()] == modes
+
+
+class Two(nn.Module):
+    """Takes its inputs by position or by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(2, 3)
+
+    def forward(self, a: Tensor, b: Tensor, flip: bool = False) -> Tensor:
+        return self.left(a) - self.right(b) if flip else self.left(a) + self.right(b)
+
+
+def test_inputs_are_a_tensor_a_tuple_or_keywords() -> None:
+    model, other = Two().double(), normal(10, 2)
+    truth = float(nn.functional.cross_entropy(model(INPUTS, other), TARGET).detach())
+    for inputs in (
+        (INPUTS, other),
+        [INPUTS, other],
+        {"b": other, "a": INPUTS},
+        (INPUTS, other, False),
+    ):
+        assert Objective.from_model(model, [(inputs, TARGET)]).loss() == pytest.approx(
+            truth, rel=1e-12
+        )
+    flipped = float(nn.functional.cross_entropy(model(INPUTS, other, flip=True), TARGET).detach())
+    named = {"flip": True, "a": INPUTS, "b": other}
+    assert Objective.from_model(model, [(named, TARGET)]).loss() == pytest.approx(
+        flipped, rel=1e-12
+    )
+    assert samples_in(named) == 10
+
+
+def test_a_mapping_that_is_no_dict_is_keywords_too() -> None:
+    model, given = Two().double(), {"b": normal(10, 2), "a": INPUTS}
+    for read in (UserDict(given), MappingProxyType(given)):
+        assert samples_in(read) == 10
+        assert (
+            Objective.from_model(model, [(read, TARGET)]).loss()
+            == Objective.from_model(model, [(given, TARGET)]).loss()
+        )
+
+
+class Wrapped(nn.Linear):
+    def forward(self, input: Tensor) -> Any:
+        return SimpleNamespace(logits=super().forward(input), hidden=input)
+
+
+def test_a_likelihood_of_a_part_of_the_output() -> None:
+    torch.manual_seed(0)
+    plain, wrapped = nn.Linear(4, 3).double(), Wrapped(4, 3).double()
+    wrapped.load_state_dict(plain.state_dict())
+    logits = cross_entropy.with_output(lambda output: output.logits)
+    assert (
+        Objective.from_model(wrapped, BATCHES, logits).loss()
+        == Objective.from_model(plain, BATCHES).loss()
+    )
+    assert logits.sample is not None and cross_entropy.sample is not None
+    drawn = logits.sample(wrapped(INPUTS), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, cross_entropy.sample(plain(INPUTS), torch.Generator().manual_seed(0)))
+    assert Likelihood(cross_entropy.loss).with_output(len).sample is None
+    for likelihood in (cross_entropy, squared_error):
+        with pytest.raises(
+            WoodburyError, match=r"got a SimpleNamespace .*with_output\(lambda output: output\.logits\)"
+        ):
+            Objective.from_model(wrapped, BATCHES, likelihood).loss()
+
+
+def test_likelihoods_are_mean_negative_logs() -> None:
+    output, target = normal(4, 2, 3), normal(4, 2, 3, seed=1)
+    normal_log = torch.distributions.Normal(output, 1).log_prob(target) + 0.5 * math.log(
+        2 * math.pi
+    )
+    torch.testing.assert_close(squared_error.loss(output, target), -normal_log.sum((1, 2)).mean())
+    assert cross_entropy.sample is not None
+    assert squared_error.sample is not None
+    assert squared_error.sample(output, None).shape == output.shape
+    drawn = cross_entropy.sample(
+        normal(4, 5, 2, 3), torch.Generator().manual_seed(0)
+    )  # classes along dimension 1
+    assert drawn.shape == (4, 2, 3)
+    assert drawn.dtype == torch.int64
+    sure = torch.full((2, 3, 2), -100.0).index_fill(1, torch.tensor([2]), 100.0)
+    assert cross_entropy.sample(sure, None).tolist() == [[2, 2], [2, 2]]
+
+
+def loss_of(likelihood: Likelihood = cross_entropy, batches: Any = None) -> float:
+    return Objective.from_model(
+        network(), BATCHES if batches is None else batches, likelihood
+    ).loss()
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (
+            lambda: loss_of(Likelihood(lambda o, t: o.sum(1))),
+            r"gave a tensor of shape \(7,\): it must give .* scalar",
+        ),
+        (lambda: loss_of(Likelihood(lambda o, t: 1.0)), "gave float"),
+        (lambda: loss_of(squared_error), r"outputs of shape \(7, 3\) and targets of shape \(7,\)"),
+        (lambda: loss_of(batches=[(INPUTS,)]), "Batch 0 is a tuple, not a pair .* labels missing"),
+        (lambda: loss_of(batches=[*BATCHES, INPUTS]), "Batch 2 is a Tensor, not a pair"),
+        (
+            lambda: loss_of(batches=[{"x": INPUTS, "labels": TARGET}]),
+            r'is a dict, .*: give \(batch, batch\["labels"\]\)',
+        ),
+        (lambda: loss_of(batches=[("words", TARGET)]), "hold no tensor"),
+        (lambda: Objective.from_model(network(), iter(BATCHES)), "read only once"),
+        (lambda: Objective.from_model(network(), (batch for batch in BATCHES)), "read only once"),
+        (
+            lambda: Objective.from_model(network(), BATCHES).at(torch.ones(3)).loss(),
+            "met a space of",
+        ),
+        (
+            lambda: Objective.from_model(network(), BATCHES).at(torch.ones(3)).write(),
+            "met a space of",
+        ),
+        (
+            lambda: Objective.from_model(
+                nn.Linear(4, 3), BATCHES, space=ParameterSpace.from_model(network())
+            ),
+            "'0.weight' is missing",
+        ),
+    ],
+)
+def test_bad_input_is_named(act, says: str) -> None:
+    with pytest.raises(WoodburyError, match=says):
+        act()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(bad: float) -> None:
+    model = network()
+    with torch.no_grad():
+        model[3].bias[1] = bad  # type: ignore[index]
+    with pytest.raises(WoodburyError, match=r"'3\.bias' is not finite"):
+        Objective.from_model(model, BATCHES)
+    Objective.from_model(
+        model, BATCHES, space=ParameterSpace.from_model(model, "0.*")
+    )  # outside the space it is the model's business
+
+
+def test_no_data_is_an_error() -> None:
+    with pytest.raises(WoodburyError, match="batch"):
+        loss_of(batches=[])
+
+
+class Counting:
+    """Batches that count how often they are read."""
+
+    reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(BATCHES)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_batchnorm_without_running_statistics_is_named(place: int) -> None:
+    norms = [nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)]
+    norms[place] = nn.BatchNorm1d(4, track_running_stats=False)
+    model = nn.Sequential(*norms, nn.Linear(4, 3)).double()
+    with pytest.raises(WoodburyError, match=f"BatchNorm '{place}' has no running statistics"):
+        Objective.from_model(model, BATCHES)
+
+
+def test_batches_without_labels_are_probed_by_drawn_ones() -> None:
+    objective, state = Objective.from_model(network(), [(INPUTS, None)]), torch.get_rng_state()
+    objective.probe()
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(WoodburyError, match="draws none"):
+        Objective.from_model(network(), [(INPUTS, None)], Likelihood(cross_entropy.loss)).probe()
+    with pytest.raises(WoodburyError, match="refuses the first batch"):
+        Objective.from_model(network(), [(normal(5, 7), None)]).probe()
+
+
+def test_making_an_objective_reads_nothing() -> None:
+    batches = Counting()
+    Objective.from_model(network(), batches)
+    assert batches.reads == 0
+
+
+def test_the_fisher_of_a_sequence_is_the_curvature_of_its_loss() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv1d(2, 3, 1, bias=False), torch.randn(3000, 2, 8)
+    with torch.no_grad():
+        target = torch.distributions.Categorical(
+            logits=model(x).transpose(1, 2)
+        ).sample()  # converged: F is the Hessian
+    objective = Objective.from_model(model, [(x, target)])
+    rows = torch.cat(list(gradient_chunks(objective, 3000)))
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        return objective.batch_loss({"weight": weights.view(3, 2, 1)}, x, target)
+
+    hessian = torch.autograd.functional.hessian(loss, objective.weights)
+    assert isinstance(hessian, torch.Tensor)
+    torch.testing.assert_close(rows.square().mean(0).sum(), hessian.trace(), rtol=0.1, atol=0)
+
+
+def test_a_tensor_that_is_not_per_sample_is_named() -> None:
+    batch = ({"x": torch.randn(5, 4), "mask": torch.ones(4, 4)}, torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(WoodburyError, match=r"an input of shape \(4, 4\)"):
+        list(checked([batch]))
+
+
+def test_recurrences_go_without_cudnn_which_has_no_backward_in_eval_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    for model, expected in ((nn.Sequential(nn.GRU(2, 3)), False), (network(), True)):
+        with pytest.raises(KeyError), eval_mode(model):
+            assert torch.backends.cudnn.enabled is expected
+            raise KeyError
+        assert torch.backends.cudnn.enabled is True

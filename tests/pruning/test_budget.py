@@ -1,0 +1,228 @@
+"""Contests: budgets in any cost, targets per layer, ceilings, and what cannot be is named before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from woodbury.errors import WoodburyError
+from woodbury.model.space import ParameterSpace
+from woodbury.pruning.budget import Budget, budget_for
+from woodbury.pruning.costs import power, weights
+from woodbury.pruning.scopes import consecutive, global_, layerwise
+from woodbury.pruning.units import block, custom, output_channels, single
+
+SPACE = ParameterSpace.from_model(
+    nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(2, 10)), min_ndim=2
+)  # 20, 10, 20
+PARTS = list(SPACE.slices.values())
+
+
+def prices(*each: float) -> Any:
+    """A cost per weight of each of the three layers, as a table of latencies would give."""
+    return lambda space: torch.tensor(each, dtype=torch.float64)[space.tensor_index()]
+
+
+def posed(
+    targets: Any = 0.5, unit: Any = single, scope: Any = global_, cost: Any = weights, **more: Any
+) -> Budget:
+    return budget_for(more.pop("space", SPACE), targets, unit, scope, cost, **more)
+
+
+def scores_of(made: Budget, seed: int = 0) -> Tensor:
+    return torch.rand(
+        len(made.costs), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+@given(
+    target=st.floats(0, 0.99),
+    costs=st.lists(st.floats(0.1, 50), min_size=3, max_size=3),
+    seed=st.integers(0, 9),
+)
+@pytest.mark.parametrize("unit", [single, block(2), output_channels])
+def test_a_budget_of_costs_is_met_within_one_unit(
+    unit: Any, target: float, costs: list[float], seed: int
+) -> None:
+    made = posed(target, unit, cost=prices(*costs))
+    remove = made.cheapest(scores_of(made, seed))
+    price = prices(*costs)(SPACE)
+    gone = float(price[~made.keep(remove)].sum())
+    budget = target * float(price.sum())
+    assert budget - float(made.costs.max()) < gone + 1e-9 and gone <= budget * (1 + 1e-9)
+
+
+def test_single_weights_are_exact() -> None:
+    for target, count in ((0.0, 0), (0.31, 16), (0.5, 25), (0.9, 45)):
+        made = posed(target)
+        assert int(made.cheapest(scores_of(made)).sum()) == count
+
+
+def test_targets_for_each_layer() -> None:
+    for scope in (global_, layerwise):
+        made = posed({"0.*": 0.0, "2.weight": 0.8, "*": 0.9}, scope=scope)
+        gone = ~made.keep(made.cheapest(scores_of(made)))
+        assert [int(gone[part].sum()) for part in PARTS] == [0, 9, 16]
+
+
+def test_a_group_of_layers_shares_its_target() -> None:
+    made = posed({"1.weight": 0.0, "*": 0.5})
+    scores = torch.arange(50, dtype=torch.float64)
+    gone = ~made.keep(made.cheapest(scores))
+    assert [int(gone[part].sum()) for part in PARTS] == [20, 0, 0]
+
+
+def test_costs_and_divisors_are_sums_over_the_unit() -> None:
+    made = posed(0.5, output_channels, cost=prices(1, 2, 3), per=power(prices(4, 9, 16), 0.5))
+    first = torch.cat([some[:, 0] for some in made.groups or ()])
+    layer = SPACE.tensor_index()[first]
+    size = torch.tensor([4.0, 5.0, 2.0], dtype=torch.float64)[layer]
+    assert torch.equal(made.costs, size * (layer + 1))
+    torch.testing.assert_close(made.per, size * (layer + 2))
+    assert torch.equal(made.layers, layer)
+
+
+def test_scores_are_divided_by_what_a_weight_costs() -> None:
+    made = posed(0.4, per=prices(1, 1, 100))
+    gone = ~made.keep(made.cheapest(torch.full((50,), 0.5, dtype=torch.float64)))
+    assert [int(gone[part].sum()) for part in PARTS] == [0, 0, 20]
+
+
+def test_scores_are_divided_by_the_cost_unless_told_otherwise() -> None:
+    """Nine of ten FLOPs lie in the last layer: equal scores there are worth the most."""
+    made = posed(0.4, cost=prices(1, 1, 10))
+    gone = ~made.keep(made.cheapest(torch.full((50,), 0.5, dtype=torch.float64)))
+    assert [int(gone[part].sum()) for part in PARTS] == [0, 0, 9]
+    assert (
+        posed().per is None and posed(0.4, block(2)).per is None
+    )  # equal units: nothing to divide
+    plain = posed(0.4, cost=prices(1, 1, 10), per=weights)
+    assert plain.per is None
+
+
+@given(target=st.floats(0.1, 0.85), seed=st.integers(0, 50))
+def test_no_layer_loses_more_than_the_ceiling(target: float, seed: int) -> None:
+    made = posed(target, ceiling=0.9)
+    scores = scores_of(made, seed) * torch.tensor([1.0, 100.0, 1e4])[SPACE.tensor_index()]
+    gone = ~made.keep(made.cheapest(scores))
+    assert int(gone.sum()) == round(50 * target)
+    assert all(int(gone[part].sum()) <= 0.9 * (part.stop - part.start) + 1e-9 for part in PARTS)
+
+
+def test_ceilings_count_what_is_gone_already() -> None:
+    keep = torch.ones(50, dtype=torch.bool)
+    keep[:15] = False
+    made = posed(0.5, space=SPACE.restrict(keep), ceiling=0.8)
+    remove = made.cheapest(torch.arange(35, dtype=torch.float64))
+    assert (
+        int(remove.sum()) == 10 and remove[:1].all() and int(remove[:5].sum()) == 1
+    )  # 16 of 20 may go
+
+
+def test_what_is_left_is_the_contest_of_the_space_that_is_left() -> None:
+    for unit in (single, output_channels):
+        for more in ({}, {"ceiling": 0.95, "per": prices(3, 2, 1)}):
+            made = posed(0.7, unit, layerwise, cost=prices(1, 2, 3), **more)
+            remove = made.first_step_of(3).cheapest(scores_of(made))
+            left = made.after_removing(remove)
+            anew = posed(
+                0.7,
+                unit,
+                layerwise,
+                cost=prices(1, 2, 3),
+                space=SPACE.restrict(made.keep(remove)),
+                **more,
+            )
+            for name in ("costs", "labels", "budgets", "layers", "ceilings", "per"):
+                torch.testing.assert_close(getattr(left, name), getattr(anew, name))
+            for some, other in zip(left.groups or (), anew.groups or (), strict=True):
+                assert torch.equal(some, other)
+
+
+def test_runs_are_labels_along_the_inputs() -> None:
+    space = ParameterSpace.from_model(
+        nn.Sequential(nn.Conv2d(4, 3, 2), nn.Linear(6, 4)), min_ndim=2
+    )
+    labels = consecutive(2)(space)
+    kernel, matrix = labels[:48].view(3, 4, 2, 2), labels[48:].view(4, 6)
+    assert torch.equal(kernel[:, 0], kernel[:, 1]) and torch.equal(matrix[:, ::2], matrix[:, 1::2])
+    assert torch.bincount(labels).tolist() == [2] * 36
+    transposed = consecutive(2, {"1.*": 0})(space)
+    assert torch.equal(transposed[48:].view(4, 6)[::2], transposed[48:].view(4, 6)[1::2])
+    assert torch.equal(transposed[:48], labels[:48])
+
+
+def test_runs_keep_n_of_m() -> None:
+    made = posed(
+        0.5, scope=consecutive(2, 0), space=ParameterSpace.from_model(nn.Linear(4, 6), min_ndim=2)
+    )
+    assert (made.budgets == 1).all()
+    keep = made.keep(made.cheapest(scores_of(made)))
+    assert (keep.view(3, 2, 4).sum(1) == 1).all()
+
+
+COUPLED = custom([{"0.weight": 0, "1.weight": (slice(None), 0)}])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"targets": 1.0}, "sparsity is 1.0"),
+        ({"targets": float("nan")}, "sparsity is nan"),
+        ({"targets": {"0.*": 0.5}}, r"No target is given for '1\.weight'"),
+        ({"targets": {"conv*": 0.5, "*": 0.9}}, r"The target 'conv\*' matches no parameter"),
+        ({"targets": {"0.*": 1.5, "*": 0.9}}, "sparsity is 1.5"),
+        ({"cost": prices(1, 0, 1)}, r"A cost in '1\.weight' is zero, negative or not finite"),
+        ({"cost": prices(1, 1, float("nan"))}, r"A cost in '2\.weight'"),
+        ({"cost": prices(-1, 1, 1)}, r"A cost in '0\.weight'"),
+        (
+            {"cost": lambda space: torch.ones(7)},
+            r"The cost gave shape \(7,\): give one number for each of 50",
+        ),
+        ({"per": prices(1, 0, 1)}, r"A cost in '1\.weight' is zero"),
+        ({"unit": block(4), "targets": 0.5}, r"do not tile '1\.weight'"),
+        (
+            {"scope": consecutive(4)},
+            r"Runs of 4 do not divide the 5 weights along dimension 1 of '1\.weight'",
+        ),
+        ({"scope": consecutive(0)}, "Runs of 0 do not divide"),
+        ({"scope": consecutive(2, 2)}, r"'0\.weight' has shape \(5, 4\) and no dimension 2"),
+        (
+            {"scope": consecutive(2, {"1.*": 0, "*": -1}), "unit": output_channels},
+            r"begins in '0\.weight' lies in two scopes",
+        ),
+        (
+            {"scope": layerwise, "unit": COUPLED, "targets": 0.1},
+            "lies in two scopes, or two targets",
+        ),
+        (
+            {"targets": {"0.*": 0.1, "*": 0.2}, "unit": COUPLED},
+            "lies in two scopes, or two targets",
+        ),
+        (
+            {"unit": COUPLED, "targets": 0.05, "ceiling": 0.9},
+            "lies in two tensors: leave the ceiling out",
+        ),
+        ({"ceiling": 0.4}, "may fall cost 5 too little"),
+        ({"targets": {"1.*": 0.9, "*": 0.2}, "ceiling": 0.8}, "may fall cost 1 too little"),
+        ({"ceiling": 0.0}, "The ceiling is 0.0"),
+        ({"ceiling": 1.1}, "The ceiling is 1.1"),
+        ({"ceiling": float("nan")}, "The ceiling is nan"),
+        ({"unit": custom([{"0.weight": 0}])}, "may fall cost 21 too little"),
+    ],
+)
+def test_what_cannot_be_is_named(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(WoodburyError, match=says):
+        posed(**given)
+
+
+def test_less_than_is_gone_already_is_named() -> None:
+    keep = torch.ones(50, dtype=torch.bool)
+    keep[:30] = False
+    with pytest.raises(WoodburyError, match=r"below the 0\.6000 reached"):
+        posed(0.5, space=SPACE.restrict(keep))

@@ -1,0 +1,300 @@
+"""prune() as a newcomer calls it: little data, wrong things in the wrong places, zeros already there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import woodbury
+from woodbury import (
+    Likelihood,
+    Objective,
+    ParameterSpace,
+    Pruner,
+    Reconstruction,
+    Refit,
+    WoodburyError,
+    gauss_newton,
+    kfac,
+    mfac,
+)
+from woodbury.estimation.gradients import sampled
+from woodbury.pruning.autoconfig import choose_refit
+from woodbury.pruning.refit.with_refit import WithRefit
+from woodbury.pruning.saliencies import magnitude
+from woodbury.pruning.scopes import layerwise
+from woodbury.pruning.updates import independent, zero
+
+
+def data(samples: int = 40) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 6, generator=generator)
+    return [(x, (x[:, 0] > 0).long())]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
+
+
+def test_as_many_samples_as_there_are_will_do() -> None:
+    model = network()
+    pruned = woodbury.prune(model, data(), 0.5)
+    assert pruned.sparsity == 0.5
+    assert int((model[0].weight == 0).sum() + (model[2].weight == 0).sum()) == 40
+
+
+def test_the_default_is_what_it_says() -> None:
+    first, second = network(), network()
+    woodbury.prune(first, data(19), 0.5)
+    dense = Objective.from_model(
+        copy.deepcopy(second), [], space=ParameterSpace.from_model(second, min_ndim=2)
+    )
+    recipe = WithRefit(
+        Pruner(gauss_newton(mfac(38, 3e-4), 2)),
+        dense,
+        Refit(damping=3e-4, reconstruction=Reconstruction()),
+    )
+    woodbury.prune(second, data(19), 0.5, pruner=recipe, stages=2)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+class Through(torch.autograd.Function):
+    """A straight-through rounding of the old kind, without a forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return slope
+
+
+class Rounded(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(Through.apply(super().forward(x)[:, :6]))
+
+
+def wide(
+    kind: type[nn.Sequential] = nn.Sequential, dtype: torch.dtype = torch.float32
+) -> nn.Sequential:
+    torch.manual_seed(0)
+    return kind(nn.Linear(6, 200), nn.ReLU(), nn.Linear(200, 8)).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [
+        (wide(), "1, 100 iterations, 10 directions to a sample, and the outputs of layers"),
+        (
+            wide(dtype=torch.bfloat16),
+            "1, by rows, 4 directions to a sample, and the outputs of layers",
+        ),
+        (wide(Rounded), "1, by rows, 4 directions to a sample, and the outputs of layers"),
+    ],
+)
+def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None:
+    [(x, y)] = data(500)
+    pruned = woodbury.prune(model, [(x.to(next(model.parameters()).dtype), y)], 0.05)
+    assert pruned.settings["refits after each"] == how and pruned.sparsity == pytest.approx(
+        0.05, abs=1e-3
+    )
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_layers_are_left_out_where_the_outputs_tell_enough() -> None:
+
+    refit, objective = (
+        Refit(mc_samples=4, reconstruction=Reconstruction()),
+        Objective.from_model(network(), data(19)),
+    )
+    weights = sum(shape.numel() for shape in objective.space.shapes.values())
+    for sparsity, followed in (
+        (0.0, True),
+        (1 - 39 / weights, True),
+        (1 - 37 / weights, False),
+        ({"0.*": 0.99, "*": 0.0}, False),
+    ):
+        found = choose_refit(refit, objective, 19, sparsity)
+        assert found is not None and (found.reconstruction is not None) == followed, sparsity
+    with pytest.raises(WoodburyError, match="nothing"):
+        choose_refit(refit, objective, 19, {"nothing*": 0.99})
+
+
+# a float32 square for every output of every weight, biases too, a float64 sum for each weight, and a few for one of them
+ROOM = (
+    4 * (200 * 6 * 6 + 200 + 8 * 200 * 200 + 8) + 8 * (6 * 6 + 1 + 200 * 200 + 1) + 32 * 200 * 200
+)
+
+
+def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    objective = Objective.from_model(wide(Rounded), data(50))
+    for directions, found in ((5, 4), (4, 4), (3, 3), (1, 1)):
+        monkeypatch.setattr(
+            "woodbury.pruning.autoconfig.MEMORY", 4 * directions * 50 * objective.space.d
+        )
+        refit = choose_refit(Refit(), objective, 50, 0.5)
+        assert refit is not None and refit.mc_samples == found
+    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", ROOM)
+    refit = choose_refit(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
+    assert refit is not None and refit.reconstruction is not None
+    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", ROOM - 1)
+    refit = choose_refit(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
+    assert refit is not None and refit.reconstruction is None
+    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", 1000)
+    assert choose_refit(Refit(), objective, 50, 0.5) is None
+    with pytest.raises(WoodburyError, match="take fewer samples"):
+        choose_refit(Refit(), objective, 50, 0.5, patient=True)
+
+
+def test_directions_of_many_outputs_need_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
+    objective = Objective.from_model(model, [(torch.ones(5, 1, 9, 9), torch.zeros(5, 9, 9).long())])
+    for directions in (3, 1):
+        monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", 4 * directions * 5 * 2 * 9 * 9)
+        refit = choose_refit(Refit(), objective, 5, 0.5)
+        assert refit is not None and refit.mc_samples == directions and refit.iterations is None
+    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", 4 * 5 * 2 * 9 * 9 - 1)
+    assert choose_refit(Refit(), objective, 5, 0.5) is None
+    with pytest.raises(WoodburyError, match="20 weights and 162 outputs"):
+        choose_refit(Refit(), objective, 5, 0.5, patient=True)
+
+
+class Alone(nn.Sequential):
+    """One number to a sample, (b,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(-1)
+
+
+def test_regression_on_one_number() -> None:
+    torch.manual_seed(0)
+    model, x = Alone(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 1)), data()[0][0]
+    start = Objective.from_model(model, [(x, x.sum(1))], woodbury.squared_error)
+    assert start.loss() == pytest.approx(
+        0.5 * float((model(x) - x.sum(1)).square().mean().detach())
+    )
+    pruned = woodbury.prune(model, [(x, x.sum(1))], 0.5, likelihood=woodbury.squared_error)
+    assert pruned.sparsity == 0.5 and bool(model(x).isfinite().all()) and model(x).shape == (40,)
+
+
+class Told(nn.Sequential):
+    """Says in double precision what it worked out in single."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).double()
+
+
+def test_outputs_of_another_precision_than_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("woodbury.pruning.autoconfig.ENOUGH", float("inf"))
+    torch.manual_seed(0)
+    model, x = Told(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(200)[0]
+    pruned = woodbury.prune(model, [x], 0.5)
+    assert (
+        "iterations" in pruned.settings["refits after each"]
+        and "layers" in pruned.settings["refits after each"]
+    )
+    assert pruned.sparsity == 0.5 and all(
+        bool(parameter.isfinite().all()) for parameter in model.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batches": [(torch.ones(3, 5), torch.zeros(3).long())]}, "refuses the first batch"),
+        ({"batches": [(torch.ones(3, 6), torch.zeros(3))]}, "refuses the first batch"),
+        ({"batches": [(torch.ones(3, 6), torch.full((3,), 7))]}, "refuses the first batch"),
+        (
+            {"batches": [(torch.ones(3, 6).double(), torch.zeros(3).long())]},
+            "refuses the first batch",
+        ),
+        ({"batches": [(torch.ones(3, 6), None)], "pruner": Pruner(mfac(3))}, "no labels"),
+        ({"batches": []}, "no samples"),
+        ({"batches": [(torch.ones(3, 6), torch.zeros(2).long())]}, "one label per sample"),
+        ({"likelihood": nn.functional.cross_entropy}, "wrap a loss"),
+        ({"pruner": mfac(10)}, r"Pruner\(mfac"),
+        ({"model": network}, "torch.nn.Module"),
+        ({"likelihood": Likelihood(lambda output, target: output)}, "scalar"),
+    ],
+)
+def test_wrong_things_are_named_before_the_model_is_touched(options, says: str) -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WoodburyError, match=says):
+        woodbury.prune(**{"model": model, "batches": data(), "sparsity": 0.5, **options})
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_layer_sparser_than_asked_is_named() -> None:
+    model = network()
+    with torch.no_grad():
+        model[2].weight[:, 1:] = 0
+    by_magnitude = Pruner(None, magnitude, zero, scope=layerwise)
+    with pytest.raises(WoodburyError, match=r"'2\.weight' is gone"):
+        woodbury.prune(model, data(), 0.5, pruner=by_magnitude, keep_zeros=True)
+
+
+def test_a_tensor_that_no_gradient_reaches_is_named() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.back, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.back(x).detach())
+
+    with pytest.raises(WoodburyError, match=r"No gradient reached 'back\.weight'"):
+        woodbury.prune(Detached(), data(), 0.5)
+    woodbury.prune(Detached(), data(), 0.5, exclude="back.weight")
+
+
+def test_rows_pinned_to_an_engine_agree_bit_for_bit() -> None:
+    from woodbury.estimation.gradients import looped
+
+    found = []
+    for _ in range(2):
+        model = network()
+        woodbury.prune(
+            model, data(), 0.5, pruner=Pruner(mfac(40, 1e-3, engine=looped), update=independent)
+        )
+        found.append(model.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "recipe", [woodbury.diagonal_fisher, woodbury.hessian_diagonal, mfac, woodbury.woodfisher, kfac]
+)
+@pytest.mark.parametrize("stages", [1, 3])
+def test_ten_samples_without_labels_will_do(recipe, stages: int) -> None:
+    inputs = torch.randn(10, 6, generator=torch.Generator().manual_seed(3))
+    unlabelled = [(inputs[:4], None), (inputs[4:], None)]
+    model = network()
+    pruned = woodbury.prune(
+        model,
+        unlabelled,
+        0.5,
+        pruner=Pruner(recipe(10, damping=0.1, labels=sampled)),
+        stages=stages,
+    )
+    assert pruned.sparsity == 0.5
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pruner": Pruner(mfac(10))}, {"pruner": Pruner(mfac(10, labels=sampled), first_order=True)}],
+)
+def test_what_needs_labels_says_so_and_leaves_the_model(options: dict) -> None:
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(WoodburyError, match="carry no labels"):
+        woodbury.prune(model, [(torch.ones(10, 6), None)], 0.5, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -1,0 +1,280 @@
+"""Refit: the damped least-squares step against the dense float64 truth, what it must lower, and where it must not act."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.random import normal
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from woodbury.errors import WoodburyError
+from woodbury.estimation.ggn import gauss_newton_rows
+from woodbury.estimation.gradients import looped, vmapped
+from woodbury.estimation.recipes import gauss_newton, mfac
+from woodbury.evaluation.comparison import Method, run
+from woodbury.model.batches import Batch
+from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
+from woodbury.pruning.damping_search import DampingSearch
+from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.with_refit import WithRefit
+from woodbury.pruning.saliencies import magnitude
+from woodbury.pruning.scopes import layerwise
+from woodbury.pruning.staged import run_stages
+from woodbury.pruning.updates import zero
+
+
+def data(samples: int = 40, seed: int = 0) -> list[Batch]:
+    return list(
+        zip(
+            normal(samples, 6, seed=seed).split(15),
+            (torch.arange(samples) % 3).split(15),
+            strict=True,
+        )
+    )
+
+
+def dense(
+    linear: bool = False, likelihood: Likelihood = cross_entropy, samples: int = 40
+) -> Objective:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = (
+        [nn.Linear(6, 3)] if linear else [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)]
+    )
+    model = nn.Sequential(*layers).double()
+    return Objective.from_model(
+        model, data(samples), likelihood, ParameterSpace.from_model(model, min_ndim=2)
+    )
+
+
+@torch.no_grad()
+def divergence(objective: Objective, start: Objective, batches: list[Batch] | None = None) -> float:
+    """The mean KL divergence of what `objective` predicts from what `start` does."""
+    total, samples = 0.0, 0
+    for inputs, _ in batches or start.batches:
+        said, told = (
+            one.forward(one.parameters, inputs).log_softmax(1) for one in (objective, start)
+        )
+        total += float((told.exp() * (told - said)).sum())
+        samples += len(inputs)
+    return total / samples
+
+
+def truth(objective: Objective, start: Objective, refit: Refit) -> Tensor:
+    """−(JᵀJ/m + λ)⁻¹ Jᵀr/m of one step, row by row and dense."""
+    goal = gauss_newton_rows(
+        replace(start, batches=objective.batches),
+        refit.mc_samples,
+        refit.seed + 2 * objective.space.d,
+    )
+    rows, residuals = [], []
+    for inputs, directions in goal.batches:
+        for x, direction in zip(inputs, directions, strict=True):
+            weights = objective.weights.clone().requires_grad_()
+            said = (
+                objective.forward(objective.space.unflatten(weights), x[None])[0] * direction
+            ).sum()
+            told = (start.forward(start.parameters, x[None])[0] * direction).sum()
+            rows.append(torch.autograd.grad(said, weights)[0])
+            residuals.append((said - told).detach())
+    jacobian, r, m = torch.stack(rows), torch.stack(residuals), len(rows)
+    normal_matrix = jacobian.mT @ jacobian / m + refit.damping * torch.eye(
+        objective.space.d, dtype=torch.float64
+    )
+    return -torch.linalg.solve(normal_matrix, jacobian.mT @ r / m)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_one_step_is_the_damped_least_squares_solution(rank: int) -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    refit = Refit(mc_samples=rank, damping=1e-1)
+    found = refit(pruned, start)
+    torch.testing.assert_close(found.weights - pruned.weights, truth(pruned, start, refit))
+    assert (
+        found.space is pruned.space
+        and found.likelihood is pruned.likelihood
+        and found.batches is pruned.batches
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_iterations_come_to_the_same_step_without_a_row(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, told = dense(), []
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    refit = Refit(
+        mc_samples=rank, damping=1e-1, iterations=60, progress=lambda *now: told.append(now)
+    )
+    monkeypatch.setattr("woodbury.estimation.output_residuals.gradient_rows", None)
+    found = refit(pruned, start)
+    torch.testing.assert_close(
+        found.weights - pruned.weights, truth(pruned, start, refit), rtol=1e-5, atol=1e-5
+    )
+    assert told[0] == ("iterations of a refit", 1, 60) and told[-1] == (
+        "iterations of a refit",
+        60,
+        60,
+    )
+    assert (
+        found.space is pruned.space
+        and found.likelihood is pruned.likelihood
+        and found.batches is pruned.batches
+    )
+
+
+def test_few_iterations_are_a_shorter_step_that_comes_closer() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    first, more, all_ = (
+        Refit(mc_samples=9, iterations=count)(pruned, start) for count in (1, 4, 40)
+    )
+    assert (
+        divergence(all_, start)
+        < divergence(more, start)
+        < divergence(first, start)
+        < divergence(pruned, start)
+    )
+
+
+def test_squares_of_a_linear_network_are_refitted_at_once() -> None:
+    start = dense(linear=True, likelihood=squared_error)
+    moved = start.at(start.weights + normal(18, seed=3))
+    found = Refit(mc_samples=6, damping=1e-10)(moved, start)
+    torch.testing.assert_close(found.weights, start.weights, rtol=0, atol=1e-6)
+
+
+def test_the_divergence_falls_and_falls_further_with_more_steps() -> None:
+    start = dense()
+    pruned = Pruner(gauss_newton(mfac(80, 1e-3), 2))(start, 0.6).objective
+    far = divergence(pruned, start)
+    near, nearer = (
+        divergence(Refit(steps, damping=1e-3)(pruned, start), start) for steps in (1, 4)
+    )
+    assert nearer < near < 0.5 * far
+
+
+def test_the_dense_network_itself_does_not_move() -> None:
+    start = dense()
+    torch.testing.assert_close(Refit()(start, start).weights, start.weights, rtol=0, atol=0)
+
+
+def test_labels_are_not_read() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    unlabelled = replace(pruned, batches=[(inputs, None) for inputs, _ in start.batches])
+    torch.testing.assert_close(Refit()(unlabelled, start).weights, Refit()(pruned, start).weights)
+
+
+def test_a_loader_that_shuffles_will_do() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    (inputs, target), *_ = data(40)
+    loader = DataLoader(TensorDataset(inputs, target), batch_size=5, shuffle=True)
+    found = Refit(4)(replace(pruned, batches=loader), start)
+    ordered = Refit(4)(replace(pruned, batches=[(inputs, target)]), start)
+    assert divergence(found, start) == pytest.approx(divergence(ordered, start), rel=0.5)
+
+
+def test_a_step_that_would_not_come_closer_is_not_taken(monkeypatch) -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    wild = torch.full_like(pruned.weights, torch.nan)
+    monkeypatch.setattr("woodbury.pruning.refit.least_squares.LowRank.solve_range", lambda *_: wild)
+    torch.testing.assert_close(Refit()(pruned, start).weights, pruned.weights, rtol=0, atol=0)
+
+
+def test_rounds_refit_to_where_they_started_and_draw_other_directions() -> None:
+    start, pruner = dense(), Pruner(gauss_newton(mfac(80, 1e-3), 2))
+    by_hand, seeds = Pruned(start, ()), []
+    for sparsity in (0.4, 0.7):
+        step = pruner(by_hand.objective, sparsity)
+        by_hand = replace(step, objective=Refit()(step.objective, start))
+        seeds.append(step.objective.space.d)
+    found = run_stages(WithRefit(pruner, start), start, [0.4, 0.7])
+    torch.testing.assert_close(found.weights, by_hand.weights)
+    assert len(set(seeds)) == 2 and found.sparsity == pytest.approx(0.7, abs=0.01)
+    assert (
+        found.predicted
+        == found.steps[-1].distance
+        == pytest.approx(divergence(found.objective, start), rel=0.3)
+    )
+    plain = run_stages(pruner, start, [0.4, 0.7])
+    unseen = data(200, seed=9)
+    assert divergence(found.objective, start, unseen) < divergence(plain.objective, start, unseen)
+
+
+def test_a_comparison_refits_too() -> None:
+    start, pruner = dense(), Pruner(gauss_newton(mfac(80, 1e-3), 2))
+    found = run(Method(pruner, stages=2, refit=Refit()), start, 0.7).pruned
+    plain = run(Method(pruner, stages=2), start, 0.7).pruned
+    assert divergence(found.objective, start) < divergence(plain.objective, start)
+
+
+@pytest.mark.parametrize("engine", [looped, vmapped])
+def test_the_engine_can_be_pinned(engine: Any) -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    torch.testing.assert_close(
+        Refit(engine=engine)(pruned, start).weights, Refit()(pruned, start).weights
+    )
+
+
+def test_only_the_first_samples_are_read_if_so_asked() -> None:
+    start = dense()
+    pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
+    first = replace(pruned, batches=data()[:1])
+    torch.testing.assert_close(
+        Refit(samples=15)(pruned, start).weights, Refit()(first, start).weights
+    )
+
+
+def test_the_dense_network_stays_where_it_was_while_the_model_trains() -> None:
+    start = dense()
+    recipe, (inputs, _) = WithRefit(Pruner(), start), data()[0]
+    with torch.no_grad():
+        told = start.forward(start.parameters, inputs)
+        start.model[0].bias += 1.0  # type: ignore[index,operator]
+        torch.testing.assert_close(recipe.dense.forward(recipe.dense.parameters, inputs), told)
+        assert float((start.forward(start.parameters, inputs) - told).abs().max()) > 0.1
+
+
+def test_the_rules_of_what_is_inside_hold_outside() -> None:
+    tuned = DampingSearch(Pruner(scope=layerwise), data(seed=4))
+    recipe = WithRefit(tuned, dense())
+    assert recipe.scope is layerwise and recipe.cost is tuned.pruner.cost
+
+
+def test_what_cannot_be_is_refused_early() -> None:
+    for build, says in (
+        (lambda: WithRefit(Pruner(), nn.Linear(6, 3)), "the Objective of the dense"),  # type: ignore[arg-type]
+        (lambda: WithRefit(print, dense()), "give a Pruner"),  # type: ignore[arg-type]
+        (lambda: DampingSearch(WithRefit(Pruner(), dense()), data()), "around Tuned"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(WoodburyError, match=says):
+            build()
+    for wrong in (
+        {"steps": 0},
+        {"mc_samples": 0},
+        {"steps": 1.5},
+        {"samples": 0},
+        {"iterations": 0},
+        {"iterations": 2.0},
+        {"damping": 0.0},
+        {"damping": float("nan")},
+    ):
+        with pytest.raises(WoodburyError):
+            Refit(**wrong)
+    with pytest.raises(WoodburyError, match="directions"):
+        WithRefit(
+            Pruner(), replace(dense(), likelihood=Likelihood(lambda output, target: output.sum()))
+        )
+    with pytest.raises(WoodburyError, match="sparsity"):
+        WithRefit(Pruner(), dense()).check(dense().space, 1.5)

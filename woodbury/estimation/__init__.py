@@ -1,0 +1,10 @@
+"""From a model to its curvature: gradient rows, Gauss–Newton rows, K-FAC factors, and the recipes made of them."""
+
+from woodbury.estimation.gradients import observed as observed
+from woodbury.estimation.gradients import sampled as sampled
+from woodbury.estimation.recipes import diagonal_fisher as diagonal_fisher
+from woodbury.estimation.recipes import gauss_newton as gauss_newton
+from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal
+from woodbury.estimation.recipes import kfac as kfac
+from woodbury.estimation.recipes import mfac as mfac
+from woodbury.estimation.recipes import woodfisher as woodfisher

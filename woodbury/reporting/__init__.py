@@ -1,0 +1,1 @@
+"""Results for people: tables, plots, one HTML page, files of numbers."""
