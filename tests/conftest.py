@@ -1,15 +1,21 @@
-"""What all tests share: one thread, as two on a busy machine wait for each other; a folder to run commands in."""
+"""What all tests share: one thread, no progress lines, a folder for commands, other limits."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support.limits import Limited
 
-torch.set_num_threads(1)
+from woodbury.limits import Limits
+
+torch.set_num_threads(1)  # two on a loaded machine wait for each other
 
 
 @pytest.fixture
@@ -19,10 +25,20 @@ def here(
     """The current folder, with the test module's NET in its net.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(
-        sys, "dont_write_bytecode", True
-    )  # a file rewritten within a second passes for the old one
+    # A file that is rewritten within a second would pass for the old one.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path = list(sys.path)
     (tmp_path / "net.py").write_text(request.module.NET)
     yield tmp_path
     sys.path[:] = path
+
+
+@pytest.fixture
+def limited() -> Iterator[Limited]:
+    """Change some of the limits for the rest of the test."""
+    with ExitStack() as stack:
+
+        def change(**fields: Any) -> None:
+            stack.enter_context(replace(Limits.current(), **fields))
+
+        yield change

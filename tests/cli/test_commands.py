@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.limits import Limited
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -779,9 +780,7 @@ def test_refits_follow_rounds_by_default_and_as_asked(here: Path) -> None:
     assert woodbury(f"{words} --refit -1 --out wrong").exit_code == 2
 
 
-def test_refits_without_room_are_left_out_or_iterated(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refits_without_room_are_left_out_or_iterated(here: Path, limited: Limited) -> None:
     words = "prune net.py:build net.py:both --damping 1e-3 --count 60 --sparsity 0.5 --stages 1"
     for out, room, more, said in (
         ("rows", 2**33, "", "1, by rows, 4 directions"),
@@ -789,7 +788,7 @@ def test_refits_without_room_are_left_out_or_iterated(
         ("out", 4 * 60 * 456 - 1, "", "0;"),
         ("asked", 4 * 60 * 456 - 1, "--refit 1", ""),
     ):
-        monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", room)
+        limited(memory=room)
         result = woodbury(f"{words} {more} --out {out}")
         assert result.exit_code == 0 and (f"after each: {said}" in result.stderr) == (not more), (
             result.output

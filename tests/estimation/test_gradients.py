@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.limits import Limited
 from support.random import normal
 from torch import Tensor, nn
 
@@ -465,22 +465,16 @@ def test_fewer_labels_than_samples_are_named() -> None:
         torch.float64,
     ],
 )
-def test_chunks_stay_within_the_memory_budget(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_stay_within_the_memory_budget(dtype: torch.dtype, limited: Limited) -> None:
     model, x = nn.Linear(30, 10).to(dtype), normal(50, 30).to(dtype)
     objective = Objective.from_model(model, [(x, torch.zeros(50, dtype=torch.int64))])
     whole = gradient_rows(objective, 50, engine=vmapped)
-    monkeypatch.setattr(
-        importlib.import_module("woodbury.estimation.gradients"), "MEMORY_BUDGET", 10_000
-    )
+    limited(gradient_chunk=10_000)
     chunks = list(gradient_chunks(objective, 50, engine=vmapped))
     torch.testing.assert_close(torch.cat(chunks), whole)
     assert max(chunk.numel() * chunk.element_size() for chunk in chunks) <= 10_000
     assert whole.untyped_storage().nbytes() == 50 * 310 * whole.element_size()
-    monkeypatch.setattr(
-        importlib.import_module("woodbury.estimation.gradients"), "MEMORY_BUDGET", 1
-    )
+    limited(gradient_chunk=1)
     assert [len(chunk) for chunk in gradient_chunks(objective, 3, engine=vmapped)] == [1, 1, 1]
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.limits import Limited
 from support.random import normal
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation import hessian
 from woodbury.estimation.gradients import sampled
 from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.recipes import hessian_diagonal
@@ -83,11 +83,9 @@ def truth(objective: Objective, count: int = COUNT) -> Tensor:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("restricted", [False, True])
-def test_it_is_the_diagonal_of_the_hessian(
-    name: str, restricted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hessian, "SAMPLES", 4)  # several passes, the last one short
-    monkeypatch.setattr(hessian, "AT_ONCE", 7)
+def test_it_is_the_diagonal_of_the_hessian(name: str, restricted: bool, limited: Limited) -> None:
+    limited(hessian_samples=4)
+    limited(hessian_columns=7)
     objective = OBJECTIVES[name]()
     if restricted:
         keep = torch.arange(objective.space.d) % 3 != 1

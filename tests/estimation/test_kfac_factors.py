@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.limits import Limited
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -105,9 +106,9 @@ def test_a_1x1_convolution_of_1x1_images_is_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("patches", [1, 2**25])
 def test_a_convolution_is_exact_when_positions_are_uncorrelated(
-    patches: int, monkeypatch: pytest.MonkeyPatch
+    patches: int, limited: Limited
 ) -> None:
-    monkeypatch.setattr("woodbury.model.layers.PATCHES", patches)
+    limited(patches=patches)
     model = nn.Conv2d(2, 3, 2, stride=2).double()
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4).view(
         16, 1, 2, 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.limits import Limited
 from support.random import normal
 from torch import Tensor, nn
 
@@ -99,11 +100,9 @@ def test_everything_is_what_its_definition_says(
     likelihood: Likelihood,
     batches: list[Batch],
     read: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    limited: Limited,
 ) -> None:
-    monkeypatch.setattr(
-        output_residuals, "AT_ONCE", 3 * at_once(pair(build, likelihood, batches)[0], 4)
-    )  # parts of 3, 3, 3, 2
+    limited(activations=3 * at_once(pair(build, likelihood, batches)[0], 4))
     objective, goal = pair(build, likelihood, batches)
     found = Residuals.between(objective, goal, 4, seed=2)
     inputs = torch.cat([part[0] for part in found.parts])
@@ -179,12 +178,10 @@ def test_what_leaves_a_module_is_counted() -> None:
 
 
 def test_the_network_sees_few_samples_at_once_forward_and_backward(
-    monkeypatch: pytest.MonkeyPatch,
+    limited: Limited,
 ) -> None:
     objective, goal = pair(plain, cross_entropy, batches_of(4, labels=CLASSES))
-    monkeypatch.setattr(
-        output_residuals, "AT_ONCE", 50
-    )  # four directions of three outputs: parts of four
+    limited(activations=50)
     found, seen = Residuals.between(objective, goal, 4, 0), []
     objective.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     found.curved(objective.weights)

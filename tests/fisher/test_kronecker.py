@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.limits import Limited
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -93,11 +94,10 @@ def test_every_verb(damping: float) -> None:
     assert fisher.damping == damping
 
 
-def test_chunks_do_not_change_the_inverse_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_inverse_blocks(limited: Limited) -> None:
     fisher, matrix = _pair()
     keep = _keep(fisher.d, 0.3)
-    monkeypatch.setattr("woodbury.fisher.kronecker.operator.CHUNK", 60)
-    monkeypatch.setattr(restricted, "CHUNK", 60)
+    limited(temporary=60)
     _check_every_verb(fisher, matrix)
     _check_every_verb(fisher.restrict(keep), matrix[keep][:, keep])
 
@@ -121,22 +121,20 @@ def test_every_verb_of_what_is_left(sparsity: float, damping: float) -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
-def test_conjugate_gradients_solve_as_the_dense_factor(
-    sparsity: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conjugate_gradients_solve_as_the_dense_factor(sparsity: float, limited: Limited) -> None:
     fisher, matrix = _pair(1e-3)
     keep = _keep(fisher.d, sparsity)
-    monkeypatch.setattr(restricted, "DIRECT", -1)
+    limited(direct_size=0.5)
     v = _vector(int(keep.sum()), 4)
     v[:, 1] = 0  # a column that has arrived before the first step
     _close(fisher.restrict(keep).solve(v), torch.linalg.solve(matrix[keep][:, keep], v))
     _close(fisher.restrict(keep).solve(v[:, 0]), torch.linalg.solve(matrix[keep][:, keep], v[:, 0]))
 
 
-def test_conjugate_gradients_that_do_not_converge_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conjugate_gradients_that_do_not_converge_say_so(limited: Limited) -> None:
     fisher, _ = _pair(1e-6)
-    monkeypatch.setattr(restricted, "DIRECT", -1)
-    monkeypatch.setattr(restricted, "STEPS", 2)
+    limited(direct_size=0.5)
+    limited(cg_steps=2)
     with pytest.raises(WoodburyError, match="raise the damping"):
         fisher.restrict(_keep(fisher.d, 0.5)).solve(_vector(int(_keep(fisher.d, 0.5).sum())))
 
@@ -161,12 +159,12 @@ def test_restricting_composes_and_keeps_the_whole_when_all_stay() -> None:
 
 
 def test_a_part_too_large_for_its_dense_factor_says_so_and_still_solves(
-    monkeypatch: pytest.MonkeyPatch,
+    limited: Limited,
 ) -> None:
     fisher, matrix = _pair(1e-2)
     keep = _keep(fisher.d, 0.5)
-    monkeypatch.setattr(restricted, "DENSE", 3)
-    monkeypatch.setattr(restricted, "DIRECT", 3)
+    limited(dense_factor=3)
+    limited(direct_size=3)
     part = fisher.restrict(keep)
     with pytest.raises(WoodburyError, match="upper_bound"):
         part.inverse_diagonal()
@@ -175,13 +173,11 @@ def test_a_part_too_large_for_its_dense_factor_says_so_and_still_solves(
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
-def test_bounds_hold_and_need_no_dense_factor(
-    sparsity: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bounds_hold_and_need_no_dense_factor(sparsity: float, limited: Limited) -> None:
     plain, matrix = _pair(1e-3)
     keep = _keep(plain.d, sparsity)
-    monkeypatch.setattr(restricted, "DENSE", 3)
-    monkeypatch.setattr(restricted, "DIRECT", 3)
+    limited(dense_factor=3)
+    limited(direct_size=3)
     part = (
         replace(plain, elements=restricted.upper_bound)
         .restrict(_keep(plain.d, 0.05) | keep)
@@ -204,10 +200,8 @@ def test_bounds_hold_and_need_no_dense_factor(
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_inverse_diagonal_from_a_factor_in_pieces(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cholesky, "COLUMNS", size)
+def test_the_inverse_diagonal_from_a_factor_in_pieces(size: int, limited: Limited) -> None:
+    limited(inverse_columns=size)
     matrix = _factor(8, 5) + torch.eye(8, dtype=torch.float64)
     _close(
         cholesky.inverse_diagonal(torch.linalg.cholesky(matrix)),

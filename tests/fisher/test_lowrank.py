@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from support import dense
+from support.limits import Limited
 from support.random import normal
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher import lowrank
 from woodbury.fisher.lowrank import LowRank
-from woodbury.linalg import row_products
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
 
@@ -97,12 +97,11 @@ def test_float32_inverse_diagonal_is_positive_where_the_data_determine_a_weight(
     )
 
 
-def test_column_chunks_and_row_panels_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_column_chunks_and_row_panels_do_not_matter(limited: Limited) -> None:
     rows, v = normal(150, 40), normal(40, 2, seed=4)
     whole = LowRank(rows, 0.1)
-    monkeypatch.setattr(row_products, "width", lambda rows: 7)
-    monkeypatch.setattr(lowrank, "width", lambda rows: 7)
-    monkeypatch.setattr(row_products, "WORTH_THREADS", 1)
+    limited(row_columns=7)
+    limited(thread_elements=1)
     chunked = LowRank(rows, 0.1)
     torch.testing.assert_close(chunked.gram, whole.gram)
     torch.testing.assert_close(chunked.inverse_diagonal(), whole.inverse_diagonal())

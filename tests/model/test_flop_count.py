@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.space import ParameterSpace
+from woodbury.pruning import costs
 from woodbury.pruning.api import prune
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.limits import Limited
 from torch import nn
 from torch.testing import assert_close
 
@@ -21,8 +22,8 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_outputs_are_products_with_patches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("woodbury.model.layers.PATCHES", 2000)
+def test_outputs_are_products_with_patches(name: str, limited: Limited) -> None:
+    limited(patches=2000)
     layer: MatrixLayer = LAYERS[name].double()
     given = torch.randn(5, 3, 8, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     told = positions(layer, layer(given)) - (0.0 if layer.bias is None else layer.bias)

@@ -195,7 +195,8 @@ def test_a_likelihood_of_a_part_of_the_output() -> None:
     assert Likelihood(cross_entropy.loss).with_output(len).sample is None
     for likelihood in (cross_entropy, squared_error):
         with pytest.raises(
-            WoodburyError, match=r"got a SimpleNamespace .*with_output\(lambda output: output\.logits\)"
+            WoodburyError,
+            match=r"got a SimpleNamespace .*with_output\(lambda output: output\.logits\)",
         ):
             Objective.from_model(wrapped, BATCHES, likelihood).loss()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.limits import Limited
 from support.random import normal
 from torch import nn
 
@@ -157,8 +158,8 @@ def test_an_effort_says_what_it_chose(effort: Effort, likelihood: Likelihood) ->
     assert (pruned.settings["samples held back"] == 0) == (effort is not thorough)
 
 
-def test_large_spaces_are_taken_in_blocks(objective: Objective, monkeypatch) -> None:
-    monkeypatch.setattr("woodbury.pruning.autoconfig.WHOLE", 100)
+def test_large_spaces_are_taken_in_blocks(objective: Objective, limited: Limited) -> None:
+    limited(whole_matrix=100)
     assert choose(objective, 0.5, quick).settings["structure"] == "blocks of 500"
 
 

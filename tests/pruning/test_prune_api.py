@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.limits import Limited
 from torch import Tensor, nn
 
 import woodbury
@@ -132,36 +133,34 @@ ROOM = (
 )
 
 
-def test_a_refit_that_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refit_that_has_no_room_is_named(limited: Limited) -> None:
 
     objective = Objective.from_model(wide(Rounded), data(50))
     for directions, found in ((5, 4), (4, 4), (3, 3), (1, 1)):
-        monkeypatch.setattr(
-            "woodbury.pruning.autoconfig.MEMORY", 4 * directions * 50 * objective.space.d
-        )
+        limited(memory=4 * directions * 50 * objective.space.d)
         refit = choose_refit(Refit(), objective, 50, 0.5)
         assert refit is not None and refit.mc_samples == found
-    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", ROOM)
+    limited(memory=ROOM)
     refit = choose_refit(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is not None
-    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", ROOM - 1)
+    limited(memory=ROOM - 1)
     refit = choose_refit(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is None
-    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", 1000)
+    limited(memory=1000)
     assert choose_refit(Refit(), objective, 50, 0.5) is None
     with pytest.raises(WoodburyError, match="take fewer samples"):
         choose_refit(Refit(), objective, 50, 0.5, patient=True)
 
 
-def test_directions_of_many_outputs_need_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directions_of_many_outputs_need_room_too(limited: Limited) -> None:
 
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
     objective = Objective.from_model(model, [(torch.ones(5, 1, 9, 9), torch.zeros(5, 9, 9).long())])
     for directions in (3, 1):
-        monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", 4 * directions * 5 * 2 * 9 * 9)
+        limited(memory=4 * directions * 5 * 2 * 9 * 9)
         refit = choose_refit(Refit(), objective, 5, 0.5)
         assert refit is not None and refit.mc_samples == directions and refit.iterations is None
-    monkeypatch.setattr("woodbury.pruning.autoconfig.MEMORY", 4 * 5 * 2 * 9 * 9 - 1)
+    limited(memory=4 * 5 * 2 * 9 * 9 - 1)
     assert choose_refit(Refit(), objective, 5, 0.5) is None
     with pytest.raises(WoodburyError, match="20 weights and 162 outputs"):
         choose_refit(Refit(), objective, 5, 0.5, patient=True)
@@ -192,8 +191,8 @@ class Told(nn.Sequential):
         return super().forward(x).double()
 
 
-def test_outputs_of_another_precision_than_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("woodbury.pruning.autoconfig.ENOUGH", float("inf"))
+def test_outputs_of_another_precision_than_the_weights(limited: Limited) -> None:
+    limited(equations_per_weight=float("inf"))
     torch.manual_seed(0)
     model, x = Told(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(200)[0]
     pruned = woodbury.prune(model, [x], 0.5)

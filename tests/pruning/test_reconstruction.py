@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.limits import Limited
 from support.random import normal
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -91,11 +92,9 @@ def _flat(layer: nn.Module, output: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["conv", "twice", "head"])
-def test_normal_equations_are_those_of_every_position(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("woodbury.model.layers.PATCHES", 200)
-    monkeypatch.setattr("woodbury.estimation.layer_equations.SAMPLES", 7)
+def test_normal_equations_are_those_of_every_position(name: str, limited: Limited) -> None:
+    limited(patches=200)
+    limited(layer_samples=7)
     pruned, start = pair()
     fit = layer_fits(pruned, start, 20)[f"{name}.weight"]
     moments, missed = equations(pruned, start, name)
@@ -125,8 +124,8 @@ def test_positions_are_drawn_alike_from_inputs_and_outputs(monkeypatch: pytest.M
     assert_close(missed, moments @ (start.weights - moved.weights).view(2, 3).mT)
 
 
-def test_progress_counts_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("woodbury.estimation.layer_equations.SAMPLES", 8)
+def test_progress_counts_the_samples(limited: Limited) -> None:
+    limited(layer_samples=8)
     told: list[tuple[str, int, int]] = []
     pruned, start = pair()
     Refit(mc_samples=2, reconstruction=Reconstruction(), progress=lambda *now: told.append(now))(

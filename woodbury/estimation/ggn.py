@@ -11,14 +11,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
 from woodbury.model.batches import Batch, regrouped
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
-
-SAMPLES = 64
-"""How many samples the directions are drawn for at once."""
-
 
 NO_DIRECTIONS = (
     "This likelihood has no Gauss–Newton matrix: give it `directions`, or take a Fisher by labels."
@@ -51,7 +48,7 @@ class _Directions:
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, directions in draw_directions(
-            self.objective, self.mc_samples, self.seed, max(1, SAMPLES // self.mc_samples)
+            self.objective, self.mc_samples, self.seed, max(1, Limits.current().ggn_samples // self.mc_samples)
         ):
             yield repeat_per_direction(inputs, directions)
 

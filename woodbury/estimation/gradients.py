@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
 from woodbury.model.batches import regrouped, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -24,8 +25,6 @@ Labels = Callable[[Objective, Any, Any, torch.Generator | None], Any]
 Engine = Callable[[Objective, Any, Any], Tensor]
 
 
-MEMORY_BUDGET = 512 * 2**20
-"""Bytes that one chunk of rows may take. Activations come on top, of the order of the rows for most networks."""
 
 
 def observed(
@@ -142,7 +141,7 @@ def _stream(
     engine: Engine | None,
 ) -> Iterator[Tensor]:
     rows_at_once = max(
-        1, min(64, MEMORY_BUDGET // (objective.weights.element_size() * objective.space.n))
+        1, min(64, Limits.current().gradient_chunk // (objective.weights.element_size() * objective.space.n))
     )
     done = 0
     with eval_mode(objective.model):

@@ -11,17 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Labels, observed
+from woodbury.limits import Limits
 from woodbury.model.batches import regrouped, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.monitor import Progress
-
-SAMPLES = 128
-"""Samples per pass, whose graph is differentiated twice."""
-
-
-AT_ONCE = 32
-"""Weights per vectorised second pass: so many times the activations of a pass are in memory."""
 
 
 def second_derivatives(
@@ -41,14 +35,14 @@ def second_derivatives(
     if count < 1:
         raise WoodburyError(f"{count} samples were asked for: at least 1 is needed.")
     total = torch.zeros_like(objective.weights, dtype=torch.float64)
-    done, passes, d = 0, -(-count // SAMPLES), objective.space.d
+    done, passes, d = 0, -(-count // Limits.current().hessian_samples), objective.space.d
     with eval_mode(objective.model):
-        for inputs, target in regrouped(objective.batches, SAMPLES, count):
+        for inputs, target in regrouped(objective.batches, Limits.current().hessian_samples, count):
             size, target = samples_in(inputs), labels(objective, inputs, target, generator)
             for part, values in _of_batch(objective, inputs, target):
                 total[part] += size * values.double()
                 if progress:
-                    progress("second derivatives", done // SAMPLES * d + part.stop, passes * d)
+                    progress("second derivatives", done // Limits.current().hessian_samples * d + part.stop, passes * d)
             done += size
     if done < count:
         raise WoodburyError(
@@ -84,7 +78,7 @@ def _of_batch(
     _check_twice(parameters, slopes)
     keep, start = objective.space.keep.to(loss.device), 0
     for (name, parameter), slope in zip(parameters.items(), slopes, strict=True):
-        for index in keep[objective.space.slices[name]].nonzero()[:, 0].split(AT_ONCE):
+        for index in keep[objective.space.slices[name]].nonzero()[:, 0].split(Limits.current().hessian_columns):
             yield slice(start, start + len(index)), _entries(slope, parameter, index)
             start += len(index)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Labels, sampled
+from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
 from woodbury.model.batches import regrouped, samples_in
 from woodbury.model.layers import KINDS, MatrixLayer, is_known, patches, positions
@@ -19,10 +20,6 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import Progress
-
-SAMPLES = 32
-"""Samples per pass: their activations, and for a convolution one sample's patches, are in memory at once."""
-
 
 Users = list[tuple[MatrixLayer, str | None, str | None]]
 """The layers of a space, each with the names of its weight and its bias (None: not in the space)."""
@@ -67,7 +64,7 @@ def factors(
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     done = 0
     with eval_mode(objective.model):
-        for inputs, target in regrouped(objective.batches, SAMPLES, count):
+        for inputs, target in regrouped(objective.batches, Limits.current().kfac_samples, count):
             target = labels(objective, inputs, target, generator)
             for name, pair in _pass(objective, users, inputs, target):
                 before = sums.get(name, (0.0, 0.0))

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
 from woodbury.model.batches import regrouped, samples_in
 from woodbury.model.layers import MatrixLayer, is_known, patches, positions
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.monitor import Progress
-
-SAMPLES = 64
-"""Samples per pass: all outputs that the goal's layers give to them are in memory at once."""
-
 
 POSITIONS = 64
 """Of each sample, at most: a thousand samples of so many say enough of a layer's few hundred inputs."""
@@ -85,7 +82,7 @@ def layer_fits(
     """
     fits: dict[str, LayerFit] = {}
     apart, done = set(), 0
-    for inputs, _ in regrouped(objective.batches, SAMPLES, samples):
+    for inputs, _ in regrouped(objective.batches, Limits.current().layer_samples, samples):
         apart |= _add(fits, objective, goal, inputs)
         done += samples_in(inputs)
         if progress:

@@ -17,16 +17,13 @@ from torch.utils._pytree import tree_leaves
 from woodbury.errors import WoodburyError
 from woodbury.estimation.ggn import draw_directions, repeat_per_direction
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
+from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
 from woodbury.model.batches import Batch, regrouped
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.monitor import Progress
-
-AT_ONCE = 1 << 22
-"""Numbers that go into the network at once, a token counted for a thousand, leave a module, or are asked along all directions."""
-
 
 Part = tuple[Any, Tensor, Tensor]
 """Inputs of b samples, their directions (b, mc_samples, …), and what the goal's outputs have along them, (b, mc_samples)."""
@@ -61,7 +58,7 @@ class Residuals:
         if not goal.batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
         into, within, out = activation_sizes(goal)
-        at_once = max(1, min(1024, AT_ONCE // max(1, into, within, mc_samples * out)))
+        at_once = max(1, min(1024, Limits.current().activations // max(1, into, within, mc_samples * out)))
         of_all = draw_directions(goal, mc_samples, seed, at_once)
         return cls(
             objective,

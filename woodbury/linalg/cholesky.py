@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
 
 INDEFINITE = 1e-2
 """A negative eigenvalue beyond this share of the largest is no rounding."""
 
 
-COLUMNS = 512
-"""Columns of an inverse triangle that are made at once."""
 
 
 def damped_cholesky(curvature: Tensor, damping: float) -> Tensor:
@@ -45,11 +44,11 @@ def inverse_diagonal(factor: Tensor) -> Tensor:
     """diag((L Lᵀ)⁻¹), (k,) for L (k, k): the column sums of L⁻¹ squared, k³/3 multiplications and no second (k, k)."""
     k = len(factor)
     diagonal = factor.new_empty(k)
-    for start in range(0, k, COLUMNS):
+    for start in range(0, k, Limits.current().inverse_columns):
         lower = factor[start:, start:]  # L⁻¹ is lower triangular too
         eye = torch.eye(
-            len(lower), min(COLUMNS, len(lower)), dtype=factor.dtype, device=factor.device
+            len(lower), min(Limits.current().inverse_columns, len(lower)), dtype=factor.dtype, device=factor.device
         )
         inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-        diagonal[start : start + COLUMNS] = inverse.square_().sum(0)
+        diagonal[start : start + Limits.current().inverse_columns] = inverse.square_().sum(0)
     return diagonal

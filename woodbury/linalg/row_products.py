@@ -11,9 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-WORTH_THREADS = 1 << 23
-"""Entries above which a product with one vector is shared among threads: waking them costs half a millisecond."""
-
+from woodbury.limits import Limits
 
 FAST = 1 << 14
 """Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
@@ -38,7 +36,7 @@ def chunks(
 
 def width(rows: Tensor) -> int:
     """Columns per chunk: enough for a full-speed product, few enough to stay in a processor's cache."""
-    return 4096 if rows.device.type == "cpu" else 1 << 16
+    return Limits.current().row_columns if rows.device.type == "cpu" else 1 << 16
 
 
 def times(rows: Tensor, v: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ def _workers(rows: Tensor, vector: Tensor) -> int:
     if (
         rows.device.type != "cpu"
         or vector.ndim > 1
-        or rows.numel() < WORTH_THREADS
+        or rows.numel() < Limits.current().thread_elements
         or vector.requires_grad
     ):
         return 1

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
+from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
-
-PATCHES = 2**25
-"""Entries of the unfolded inputs of a convolution that are in memory at once."""
-
 
 KINDS = (nn.Linear, nn.Conv2d)  # and no subclass of them, which may compute something else
 
@@ -34,7 +31,7 @@ def patches(layer: MatrixLayer, given: Tensor, drawn: Tensor | None = None) -> I
         yield flat if drawn is None else flat[:, drawn]
         return
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    for one in given.split(max(1, PATCHES // (given[0].numel() * layer.weight[0, 0].numel()))):
+    for one in given.split(max(1, Limits.current().patches // (given[0].numel() * layer.weight[0, 0].numel()))):
         # The layer's own list of paddings knows 'same' and the modes that unfold does not.
         padded = pad(at_least_float32(one), layer._reversed_padding_repeated_twice, mode=mode)
         yield (

@@ -13,6 +13,7 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Labels, observed, sampled
 from woodbury.estimation.output_residuals import Residuals, activation_sizes
 from woodbury.estimation.recipes import gauss_newton, mfac
+from woodbury.limits import Limits
 from woodbury.model.batches import Batch, regrouped, samples_in
 from woodbury.model.flop_count import flops
 from woodbury.model.modes import eval_mode
@@ -30,10 +31,6 @@ from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric
 from woodbury.pruning.scopes import global_
 
-WHOLE = 50_000
-"""Up to so many weights the whole matrix is best, beyond it blocks (docs/results.md)."""
-
-
 BLOCK = 500
 
 
@@ -41,13 +38,8 @@ ITERATIONS, DIRECTIONS = 100, 10
 """Of a refit by iterations (docs/results.md)."""
 
 
-ENOUGH = 2
-"""So many numbers that a refit hears of the network's own outputs, to each weight that stays at the end, need no word of
-layers (docs/log.md)."""
 
 
-MEMORY = 8 * 2**30
-"""Bytes that the rows, and the blocks made of them, may take each."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ def best_step(
     """The best known recipe for one step, how many rows it takes, and in which blocks: Gauss–Newton rows, `mc_samples` to a sample,
     or one gradient by `labels` where the likelihood has no directions."""
     exact, d = objective.likelihood.directions is not None, objective.space.d
-    count = max(1, min((mc_samples if exact else 1) * samples, MEMORY // (4 * d)))
+    count = max(1, min((mc_samples if exact else 1) * samples, Limits.current().memory // (4 * d)))
     block = fitting_block(d)
     rows = mfac(
         count, damping, block=block, labels=observed if exact else labels, progress=progress
@@ -147,15 +139,15 @@ def choose_refit(
 ) -> Refit | None:
     """The refit by rows, in as many directions as have room, or by iterations where those cost fewer FLOPs and can be.
 
-    Where rows have no room in MEMORY, and iterations are the slower or not possible: None; the `patient` get iterations all
+    Where rows have no room in Limits.current().memory, and iterations are the slower or not possible: None; the `patient` get iterations all
     the same, or a WoodburyError. The outputs of layers are left out where what they ask of every row of a weight has no room,
-    and where the network's own say ENOUGH of the weights that stay at `sparsity`. Raises WoodburyError for a target that
+    and where the network's own say Limits.current().equations_per_weight of the weights that stay at `sparsity`. Raises WoodburyError for a target that
     matches no parameter.
     """
     found = _choose_solver(refit, objective, samples, patient)
     if found is None or found.reconstruction is None:
         return found
-    enough = found.mc_samples * samples >= ENOUGH * kept_count(objective.space, sparsity)
+    enough = found.mc_samples * samples >= Limits.current().equations_per_weight * kept_count(objective.space, sparsity)
     return (
         replace(found, reconstruction=None)
         if enough or not _layers_fit_in_memory(objective.space)
@@ -169,10 +161,10 @@ def _choose_solver(refit: Refit, objective: Objective, samples: int, patient: bo
         _forward_flops(objective),
         activation_sizes(objective),
     )
-    mc_samples = min(refit.mc_samples, MEMORY // (4 * samples * max(d, out)))
+    mc_samples = min(refit.mc_samples, Limits.current().memory // (4 * samples * max(d, out)))
     m = max(mc_samples, 1) * samples
     rows, iterations = m**2 * d + 3 * m * forward, 5 * ITERATIONS * samples * forward
-    fits = 4 * samples * DIRECTIONS * out <= MEMORY
+    fits = 4 * samples * DIRECTIONS * out <= Limits.current().memory
     if (
         (iterations < rows or (patient and not mc_samples))
         and fits
@@ -181,7 +173,7 @@ def _choose_solver(refit: Refit, objective: Objective, samples: int, patient: bo
         return replace(refit, mc_samples=DIRECTIONS, iterations=ITERATIONS)
     if patient and not mc_samples:
         raise WoodburyError(
-            f"A refit on {samples} samples of {d:,} weights and {out:,} outputs takes more than {MEMORY / 2**30:.3g} GiB by "
+            f"A refit on {samples} samples of {d:,} weights and {out:,} outputs takes more than {Limits.current().memory / 2**30:.3g} GiB by "
             "rows, and no iterations are possible: take fewer samples, or no refit."
         )
     return replace(refit, mc_samples=mc_samples) if mc_samples else None
@@ -202,7 +194,7 @@ def _layers_fit_in_memory(space: ParameterSpace) -> bool:
     squares = [(shape[0], shape[1:].numel() ** 2) for shape in space.shapes.values()]
     return (
         sum((4 * rows + 8) * square for rows, square in squares) + 32 * max(s for _, s in squares)
-        <= MEMORY
+        <= Limits.current().memory
     )
 
 
@@ -229,7 +221,7 @@ def _supports_forward_mode(objective: Objective) -> bool:
 
 def fitting_block(d: int) -> int | None:
     """The size of the blocks that d weights are best taken in, None for the whole matrix."""
-    return None if d <= WHOLE else max(16, min(BLOCK, MEMORY // (8 * d)))
+    return None if d <= Limits.current().whole_matrix else max(16, min(BLOCK, Limits.current().memory // (8 * d)))
 
 
 def stages_to(sparsity: Targets, start: Targets, keeps: float) -> int:

@@ -7,12 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.pruning.quadratic import Quadratic
-
-PIECE = 1 << 24
-"""Elements of inverse blocks at once: 128 MiB in float64."""
-
 
 Saliency = Callable[[Quadratic, Tensor | None], Tensor]
 """(quadratic, groups (g, s) int64 or None for single weights) -> scores (g,)."""
@@ -49,7 +46,7 @@ def _surgeon(quadratic: Quadratic, distance: Tensor, groups: Tensor | None) -> T
     if not len(groups):
         return distance.new_zeros(0)
     stiffness = fisher.diagonal().double()
-    at_once = max(1, PIECE // max(1, groups.shape[1] ** 2))
+    at_once = max(1, Limits.current().temporary // max(1, groups.shape[1] ** 2))
     pieces = groups.split(at_once)
     return torch.cat(
         [joint_cost(distance[q], fisher.inverse_blocks(q), stiffness[q]) for q in pieces]

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from woodbury.limits import Limits
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher, by_restriction
 from woodbury.fisher.checks import (
@@ -18,7 +19,7 @@ from woodbury.fisher.checks import (
     check_keep,
     check_vector,
 )
-from woodbury.fisher.kronecker.restricted import CHUNK, Elements, Restricted, exact
+from woodbury.fisher.kronecker.restricted import Elements, Restricted, exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Basis:
         blocks[in_column] = _on_lines(
             self.right, self.left, spectrum.T, columns[in_column], rows[in_column]
         )
-        at_once = max(1, CHUNK // (spectrum.numel() * max(1, groups.shape[1])))
+        at_once = max(1, Limits.current().temporary // (spectrum.numel() * max(1, groups.shape[1])))
         for some in (~in_row & ~in_column).nonzero()[:, 0].split(at_once):
             found = self.columns(groups[some].flatten(), spectrum).view(
                 *groups[some].shape, spectrum.numel()
@@ -204,7 +205,7 @@ def _on_lines(
     along: Tensor, across: Tensor, spectrum: Tensor, line: Tensor, members: Tensor
 ) -> Tensor:
     """Blocks of weights that share the row `line` (g, s), each in the columns `members` (g, s) -> (g, s, s)."""
-    at_once = max(1, CHUNK // (max(1, members.shape[1]) * max(spectrum.shape)))
+    at_once = max(1, Limits.current().temporary // (max(1, members.shape[1]) * max(spectrum.shape)))
     blocks = spectrum.new_empty(*members.shape, members.shape[1])
     for start in range(0, members.numel() and len(members), at_once):
         part = slice(start, start + at_once)

@@ -13,6 +13,7 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher, by_restriction
 from woodbury.fisher.checks import check_groups, check_keep, check_vector
+from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky, inverse_diagonal
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 
@@ -20,19 +21,13 @@ if TYPE_CHECKING:
     from woodbury.fisher.kronecker.operator import Kronecker
 
 
-CHUNK = 2**24
-"""float64 entries that a temporary may hold: 128 MiB."""
 
 
-DIRECT = 2048
-"""Up to this size `solve` factors a dense matrix; above, conjugate gradients are faster."""
 
 
-DENSE = 20_000
-"""The largest dense factor, about 10 GB while it is made: two of 40,000 weights, whatever the mask."""
 
 
-TOLERANCE, STEPS = 1e-12, 2000
+TOLERANCE = 1e-12
 
 
 Elements = Callable[["Restricted", "Tensor | None"], Tensor]
@@ -91,19 +86,19 @@ class Restricted(Fisher):
     def solve(self, v: Tensor) -> Tensor:
         """F_KK⁻¹ v. Raises WoodburyError when conjugate gradients do not converge: more damping helps."""
         columns, spectrum = self._double(v), self.whole.spectrum
-        if min(len(self.kept), len(self.gone)) <= DIRECT or "factor" in vars(self):
+        if min(len(self.kept), len(self.gone)) <= Limits.current().direct_size or "factor" in vars(self):
             return self._restore(self._direct(columns), v)
         found, left = conjugate_gradients(
             lambda x: self._product(x, spectrum),
             columns,
-            STEPS,
+            Limits.current().cg_steps,
             TOLERANCE,
             lambda x: self._product(x, 1 / spectrum),
         )
         if not left <= 1.01 * TOLERANCE:  # rounding included, NaN not
             raise WoodburyError(
                 f"Conjugate gradients on the weights that stay of a Kronecker Fisher stand at a relative residual of {left:.1e} "
-                f"after {STEPS} steps: raise the damping."
+                f"after {Limits.current().cg_steps} steps: raise the damping."
             )
         return self._restore(found, v)
 
@@ -138,16 +133,16 @@ class Restricted(Fisher):
     def factor(self) -> Tensor:
         """Lower triangular L: L Lᵀ is F_KK where few weights stay, and [F⁻¹]_RR where few went."""
         index = self.kept if self.few_stay else self.gone
-        if len(index) > DENSE:
+        if len(index) > Limits.current().dense_factor:
             raise WoodburyError(
                 f"{self.d} of the {self.whole.d} weights of a Kronecker Fisher stay: its inverse elements and logdet need "
-                f"a dense factor of {len(index)} rows, more than {DENSE}: take elements=upper_bound, or another structure for "
+                f"a dense factor of {len(index)} rows, more than {Limits.current().dense_factor}: take elements=upper_bound, or another structure for "
                 "tensors of this size."
             )
         spectrum = self.whole.spectrum if self.few_stay else 1 / self.whole.spectrum
         least = float(spectrum.min())  # no eigenvalue of a part lies below those of the whole
         matrix = spectrum.new_empty(len(index), len(index))
-        at_once = max(1, CHUNK // self.whole.d)
+        at_once = max(1, Limits.current().temporary // self.whole.d)
         for start in range(0, len(index), at_once):
             part = slice(start, start + at_once)
             matrix[part] = self.whole.basis.columns(index[part], spectrum - least)[:, index]
@@ -192,7 +187,7 @@ def exact(part: Restricted, groups: Tensor | None) -> Tensor:
         if part.few_stay
         else basis.blocks(index, inverse)
     )
-    at_once = max(1, CHUNK // (part.whole.d * max(1, index.shape[1])))
+    at_once = max(1, Limits.current().temporary // (part.whole.d * max(1, index.shape[1])))
     for start in range(0, len(index), at_once):
         some = index[start : start + at_once]
         if part.few_stay:

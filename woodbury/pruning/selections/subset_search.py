@@ -9,13 +9,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from woodbury.limits import Limits
 from woodbury.errors import WoodburyError
 from woodbury.pruning.budget import Budget
 from woodbury.pruning.quadratic import Quadratic
-from woodbury.pruning.saliencies import PIECE, Saliency, joint_cost
+from woodbury.pruning.saliencies import Saliency, joint_cost
 
-MOST = 20_000
-"""Subsets that are tried at most in one run: those of 8 out of 16 are 12,870."""
 
 
 def exhaustive(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:
@@ -31,7 +30,7 @@ def exhaustive(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Ten
     for runs, count in _runs(contest):
         subsets = torch.tensor(list(combinations(range(runs.shape[1]), count)))
         for some in runs.to(distance.device).split(
-            max(1, PIECE // (len(subsets) * count**2 + runs.shape[1] ** 2))
+            max(1, Limits.current().temporary // (len(subsets) * count**2 + runs.shape[1] ** 2))
         ):
             inverse = fisher.inverse_blocks(some)
             costs = joint_cost(
@@ -57,9 +56,9 @@ def _runs(contest: Budget) -> Iterator[tuple[Tensor, int]]:
     losses = (contest.budgets / price + 1e-9).floor().long()
     order, ends = contest.labels.argsort(stable=True), lengths.cumsum(0)
     for length, loss in torch.stack([lengths, losses], 1)[losses > 0].unique(dim=0).tolist():
-        if math.comb(length, loss) > MOST:
+        if math.comb(length, loss) > Limits.current().subsets:
             raise WoodburyError(
-                f"{loss} of {length} weights can fall in {math.comb(length, loss):,} ways, more than {MOST:,}: give a scope of "
+                f"{loss} of {length} weights can fall in {math.comb(length, loss):,} ways, more than {Limits.current().subsets:,}: give a scope of "
                 "short runs such as runs(4), or take once or stepwise."
             )
         mine = (lengths == length) & (losses == loss)
