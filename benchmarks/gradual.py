@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from measured import bench_data, finished, keep, spread
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -87,7 +86,6 @@ def cell(
     sparsity: float,
     seed: int,
     asked: argparse.Namespace,
-    progress: Any,
 ) -> dict[str, Any]:
     """One run: both accuracies on the test images, and those on held-out training images around each pruning step."""
     model = bench.resnet20().to(memory_format=torch.channels_last)
@@ -118,15 +116,7 @@ def cell(
     )
     scheduler = LambdaLR(optimizer, cosine_restarts(gradual.pruning_steps, total))
     stream = images.stream(asked.batch_size, seed)
-    finetune(
-        model,
-        optimizer,
-        stream,
-        range(1, total + 1),
-        scheduler=scheduler,
-        after=after,
-        progress=progress,
-    )
+    finetune(model, optimizer, stream, range(1, total + 1), scheduler=scheduler, after=after)
     found |= {"at the end": judged(images.test), "held out, at the end": judged(images.held_out)}
     return found | {"history": gradual.history, "seconds": time.perf_counter() - begun}
 
@@ -184,14 +174,7 @@ def main() -> None:
         if key in cells:
             continue
         torch.manual_seed(seed)
-        with Progress(
-            *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
-        ) as bars:
-            bar = bars.add_task(f"{name}, {sparsity:g}, seed {seed}")
-            track = lambda _, done, total, bars=bars, bar=bar: bars.update(
-                bar, completed=done, total=total
-            )
-            made = cell(bench, images, METHODS[name], sparsity, seed, asked, track)
+        made = cell(bench, images, METHODS[name], sparsity, seed, asked)
         cells[key] = {**identity, **made, "versions": versions()}
         keep(cells, asked.out)
         cells = finished(asked.out)

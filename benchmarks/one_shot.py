@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from measured import bench_data
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
@@ -127,19 +126,14 @@ def run(task: Task, seeds: Sequence[int], console: Console) -> list[Result]:
     console.print(
         f"{task.title}: {task.space.n:,} weights, dense {100 * accuracy(sample(0), test):.2f} %"
     )
-    with Progress(
-        *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
-    ) as bars:
-        bar = bars.add_task(task.title)
-        return compare(
-            task.methods,
-            list(task.sparsities.values()),
-            seeds,
-            sample,
-            lambda objective: accuracy(objective, test),
-            validate=lambda objective: -objective.loss(judge),
-            progress=lambda what, done, total: bars.update(bar, completed=done, total=total),
-        )
+    return compare(
+        task.methods,
+        list(task.sparsities.values()),
+        seeds,
+        sample,
+        lambda objective: accuracy(objective, test),
+        validate=lambda objective: -objective.loss(judge),
+    )
 
 
 def show(task: Task, results: Sequence[Result], console: Console) -> None:

@@ -4,6 +4,7 @@ from woodbury import estimation as estimation
 from woodbury import fisher as fisher
 from woodbury import pruning as pruning
 from woodbury import training as training
+from woodbury.errors import MissingDependency as MissingDependency
 from woodbury.errors import WoodburyError as WoodburyError
 from woodbury.estimation.recipes import diagonal_fisher as diagonal_fisher
 from woodbury.estimation.recipes import gauss_newton as gauss_newton
@@ -13,6 +14,7 @@ from woodbury.estimation.recipes import mfac as mfac
 from woodbury.estimation.recipes import woodfisher as woodfisher
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse
+from woodbury.limits import Limits as Limits
 from woodbury.model.batchnorm import recalibrate as recalibrate
 from woodbury.model.likelihood import Likelihood as Likelihood
 from woodbury.model.likelihood import cross_entropy as cross_entropy
@@ -20,6 +22,7 @@ from woodbury.model.likelihood import squared_error as squared_error
 from woodbury.model.objective import Objective as Objective
 from woodbury.model.peeking import PeekingLoader as PeekingLoader
 from woodbury.model.space import ParameterSpace as ParameterSpace
+from woodbury.monitor import progress as progress
 from woodbury.optim.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.optim.optimizer import MFAC as MFAC
 from woodbury.optim.preconditioner import Preconditioner as Preconditioner

@@ -484,7 +484,7 @@ def test_folders_of_class_folders_of_images(here: Path) -> None:
         ("net.py:build net.py:both --pattern 4:4", "The pattern is 4:4"),
         (
             "net.py:build net.py:both --pattern 2:5",
-            "Runs of 5 do not divide the 16 weights along dimension 1",
+            "Groups of 5 do not divide the 16 weights along dimension 1",
         ),
         (
             "net.py:build net.py:both --pattern 2:4 --sparsity 0.5",

@@ -18,7 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from woodbury.cli import app
-from woodbury.cli.resume import RunFolder
+from woodbury.io.run_folder import RunFolder
 from woodbury.io.sparse_files import load_sparse
 
 NET = """
@@ -276,7 +276,7 @@ def test_other_versions_are_remarked_upon(here: Path, monkeypatch: pytest.Monkey
 
 DYING = """
 import os, signal, sys, torch
-import woodbury.cli.resume as resume
+import woodbury.io.run_folder as run_folder
 kind, count = sys.argv[1], int(sys.argv[2])
 sys.argv = ["woodbury", *sys.argv[3:]]
 seen = 0
@@ -292,13 +292,13 @@ def dying(function):
     return wrapper
 
 if kind == "saving":
-    resume.torch.save = dying(torch.save)
+    run_folder.torch.save = dying(torch.save)
 elif kind == "saved":
-    resume.RunFolder.save = dying(resume.RunFolder.save)
+    run_folder.RunFolder.save = dying(run_folder.RunFolder.save)
 elif kind == "training":
     torch.optim.SGD.step = dying(torch.optim.SGD.step)
 elif kind == "finishing":
-    resume._sync = dying(resume._sync)
+    run_folder._sync_folder = dying(run_folder._sync_folder)
 torch.set_num_threads(1)
 from woodbury.cli import main
 main()

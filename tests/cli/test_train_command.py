@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from woodbury.cli import app
-from woodbury.cli.resume import RunFolder
+from woodbury.io.run_folder import RunFolder
 from woodbury.io.sparse_files import load_sparse
 
 NET = """

@@ -30,6 +30,7 @@ from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.monitor import progress
 
 
 class Tied(nn.Module):
@@ -480,7 +481,8 @@ def test_chunks_stay_within_the_memory_budget(dtype: torch.dtype, limited: Limit
 
 def test_progress_counts_rows() -> None:
     seen: list[tuple[str, int, int]] = []
-    gradient_rows(objective_of(LINEAR), 3, batch=2, progress=lambda *what: seen.append(what))
+    with progress(lambda *what: seen.append(what)):
+        gradient_rows(objective_of(LINEAR), 3, batch=2)
     assert seen == [("gradients", 1, 3), ("gradients", 2, 3), ("gradients", 3, 3)]
 
 

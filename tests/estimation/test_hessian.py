@@ -19,6 +19,7 @@ from woodbury.estimation.recipes import hessian_diagonal
 from woodbury.model.likelihood import Likelihood, squared_error
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.monitor import progress
 
 COUNT = 11
 
@@ -120,7 +121,8 @@ def test_labels_may_be_sampled() -> None:
 
 def test_progress_ends_at_the_last_weight() -> None:
     seen: list[tuple[str, int, int]] = []
-    second_derivatives(perceptron(), COUNT, progress=lambda *what: seen.append(what))
+    with progress(lambda *what: seen.append(what)):
+        second_derivatives(perceptron(), COUNT)
     assert seen[-1] == ("second derivatives", 53, 53)
     assert [done for _, done, _ in seen] == sorted({done for _, done, _ in seen})
 

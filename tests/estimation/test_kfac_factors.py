@@ -20,6 +20,7 @@ from woodbury.fisher.kronecker.restricted import Restricted
 from woodbury.model.likelihood import cross_entropy, squared_error
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.monitor import progress
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -225,10 +226,8 @@ def test_other_weights_and_no_grad_and_progress() -> None:
     model, inputs, target = nn.Linear(4, 3, bias=False), _random(40, 4), _random(40, 3, seed=1)
     objective = _objective(model, inputs, target)
     other, steps = objective.at(torch.zeros_like(objective.weights)), []
-    with torch.no_grad():
-        left, _ = factors(other, 40, labels=observed, progress=lambda *step: steps.append(step))[
-            "weight"
-        ]
+    with torch.no_grad(), progress(lambda *step: steps.append(step)):
+        left, _ = factors(other, 40, labels=observed)["weight"]
     assert_close(left, target.T @ target / 40)
     assert steps == [("factors", 32, 40), ("factors", 40, 40)]
 

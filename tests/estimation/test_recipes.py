@@ -22,6 +22,7 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.monitor import progress
 
 DAMPING, COUNT = 0.02, 9
 
@@ -225,7 +226,8 @@ def test_too_little_data_says_how_much_there_was(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_progress_ends_at_the_count(name: str) -> None:
     seen: list[tuple[str, int, int]] = []
-    RECIPES[name](COUNT, progress=lambda *what: seen.append(what))(objective_of())
+    with progress(lambda *what: seen.append(what)):
+        RECIPES[name](COUNT)(objective_of())
     assert seen[-1][1:] == (COUNT, COUNT)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 

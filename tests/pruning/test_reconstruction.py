@@ -20,6 +20,7 @@ from woodbury.linalg.metric import Metric
 from woodbury.model.layers import positions
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.monitor import progress
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.refit.reconstruction import Reconstruction
@@ -128,9 +129,8 @@ def test_progress_counts_the_samples(limited: Limited) -> None:
     limited(layer_samples=8)
     told: list[tuple[str, int, int]] = []
     pruned, start = pair()
-    Refit(mc_samples=2, reconstruction=Reconstruction(), progress=lambda *now: told.append(now))(
-        pruned, start
-    )
+    with progress(lambda *now: told.append(now)):
+        Refit(mc_samples=2, reconstruction=Reconstruction())(pruned, start)
     assert [now[1:] for now in told if "layers" in now[0]] == [(8, 20), (16, 20), (20, 20)]
 
 

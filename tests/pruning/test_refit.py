@@ -20,6 +20,7 @@ from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.monitor import progress
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit.least_squares import Refit
@@ -110,11 +111,10 @@ def test_iterations_come_to_the_same_step_without_a_row(
 ) -> None:
     start, told = dense(), []
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
-    refit = Refit(
-        mc_samples=rank, damping=1e-1, iterations=60, progress=lambda *now: told.append(now)
-    )
+    refit = Refit(mc_samples=rank, damping=1e-1, iterations=60)
     monkeypatch.setattr("woodbury.estimation.output_residuals.gradient_rows", None)
-    found = refit(pruned, start)
+    with progress(lambda *now: told.append(now)):
+        found = refit(pruned, start)
     torch.testing.assert_close(
         found.weights - pruned.weights, truth(pruned, start, refit), rtol=1e-5, atol=1e-5
     )

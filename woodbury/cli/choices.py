@@ -29,7 +29,6 @@ from woodbury.fisher.kronecker.restricted import Elements, exact, upper_bound
 from woodbury.model.flop_count import Flops
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
 from woodbury.optim.optimizer import MFAC
 from woodbury.pruning.autoconfig import describe_refit, fitting_block
 from woodbury.pruning.presets import standard
@@ -54,7 +53,6 @@ class Sampling:
     batch: int
     block: int | None
     seed: int
-    progress: Progress | None
     labels: Labels | None = None
     engine: Engine | None = None
 
@@ -72,7 +70,7 @@ class Kind:
 def _observed(s: Sampling) -> dict[str, Any]:
     """Options of the recipes whose own labels are the observed ones."""
     own = {"batch": s.batch, "labels": s.labels or observed, "seed": s.seed}
-    return own | {"engine": s.engine, "progress": s.progress}
+    return own | {"engine": s.engine}
 
 
 def _diagonal(s: Sampling, damping: float) -> Estimate:
@@ -81,9 +79,7 @@ def _diagonal(s: Sampling, damping: float) -> Estimate:
 
 def _hessian(s: Sampling, damping: float) -> Estimate:
     _check_single("hessian", s)
-    return hessian_diagonal(
-        s.count, damping, labels=s.labels or observed, seed=s.seed, progress=s.progress
-    )
+    return hessian_diagonal(s.count, damping, labels=s.labels or observed, seed=s.seed)
 
 
 def _woodfisher(s: Sampling, damping: float) -> Estimate:
@@ -99,9 +95,7 @@ def _gauss_newton(s: Sampling, damping: float) -> Estimate:
 
     def estimate(objective: Objective) -> Fisher:
         block = s.block or fitting_block(objective.space.d)
-        rows = mfac(
-            MC_SAMPLES * s.count, damping, block=block, engine=s.engine, progress=s.progress
-        )
+        rows = mfac(MC_SAMPLES * s.count, damping, block=block, engine=s.engine)
         return gauss_newton(rows, MC_SAMPLES, seed=s.seed)(objective)
 
     return estimate
@@ -110,9 +104,7 @@ def _gauss_newton(s: Sampling, damping: float) -> Estimate:
 def _kfac(s: Sampling, damping: float, elements: Elements = exact) -> Estimate:
     _check_single("kfac", s)
     labels = s.labels or sampled
-    return kfac(
-        s.count, damping, labels=labels, seed=s.seed, elements=elements, progress=s.progress
-    )
+    return kfac(s.count, damping, labels=labels, seed=s.seed, elements=elements)
 
 
 def _check_single(name: str, s: Sampling) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -15,8 +17,9 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from woodbury import monitor
 from woodbury.errors import WoodburyError
-from woodbury.monitor import Progress as Callback
+from woodbury.io.run_folder import RunFolder, run_folder
 
 out, err = Console(), Console(stderr=True)
 
@@ -260,8 +263,8 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callback]:
-    """progress(what, done, total) as one bar for each `what`, on stderr, gone at the end."""
+def progress_bars() -> Iterator[None]:
+    """One bar on stderr for each kind of work that reports its progress; removed at the end."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -276,7 +279,20 @@ def progress_bars() -> Iterator[Callback]:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield progress
+        with monitor.progress(progress):
+            yield
+
+
+def resumable(out: Path, resume: bool) -> AbstractContextManager[RunFolder]:
+    """The folder of a run that `--resume` goes on with; Ctrl-C says by which command."""
+    words = sys.argv[1:]
+    command = shlex.join(["woodbury", *words, *([] if "--resume" in words else ["--resume"])])
+    return run_folder(
+        out,
+        resume=resume,
+        how_to_resume="--resume",
+        on_interrupt=f"Interrupted. To go on:  {command}",
+    )
 
 
 def free(path: Path) -> Path:

@@ -84,14 +84,14 @@ def compare_(
     }
     plots.require_matplotlib()
     with output_folder(out) as folder:
-        with progress_bars() as progress:
+        with progress_bars():
             problem = pose(
                 model, data, options, choosing=any(len(p.dampings) > 1 for p in plans.values())
             )
             dense = problem.dense()
-            refit = problem.refit(options.refit or 0, max(levels), progress)
+            refit = problem.refit(options.refit or 0, max(levels))
             chosen = {
-                name: p.method(problem.sampling(progress), problem.flops(), refit)
+                name: p.method(problem.sampling(), problem.flops(), refit)
                 for name, p in plans.items()
             }
             samples = range(options.seed, options.seed + seeds)
@@ -102,7 +102,6 @@ def compare_(
                 problem.objective,
                 problem.score,
                 validate=problem.validate,
-                progress=progress,
             )
         settings = {"model": model, "data": data, "seeds": list(samples), **problem.settings()}
         lead = f"{problem.space.n:,} weights of {Path(model).name}, calibrated on {seeds} sample(s) of {problem.count} gradients."

@@ -22,7 +22,7 @@ from woodbury.io.folders import output_folder
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.saliencies import magnitude, obd, obs
@@ -70,8 +70,8 @@ def demo(
     out = out or free(Path("woodbury-demo"))
     with output_folder(out) as folder, one_thread():
         digits = load_digits(seed)
-        with progress_bars() as progress:
-            model = train(digits, seed, progress).requires_grad_(False)
+        with progress_bars():
+            model = train(digits, seed).requires_grad_(False)
             space = ParameterSpace.from_model(model, min_ndim=2)
 
             def calibrated(sample: int) -> Objective:
@@ -81,7 +81,7 @@ def demo(
                 )[:COUNT]
                 return Objective.from_model(model, [(images[drawn], labels[drawn])], space=space)
 
-            chosen = with_chosen_dampings(methods(), calibrated(seed), digits.held_out, progress)
+            chosen = with_chosen_dampings(methods(), calibrated(seed), digits.held_out)
             seeds = range(seed, seed + SAMPLES)
             results = compare(
                 chosen,
@@ -89,7 +89,6 @@ def demo(
                 seeds,
                 calibrated,
                 lambda o: accuracy(o, [digits.test]),
-                progress=progress,
             )
         dense = accuracy(calibrated(seed), [digits.test])
         dampings = {name: method.dampings[0] for name, method in chosen.items() if method.dampings}
@@ -138,7 +137,6 @@ def with_chosen_dampings(
     table: Mapping[str, Method],
     objective: Objective,
     held_out: Batch,
-    progress: Progress | None = None,
 ) -> dict[str, Method]:
     """Each method with the damping that loses least on held-out training images."""
     chosen = dict(table)
@@ -148,8 +146,7 @@ def with_chosen_dampings(
                 method, DAMPINGS, CHOOSING, objective, lambda o: -o.loss([held_out])
             )
             chosen[name] = replace(method, dampings=(best,))
-        if progress:
-            progress("dampings", done, len(table))
+        report("dampings", done, len(table))
     return chosen
 
 
@@ -186,7 +183,7 @@ def network() -> nn.Module:
     )
 
 
-def train(digits: Digits, seed: int, progress: Progress | None = None) -> nn.Module:
+def train(digits: Digits, seed: int) -> nn.Module:
     """The network after 20 epochs of AdamW with one cycle of the learning rate, the same for the same seed.
 
     Noise on the images keeps the loss from vanishing; with it the gradients, of which the Fisher is made, would vanish too.
@@ -206,8 +203,7 @@ def train(digits: Digits, seed: int, progress: Progress | None = None) -> nn.Mod
             nn.functional.cross_entropy(model(noisy), y[batch]).backward()
             optimizer.step()
             schedule.step()
-        if progress:
-            progress("training", epoch, EPOCHS)
+        report("training", epoch, EPOCHS)
     return model.eval()
 
 

@@ -12,19 +12,18 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.cli.choices import ENGINES, Plan
-from woodbury.cli.common import Options, note, progress_bars
+from woodbury.cli.common import Options, note, progress_bars, resumable
 from woodbury.cli.data import stream
 from woodbury.cli.problem import SCORES, Problem, pose
 from woodbury.cli.results import show_results, write_results
-from woodbury.cli.resume import RunFolder, facts_of, run_folder
 from woodbury.cli.training import Training
 from woodbury.estimation.gradients import fastest
 from woodbury.evaluation.comparison import run
-from woodbury.io.fingerprint import check_same
+from woodbury.io.fingerprint import check_same, facts_of
+from woodbury.io.run_folder import RunFolder
 from woodbury.model.batches import regrouped
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
 from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.schedule import Targets
 from woodbury.reporting.files import versions
@@ -62,13 +61,13 @@ def gradually(
         name: value if isinstance(value, (int, float, list, type(None))) else str(value)
         for name, value in asked.items()
     }
-    with run_folder(out, training.resume) as folder:
+    with resumable(out, training.resume) as folder:
         if folder.saved:
             check_same(folder.saved["settings"], settings | asked, f"The run in {out}")
-        with progress_bars() as progress:
+        with progress_bars():
             problem = pose(model, data, options, choosing=True)
-            session = Session(problem, sparsity, plan, training, folder, settings | asked, progress)
-            session.train(progress)
+            session = Session(problem, sparsity, plan, training, folder, settings | asked)
+            session.train()
         space = session.gradual.space
         stays = summarize_tensors(space, problem.flops())
         numbers = session.numbers()
@@ -106,7 +105,6 @@ class Session:
         training: Training,
         folder: RunFolder,
         settings: Mapping[str, Any],
-        progress: Progress,
     ) -> None:
         self.problem, self.folder, self.training, self.settings = (
             problem,
@@ -114,24 +112,22 @@ class Session:
             training,
             settings,
         )
-        self.facts = facts_of(problem.model, problem.calibration)
+        self.samples = len(problem.calibration)  # type: ignore[arg-type]
+        self.facts = facts_of(problem.model, self.samples)
         saved = folder.saved
         if saved:
             check_same(saved["facts"], self.facts, "The unfinished run")
         self.record: dict[str, Any] = dict(saved["record"]) if saved else _new_record(problem)
-        self.samples = len(problem.calibration)  # type: ignore[arg-type]
         self.epoch = batches_in(self.samples, training.batch_size)
         self.total = (training.epochs or 0) * self.epoch
         self.optimizer = training.optimizer_of(problem)
         engine = ENGINES[self.record["engine"]]
-        refit = problem.refit(plan.refits, sparsity, progress)
+        refit = problem.refit(plan.refits, sparsity)
         refit = replace(refit, engine=engine) if refit else None
-        method = plan.method(
-            replace(problem.sampling(progress), engine=engine), problem.flops(), refit
-        )
+        method = plan.method(replace(problem.sampling(), engine=engine), problem.flops(), refit)
 
         def prune(objective: Objective, sparsity: Targets) -> Pruned:
-            result = run(method, objective, sparsity, problem.validate, progress)
+            result = run(method, objective, sparsity, problem.validate)
             self.record["dampings"] = [*self.record["dampings"], result.damping]
             return result.pruned
 
@@ -159,7 +155,7 @@ class Session:
             self._load(saved)
         self.began = self.saved_at = time.monotonic()
 
-    def train(self, progress: Progress) -> None:
+    def train(self) -> None:
         """Train to the end, from wherever the run is; the model is as it will be used after it."""
         problem, done = self.problem, self.gradual.step
         if not self.folder.saved:
@@ -173,7 +169,6 @@ class Session:
             likelihood=problem.likelihood,
             scheduler=self.scheduler,
             after=self._after,
-            progress=progress,
         )
         self.gradual.remove()
         problem.model.requires_grad_(False)

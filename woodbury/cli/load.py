@@ -6,18 +6,16 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch import nn
 
 from woodbury.errors import WoodburyError
-from woodbury.io.sparse_files import is_sparse, load_sparse, read_safetensors
+from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 from woodbury.model.space import ParameterSpace
 
 
@@ -32,7 +30,7 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
             f"{where} returned a {type(model).__name__}: MODEL must return a torch.nn.Module."
         )
     if checkpoint is not None:
-        fill(model, load_weights(checkpoint), str(checkpoint))
+        load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
     ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
     return model.eval()
 
@@ -80,51 +78,6 @@ def guarded(where: str, function: Callable[[], Any]) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors (dense or sparse) or from what torch.save wrote, read without running code from it."""
-    if path.suffix == ".safetensors":
-        return load_sparse(path) if is_sparse(path) else read_safetensors(path)[1]
-    if not path.is_file():
-        raise WoodburyError(f"There is no file {path}: check --checkpoint.")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a truncated file shows itself as one of half a dozen types
-        raise WoodburyError(
-            f"{path} is truncated or no plain state dict ({first_line(error).split('. ')[0].rstrip('.')}): "
-            "save it anew with torch.save(model.state_dict(), …)."
-        ) from error
-    for key in ("state_dict", "model"):  # how training scripts like to wrap it
-        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
-            weights = weights[key]
-    if not isinstance(weights, Mapping) or not all(
-        isinstance(value, Tensor) for value in weights.values()
-    ):
-        raise WoodburyError(
-            f"{path} holds no state dict (name -> tensor): save it with torch.save(model.state_dict(), …)."
-        )
-    weights = dict(weights)
-    consume_prefix_in_state_dict_if_present(weights, "module.")
-    return weights
-
-
-def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into the model, all of it; the first thing that does not fit is named."""
-    own = model.state_dict()
-    if missing := [name for name in own if name not in weights]:
-        raise WoodburyError(
-            f"{source} lacks {missing[0]!r}, which the model has: is it of another network?"
-        )
-    if extra := [name for name in weights if name not in own]:
-        raise WoodburyError(
-            f"{source} has {extra[0]!r}, which the model lacks: is it of another network?"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            shapes = f"{tuple(tensor.shape)} in {source} and {tuple(own[name].shape)} in the model"
-            raise WoodburyError(f"{name!r} has shape {shapes}: is it of another network?")
-    model.load_state_dict(weights)
 
 
 def _module(place: str) -> ModuleType:

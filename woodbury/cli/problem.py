@@ -35,7 +35,6 @@ from woodbury.model.flop_count import Flops, flops
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.monitor import Progress
 from woodbury.pruning.autoconfig import choose_refit
 from woodbury.pruning.presets import standard
 from woodbury.pruning.refit.least_squares import Refit
@@ -102,21 +101,17 @@ class Problem:
             Objective.from_model(self.model, [], self.likelihood, self.space), self.test
         )
 
-    def sampling(self, progress: Progress | None) -> Sampling:
+    def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""
         o = self.options
-        return Sampling(self.count, o.batch, o.block, o.seed, progress, LABELS[o.labels])
+        return Sampling(self.count, o.batch, o.block, o.seed, LABELS[o.labels])
 
-    def refit(
-        self, steps: int, sparsity: Targets, progress: Progress | None, patient: bool = True
-    ) -> Refit | None:
+    def refit(self, steps: int, sparsity: Targets, patient: bool = True) -> Refit | None:
         """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
         if not steps:
             return None
         damping, layers = standard.dampings[0], Reconstruction()
-        asked = Refit(
-            steps, damping=damping, reconstruction=layers, seed=self.options.seed, progress=progress
-        )
+        asked = Refit(steps, damping=damping, reconstruction=layers, seed=self.options.seed)
         return choose_refit(
             asked,
             self.objective(self.options.seed),

@@ -84,21 +84,21 @@ def prune(
         gradually(model, data, target, out, chosen, training, options)
         return
     with output_folder(out) as folder:
-        with progress_bars() as progress:
+        with progress_bars():
             problem = pose(model, data, options, choosing=len(chosen.dampings) > 1)
             before = problem.dense()
             objective = problem.objective(options.seed)
             flops = problem.flops()
-            refit = problem.refit(chosen.refits, target, progress)
+            refit = problem.refit(chosen.refits, target)
             if (
                 options.refit is None and usually and not options.first_order
             ):  # labels lead elsewhere
-                refit = problem.refit(standard.refits, target, progress, patient=False)
+                refit = problem.refit(standard.refits, target, patient=False)
                 note(
                     f"Refits to the dense network's outputs after each: {describe_refit(refit)}; --refit sets another number."
                 )
-            recipe = chosen.method(problem.sampling(progress), flops, refit)
-            result = run(recipe, objective, target, problem.validate, progress)
+            recipe = chosen.method(problem.sampling(), flops, refit)
+            result = run(recipe, objective, target, problem.validate)
             after = problem.score(result.pruned.objective)
         numbers = _numbers(problem, objective, result, before, after)
         space = result.pruned.objective.space

@@ -22,6 +22,7 @@ from woodbury.cli.common import (
     note,
     one_sentence,
     progress_bars,
+    resumable,
     say,
     with_options,
 )
@@ -38,18 +39,17 @@ from woodbury.cli.data import (
 )
 from woodbury.cli.load import load_model
 from woodbury.cli.problem import SCORES
-from woodbury.cli.resume import RunFolder, facts_of, run_folder
 from woodbury.cli.rules import pick
 from woodbury.errors import WoodburyError
 from woodbury.estimation.kfac_factors import factored
 from woodbury.estimation.recipes import kfac
-from woodbury.io.fingerprint import check_same
+from woodbury.io.fingerprint import check_same, facts_of
+from woodbury.io.run_folder import RunFolder
 from woodbury.io.sparse_files import save_sparse
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.objective import Objective
 from woodbury.model.peeking import PeekingLoader
-from woodbury.monitor import Progress
 from woodbury.optim.preconditioner import Preconditioner
 from woodbury.reporting.files import versions, write_json
 from woodbury.reporting.tables import Grid, facts, write_page
@@ -172,13 +172,13 @@ def train(
     recipe.check()
     settings = {"model": model, "data": data, "checkpoint": checkpoint and str(checkpoint)}
     settings |= recipe.settings()
-    with run_folder(out, resume) as folder:
+    with resumable(out, resume) as folder:
         if folder.saved:
             check_same(folder.saved["settings"], settings, f"The run in {out}")
         torch.manual_seed(recipe.seed)
         network = load_model(model, checkpoint)
-        with progress_bars() as progress:
-            record = _trained(network, data, recipe, folder, settings, progress)
+        with progress_bars():
+            record = _trained(network, data, recipe, folder, settings)
         table, line = _table(record), _line(recipe, record)
         with folder.finishing() as results:
             save_sparse(results / "weights.safetensors", network.state_dict(), {})
@@ -203,7 +203,6 @@ def _trained(
     recipe: Recipe,
     folder: RunFolder,
     settings: dict[str, Any],
-    progress: Progress,
 ) -> dict[str, Any]:
     """Train to the end, from wherever the run is; what happened, epoch by epoch, and the score on the test data."""
     likelihood, found = LOSSES[recipe.loss], load_data(data, seed=recipe.seed, size=recipe.size)
@@ -221,7 +220,7 @@ def _trained(
     optimizer, samples = recipe.optimizer_of(network), len(train)
     epoch = batches_in(samples, recipe.batch_size)
     total, began = recipe.epochs * epoch, time.monotonic()
-    known = facts_of(network, train)
+    known = facts_of(network, samples)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer}
     parts["scheduler"] = LambdaLR(optimizer, partial(half_cosine, total=total))
     saved = folder.saved or {
@@ -268,8 +267,15 @@ def _trained(
             before.renew()
 
     steps = range(done + 1, total + 1)
-    finetune(network, optimizer, of, steps, likelihood=likelihood, scheduler=parts["scheduler"], after=after,
-             progress=progress)  # fmt: skip
+    finetune(
+        network,
+        optimizer,
+        of,
+        steps,
+        likelihood=likelihood,
+        scheduler=parts["scheduler"],
+        after=after,
+    )
     record["seconds"] += time.monotonic() - began
     return record | {measure: _judged(network, likelihood, test, measure)[1]}
 

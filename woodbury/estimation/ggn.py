@@ -48,7 +48,10 @@ class _Directions:
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, directions in draw_directions(
-            self.objective, self.mc_samples, self.seed, max(1, Limits.current().ggn_samples // self.mc_samples)
+            self.objective,
+            self.mc_samples,
+            self.seed,
+            max(1, Limits.current().ggn_samples // self.mc_samples),
         ):
             yield repeat_per_direction(inputs, directions)
 

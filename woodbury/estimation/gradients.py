@@ -17,14 +17,12 @@ from woodbury.limits import Limits
 from woodbury.model.batches import regrouped, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 
 Labels = Callable[[Objective, Any, Any, torch.Generator | None], Any]
 
 
 Engine = Callable[[Objective, Any, Any], Tensor]
-
-
 
 
 def observed(
@@ -141,7 +139,12 @@ def _stream(
     engine: Engine | None,
 ) -> Iterator[Tensor]:
     rows_at_once = max(
-        1, min(64, Limits.current().gradient_chunk // (objective.weights.element_size() * objective.space.n))
+        1,
+        min(
+            64,
+            Limits.current().gradient_chunk
+            // (objective.weights.element_size() * objective.space.n),
+        ),
     )
     done = 0
     with eval_mode(objective.model):
@@ -169,17 +172,14 @@ def _stream(
         )
 
 
-def gradient_rows(
-    objective: Objective, count: int, *, progress: Progress | None = None, **options: Any
-) -> Tensor:
+def gradient_rows(objective: Objective, count: int, **options: Any) -> Tensor:
     """The rows of `gradients` in one tensor (count, d)."""
     matrix, done = None, 0
     for chunk in gradient_chunks(objective, count, **options):
         matrix = chunk.new_empty(count, objective.space.d) if matrix is None else matrix
         matrix[done : done + len(chunk)] = chunk
         done += len(chunk)
-        if progress:
-            progress("gradients", done, count)
+        report("gradients", done, count)
     assert matrix is not None  # gradients() gives count >= 1 rows or raises
     return matrix
 

@@ -15,7 +15,7 @@ from woodbury.limits import Limits
 from woodbury.model.batches import regrouped, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 
 
 def second_derivatives(
@@ -24,7 +24,6 @@ def second_derivatives(
     *,
     labels: Labels = observed,
     generator: torch.Generator | None = None,
-    progress: Progress | None = None,
 ) -> Tensor:
     """∂²L/∂w_q² of the mean loss L over the first `count` samples: (d,) float64, of either sign  (eq. 35).
 
@@ -41,8 +40,11 @@ def second_derivatives(
             size, target = samples_in(inputs), labels(objective, inputs, target, generator)
             for part, values in _of_batch(objective, inputs, target):
                 total[part] += size * values.double()
-                if progress:
-                    progress("second derivatives", done // Limits.current().hessian_samples * d + part.stop, passes * d)
+                report(
+                    "second derivatives",
+                    done // Limits.current().hessian_samples * d + part.stop,
+                    passes * d,
+                )
             done += size
     if done < count:
         raise WoodburyError(
@@ -78,7 +80,11 @@ def _of_batch(
     _check_twice(parameters, slopes)
     keep, start = objective.space.keep.to(loss.device), 0
     for (name, parameter), slope in zip(parameters.items(), slopes, strict=True):
-        for index in keep[objective.space.slices[name]].nonzero()[:, 0].split(Limits.current().hessian_columns):
+        for index in (
+            keep[objective.space.slices[name]]
+            .nonzero()[:, 0]
+            .split(Limits.current().hessian_columns)
+        ):
             yield slice(start, start + len(index)), _entries(slope, parameter, index)
             start += len(index)
 

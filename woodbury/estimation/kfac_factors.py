@@ -19,7 +19,7 @@ from woodbury.model.layers import KINDS, MatrixLayer, is_known, patches, positio
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 
 Users = list[tuple[MatrixLayer, str | None, str | None]]
 """The layers of a space, each with the names of its weight and its bias (None: not in the space)."""
@@ -44,7 +44,6 @@ def factors(
     *,
     labels: Labels = sampled,
     generator: torch.Generator | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Parameter name -> (left (o, o), right (i, i)), whose Kronecker product is K-FAC's Fisher of that tensor  (eq. 27).
 
@@ -70,8 +69,7 @@ def factors(
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = before[0] + pair[0].double(), before[1] + pair[1].double()
             done += samples_in(inputs)
-            if progress:
-                progress("factors", done, count)
+            report("factors", done, count)
     if done < count:
         raise WoodburyError(
             f"The data gave {done} of the {count} samples: give more data or ask for less."

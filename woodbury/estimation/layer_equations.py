@@ -16,7 +16,7 @@ from woodbury.model.batches import regrouped, samples_in
 from woodbury.model.layers import MatrixLayer, is_known, patches, positions
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 
 POSITIONS = 64
 """Of each sample, at most: a thousand samples of so many say enough of a layer's few hundred inputs."""
@@ -71,9 +71,7 @@ class LayerFit:
 
 
 @torch.no_grad()
-def layer_fits(
-    objective: Objective, goal: Objective, samples: int, progress: Progress | None = None
-) -> dict[str, LayerFit]:
+def layer_fits(objective: Objective, goal: Objective, samples: int) -> dict[str, LayerFit]:
     """Parameter name -> its layer's normal equations, on the first so many of the objective's samples  (eq. 64).
 
     Both are networks of one architecture, at their own weights; no label is read. For the weights in the space of each
@@ -85,8 +83,7 @@ def layer_fits(
     for inputs, _ in regrouped(objective.batches, Limits.current().layer_samples, samples):
         apart |= _add(fits, objective, goal, inputs)
         done += samples_in(inputs)
-        if progress:
-            progress("samples through the layers", done, samples)
+        report("samples through the layers", done, samples)
     fits = {name: fit for name, fit in fits.items() if name not in apart}
     for name, fit in fits.items():
         if not bool(torch.isfinite(fit.inputs).all() and torch.isfinite(fit.missed).all()):

@@ -23,7 +23,6 @@ from woodbury.model.batches import Batch, regrouped
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
 
 Part = tuple[Any, Tensor, Tensor]
 """Inputs of b samples, their directions (b, mc_samples, …), and what the goal's outputs have along them, (b, mc_samples)."""
@@ -58,7 +57,9 @@ class Residuals:
         if not goal.batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
         into, within, out = activation_sizes(goal)
-        at_once = max(1, min(1024, Limits.current().activations // max(1, into, within, mc_samples * out)))
+        at_once = max(
+            1, min(1024, Limits.current().activations // max(1, into, within, mc_samples * out))
+        )
         of_all = draw_directions(goal, mc_samples, seed, at_once)
         return cls(
             objective,
@@ -79,10 +80,10 @@ class Residuals:
         ]
         return torch.cat([part.flatten() for part in found])
 
-    def jacobian(self, engine: Engine | None = None, progress: Progress | None = None) -> Tensor:
+    def jacobian(self, engine: Engine | None = None) -> Tensor:
         """J: (m, d)."""
         batches = [repeat_per_direction(inputs, directions) for inputs, directions, _ in self.parts]
-        return gradient_rows(self._in(batches), self.m, engine=engine, progress=progress)
+        return gradient_rows(self._in(batches), self.m, engine=engine)
 
     def gradient(self, r: Tensor) -> Tensor:
         """Jᵀr/m, by one backward pass: (m,) -> (d,)."""

@@ -1,9 +1,9 @@
-"""The paper names: recipes that turn an Objective into a Fisher."""
+"""Recipes: the papers' names for what turns an Objective into a Fisher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,205 +25,350 @@ from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.diagonal import Diagonal
-from woodbury.fisher.kronecker.operator import Kronecker
-from woodbury.fisher.kronecker.restricted import Elements, exact
+from woodbury.fisher.kronecker import Kronecker, exact
+from woodbury.fisher.kronecker.restricted import Elements
 from woodbury.fisher.lowrank import LowRank
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 
 Estimate = Callable[[Objective], Fisher]
+"""A recipe: objective -> Fisher on its d weights."""
 
 
-def diagonal_fisher(
-    count: int = 1000,
-    damping: float = 1e-5,
-    *,
-    batch: int = 1,
-    labels: Labels = observed,
-    seed: int = 0,
-    engine: Engine | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The diagonal of the Fisher, as Optimal Brain Damage takes it (LeCun et al. 1989)  (eq. 3).
+@dataclass(frozen=True)
+class diagonal_fisher:
+    """The diagonal of the empirical Fisher, (1/m) Σ gᵢ² + damping  (eq. 3).
 
-    count rows of `batch` samples each, streamed and never stored; see `mfac` for the other arguments.
+    The rows are streamed and never stored. Optimal Brain Damage uses it (LeCun et al. 1989).
+
+    Args:
+        count: Gradient rows m.
+        damping: Added to the diagonal.
+        batch: Samples that a row averages.
+        labels: `observed` for the empirical, `sampled` for the true Fisher.
+        seed: Of the sampled labels.
+        engine: `vmapped` or `looped`; None for the faster of the two, decided by a clock.
+
+    Raises:
+        WoodburyError: If the damping is not positive, or the data gives fewer rows.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 2)
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> woodbury.diagonal_fisher(8)(objective).d
+        8
     """
-    check_damping(damping)
 
-    def estimate(objective: Objective) -> Diagonal:
+    count: int = 1000
+    damping: float = 1e-5
+    _: KW_ONLY
+    batch: int = 1
+    labels: Labels = observed
+    seed: int = 0
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
+    def __call__(self, objective: Objective) -> Diagonal:
+        """Estimate the Fisher at the objective's weights."""
         squares = torch.zeros_like(objective.weights, dtype=torch.float64)
-        options = {
-            "batch": batch,
-            "labels": labels,
-            "generator": _generator(objective, seed),
-            "engine": engine,
-        }
-        for chunk in _told(gradient_chunks(objective, count, **options), count, progress):
-            squares += (
-                chunk.to(torch.promote_types(chunk.dtype, torch.float32)).square().sum(0)
-            )  # halves underflow
-        return Diagonal(
-            (squares / count).to(torch.promote_types(objective.weights.dtype, torch.float32)),
-            damping,
-        )
-
-    return estimate
+        for chunk in _chunks(self, objective):
+            wide = chunk.to(_at_least_float32(chunk.dtype))  # squares of halves underflow
+            squares += wide.square().sum(0)
+        mean = squares / self.count
+        return Diagonal(mean.to(_at_least_float32(objective.weights.dtype)), self.damping)
 
 
-def hessian_diagonal(
-    count: int = 1000,
-    damping: float = 1e-5,
-    *,
-    labels: Labels = observed,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The exact diagonal of the Hessian of the mean loss over `count` samples, negative entries as 0  (eq. 35).
+@dataclass(frozen=True)
+class hessian_diagonal:
+    """The exact diagonal of the Hessian of the mean loss, negative entries as 0  (eq. 35).
 
-    What Optimal Brain Damage approximates (LeCun et al. 1989): it assumes a minimum, where no entry is negative; away from
-    one, a weight of negative curvature costs its damping alone, as one without any. One Hessian-vector product per weight: see
-    `second_derivatives`.
+    Optimal Brain Damage approximates it (LeCun et al. 1989), and assumes a minimum, where no entry is
+    negative. Elsewhere a weight of negative curvature costs the damping alone. It takes one
+    Hessian-vector product per weight: see `second_derivatives`.
+
+    Args:
+        count: Samples that the loss is averaged over.
+        damping: Added to the diagonal.
+        labels: `observed` for the data's own, `sampled` for labels drawn from the model.
+        seed: Of the sampled labels.
+
+    Raises:
+        WoodburyError: If the damping is not positive, or the data gives fewer samples.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 2)
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> woodbury.hessian_diagonal(8)(objective).d
+        8
     """
-    check_damping(damping)
 
-    def estimate(objective: Objective) -> Diagonal:
-        generator = _generator(objective, seed)
-        exact = second_derivatives(
-            objective, count, labels=labels, generator=generator, progress=progress
+    count: int = 1000
+    damping: float = 1e-5
+    _: KW_ONLY
+    labels: Labels = observed
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
+    def __call__(self, objective: Objective) -> Diagonal:
+        """Compute the diagonal at the objective's weights."""
+        generator = _generator(objective, self.seed)
+        curvature = second_derivatives(
+            objective, self.count, labels=self.labels, generator=generator
         )
-        return Diagonal(
-            exact.clamp(min=0).to(torch.promote_types(objective.weights.dtype, torch.float32)),
-            damping,
-        )
-
-    return estimate
+        dtype = _at_least_float32(objective.weights.dtype)
+        return Diagonal(curvature.clamp(min=0).to(dtype), self.damping)
 
 
-def woodfisher(
-    count: int = 1000,
-    block: int = 2000,
-    damping: float = 1e-5,
-    *,
-    batch: int = 1,
-    labels: Labels = observed,
-    seed: int = 0,
-    engine: Engine | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The empirical Fisher in dense blocks of `block` weights (WoodFisher, Singh & Alistarh 2020)  (eq. 11).
+@dataclass(frozen=True)
+class mfac:
+    """The empirical Fisher (1/m) Σ gᵢgᵢᵀ + damping·I of m gradients, matrix-free  (eq. 2, 6).
 
-    Blocks lie inside one tensor. The same matrix as `mfac` with that block, computed in whichever form is cheaper.
+    It holds count × d numbers, or block × d in float64 where that is no more (Frantar, Kurtic &
+    Alistarh, NeurIPS 2021).
+
+    Args:
+        count: Gradient rows m.
+        damping: Added to the diagonal.
+        block: Weights per diagonal block, each inside one tensor; None for the whole matrix.
+        batch: Samples that a row averages.
+        labels: `observed` for the empirical, `sampled` for the true Fisher.
+        seed: Of the sampled labels.
+        engine: `vmapped` or `looped`; None for the faster of the two. Give one where two runs must
+            agree bit for bit.
+
+    Raises:
+        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer rows.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 2)
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> fisher = woodbury.mfac(8, damping=1e-3)(objective)
+        >>> fisher.solve(torch.ones(8)).shape
+        torch.Size([8])
     """
-    return mfac(
-        count,
-        damping,
-        block=block,
-        batch=batch,
-        labels=labels,
-        seed=seed,
-        engine=engine,
-        progress=progress,
+
+    count: int = 1000
+    damping: float = 1e-5
+    _: KW_ONLY
+    block: int | None = None
+    batch: int = 1
+    labels: Labels = observed
+    seed: int = 0
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+        if self.block is not None and self.block < 1:
+            raise WoodburyError(
+                f"A block of {self.block} weights is empty: give a size of at least 1, or None for "
+                "the whole matrix."
+            )
+
+    def __call__(self, objective: Objective) -> Fisher:
+        """Estimate the Fisher at the objective's weights."""
+        if self.block is None:
+            return LowRank(_rows(self, objective), self.damping)
+        sizes = objective.space.block_sizes(self.block)
+        sums_are_smaller = is_primal(self.count, sizes) and 2 * max(sizes) <= self.count
+        if sums_are_smaller:
+            return summed_blocks(_chunks(self, objective), sizes, self.damping)
+        return dense_blocks(_rows(self, objective), sizes, self.damping)
+
+
+@dataclass(frozen=True)
+class woodfisher:
+    """The empirical Fisher in dense diagonal blocks  (eq. 11).
+
+    The same matrix as `mfac` with that block, computed in whichever form is cheaper (WoodFisher, Singh
+    & Alistarh, NeurIPS 2020).
+
+    Args:
+        count: Gradient rows m.
+        block: Weights per block, each inside one tensor.
+        damping: Added to the diagonal.
+        batch: Samples that a row averages.
+        labels: `observed` for the empirical, `sampled` for the true Fisher.
+        seed: Of the sampled labels.
+        engine: As in `mfac`.
+
+    Raises:
+        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer rows.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 2)
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> woodbury.woodfisher(8, block=2)(objective).d
+        8
+    """
+
+    count: int = 1000
+    block: int = 2000
+    damping: float = 1e-5
+    _: KW_ONLY
+    batch: int = 1
+    labels: Labels = observed
+    seed: int = 0
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        self._as_mfac()
+
+    def __call__(self, objective: Objective) -> Fisher:
+        """Estimate the Fisher at the objective's weights."""
+        return self._as_mfac()(objective)
+
+    def _as_mfac(self) -> mfac:
+        return mfac(
+            self.count,
+            self.damping,
+            block=self.block,
+            batch=self.batch,
+            labels=self.labels,
+            seed=self.seed,
+            engine=self.engine,
+        )
+
+
+@dataclass(frozen=True)
+class kfac:
+    """K-FAC: one Kronecker product of two factors for each tensor of the space  (eq. 27).
+
+    It needs neither rows nor labels (Martens & Grosse, ICML 2015; convolutions: Grosse & Martens, ICML
+    2016).
+
+    Args:
+        count: Samples that the factors average.
+        damping: Added to the diagonal; with `damped=pi_corrected` it is another number.
+        labels: `sampled` for the true Fisher, as in the paper; `observed` for the empirical one.
+        seed: Of the sampled labels.
+        damped: How the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps both
+            factors as the paper does.
+        elements: Inverse elements once weights are removed: `exact`, at O(n³) for n weights of a
+            tensor that are kept or removed, or `upper_bound`, for several stages on tensors beyond a
+            few thousand weights.
+
+    Raises:
+        WoodburyError: If the damping is not positive, the data gives fewer samples, or a tensor of the
+            space is not in a Linear or an ungrouped Conv2d.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 2)
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> woodbury.kfac(8, damping=1e-3)(objective).inverse_diagonal().shape
+        torch.Size([8])
+    """
+
+    count: int = 1000
+    damping: float = 1e-5
+    _: KW_ONLY
+    labels: Labels = sampled
+    seed: int = 0
+    damped: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker
+    elements: Elements = exact
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
+    def __call__(self, objective: Objective) -> BlockDiagonal:
+        """Estimate the Fisher at the objective's weights."""
+        space = objective.space
+        generator = _generator(objective, self.seed)
+        pairs = factors(objective, self.count, labels=self.labels, generator=generator)
+        keep = space.keep.to(objective.weights.device)
+        parts = []
+        for name, where in space.slices.items():
+            kept = keep[where]
+            if kept.any():
+                whole = self.damped(*pairs[name], self.damping)
+                parts.append(replace(whole, elements=self.elements).restrict(kept))
+        return BlockDiagonal(tuple(parts))
+
+
+@dataclass(frozen=True)
+class gauss_newton:
+    """A recipe from rows of the Gauss–Newton matrix in place of gradients by labels  (eq. 29).
+
+    The rows are gradients along random directions of the model's output, and need no labels. In
+    expectation their Fisher is the true one (Martens 2020).
+
+    Args:
+        recipe: `mfac`, `woodfisher` or `diagonal_fisher`. Its `count` counts rows:
+            `gauss_newton(mfac(2000), 2)` reads 1,000 inputs.
+        mc_samples: Rows per input. Two tell more of an input than twice as many inputs cost.
+        seed: Of the directions.
+
+    Raises:
+        WoodburyError: When it is called, if the likelihood has no directions.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 2)
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), None)])
+        >>> woodbury.gauss_newton(woodbury.mfac(16), mc_samples=2)(objective).d
+        8
+    """
+
+    recipe: Estimate
+    mc_samples: int = 2
+    _: KW_ONLY
+    seed: int = 0
+
+    def __call__(self, objective: Objective) -> Fisher:
+        """Estimate the Fisher at the objective's weights."""
+        return self.recipe(gauss_newton_rows(objective, self.mc_samples, self.seed))
+
+
+def _chunks(recipe: diagonal_fisher | mfac, objective: Objective) -> Iterator[Tensor]:
+    """The recipe's gradient rows, (c, d) at a time, with their progress."""
+    chunks = gradient_chunks(
+        objective,
+        recipe.count,
+        batch=recipe.batch,
+        labels=recipe.labels,
+        generator=_generator(objective, recipe.seed),
+        engine=recipe.engine,
+    )
+    return _reported(chunks, recipe.count)
+
+
+def _rows(recipe: mfac, objective: Objective) -> Tensor:
+    """The recipe's gradient rows in one tensor (count, d)."""
+    return gradient_rows(
+        objective,
+        recipe.count,
+        batch=recipe.batch,
+        labels=recipe.labels,
+        generator=_generator(objective, recipe.seed),
+        engine=recipe.engine,
     )
 
 
-def mfac(
-    count: int = 1000,
-    damping: float = 1e-5,
-    *,
-    block: int | None = None,
-    batch: int = 1,
-    labels: Labels = observed,
-    seed: int = 0,
-    engine: Engine | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The empirical Fisher of `count` gradients, matrix-free (M-FAC, Frantar, Kurtic & Alistarh 2021)  (eq. 2, 6).
-
-    block: weights per block, None for the whole matrix. batch: samples that a row averages. labels: `observed`, or
-    `sampled` for the true Fisher, drawn with `seed`. engine: pin one for runs that agree bit for bit. Needs count × d
-    floats, or block × d in float64 where that is no more. Raises WoodburyError on too little data.
-    """
-    check_damping(damping)
-    if block is not None and block < 1:
-        raise WoodburyError(
-            f"A block of {block} weights is empty: give a size of at least 1, or None for the whole."
-        )
-
-    def estimate(objective: Objective) -> Fisher:
-        options = {
-            "batch": batch,
-            "labels": labels,
-            "generator": _generator(objective, seed),
-            "engine": engine,
-        }
-        sizes = None if block is None else objective.space.block_sizes(block)
-        if (
-            sizes and is_primal(count, sizes) and 2 * max(sizes) <= count
-        ):  # the sums are smaller than the rows
-            return summed_blocks(
-                _told(gradient_chunks(objective, count, **options), count, progress), sizes, damping
-            )
-        matrix = gradient_rows(objective, count, progress=progress, **options)
-        return LowRank(matrix, damping) if sizes is None else dense_blocks(matrix, sizes, damping)
-
-    return estimate
-
-
-def kfac(
-    count: int = 1000,
-    damping: float = 1e-5,
-    *,
-    labels: Labels = sampled,
-    seed: int = 0,
-    damped: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker,
-    elements: Elements = exact,
-    progress: Progress | None = None,
-) -> Estimate:
-    """K-FAC: one Kronecker product for each tensor of the space, from `count` samples  (eq. 27).
-
-    damped: how the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps both factors as the paper
-    does, with another meaning of the number. elements: inverse elements once weights are gone: `exactly`, at O(n³) for
-    n weights of a tensor that stay or went, or `upper_bound`, their upper bound, for stages on tensors beyond a few thousand.
-    Raises WoodburyError for layers other than Linear and ungrouped Conv2d.
-    """
-    check_damping(damping)
-
-    def estimate(objective: Objective) -> BlockDiagonal:
-        space = objective.space
-        pairs = factors(
-            objective,
-            count,
-            labels=labels,
-            generator=_generator(objective, seed),
-            progress=progress,
-        )
-        keep = space.keep.to(objective.weights.device)
-        kept = [(name, keep[part]) for name, part in space.slices.items() if keep[part].any()]
-        parts = (
-            (replace(damped(*pairs[name], damping), elements=elements), own) for name, own in kept
-        )
-        return BlockDiagonal(tuple(part.restrict(own) for part, own in parts))
-
-    return estimate
-
-
-def gauss_newton(recipe: Estimate, mc_samples: int = 2, *, seed: int = 0) -> Estimate:
-    """A recipe from Gauss–Newton rows in place of gradients by labels: `mc_samples` rows to a sample, no labels needed  (eq. 29).
-
-    recipe: `mfac`, `woodfisher` or `diagonal`, whose `count` counts rows: gauss_newton(mfac(2000), 2) reads 1,000 samples.
-    """
-    return lambda objective: recipe(gauss_newton_rows(objective, mc_samples, seed))
-
-
-def _told(chunks: Iterable[Tensor], count: int, progress: Progress | None) -> Iterator[Tensor]:
-    """The chunks of rows, and after each the progress."""
+def _reported(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
     done = 0
     for chunk in chunks:
         yield chunk
         done += len(chunk)
-        if progress:
-            progress("gradients", done, count)
+        report("gradients", done, count)
 
 
 def _generator(objective: Objective, seed: int) -> torch.Generator:
     return torch.Generator(objective.weights.device).manual_seed(seed)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -16,7 +16,7 @@ from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.resources import Resources, measured
 from woodbury.fisher.base import Fisher
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 from woodbury.pruning.budget import current_sparsity
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit.least_squares import Refit
@@ -98,12 +98,11 @@ def run(
     objective: Objective,
     sparsity: Targets,
     validate: Score | None = None,
-    progress: Progress | None = None,
 ) -> Run:
     """Prune once by a method; `validate` scores the candidates where the method has several dampings."""
     _check_decidable(method, validate)
     method.pruner.budget(objective.space, sparsity)  # what cannot be is told before any gradient
-    return _Ready(method, objective).best([sparsity], validate, progress)[0]
+    return _Ready(method, objective).best([sparsity], validate)[0]
 
 
 def compare(
@@ -114,7 +113,6 @@ def compare(
     evaluate: Score,
     *,
     validate: Score | None = None,
-    progress: Progress | None = None,
 ) -> list[Result]:
     """Prune to every sparsity by every method, each time from the dense model, with the calibration sample of each seed.
 
@@ -157,8 +155,7 @@ def compare(
                     accuracy_removed=evaluate(zeroed),
                 )
                 results.append(cell)
-                if progress:
-                    progress("pruning", len(results), len(methods) * len(sparsities) * len(seeds))
+                report("pruning", len(results), len(methods) * len(sparsities) * len(seeds))
     return results
 
 
@@ -210,9 +207,7 @@ class _Ready:
         self.base: tuple[Fisher, Resources] | None = None
         self.variants: dict[float, tuple[Fisher, Resources]] = {}
 
-    def run(
-        self, sparsity: Targets, damping: float | None, progress: Progress | None = None
-    ) -> Run:
+    def run(self, sparsity: Targets, damping: float | None) -> Run:
         """Prune at one damping, None for the Fisher's own; the cost includes the Fisher's, however often it is shared."""
         method, pruner, paid, used = self.method, self.method.pruner, Resources(0.0, 0.0), damping
         if pruner.fisher and method.stages == 1:
@@ -228,14 +223,13 @@ class _Ready:
         )
         steps = geometric(sparsity, method.stages, start)
         recipe = WithRefit(pruner, self.objective, method.refit) if method.refit else pruner
-        pruned, cost = measured(lambda: run_stages(recipe, self.objective, steps, progress))
+        pruned, cost = measured(lambda: run_stages(recipe, self.objective, steps))
         return Run(pruned, used, paid + cost)
 
     def best(
         self,
         sparsities: Sequence[Targets],
         validate: Score | None,
-        progress: Progress | None = None,
     ) -> list[Run]:
         """For each sparsity the run at the damping that scores best on held-out data; of equals the first.
 
@@ -245,7 +239,7 @@ class _Ready:
         best: dict[int, tuple[float, Run]] = {}
         for done, damping in enumerate(candidates, 1):
             for index, sparsity in enumerate(sparsities):
-                run = self.run(sparsity, damping, progress)
+                run = self.run(sparsity, damping)
                 score = validate(run.pruned.objective) if validate and len(candidates) > 1 else 0.0
                 score = (
                     -math.inf if math.isnan(score) else score
@@ -253,8 +247,8 @@ class _Ready:
                 if index not in best or score > best[index][0]:
                     best[index] = (score, run)
             self.variants.clear()
-            if progress and len(candidates) > 1:
-                progress("dampings", done, len(candidates))
+            if len(candidates) > 1:
+                report("dampings", done, len(candidates))
         return [best[index][1] for index in range(len(sparsities))]
 
     def _shared(self, recipe: Estimate, damping: float | None) -> tuple[Fisher, Resources]:

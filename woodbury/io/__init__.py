@@ -1,1 +1,1 @@
-"""Files: sparse weights, folders that are written whole or not at all, checksums."""
+"""Files: sparse weights, checkpoints, fingerprints, folders written whole or not at all."""

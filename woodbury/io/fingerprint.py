@@ -1,4 +1,4 @@
-"""Results as files: CSV, strict JSON, and what they were made with."""
+"""Fingerprints: the facts that tell one model, its data and its settings from others."""
 
 from __future__ import annotations
 
@@ -7,28 +7,79 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 
+MAX_CHARACTERS = 60
+"""Characters of a value that an error shows."""
+
 
 def checksum(tensor: Tensor) -> int:
-    """One number that tells a tensor's bytes from others."""
-    return zlib.crc32(
-        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    )
+    """The CRC-32 of a tensor's bytes.
+
+    Args:
+        tensor: Of any shape, dtype and device.
+
+    Returns:
+        A number below 2³², the same for the same bytes.
+
+    Example:
+        >>> checksum(torch.zeros(3)) == checksum(torch.zeros(3))
+        True
+        >>> checksum(torch.zeros(3)) == checksum(torch.tensor([0.0, 0.0, -0.0]))
+        False
+    """
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())
+
+
+def facts_of(model: nn.Module, samples: int) -> dict[str, Any]:
+    """What tells a model before its run, and the training data, from others.
+
+    Args:
+        model: The network, before its weights change.
+        samples: How many training samples there are.
+
+    Returns:
+        The number of samples, and a checksum of each parameter and buffer. The keys are words for
+        the sentence of `check_same`.
+
+    Example:
+        >>> list(facts_of(nn.Linear(2, 1), samples=100))
+        ['a number of training samples', 'a checksum of weight', 'a checksum of bias']
+    """
+    sums = {
+        f"a checksum of {name}": checksum(tensor) for name, tensor in model.state_dict().items()
+    }
+    return {"a number of training samples": samples, **sums}
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
-    """Raise WoodburyError, naming the first difference, unless two sets of settings are equal."""
+    """Refuse to go on with something that was made with other settings.
+
+    Args:
+        saved: The settings that it was made with.
+        now: The settings of today.
+        what: What was made, to begin the sentence of the error.
+
+    Raises:
+        WoodburyError: If they differ; it names the first difference.
+
+    Example:
+        >>> check_same({"lr": 0.1}, {"lr": 0.2}, "The run in out")
+        Traceback (most recent call last):
+        woodbury.errors.WoodburyError: The run in out was made with lr 0.1, now it is 0.2: give ...
+    """
     for key in [*now, *saved]:
-        if saved.get(key) != now.get(key):
+        before, after = saved.get(key), now.get(key)
+        if before != after:
             raise WoodburyError(
-                f"{what} was made with {key} {_short(saved.get(key))}, now it is {_short(now.get(key))}: "
-                "give the same settings, or start anew."
+                f"{what} was made with {key} {_shortened(before)}, now it is {_shortened(after)}: "
+                "give the same settings, or start again."
             )
 
 
-def _short(value: Any, most: int = 60) -> str:
+def _shortened(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"

@@ -1,12 +1,12 @@
-"""Weights out and in: sparse safetensors (a bit per weight, and the values that stay); folders whole or not at all."""
+"""Output folders and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,55 +16,121 @@ from woodbury.errors import WoodburyError
 
 @contextmanager
 def output_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when the block ends well and vanishes when not (Ctrl-C included).
+    """Yield a folder to write into, which takes the name `path` when the block has ended well.
 
-    Raises WoodburyError at once, before any work, where `path` is a file, a folder with something in it, or lies where
-    nothing can be written. Missing parents are made.
+    An error or Ctrl-C in the block removes the folder with all that was written. For work that can
+    be resumed, see `woodbury.io.run_folder.run_folder`.
+
+    Args:
+        path: The folder to make, or an empty one. Missing parents are made.
+
+    Yields:
+        A new folder beside `path`.
+
+    Raises:
+        WoodburyError: At once, before any work, where `path` is a file, a folder with something in
+            it, or in a place that cannot be written; at the end, where `path` was taken meanwhile.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     with output_folder(f"{place}/report") as folder:
+        ...         _ = (folder / "numbers.txt").write_text("1 2 3")
+        ...     [file.name for file in Path(place, "report").iterdir()]
+        ['numbers.txt']
     """
-    goal = Path(path).expanduser().resolve()
-    if goal.exists() and not goal.is_dir():
-        raise WoodburyError(f"The output folder {path} is a file: choose another name.")
+    goal = resolve_output(path)
     if goal.exists() and (goal.is_mount() or goal == Path.cwd()):
         raise WoodburyError(
             f"The output folder {path} cannot be written in one step: name a new folder inside it."
         )
-    with os_errors_explained(
-        f"The output folder {path} cannot be written", "choose a place that you may write to"
-    ):
-        if goal.exists() and any(goal.iterdir()):
-            raise WoodburyError(
-                f"The output folder {path} is not empty: choose a new one or empty it first."
+    check_empty(goal, path)
+    with new_folders(goal.parent, path):
+        with unwritable_explained(path):
+            partial = Path(
+                tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".partial", dir=goal.parent)
             )
-        made = [parent for parent in goal.parents if not parent.exists()]
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(
-            tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".partial", dir=goal.parent)
+        try:
+            yield partial
+            with os_errors_explained(
+                f"The output folder {path} cannot be finished", "let nothing else write there"
+            ):
+                partial.chmod(0o777 & ~umask())  # mkdtemp makes folders for the owner alone
+                if goal.exists():
+                    goal.rmdir()  # it was empty when we began; Windows does not rename over it
+                partial.rename(goal)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def resolve_output(path: str | os.PathLike) -> Path:
+    """The absolute path of an output folder.
+
+    Raises:
+        WoodburyError: If `path` is a file.
+    """
+    goal = Path(path).expanduser().resolve()
+    if goal.exists() and not goal.is_dir():
+        raise WoodburyError(f"The output folder {path} is a file: choose another name.")
+    return goal
+
+
+def check_empty(goal: Path, path: str | os.PathLike, ignored: Collection[str] = ()) -> None:
+    """Refuse an output folder that holds something.
+
+    Args:
+        goal: The folder, which need not exist.
+        path: Its name as the user wrote it.
+        ignored: Names that may be there.
+
+    Raises:
+        WoodburyError: If anything else is there, or the folder cannot be read.
+    """
+    if not goal.exists():
+        return
+    with unwritable_explained(path):
+        names = {entry.name for entry in goal.iterdir()}
+    if names - set(ignored):
+        raise WoodburyError(
+            f"The output folder {path} is not empty: choose a new one or empty it first."
         )
+
+
+@contextmanager
+def new_folders(goal: Path, path: str | os.PathLike) -> Iterator[None]:
+    """Make a folder and its missing parents; those of them that are empty at the end are removed.
+
+    Args:
+        goal: The folder to make, absolute.
+        path: The output folder as the user wrote it, for the sentence of the error.
+
+    Raises:
+        WoodburyError: If they cannot be made.
+    """
+    missing = [folder for folder in (goal, *goal.parents) if not folder.exists()]
     try:
-        yield partial
-        with os_errors_explained(
-            f"The output folder {path} cannot be finished",
-            "did somebody else write there meanwhile?",
-        ):
-            partial.chmod(0o777 & ~umask())
-            if goal.exists():
-                goal.rmdir()  # it was empty when we began; Windows does not rename over it
-            partial.rename(goal)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
+        with unwritable_explained(path):
+            goal.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary sibling of `path` and rename that at the end, so that no half file has the name."""
+    """Write a file under a temporary name and rename it at the end: no half file has the name.
+
+    Args:
+        path: The file to make or to replace.
+        write: Called with the temporary path, in the same folder.
+
+    Raises:
+        WoodburyError: If the place cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os_errors_explained(
-            f"{path} cannot be written", "choose a place that you may write to"
-        ):
+        with os_errors_explained(f"{path} cannot be written", WRITABLE):
             write(partial)
             partial.chmod(0o666 & ~umask())  # safetensors makes files for the owner alone
             partial.replace(path)
@@ -74,9 +140,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+WRITABLE = "choose a place that you may write to"
+"""What to do about a place that cannot be written."""
+
+
+def unwritable_explained(path: str | os.PathLike) -> AbstractContextManager[None]:
+    """A context in which errors of the operating system say that a folder cannot be written."""
+    return os_errors_explained(f"The output folder {path} cannot be written", WRITABLE)
+
+
 @contextmanager
 def os_errors_explained(what: str, remedy: str) -> Iterator[None]:
-    """Operating-system errors in the block come out as one sentence."""
+    """Turn errors of the operating system in the block into one sentence.
+
+    Args:
+        what: What went wrong, without a period.
+        remedy: What to do about it, without a period.
+
+    Raises:
+        WoodburyError: In place of an OSError or a SafetensorError.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Linear and convolutional layers as sums of products over positions: the only file that knows layer types."""
+"""The dtypes in which sums are taken: float32 at least."""
 
 from __future__ import annotations
 
@@ -6,6 +6,33 @@ import torch
 from torch import Tensor
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over `dtype` are taken: float32 at least, float64 for float64.
+
+    Args:
+        dtype: A floating-point dtype.
+
+    Returns:
+        float32 for float16, bfloat16 and float32; float64 for float64.
+
+    Example:
+        >>> wide_dtype(torch.bfloat16), wide_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """At least float32: sums of products of halves would lose their digits."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    """`tensor` in its `wide_dtype`: sums of products of halves would lose their digits.
+
+    Args:
+        tensor: Any floating-point tensor.
+
+    Returns:
+        The tensor itself if it is float32 or float64 already, else a float32 copy.
+
+    Example:
+        >>> at_least_float32(torch.ones(2, dtype=torch.float16)).dtype
+        torch.float32
+    """
+    return tensor.to(wide_dtype(tensor.dtype))

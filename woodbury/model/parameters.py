@@ -1,4 +1,4 @@
-"""How an optimizer's parameters become one vector, what of it moves, and which windows cut it: nothing of the algebra."""
+"""Parameters that are masked or sharded, and optimizers that are wrapped."""
 
 from __future__ import annotations
 
@@ -6,35 +6,135 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.space import ParameterSpace
 
 Keep = ParameterSpace | Mapping[Any, Tensor]
-"""What moves: a space, or (parameter or its name) -> bool mask of its shape, True = stays."""
+"""Which weights are kept: a space, such as `pruned.objective.space`, or bool masks, True = kept.
 
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a DTensor; any other tensor as it is. (Importing DTensor costs more than asking for it.)"""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
+A mask has the shape of its parameter. Its key is the parameter's name, or, where an optimizer is given
+parameters without names, the parameter itself. A parameter without a mask is kept whole.
+"""
 
 
 def masks_of(keep: Keep | None) -> Mapping[Any, Tensor]:
-    """Parameter or name -> bool mask of its shape."""
+    """The masks that a `Keep` stands for.
+
+    Args:
+        keep: A space, masks, or None for no mask at all.
+
+    Returns:
+        Parameter or name -> bool mask of the parameter's shape, True = kept.
+
+    Example:
+        >>> space = ParameterSpace.from_model(nn.Linear(2, 1)).restrict(torch.arange(3) != 1)
+        >>> masks_of(space)["weight"]
+        tensor([[ True, False]])
+    """
     if not isinstance(keep, ParameterSpace):
         return keep or {}
     return {name: keep.keep[part].view(keep.shapes[name]) for name, part in keep.slices.items()}
 
 
+def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
+    """Raise unless a mask fits its parameter.
+
+    Args:
+        mask: What was given for the parameter.
+        parameter: A parameter, no DTensor.
+        name: What to call the parameter in the sentence.
+
+    Raises:
+        WoodburyError: If the mask is not bool, or of another shape than the parameter.
+    """
+    if mask.dtype != torch.bool or mask.shape != parameter.shape:
+        dtype = str(mask.dtype).removeprefix("torch.")
+        raise WoodburyError(
+            f"keep for {name} is {dtype} of shape {tuple(mask.shape)}: "
+            f"give a bool mask of shape {tuple(parameter.shape)}, True = kept."
+        )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor.
+
+    Args:
+        tensor: Any tensor; under FSDP2 a DTensor, which is spread over the ranks.
+
+    Returns:
+        This rank's shard of a DTensor; any other tensor as it is.
+    """
+    # Asked by the method: to import DTensor takes two seconds, and most users have none.
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this rank holds a part.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        True for a DTensor, also where this rank's part is the whole.
+    """
+    return local(tensor) is not tensor
+
+
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside those of accelerate and Lightning, whose `step` calls its own."""
+    """The torch optimizer inside the wrappers of accelerate and Lightning.
+
+    Args:
+        optimizer: A torch optimizer, or a wrapper that has one as `optimizer` and whose `step` calls
+            the step of that.
+
+    Returns:
+        The innermost optimizer, whose hooks run with every step.
+
+    Raises:
+        WrongType: If there is no torch optimizer inside.
+    """
     inner = getattr(optimizer, "optimizer", None)
     if inner is not None:
         return unwrapped(inner)
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise WoodburyError(
+        raise WrongType(
             f"The optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer."
         )
     return optimizer
+
+
+def optimized_parameters(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, trainable: bool = False
+) -> dict[str, nn.Parameter]:
+    """The parameters of a model that an optimizer has.
+
+    Args:
+        optimizer: The optimizer, unwrapped.
+        model: The model; another optimizer may have the rest of its parameters.
+        trainable: Whether to leave out what requires no gradient.
+
+    Returns:
+        Name -> parameter, in the order of the model.
+
+    Raises:
+        WoodburyError: If there is none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> list(optimized_parameters(torch.optim.SGD(model[1].parameters()), model))
+        ['1.weight', '1.bias']
+    """
+    owned = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    result = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter in owned and (parameter.requires_grad or not trainable)
+    }
+    if not result:
+        raise WoodburyError(
+            "The optimizer moves none of the model's parameters: make it from this model's."
+        )
+    return result

@@ -1,223 +1,324 @@
-"""How an optimizer's parameters become one vector, what of it moves, and which windows cut it: nothing of the algebra."""
+"""Layout: where the weights that an optimizer moves lie in one vector."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.checks import check_damping
-from woodbury.model.parameters import local
-
-Partition = Callable[[Sequence[Sequence[int]]], Sequence[int]]
-"""(weights of each parameter of each group) -> lengths of the runs, in order, each of which gets a window of its own."""
-
-
-def whole(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
-    """One window over all weights."""
-    return [sum(map(sum, sizes))]
-
-
-def per_group(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
-    """One window for each parameter group."""
-    return [sum(group) for group in sizes]
-
-
-def per_parameter(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
-    """One window for each parameter."""
-    return [size for group in sizes for size in group]
-
-
-def blocks(size: int) -> Partition:
-    """Windows over `size` weights each, the last one over what is left: M-FAC in blocks."""
-    if size < 1:
-        raise WoodburyError(f"A block of {size} weights is empty: give a size of at least 1.")
-    return partial(_runs, size)
-
-
-def _runs(size: int, sizes: Sequence[Sequence[int]]) -> Sequence[int]:
-    (d,) = whole(sizes)
-    return [min(size, d - start) for start in range(0, d, size)]
+from woodbury.model.parameters import check_mask, is_dtensor, local
+from woodbury.optim.partitions import Partition
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterSlice:
-    """The weights of one parameter that move, and their place in the vector; index: (k,) int64 among its own, None = all."""
+    """The weights of one parameter that move, and where they lie in the vector of all that move.
+
+    Attributes:
+        parameter: A parameter of the optimizer; under FSDP2 a DTensor.
+        param_group: The index of its parameter group.
+        indices: (k,) int64, which of this rank's weights of the parameter, flattened, move; None = all.
+        span: Where those k weights lie in the vector (d,).
+    """
 
     parameter: Tensor
-    group: int
-    index: Tensor | None
-    place: slice
+    param_group: int
+    indices: Tensor | None
+    span: slice
 
     @property
-    def own(self) -> Tensor:
-        """What this rank holds of the parameter: all but for a DTensor."""
+    def local(self) -> Tensor:
+        """What this rank holds of the parameter: all of it, unless it is a DTensor."""
         return local(self.parameter)
 
-    def read(self, tensor: Tensor) -> Tensor:
-        """The parameter's shape -> (k,)."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The entries of a tensor that belong to weights that move.
+
+        Args:
+            tensor: Of the parameter's shape, such as the parameter itself or its gradient.
+
+        Returns:
+            (k,).
+        """
         flat = local(tensor).reshape(-1)
-        return flat if self.index is None else flat[self.index.to(flat.device)]
+        return flat if self.indices is None else flat[self.indices.to(flat.device)]
 
-    def spread(self, values: Tensor) -> Tensor:
-        """(k,) -> the parameter's shape, 0 where nothing moves."""
-        if self.index is not None:
-            values = values.new_zeros(self.own.numel()).index_copy_(
-                0, self.index.to(values.device), values
-            )
-        return values.view(self.own.shape)
+    def scatter(self, values: Tensor) -> Tensor:
+        """Values of the weights that move, back in the parameter's shape; the inverse of `gather`.
 
+        Args:
+            values: (k,).
 
-def slices_of(
-    groups: Sequence[Mapping[str, Any]], indices: Mapping[Tensor, Tensor]
-) -> list[ParameterSlice]:
-    """The parameters of all groups, one after the other."""
-    made, start = [], 0
-    for number, group in enumerate(groups):
-        for parameter in group["params"]:
-            index = indices.get(parameter)
-            end = start + (local(parameter).numel() if index is None else len(index))
-            made.append(ParameterSlice(parameter, number, index, slice(start, end)))
-            start = end
-    return made
+        Returns:
+            A tensor of the shape of `local`, 0 where nothing moves.
+        """
+        if self.indices is not None:
+            zeros = values.new_zeros(self.local.numel())
+            values = zeros.index_copy_(0, self.indices.to(values.device), values)
+        return values.view(self.local.shape)
 
 
-def sizes_of(parts: Sequence[ParameterSlice], groups: int) -> list[list[int]]:
-    """How many weights of each parameter of each group move."""
-    return [
-        [p.place.stop - p.place.start for p in parts if p.group == number]
-        for number in range(groups)
-    ]
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The parameters of all groups one after the other, as one vector of the d weights that move.
 
+    Attributes:
+        slices: One for each parameter, in the order of the groups.
+        param_groups: Those of the optimizer, for their `maximize` and `damping`.
+    """
 
-def runs_of(partition: Partition, sizes: Sequence[Sequence[int]]) -> list[slice]:
-    """The partition's runs as slices of the vector. Raises WoodburyError unless they tile it."""
-    lengths = [int(length) for length in partition(sizes)]
-    (d,) = whole(sizes)
-    if sum(lengths) != d or min(lengths, default=0) < 0:
-        raise WoodburyError(
-            f"The partition's runs hold {sum(lengths)} weights of {d}: they must tile the vector."
-        )
-    ends = list(accumulate(lengths))
-    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    slices: tuple[ParameterSlice, ...]
+    param_groups: Sequence[Mapping[str, Any]]
 
+    @classmethod
+    def of(
+        cls, param_groups: Sequence[Mapping[str, Any]], indices: Mapping[Tensor, Tensor]
+    ) -> Layout:
+        """The layout of an optimizer's parameters.
 
-def gradient_of(
-    parts: Sequence[ParameterSlice], groups: Sequence[Mapping[str, Any]], like: Tensor
-) -> Tensor:
-    """The gradients as one vector (d,), 0 where there is none, the sign turned where a group maximizes."""
-    vector = like.new_empty(parts[-1].place.stop)
-    for piece in parts:
-        gradient = piece.parameter.grad
-        if gradient is None:
-            vector[piece.place].zero_()
-            continue
-        if gradient.layout != torch.strided or gradient.is_complex():
+        Args:
+            param_groups: torch's parameter groups.
+            indices: Parameter -> which of its weights move, for the parameters that have a mask.
+
+        Returns:
+            The layout, which holds references to both.
+        """
+        slices, start = [], 0
+        for number, group in enumerate(param_groups):
+            for parameter in group["params"]:
+                moving = indices.get(parameter)
+                end = start + (local(parameter).numel() if moving is None else len(moving))
+                slices.append(ParameterSlice(parameter, number, moving, slice(start, end)))
+                start = end
+        return cls(tuple(slices), param_groups)
+
+    @property
+    def d(self) -> int:
+        """How many weights move."""
+        return self.slices[-1].span.stop
+
+    @property
+    def shapes(self) -> list[list[list[int]]]:
+        """The shape of each parameter, in one list per parameter group."""
+        return [[list(p.shape) for p in group["params"]] for group in self.param_groups]
+
+    @property
+    def mask_checksums(self) -> list[int]:
+        """One number for each parameter that changes with its mask: 0 where there is none."""
+        return [
+            0 if part.indices is None else 1 + zlib.crc32(part.indices.cpu().numpy().tobytes())
+            for part in self.slices
+        ]
+
+    def window_spans(self, partition: Partition) -> list[slice]:
+        """The windows that a partition cuts the vector into.
+
+        Args:
+            partition: Such as `whole` or `blocks(size)`.
+
+        Returns:
+            One slice of the vector for each window; empty ones are among them.
+
+        Raises:
+            WoodburyError: If the windows do not tile the vector.
+        """
+        counts: list[list[int]] = [[] for _ in self.param_groups]
+        for part in self.slices:
+            counts[part.param_group].append(part.span.stop - part.span.start)
+        sizes = [int(size) for size in partition(counts)]
+        if sum(sizes) != self.d or min(sizes, default=0) < 0:
             raise WoodburyError(
-                f"The gradient of a parameter of shape {tuple(piece.parameter.shape)} is sparse or complex: "
-                "give real, dense ones (nn.Embedding(sparse=False))."
+                f"The partition's windows have {sum(sizes)} weights of {self.d}: "
+                "they must tile the vector."
             )
-        part = vector[piece.place].copy_(piece.read(gradient))
-        if groups[piece.group]["maximize"]:
-            part.neg_()
-    return vector
+        ends = list(accumulate(sizes))
+        return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
+    def dampings(self, spans: Sequence[slice]) -> list[float]:
+        """The damping of each window.
 
-def rows_of(
-    parts: Sequence[ParameterSlice],
-    groups: Sequence[Mapping[str, Any]],
-    rows: Sequence[Tensor],
-    residuals: Tensor,
-    like: Tensor,
-) -> Tensor:
-    """Rows given as (k, *shape) for each parameter as one matrix (k, d), the sign turned where a group maximizes."""
-    wanted = [(residuals.numel(), *piece.own.shape) for piece in parts]
-    found = [tuple(row.shape) for row in rows]
-    if residuals.ndim != 1 or found != wanted:
-        raise WoodburyError(
-            f"Rows of the shapes {found} met residuals of shape {tuple(residuals.shape)} and parameters of the shapes "
-            f"{[shape[1:] for shape in wanted]}: give (k, *shape) for each parameter in turn, and k residuals."
+        Args:
+            spans: One slice of the vector for each window.
+
+        Returns:
+            The one damping of the parameter groups that each window holds weights of.
+
+        Raises:
+            WoodburyError: If groups of different damping share a window.
+        """
+        dampings = []
+        for span in spans:
+            groups = {
+                part.param_group
+                for part in self.slices
+                if part.span.start < span.stop and part.span.stop > span.start
+            }
+            # An empty window, which ranks may have, belongs to no group: any damping serves.
+            values = {float(self.param_groups[group]["damping"]) for group in groups or {0}}
+            if len(values) > 1:
+                raise WoodburyError(
+                    f"Groups of damping {sorted(values)} share a window: "
+                    "use one damping, or partition=per_group."
+                )
+            dampings.append(check_damping(values.pop()))
+        return dampings
+
+    def gradient(self, like: Tensor) -> Tensor:
+        """The parameters' gradients as one vector.
+
+        Args:
+            like: A tensor of the dtype and on the device that the vector is to have.
+
+        Returns:
+            (d,), 0 where a parameter has no gradient, the sign changed where a group maximizes.
+
+        Raises:
+            WoodburyError: If a gradient is sparse or complex.
+        """
+        vector = like.new_empty(self.d)
+        for part in self.slices:
+            gradient = part.parameter.grad
+            if gradient is None:
+                vector[part.span].zero_()
+                continue
+            if gradient.layout != torch.strided or gradient.is_complex():
+                raise WoodburyError(
+                    f"The gradient of a parameter of shape {tuple(part.parameter.shape)} is sparse "
+                    "or complex: give real, dense ones (nn.Embedding(sparse=False))."
+                )
+            vector[part.span].copy_(part.gather(gradient))
+            self._turn_sign(vector[part.span], part)
+        return vector
+
+    def matrix(self, rows: Sequence[Tensor], residuals: Tensor, like: Tensor) -> Tensor:
+        """Rows given by parameter as one matrix.
+
+        Args:
+            rows: (k, *shape) for each parameter in turn.
+            residuals: (k,), here for its length.
+            like: A tensor of the dtype and on the device that the matrix is to have.
+
+        Returns:
+            (k, d), the sign changed where a group maximizes.
+
+        Raises:
+            WoodburyError: If a shape is another.
+        """
+        expected = [(residuals.numel(), *part.local.shape) for part in self.slices]
+        shapes = [tuple(row.shape) for row in rows]
+        if residuals.ndim != 1 or shapes != expected:
+            raise WoodburyError(
+                f"step got rows of the shapes {shapes} and residuals of shape "
+                f"{tuple(residuals.shape)}, for parameters of the shapes "
+                f"{[shape[1:] for shape in expected]}: "
+                "give (k, *shape) for each parameter in turn, and k residuals."
+            )
+        k = len(residuals)
+        matrix = like.new_empty(k, self.d)
+        for part, row in zip(self.slices, rows, strict=True):
+            flat = row.detach().reshape(k, part.local.numel())
+            if part.indices is not None:
+                flat = flat[:, part.indices.to(flat.device)]
+            matrix[:, part.span].copy_(flat)
+            self._turn_sign(matrix[:, part.span], part)
+        return matrix
+
+    def is_sharded(self, process_group: dist.ProcessGroup | None) -> bool:
+        """Whether the parameters are shards, so that each rank has a vector of its own.
+
+        Args:
+            process_group: The ranks that share the windows; None for one process alone.
+
+        Returns:
+            True if all parameters are sharded DTensors, False if none is a DTensor.
+
+        Raises:
+            WoodburyError: If some are and some not, if a DTensor is not sharded, or if DTensors come
+                without their process group.
+        """
+        dtensors = [part.parameter for part in self.slices if is_dtensor(part.parameter)]
+        if not dtensors:
+            return False
+        sharded = all(
+            any(placement.is_shard() for placement in parameter.placements)  # type: ignore[attr-defined]
+            for parameter in dtensors
         )
-    matrix = like.new_empty(len(residuals), parts[-1].place.stop)
-    for piece, given in zip(parts, rows, strict=True):
-        flat = given.detach().reshape(len(residuals), piece.own.numel())
-        part = matrix[:, piece.place].copy_(
-            flat if piece.index is None else flat[:, piece.index.to(flat.device)]
-        )
-        if groups[piece.group]["maximize"]:
-            part.neg_()
-    return matrix
+        if len(dtensors) < len(self.slices) or process_group is None or not sharded:
+            raise WoodburyError(
+                "Some parameters are DTensors: shard all of them (fully_shard), "
+                "and give the ranks as group=…."
+            )
+        return True
+
+    def _turn_sign(self, values: Tensor, part: ParameterSlice) -> None:
+        if self.param_groups[part.param_group]["maximize"]:
+            values.neg_()
 
 
-def check_sharding(parts: Sequence[ParameterSlice], group: Any) -> bool:
-    """Whether the parameters are shards (DTensors). Raises WoodburyError unless all are or none, and with their group."""
-    kinds = {piece.own is not piece.parameter for piece in parts}
-    if kinds == {False}:
-        return False
-    shards = [p.parameter.placements for p in parts if p.own is not p.parameter]  # type: ignore[attr-defined]
-    if (
-        len(kinds) > 1
-        or group is None
-        or not all(any(each.is_shard() for each in where) for where in shards)
-    ):
-        raise WoodburyError(
-            "Some parameters are DTensors: shard all of them (fully_shard), and give the ranks as group=…."
-        )
-    return True
+def check_param_group(group: Mapping[str, Any]) -> None:
+    """Raise unless the parameters and options of a parameter group are in range.
 
+    Args:
+        group: One of torch's parameter groups, with all defaults filled in.
 
-def check_group(group: Mapping[str, Any]) -> None:
-    """Raise WoodburyError unless a group's parameters are real and its numbers in range."""
+    Raises:
+        WoodburyError: If a parameter is no real floating-point one, or an option is out of range.
+    """
     for parameter in group["params"]:
         if not parameter.is_floating_point():
+            dtype = str(parameter.dtype).removeprefix("torch.")
             raise WoodburyError(
-                f"A parameter has dtype {str(parameter.dtype)[6:]}: only real floating-point ones can move."
+                f"A parameter has dtype {dtype}: only real floating-point ones can move."
             )
     for name in ("lr", "weight_decay"):
-        if not (math.isfinite(float(group[name])) and float(group[name]) >= 0):
-            raise WoodburyError(
-                f"{name} is {float(group[name])}: it must be at least 0 and finite."
-            )
+        value = float(group[name])
+        if not (math.isfinite(value) and value >= 0):
+            raise WoodburyError(f"{name} is {value}: it must be at least 0 and finite.")
     if not 0 <= group["momentum"] < 1:
         raise WoodburyError(f"momentum is {group['momentum']}: it must lie in [0, 1).")
     check_damping(group["damping"])
 
 
-def indices_of(masks: Mapping[Any, Tensor], group: Mapping[str, Any]) -> dict[Tensor, Tensor]:
-    """Parameter -> the flat indices of what moves, for those parameters of a group that have a mask."""
-    if any(isinstance(key, str) for key in masks) and "param_names" not in group:
+def moving_indices(masks: Mapping[Any, Tensor], group: Mapping[str, Any]) -> dict[Tensor, Tensor]:
+    """Which weights of a parameter group move.
+
+    Args:
+        masks: Parameter or name -> bool mask, True = kept.
+        group: One of torch's parameter groups, with `param_names` if the masks have names.
+
+    Returns:
+        Parameter -> (k,) int64, the indices of its kept weights, flattened; for those with a mask.
+
+    Raises:
+        WoodburyError: If masks have names and parameters none, or a mask does not fit.
+    """
+    names = group.get("param_names")
+    if names is None and any(isinstance(key, str) for key in masks):
         raise WoodburyError(
-            "keep goes by names: give the optimizer model.named_parameters(), or masks by parameter."
+            "keep goes by names: "
+            "give the optimizer model.named_parameters(), or masks by parameter."
         )
-    made = {}
+    result = {}
     for position, parameter in enumerate(group["params"]):
-        name = group["param_names"][position] if "param_names" in group else None
+        name = None if names is None else names[position]
         mask = masks.get(parameter, masks.get(name))
         if mask is None:
             continue
-        if (
-            mask.dtype != torch.bool
-            or mask.shape != parameter.shape
-            or local(parameter) is not parameter
-        ):
+        described = f"a parameter of shape {tuple(parameter.shape)}" if name is None else repr(name)
+        if is_dtensor(parameter):
             raise WoodburyError(
-                f"keep for a parameter of shape {tuple(parameter.shape)} is {str(mask.dtype)[6:]} of shape "
-                f"{tuple(mask.shape)}: give a bool mask of the same shape, True = stays, and no DTensor parameter."
+                f"keep has a mask for {described}, which is a DTensor: leave it out, "
+                "or train before the model is sharded."
             )
-        made[parameter] = mask.reshape(-1).nonzero()[:, 0].to(parameter.device)
-    return made
-
-
-def digest(parts: Sequence[ParameterSlice]) -> list[int]:
-    """One number per parameter that changes with its mask: 0 for none."""
-    return [
-        0 if p.index is None else 1 + zlib.crc32(p.index.cpu().numpy().tobytes()) for p in parts
-    ]
+        check_mask(mask, parameter, described)
+        result[parameter] = mask.reshape(-1).nonzero()[:, 0].to(parameter.device)
+    return result

@@ -1,4 +1,4 @@
-"""How the damping of an MFAC moves while it trains: objects beside the optimizer, as torch's schedules of the rate are."""
+"""LevenbergMarquardt: adapts the damping of an MFAC to how well its quadratic predicts the loss."""
 
 from __future__ import annotations
 
@@ -10,69 +10,125 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.optim.optimizer import MFAC
 
-POOR, GOOD = 0.25, 0.75
-"""The share of the predicted decrease below which the quadratic is trusted less, and above which more."""
+LOW_REDUCTION_RATIO = 0.25
+"""Actual ÷ predicted decrease below which the damping grows."""
+
+HIGH_REDUCTION_RATIO = 0.75
+"""Actual ÷ predicted decrease above which the damping shrinks."""
 
 
 class LevenbergMarquardt:
-    """Damping that grows where the loss falls short of what the quadratic predicted, and shrinks where it keeps its word.
+    """Grows the damping where the loss falls short of its prediction, shrinks it where that holds (eq. 42).
 
-    Call `step(loss)` before every step of the optimizer, with the loss there *on the samples of the step before*: for a fixed
-    set of points that is the loss at hand. The predicted decrease, (lr − lr²/2)·gᵀF⁻¹g, costs nothing  (eq. 41, 42;
-    Levenberg 1944; Marquardt 1963). It is that of a plain step, hence no momentum and one lr for all groups, which must all
-    minimise or all maximise.
+    Call `step(loss)` before every step of the optimizer, with the loss there *on the samples of the step
+    before*; for a fixed set of points that is the loss at hand. The predicted decrease is
+    (lr − lr²/2)·gᵀF⁻¹g and costs nothing (eq. 41). It is that of a plain step, hence no momentum and one
+    lr for all parameter groups, which must all minimize or all maximize. The object stands beside the
+    optimizer, as torch's learning rate schedulers do.
 
-    factor: by which the damping grows or shrinks; least, most: where it ends.
+    Levenberg 1944; Marquardt 1963; for the damping of a Fisher Martens & Grosse 2015, section 6.5.
+
+    Args:
+        optimizer: The optimizer whose damping moves, the same factor for all parameter groups.
+        factor: By which the damping grows or shrinks at once; above 1.
+        min_damping: The damping never falls below it.
+        max_damping: The damping never rises above it.
+
+    Attributes:
+        optimizer: As given.
+        factor: As given.
+        min_damping: As given.
+        max_damping: As given.
+        loss: The loss of the last call, None before the first.
+
+    Raises:
+        WoodburyError: If an argument is out of range, or the optimizer makes no plain steps.
+
+    Example:
+        >>> import torch
+        >>> weights = torch.nn.Parameter(torch.zeros(2))
+        >>> points = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> optimizer = MFAC([weights], lr=1.0, window=3, damping=0.1)
+        >>> damping = LevenbergMarquardt(optimizer)
+        >>> for _ in range(5):
+        ...     residuals = points @ weights.detach() - torch.tensor([1.0, 3.0, 5.0])
+        ...     damping.step(residuals.square().mean() / 2)
+        ...     optimizer.step(rows=[points], residuals=residuals)
+        >>> optimizer.param_groups[0]["damping"]  # halved four times: a line is predicted well
+        0.00625
     """
 
     def __init__(
-        self, optimizer: MFAC, *, factor: float = 2.0, least: float = 1e-12, most: float = 1e12
+        self,
+        optimizer: MFAC,
+        *,
+        factor: float = 2.0,
+        min_damping: float = 1e-12,
+        max_damping: float = 1e12,
     ) -> None:
-        if not 1 < factor < math.inf or not 0 < least <= most < math.inf:
+        if not 1 < factor < math.inf or not 0 < min_damping <= max_damping < math.inf:
             raise WoodburyError(
-                f"factor is {factor}, least {least} and most {most}: a finite factor above 1 and 0 < least ≤ most are needed."
+                f"factor is {factor}, min_damping {min_damping} and max_damping {max_damping}: "
+                "a finite factor above 1 and 0 < min_damping ≤ max_damping are needed."
             )
-        self.optimizer, self.factor, self.least, self.most = optimizer, factor, least, most
+        self.optimizer = optimizer
+        self.factor = factor
+        self.min_damping = min_damping
+        self.max_damping = max_damping
         self.loss: float | None = None
-        self._rate()
+        self._lr()
 
-    def step(self, loss: Any) -> None:
-        """Compare the loss, a number or a tensor, with that of the call before, and move every group's damping."""
-        loss, before, rate = (
-            float(loss.detach() if isinstance(loss, Tensor) else loss),
-            self.loss,
-            self._rate(),
-        )
-        self.loss = loss
+    def step(self, loss: float | Tensor) -> None:
+        """Compare the loss with that of the call before, and set the damping of all parameter groups.
+
+        Args:
+            loss: The loss at the weights reached, on the samples of the step that led there.
+
+        Raises:
+            WoodburyError: If the optimizer makes no plain steps any more.
+        """
+        now = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        before = self.loss
+        lr = self._lr()
+        self.loss = now
         if before is None:
             return
-        predicted = (rate - rate**2 / 2) * self.optimizer.slope
-        fallen = loss - before if self.optimizer.param_groups[0]["maximize"] else before - loss
-        share = fallen / predicted if predicted > 0 else 0.0
-        if POOR <= share <= GOOD:
+        predicted = (lr - lr**2 / 2) * self.optimizer.slope
+        maximize = self.optimizer.param_groups[0]["maximize"]
+        decrease = now - before if maximize else before - now
+        ratio = decrease / predicted if predicted > 0 else 0.0
+        if LOW_REDUCTION_RATIO <= ratio <= HIGH_REDUCTION_RATIO:
             return
-        factor = (
-            1 / self.factor if share > GOOD else self.factor
-        )  # a loss that is not finite is a poor one
+        # A loss that is not finite makes no ratio above any number: the damping grows.
+        factor = 1 / self.factor if ratio > HIGH_REDUCTION_RATIO else self.factor
         for group in self.optimizer.param_groups:
-            group["damping"] = min(max(group["damping"] * factor, self.least), self.most)
+            damping = group["damping"] * factor
+            group["damping"] = min(max(damping, self.min_damping), self.max_damping)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss of the last call: the damping itself is in the optimizer's state."""
+        """The loss of the last call; the damping itself is in the optimizer's state."""
         return {"loss": self.loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Args:
+            state_dict: What `state_dict` gave; load the optimizer's beside it.
+        """
         self.loss = state_dict["loss"]
 
-    def _rate(self) -> float:
+    def _lr(self) -> float:
+        """The learning rate of all groups, or an error unless the steps are plain ones."""
         groups = self.optimizer.param_groups
-        rates = {float(group["lr"]) for group in groups}
         if len({bool(group["maximize"]) for group in groups}) > 1:
             raise WoodburyError(
-                "LevenbergMarquardt compares one loss: let all groups minimise it, or all maximise."
+                "LevenbergMarquardt compares one loss: "
+                "let all groups minimize it, or all maximize."
             )
+        rates = {float(group["lr"]) for group in groups}
         if len(rates) > 1 or max(rates) >= 2 or any(group["momentum"] for group in groups):
             raise WoodburyError(
-                "LevenbergMarquardt predicts plain steps: give all groups one lr below 2, and no momentum."
+                "LevenbergMarquardt predicts plain steps: "
+                "give all groups one lr below 2, and no momentum."
             )
         return rates.pop()

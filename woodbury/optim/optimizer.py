@@ -1,68 +1,81 @@
-"""MFAC: a torch optimizer that divides the gradient by a moving Fisher, in two reads of its window per step."""
+"""MFAC: the optimizer of M-FAC, which multiplies the gradient by the inverse of a moving Fisher."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
-from woodbury.fisher.checks import check_damping
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.model.parameters import Keep, masks_of
-from woodbury.optim.layout import (
-    ParameterSlice,
-    Partition,
-    check_group,
-    check_sharding,
-    digest,
-    gradient_of,
-    indices_of,
-    rows_of,
-    runs_of,
-    sizes_of,
-    slices_of,
-    whole,
-)
+from woodbury.optim.layout import Layout, check_param_group, moving_indices
+from woodbury.optim.partitions import Partition, whole
+from woodbury.optim.update import coupled_decay, update_parameters
 from woodbury.optim.windows import Windows
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-
-
-OWN = (
-    "_capacity",
-    "_partition",
-    "_dtype",
-    "_device",
-    "_group",
-    "_masks",
-    "_indices",
-    "_windows",
-    "skipped",
-)
+ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class MFAC(torch.optim.Optimizer):
-    """w ← w − lr·F⁻¹g with F = damping·I + (1/m) Σ gᵢgᵢᵀ over the last m = `window` gradients  (eq. 8, 13).
+    """M-FAC: w ← w − lr·F⁻¹g, with F the damped empirical Fisher of the last gradients (eq. 8, 13).
 
-    The dynamic algorithm of M-FAC (Frantar et al. 2021), O(dm) time and memory; F is scaled by the gradients seen.
+    F = damping·I + (1/m) Σ gᵢgᵢᵀ over the last m gradients, at most `window`; before the window is full,
+    m is the number seen. A step takes O(dm) time and memory: two reads of the window. This is the
+    dynamic algorithm of M-FAC (Frantar, Kurtic & Alistarh, NeurIPS 2021). With a large damping a step
+    is that of SGD with the learning rate lr/damping.
 
-    params: parameters, groups, or `model.named_parameters()`. lr, damping, momentum, weight_decay, decoupled and maximize
-    may differ between groups (one window: one damping). For large damping the step is that of SGD with lr/damping.
-    momentum: as in SGD, of the steps. weight_decay: w ← w − lr·weight_decay·w if decoupled, else F⁻¹(g + weight_decay·w)
-    with an F that sees g alone.
-    partition: `whole`, `per_group`, `per_parameter`, `blocks(size)`, or a function like them; each run has its own window.
-    dtype: of the window's rows, float32, bfloat16 or float64; by default float32, float64 for float64 parameters.
-    device: where the window lives; by default with the parameters, and then these must share one.
-    keep: a ParameterSpace, or (parameter or name) -> bool mask; what is False never moves and takes no memory.
-    group: the ranks that share the window, each with its slice of the columns; gradients must be equal on them (as under
-    DistributedDataParallel) or shards of DTensors (as under FSDP2).
+    A gradient that is not finite, or whose square overflows float32, skips the whole step. A parameter
+    without a gradient does not move, and the window takes zeros for it.
 
-    A gradient that is not finite, or whose square overflows float32, skips the whole step and is counted in `skipped`. A
-    parameter without a gradient does not move; the window takes zeros for it. As in torch, `state_dict` holds references:
-    save or copy it.
+    `lr`, `damping`, `momentum`, `weight_decay`, `decoupled` and `maximize` may differ between parameter
+    groups; groups that share a window need the same damping.
+
+    Args:
+        params: Parameters, parameter groups, or `model.named_parameters()`.
+        lr: Learning rate.
+        window: The most gradients that F is made of. It takes window × d numbers of memory.
+        damping: Added to F's diagonal, in the units of F.
+        momentum: As in SGD, of the steps F⁻¹g; in [0, 1).
+        weight_decay: w ← w − lr·weight_decay·w if decoupled. Else the step is F⁻¹(g + weight_decay·w),
+            and F sees g alone.
+        decoupled: Which of the two; by default as in AdamW.
+        maximize: Whether to maximize the objective.
+        partition: Which weights share a window: `whole`, `per_group`, `per_parameter`, `blocks(size)`,
+            or a function like them. F is block diagonal, one block for each window.
+        dtype: Of the window's rows: float32, bfloat16 or float64. By default float32, and float64 if a
+            parameter is float64.
+        device: Where the window lives; by default with the parameters, which then must share a device.
+        keep: Which weights move, as a ParameterSpace, or as bool masks by parameter or name. The others
+            are never touched and take no memory in the window. By default all move.
+        group: A torch.distributed process group, whose ranks share the window: each holds some of its
+            columns. Gradients must be equal on all ranks (as under DistributedDataParallel), or the
+            parameters sharded DTensors (as under FSDP2). None for one process alone.
+
+    Attributes:
+        skipped: How many steps were skipped.
+        slope: gᵀF⁻¹g of the last step.
+
+    Raises:
+        WrongType: If `window` is no whole number.
+        WoodburyError: If an argument is out of range, a mask fits no parameter, or the parameters are
+            on several devices and `device` is None.
+
+    Example:
+        >>> weights = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> scales = torch.tensor([1.0, 100.0])
+        >>> optimizer = MFAC([weights], lr=0.01, window=16, damping=1e-3)
+        >>> for _ in range(50):
+        ...     loss = (scales * weights.square()).sum() / 2
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> bool(loss < 0.01 * 50.5)  # of the loss at the start
+        True
     """
 
     def __init__(
@@ -80,17 +93,18 @@ class MFAC(torch.optim.Optimizer):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         keep: Keep | None = None,
-        group: Any = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise WoodburyError(
-                f"window is {window}: it is the number of gradients to remember, at least 1."
-            )
-        if dtype not in (None, *DTYPES):
-            raise WoodburyError(f"dtype is {dtype}: rows can be float32, bfloat16 or float64.")
-        self._capacity, self._partition, self._group = window, partition, group
-        self._dtype, self._device = dtype, None if device is None else torch.device(device)
-        self._masks, self._indices = masks_of(keep), {}
+        # Before torch's own: that calls `add_param_group`, which needs them.
+        self._settings = _Settings(
+            window=window,
+            partition=partition,
+            dtype=dtype,
+            device=None if device is None else torch.device(device),
+            masks=masks_of(keep),
+            process_group=group,
+        )
+        self._indices: dict[Tensor, Tensor] = {}
         self._windows: Windows | None = None
         self.skipped = 0
         defaults = {
@@ -102,35 +116,31 @@ class MFAC(torch.optim.Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
-        if isinstance(keep, Mapping):
-            named = [name for each in self.param_groups for name in each.get("param_names", ())]
-            unknown = [
-                key
-                for key in keep
-                if key not in self._indices and (not isinstance(key, str) or key not in named)
-            ]
-            if unknown:
-                what = (
-                    unknown[0]
-                    if isinstance(unknown[0], str)
-                    else f"a tensor of shape {tuple(unknown[0].shape)}"
-                )
-                raise WoodburyError(
-                    f"keep has a mask for {what}, which is no parameter of this optimizer."
-                )
+        if isinstance(keep, Mapping):  # a space may have tensors that this optimizer has not
+            self._check_keys(keep)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, also between steps: gradients seen before count as zero for them, or their window is new."""
+        """Add a parameter group, also between steps.
+
+        A window that it shares with older weights takes zeros for the gradients seen before.
+
+        Args:
+            param_group: `params`, and options for which the defaults do not hold, as in torch.
+
+        Raises:
+            WoodburyError: If an option is out of range, a mask does not fit, the partition cuts the old
+                weights in another way, or ranks share the window and a step was made.
+        """
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         try:
-            check_group(added)
+            check_param_group(added)
             self._window_device()
-            self._indices |= indices_of(self._masks, added)
+            self._indices |= moving_indices(self._settings.masks, added)
             if self._windows is not None:
-                parts = self._pieces()
-                runs = self._runs(parts)
-                self._windows.extend(runs, self._dampings(runs, parts))
+                layout = self._layout()
+                spans = self._window_spans(layout)
+                self._windows.extend(spans, layout.dampings(spans))
         except Exception:
             self.param_groups.pop()
             raise
@@ -143,10 +153,23 @@ class MFAC(torch.optim.Optimizer):
         rows: Sequence[Tensor] | None = None,
         residuals: Tensor | None = None,
     ) -> Any:
-        """One step from the parameters' gradients; with a closure, which computes loss and gradients, its loss.
+        """Make one step, from the parameters' gradients or from rows of a Jacobian.
 
-        rows: (k, *shape) for each parameter in turn, as `torch.func.vmap` gives them; residuals: (k,). They stand for the
-        gradients: of a loss ½·mean(residual²) the rows are the residuals' Jacobian, and the step is Gauss and Newton's  (eq. 40).
+        With rows Jᵢ and residuals rᵢ the loss is ½·mean(rᵢ²), its gradient g = mean(rᵢJᵢ), and all rows
+        enter the window: F is the damped Gauss–Newton matrix (eq. 40).
+
+        Args:
+            closure: Computes loss and gradients, as in torch.
+            rows: (k, *shape) for each parameter in turn, as `torch.func.vmap` gives them; at most
+                `window` rows. They stand for the parameters' gradients, which are not looked at.
+            residuals: (k,).
+
+        Returns:
+            What the closure returned; None without a closure.
+
+        Raises:
+            WoodburyError: If only one of rows and residuals is given, a shape does not fit, a gradient
+                is sparse or complex, or groups that share a window differ in damping.
         """
         loss = None
         if closure is not None:
@@ -154,173 +177,171 @@ class MFAC(torch.optim.Optimizer):
                 loss = closure()
         if (rows is None) != (residuals is None):
             raise WoodburyError("step got only one of rows and residuals: give both, or neither.")
-        parts = self._pieces()
-        moving = [piece for piece in parts if rows is not None or piece.parameter.grad is not None]
+        layout = self._layout()
+        moving = [
+            part for part in layout.slices if rows is not None or part.parameter.grad is not None
+        ]
         if not moving:
             return loss
         if self._windows is None:  # only now, as models move between devices before training
-            self._windows = self._open(parts)
+            self._windows = self._open(layout)
+        windows = self._windows
         if rows is None or residuals is None:
-            gradients = gradient_of(parts, self.param_groups, self._windows.like)
+            gradients = layout.gradient(windows.like)
         else:
-            gradients = rows_of(parts, self.param_groups, rows, residuals, self._windows.like)
-        dampings = self._dampings(self._windows.runs, parts)
-        measured = self._windows.measure(gradients)
+            gradients = layout.matrix(rows, residuals, windows.like)
+        dampings = layout.dampings(windows.spans)
+        measured = windows.measure(gradients)
         if measured is None or not (residuals is None or bool(torch.isfinite(residuals).all())):
             self.skipped += 1
             return loss
-        decay = self._coupled_decay(moving, gradients)
-        self._move(moving, self._windows.solve(gradients, measured, dampings, decay, residuals))
+        decay = coupled_decay(moving, self.param_groups, gradients)
+        step = windows.solve(gradients, measured, dampings, decay, residuals)
+        update_parameters(moving, self.param_groups, self.state, step)
         return loss
 
     @property
     def slope(self) -> float:
-        """gᵀF⁻¹g of the last step: how fast the loss falls along it at first, in the quadratic's eyes  (eq. 41)."""
-        return (
-            0.0 if self._windows is None else sum(window.slope for window in self._windows.windows)
-        )
+        """gᵀF⁻¹g of the last step: how fast the loss falls at the start of the step F⁻¹g (eq. 41)."""
+        return 0.0 if self._windows is None else self._windows.slope
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state and, under `windows`, all that the windows need to go on bit for bit; readable weights_only."""
-        parts = self._pieces()
-        return super().state_dict() | {
-            "windows": {
-                "capacity": self._capacity,
-                "shapes": self._shapes(),
-                "masks": digest(parts),
-                "skipped": self.skipped,
-                "runs": None,
-                **({} if self._windows is None else self._windows.state()),
-            }
+        """Everything that is needed to go on bit for bit, in a form that `weights_only` can load.
+
+        Returns:
+            torch's state and, under `windows`, that of the windows. The tensors are references, as in
+            torch: save or copy them before the next step.
+        """
+        layout = self._layout()
+        windows = {
+            "capacity": self._settings.window,
+            "shapes": layout.shapes,
+            "masks": layout.mask_checksums,
+            "skipped": self.skipped,
+            "spans": None,  # before the first step there is no window
         }
+        if self._windows is not None:
+            windows |= self._windows.state()
+        return super().state_dict() | {"windows": windows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state. Raises WoodburyError, and changes nothing, unless it fits model, masks and window."""
+        """Go on from a saved state.
+
+        Args:
+            state_dict: What `state_dict` gave, of an optimizer with the same parameters, masks, window
+                and partition.
+
+        Raises:
+            WoodburyError: If it does not fit; then nothing has changed.
+        """
         if "windows" not in state_dict:
             raise WoodburyError(
                 "This state holds no windows: it was saved by another optimizer than MFAC."
             )
-        saved, parts = state_dict["windows"], self._pieces()
-        if saved["shapes"] != self._shapes():
-            raise WoodburyError(
-                f"The saved state is of {_counted(saved['shapes'])}, this optimizer has {_counted(self._shapes())}: "
-                "it belongs to another model or to other groups."
-            )
-        if saved["masks"] != digest(parts):
-            raise WoodburyError(
-                "The saved state keeps other weights than this optimizer: give the same keep masks."
-            )
-        if saved["capacity"] != self._capacity:
-            raise WoodburyError(
-                f"The saved window holds {saved['capacity']} gradients, this one {self._capacity}: make them equal."
-            )
-        windows = None if saved["runs"] is None else self._windows or self._open(parts)
+        saved = state_dict["windows"]
+        layout = self._layout()
+        self._check_saved(saved, layout)
+        windows = None if saved["spans"] is None else self._windows or self._open(layout)
         if windows is not None:
             windows.check_state(saved)
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         if windows is not None:
             windows.load_state(saved)
-        self._windows, self.skipped = windows, saved["skipped"]
+        self._windows = windows
+        self.skipped = saved["skipped"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {name: getattr(self, name) for name in OWN}
+        """What copies and pickles carry: torch's optimizer names its own attributes only."""
+        return super().__getstate__() | {
+            "_settings": self._settings,
+            "_indices": self._indices,
+            "_windows": self._windows,
+            "skipped": self.skipped,
+        }
 
-    def _shapes(self) -> list[list[list[int]]]:
-        return [
-            [list(parameter.shape) for parameter in group["params"]] for group in self.param_groups
-        ]
+    def _layout(self) -> Layout:
+        return Layout.of(self.param_groups, self._indices)
 
-    def _pieces(self) -> list[ParameterSlice]:
-        return slices_of(self.param_groups, self._indices)
-
-    def _runs(self, parts: list[ParameterSlice]) -> list[slice]:
-        runs = runs_of(self._partition, sizes_of(parts, len(self.param_groups)))
-        if self._group is None:  # ranks have to agree on the number of windows, empty ones included
-            runs = [run for run in runs if run.stop > run.start]
-        if not runs:
+    def _window_spans(self, layout: Layout) -> list[slice]:
+        spans = layout.window_spans(self._settings.partition)
+        # Ranks have to agree on the number of windows, empty ones included.
+        if self._settings.process_group is None:
+            spans = [span for span in spans if span.stop > span.start]
+        if not spans:
             raise WoodburyError("No weight is left to move: keep is False everywhere.")
-        return runs
+        return spans
 
-    def _open(self, parts: list[ParameterSlice]) -> Windows:
-        double = any(piece.parameter.dtype == torch.float64 for piece in parts)
-        runs = self._runs(parts)
+    def _open(self, layout: Layout) -> Windows:
+        settings = self._settings
+        double = any(part.parameter.dtype == torch.float64 for part in layout.slices)
+        spans = self._window_spans(layout)
         return Windows(
-            runs,
-            self._dampings(runs, parts),
-            capacity=self._capacity,
-            dtype=self._dtype or (torch.float64 if double else torch.float32),
+            spans,
+            layout.dampings(spans),
+            capacity=settings.window,
+            dtype=settings.dtype or (torch.float64 if double else torch.float32),
             device=self._window_device(),
-            group=self._group,
-            sharded=check_sharding(parts, self._group),
+            process_group=settings.process_group,
+            sharded=layout.is_sharded(settings.process_group),
         )
 
     def _window_device(self) -> torch.device:
-        found = {parameter.device for group in self.param_groups for parameter in group["params"]}
-        if self._device is None and len(found) > 1:
-            names = ", ".join(sorted(map(str, found)))
+        devices = {parameter.device for group in self.param_groups for parameter in group["params"]}
+        if self._settings.device is None and len(devices) > 1:
+            names = ", ".join(sorted(map(str, devices)))
             raise WoodburyError(
                 f"The parameters live on {names}: say with device=… where the window is to live."
             )
-        return self._device or found.pop()
+        return self._settings.device or devices.pop()
 
-    def _dampings(self, runs: list[slice], parts: list[ParameterSlice]) -> list[float]:
-        """The one damping of the groups in each run."""
-        dampings = []
-        for run in runs:
-            inside = {
-                p.group for p in parts if p.place.start < run.stop and p.place.stop > run.start
-            } or {0}
-            found = {float(self.param_groups[group]["damping"]) for group in inside}
-            if len(found) > 1:
-                raise WoodburyError(
-                    f"Groups of damping {sorted(found)} share a window: use one, or partition=per_group."
-                )
-            dampings.append(check_damping(found.pop()))
-        return dampings
+    def _check_keys(self, masks: Mapping[Any, Tensor]) -> None:
+        """Raise if a mask belongs to no parameter."""
+        names = {name for group in self.param_groups for name in group.get("param_names", ())}
+        for key in masks:
+            if key in self._indices or (isinstance(key, str) and key in names):
+                continue
+            described = key if isinstance(key, str) else f"a tensor of shape {tuple(key.shape)}"
+            raise WoodburyError(
+                f"keep has a mask for {described}, which is no parameter of this optimizer."
+            )
 
-    def _coupled_decay(self, moving: list[ParameterSlice], like: Tensor) -> Tensor | None:
-        """weight_decay·w as a vector (d,), where it is coupled; None if it is nowhere."""
-        decay = None
-        for piece in moving:
-            group = self.param_groups[piece.group]
-            if group["weight_decay"] and not group["decoupled"]:
-                decay = like.new_zeros(like.shape[-1]) if decay is None else decay
-                decay[piece.place].copy_(piece.read(piece.parameter)).mul_(group["weight_decay"])
-        return decay
-
-    def _move(self, moving: list[ParameterSlice], step: Tensor) -> None:
-        """w ← w − lr·(momentum of the step) − lr·(decoupled decay), for every parameter that moves."""
-        for number, group in enumerate(self.param_groups):
-            lr, shrink = float(group["lr"]), group["weight_decay"] if group["decoupled"] else 0.0
-            weights, updates = [], []
-            for piece in moving:
-                if piece.group != number:
-                    continue
-                update = step[piece.place].to(piece.own.device)
-                update = update.view(piece.own.shape) if piece.index is None else update
-                if group["momentum"]:
-                    update = self._with_momentum(piece, update, group["momentum"])
-                if piece.index is not None:
-                    update = piece.spread(update.add(piece.read(piece.parameter), alpha=shrink))
-                elif shrink:
-                    piece.own.mul_(1 - lr * shrink)
-                weights.append(piece.own)
-                updates.append(update)
-            if weights:
-                torch._foreach_add_(weights, updates, alpha=-lr)  # pyright: ignore[reportPrivateImportUsage]
-
-    def _with_momentum(self, piece: ParameterSlice, update: Tensor, momentum: float) -> Tensor:
-        state = self.state[piece.parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = update.to(piece.parameter.dtype, copy=True)
-        else:
-            state["momentum_buffer"].mul_(momentum).add_(update)
-        return state["momentum_buffer"]
+    def _check_saved(self, saved: Mapping[str, Any], layout: Layout) -> None:
+        """Raise if a saved state is of other parameters, masks or another window."""
+        if saved["shapes"] != layout.shapes:
+            raise WoodburyError(
+                f"The saved state is of {_described(saved['shapes'])}, "
+                f"this optimizer has {_described(layout.shapes)}: "
+                "it belongs to another model or to other groups."
+            )
+        if saved["masks"] != layout.mask_checksums:
+            raise WoodburyError(
+                "The saved state keeps other weights than this optimizer: give the same keep masks."
+            )
+        if saved["capacity"] != self._settings.window:
+            raise WoodburyError(
+                f"The saved window holds {saved['capacity']} gradients, "
+                f"this one {self._settings.window}: make them equal."
+            )
 
 
-def _counted(shapes: list[list[list[int]]]) -> str:
-    weights, parameters = (
-        sum(math.prod(shape) for group in shapes for shape in group),
-        sum(map(len, shapes)),
-    )
-    return f"{weights} weights in {parameters} parameters of the shapes {str(shapes)[:60]}"
+@dataclass(frozen=True, eq=False)
+class _Settings:
+    """What an MFAC is made with, beside the options of its parameter groups."""
+
+    window: int
+    partition: Partition
+    dtype: torch.dtype | None
+    device: torch.device | None
+    masks: Mapping[Any, Tensor]
+    process_group: dist.ProcessGroup | None
+
+    def __post_init__(self) -> None:
+        check_whole_number(self.window, "window", "the number of gradients to remember")
+        if self.dtype not in (None, *ROW_DTYPES):
+            raise WoodburyError(f"dtype is {self.dtype}: rows can be float32, bfloat16 or float64.")
+
+
+def _described(shapes: list[list[list[int]]]) -> str:
+    flat = [shape for group in shapes for shape in group]
+    weights = sum(math.prod(shape) for shape in flat)
+    return f"{weights} weights in {len(flat)} parameters of the shapes {str(shapes)[:60]}"

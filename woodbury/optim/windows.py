@@ -13,76 +13,103 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.window import Window
 from woodbury.linalg import collectives
+from woodbury.linalg.precision import wide_dtype
 
 
 class Windows:
-    """One Window for each run of a vector (d,); all of them take a gradient, or none does.
+    """One `Window` for each span of a vector (d,); all of them admit a gradient, or none does.
 
-    group: the ranks that share the windows. sharded: whether each rank has its own vector, the shards of the whole one;
-    else all have the same vector, and each keeps a slice of every run.
+    Args:
+        spans: The slices of the vector, one for each window.
+        dampings: One for each window.
+        capacity: Rows m of each window.
+        dtype: Of the rows.
+        device: Of the rows.
+        process_group: The ranks that share the windows; None for one process alone.
+        sharded: Whether each rank has a vector of its own, the shards of the whole one. Else all have
+            the same vector, and each rank holds some columns of every span.
+
+    Attributes:
+        spans: The slices of the vector, one for each window.
+        windows: The windows, in the same order.
+        sharded: As given.
+
+    Raises:
+        WoodburyError: If the ranks have different numbers of windows.
     """
 
     def __init__(
         self,
-        runs: Sequence[slice],
+        spans: Sequence[slice],
         dampings: Sequence[float],
         *,
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
-        group: Any = None,
+        process_group: dist.ProcessGroup | None = None,
         sharded: bool = False,
     ) -> None:
-        self.capacity, self.dtype, self.device, self.group, self.sharded = (
-            capacity,
-            dtype,
-            device,
-            group,
-            sharded,
-        )
-        self.runs: list[slice] = []
+        self.spans: list[slice] = []
         self.windows: list[Window] = []
-        if group is not None:
-            count = collectives.all_sum(torch.tensor(float(len(runs)), device=device), group)
-            if float(count) != len(runs) * dist.get_world_size(group):
-                raise WoodburyError(
-                    "The ranks cut their weights into different numbers of windows: partition otherwise."
-                )
-        self._open(runs, dampings)
+        self.sharded = sharded
+        self._capacity = capacity
+        self._dtype = dtype
+        self._device = device
+        self._process_group = process_group
+        self._check_same_number(len(spans))
+        self._open(spans, dampings)
 
     @property
     def like(self) -> Tensor:
-        """An empty tensor of the dtype and device that a vector should have."""
-        return torch.empty(
-            0, dtype=torch.promote_types(self.dtype, torch.float32), device=self.device
-        )
+        """An empty tensor of the dtype and on the device that gradients should have."""
+        return torch.empty(0, dtype=wide_dtype(self._dtype), device=self._device)
 
-    def extend(self, runs: Sequence[slice], dampings: Sequence[float]) -> None:
-        """Go on with a longer vector: the last window is widened up to its run's new end, further ones are opened."""
-        old, last = self.runs, len(self.runs) - 1
-        if self.group is not None:
+    @property
+    def slope(self) -> float:
+        """gᵀF⁻¹g of the last step, over all windows  (eq. 41)."""
+        return sum(window.slope for window in self.windows)
+
+    def extend(self, spans: Sequence[slice], dampings: Sequence[float]) -> None:
+        """Go on with a longer vector: the last window is widened, further ones are opened.
+
+        Args:
+            spans: Those of the longer vector. All but the last of the old ones must be among them, and
+                that one must begin where it began.
+            dampings: One for each of them.
+
+        Raises:
+            WoodburyError: If the spans are others, or if ranks share the windows.
+        """
+        if self._process_group is not None:
             raise WoodburyError(
                 "Ranks share the window: add all parameter groups before the first step."
             )
-        if (
-            list(runs[:last]) != old[:last]
-            or len(runs) <= last
-            or runs[last].start != old[last].start
-        ):
+        old = self.spans
+        last = len(old) - 1
+        goes_on = len(spans) > last and spans[last].start == old[last].start
+        if not goes_on or list(spans[:last]) != old[:last]:
             raise WoodburyError(
-                "The partition cuts the old weights in another way once a group is added: add it earlier."
+                "The partition cuts the old weights in another way once a group is added: "
+                "add it earlier."
             )
-        self.windows[last].widen(runs[last].stop - old[last].stop)
-        self.runs = old[:last]
-        self.runs.append(runs[last])
-        self._open(runs[last + 1 :], dampings[last + 1 :])
+        self.windows[last].widen(spans[last].stop - old[last].stop)
+        self.spans = [*old[:last], spans[last]]
+        self._open(spans[last + 1 :], dampings[last + 1 :])
 
     def measure(self, gradients: Tensor) -> list[Tensor] | None:
-        """The Gram rows of gradients, (d,) or (k, d), for `solve`; None if they are not finite. Nothing changes yet."""
+        """The Gram rows that gradients would have in each window, which do not change yet.
+
+        Args:
+            gradients: (d,) or (k, d).
+
+        Returns:
+            One tensor for each window, for `solve`; None if a gradient is not finite.
+        """
         measured = [
-            window.measure(gradients[..., self._own(run)])
-            for window, run in zip(self.windows, self.runs, strict=True)
+            window.measure(gradients[..., self._columns(span)])
+            for window, span in zip(self.windows, self.spans, strict=True)
         ]
+        # One question to the device for all windows: a sum is finite only if all its terms are.
         finite = torch.isfinite(torch.stack([products.sum() for products in measured])).all()
         return measured if bool(finite) else None
 
@@ -94,29 +121,46 @@ class Windows:
         plus: Tensor | None,
         residuals: Tensor | None,
     ) -> Tensor:
-        """Take the gradients in; F⁻¹(g + plus), (d,), for g their mean weighted by the residuals: may be in place."""
+        """Let the windows admit gradients, and give the step F⁻¹(g + plus)  (eq. 8, 40).
+
+        Args:
+            gradients: (d,), the gradient g, or (k, d), rows; overwritten if it is one vector.
+            measured: What `measure` gave for them.
+            dampings: One for each window.
+            plus: (d,), which F does not see; None for nothing.
+            residuals: (k,), by which the rows are weighted: g is the mean of rowᵢ·residualᵢ.
+
+        Returns:
+            (d,), the same on all ranks unless their vectors are shards.
+        """
         step = gradients if gradients.ndim == 1 else gradients.new_empty(gradients.shape[1])
-        for window, run, products, damping in zip(
-            self.windows, self.runs, measured, dampings, strict=True
+        for window, span, products, damping in zip(
+            self.windows, self.spans, measured, dampings, strict=True
         ):
-            part = self._own(run)
+            columns = self._columns(span)
             window.damping = damping
-            window.admit(gradients[..., part], products)
-            step[part] = window.solve_newest(
-                None if plus is None else plus[part], residuals=residuals
-            )
-        if self.group is not None and not self.sharded:
-            self._gather(step)
+            window.admit(gradients[..., columns], products)
+            plus_here = None if plus is None else plus[columns]
+            step[columns] = window.solve_newest(plus_here, residuals=residuals)
+        if self._process_group is not None and not self.sharded:
+            self._all_gather(step)
         return step
 
     def state(self) -> dict[str, Any]:
-        """Where the windows lie and what each needs to go on."""
-        runs = [[run.start, run.stop] for run in self.runs]
-        return {"runs": runs, "states": [window.state_dict() for window in self.windows]}
+        """Where the windows lie, and what each needs to go on bit for bit."""
+        spans = [[span.start, span.stop] for span in self.spans]
+        return {"spans": spans, "states": [window.state_dict() for window in self.windows]}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise WoodburyError unless `state` fits: then `load_state` cannot fail half-way."""
-        if state["runs"] != [[run.start, run.stop] for run in self.runs]:
+        """Raise unless a saved state fits: then `load_state` cannot fail half-way.
+
+        Args:
+            state: What `state` gave.
+
+        Raises:
+            WoodburyError: If the partition, a shape or a dtype is another.
+        """
+        if state["spans"] != [[span.start, span.stop] for span in self.spans]:
             raise WoodburyError(
                 "The saved weights were cut into other windows: give the same partition."
             )
@@ -124,39 +168,70 @@ class Windows:
             window.check_state(saved)
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a saved state that `check_state` accepts.
+
+        Args:
+            state: What `state` gave.
+        """
         for window, saved in zip(self.windows, state["states"], strict=True):
             window.load_state_dict(saved)
 
-    def _open(self, runs: Sequence[slice], dampings: Sequence[float]) -> None:
-        for run, damping in zip(runs, dampings, strict=True):
-            own = self._own(run)
-            kind = {"dtype": self.dtype, "device": self.device, "group": self.group}
-            self.windows.append(Window(self.capacity, own.stop - own.start, damping, **kind))
-            self.runs.append(run)
+    def _check_same_number(self, count: int) -> None:
+        """Each window of a rank is summed with the same window of the others: all must have as many."""
+        group = self._process_group
+        if group is None:
+            return
+        total = collectives.all_sum(torch.tensor(float(count), device=self._device), group)
+        if float(total) != count * dist.get_world_size(group):
+            raise WoodburyError(
+                "The ranks cut their weights into different numbers of windows: "
+                "give another partition."
+            )
 
-    def _share(self, run: slice) -> int:
-        """How many columns of a run a rank holds at most."""
-        return -(-(run.stop - run.start) // dist.get_world_size(self.group))
+    def _open(self, spans: Sequence[slice], dampings: Sequence[float]) -> None:
+        for span, damping in zip(spans, dampings, strict=True):
+            columns = self._columns(span)
+            window = Window(
+                self._capacity,
+                columns.stop - columns.start,
+                damping,
+                dtype=self._dtype,
+                device=self._device,
+                group=self._process_group,
+            )
+            self.windows.append(window)
+            self.spans.append(span)
 
-    def _own(self, run: slice) -> slice:
-        """The columns of a run that this rank holds."""
-        if self.group is None or self.sharded:
-            return run
-        share = self._share(run)
-        start = min(run.start + share * dist.get_rank(self.group), run.stop)
-        return slice(start, min(start + share, run.stop))
+    def _columns_per_rank(self, span: slice) -> int:
+        """How many columns of a span a rank holds at most."""
+        return -(-(span.stop - span.start) // dist.get_world_size(self._process_group))
 
-    def _gather(self, vector: Tensor) -> None:
-        """Fill in what the other ranks hold of a vector (d,) of which each has written its own part of every run."""
-        shares = [self._share(run) for run in self.runs]
+    def _columns(self, span: slice) -> slice:
+        """The columns of a span that this rank holds, as a slice of the vector."""
+        if self._process_group is None or self.sharded:
+            return span
+        width = self._columns_per_rank(span)
+        start = min(span.start + width * dist.get_rank(self._process_group), span.stop)
+        return slice(start, min(start + width, span.stop))
+
+    def _all_gather(self, vector: Tensor) -> None:
+        """Fill in what the other ranks hold of a vector (d,).
+
+        Each rank has written its own columns of every span. One message for all spans: in it each span
+        takes the same place on every rank, padded with zeros where a rank holds fewer columns.
+        """
+        widths = [self._columns_per_rank(span) for span in self.spans]
         places = [
-            slice(end - share, end) for share, end in zip(shares, accumulate(shares), strict=True)
+            slice(end - width, end) for width, end in zip(widths, accumulate(widths), strict=True)
         ]
-        mine = vector.new_zeros(sum(shares))
-        for run, place in zip(self.runs, places, strict=True):
-            own = vector[self._own(run)]
-            mine[place][: len(own)] = own
-        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(everyone, mine, group=self.group)
-        for run, place in zip(self.runs, places, strict=True):
-            vector[run] = torch.cat([theirs[place] for theirs in everyone])[: run.stop - run.start]
+        message = vector.new_zeros(sum(widths))
+        for span, place in zip(self.spans, places, strict=True):
+            columns = vector[self._columns(span)]
+            message[place][: len(columns)] = columns
+        messages = [
+            torch.empty_like(message) for _ in range(dist.get_world_size(self._process_group))
+        ]
+        dist.all_gather(messages, message, group=self._process_group)
+        for span, place in zip(self.spans, places, strict=True):
+            padded = torch.cat([each[place] for each in messages])
+            vector[span] = padded[: span.stop - span.start]

@@ -12,7 +12,6 @@ from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace, Patterns
-from woodbury.monitor import Progress
 from woodbury.pruning.autoconfig import choose
 from woodbury.pruning.budget import current_sparsity
 from woodbury.pruning.damping_search import DampingSearch
@@ -35,7 +34,6 @@ def prune(
     include: Patterns = "*",
     exclude: Patterns = (),
     keep_zeros: bool = False,
-    progress: Progress | None = None,
 ) -> Pruned:
     """Prune the matrices and kernels of `model` that the patterns choose, in place; calibrated on `batches`.
 
@@ -61,11 +59,11 @@ def prune(
         objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
     if pruner is not None:
         start = current_sparsity(objective.space, sparsity, pruner.cost) if stages > 1 else 0.0
-        pruned = run_stages(pruner, objective, geometric(sparsity, stages, start), progress)
+        pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
     else:
-        choice = choose(objective, sparsity, effort, progress)
+        choice = choose(objective, sparsity, effort)
         pruned = replace(
-            run_stages(choice.recipe, choice.objective, choice.sparsities, progress),
+            run_stages(choice.recipe, choice.objective, choice.sparsities),
             settings=choice.settings,
         )
     pruned.write()

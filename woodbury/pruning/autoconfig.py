@@ -19,7 +19,6 @@ from woodbury.model.flop_count import flops
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.monitor import Progress
 from woodbury.pruning.budget import check_reachable, current_sparsity, kept_count
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
@@ -38,10 +37,6 @@ ITERATIONS, DIRECTIONS = 100, 10
 """Of a refit by iterations (docs/results.md)."""
 
 
-
-
-
-
 @dataclass(frozen=True)
 class Choice:
     """What an effort comes to on one model: the recipe, the sparsities of its stages, and the same in words."""
@@ -52,9 +47,7 @@ class Choice:
     settings: Mapping[str, Any]
 
 
-def choose(
-    objective: Objective, sparsity: Targets, effort: Effort, progress: Progress | None = None
-) -> Choice:
+def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     """The best known settings for a model and an effort: Gauss–Newton rows, joint update, stages, refits (docs/results.md).
 
     Without labels, those held back are drawn from the model. Raises WoodburyError when there are no samples, and for
@@ -78,7 +71,6 @@ def choose(
             effort.refits,
             damping=effort.dampings[0],
             reconstruction=Reconstruction(),
-            progress=progress,
         )
         refit = choose_refit(asked, replace(objective, batches=seen), samples, sparsity)
     mended = (
@@ -86,9 +78,7 @@ def choose(
     )  # what they mend needs no better choice (docs/log.md)
     mc_samples = effort.mc_samples if exact and not mended else 1
     labels = sampled if any(target is None for _, target in seen) else observed
-    pruner, count, block = best_step(
-        objective, samples, mc_samples, effort.dampings[0], labels, progress
-    )
+    pruner, count, block = best_step(objective, samples, mc_samples, effort.dampings[0], labels)
     stages = stages_to(sparsity, start, effort.keep_per_stage)
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
     settings = {
@@ -114,16 +104,13 @@ def best_step(
     mc_samples: int,
     damping: float,
     labels: Labels = observed,
-    progress: Progress | None = None,
 ) -> tuple[Pruner, int, int | None]:
     """The best known recipe for one step, how many rows it takes, and in which blocks: Gauss–Newton rows, `mc_samples` to a sample,
     or one gradient by `labels` where the likelihood has no directions."""
     exact, d = objective.likelihood.directions is not None, objective.space.d
     count = max(1, min((mc_samples if exact else 1) * samples, Limits.current().memory // (4 * d)))
     block = fitting_block(d)
-    rows = mfac(
-        count, damping, block=block, labels=observed if exact else labels, progress=progress
-    )
+    rows = mfac(count, damping, block=block, labels=observed if exact else labels)
     return Pruner(gauss_newton(rows, mc_samples) if exact else rows), count, block
 
 
@@ -147,7 +134,9 @@ def choose_refit(
     found = _choose_solver(refit, objective, samples, patient)
     if found is None or found.reconstruction is None:
         return found
-    enough = found.mc_samples * samples >= Limits.current().equations_per_weight * kept_count(objective.space, sparsity)
+    enough = found.mc_samples * samples >= Limits.current().equations_per_weight * kept_count(
+        objective.space, sparsity
+    )
     return (
         replace(found, reconstruction=None)
         if enough or not _layers_fit_in_memory(objective.space)
@@ -221,7 +210,11 @@ def _supports_forward_mode(objective: Objective) -> bool:
 
 def fitting_block(d: int) -> int | None:
     """The size of the blocks that d weights are best taken in, None for the whole matrix."""
-    return None if d <= Limits.current().whole_matrix else max(16, min(BLOCK, Limits.current().memory // (8 * d)))
+    return (
+        None
+        if d <= Limits.current().whole_matrix
+        else max(16, min(BLOCK, Limits.current().memory // (8 * d)))
+    )
 
 
 def stages_to(sparsity: Targets, start: Targets, keeps: float) -> int:

@@ -28,22 +28,44 @@ NO_DAMPING = 1e-30
 """A damping that leaves a diagonal to the curvature."""
 
 
-QUANTILES = (0.1, 0.5, 0.9)
-"""Which quantiles of a layer's saliencies a step remembers."""
+@dataclass(frozen=True)
+class Quantiles:
+    """Three quantiles of the saliencies of one tensor's units; each is one of the saliencies.
+
+    Attributes:
+        q10: A tenth of the saliencies are below it.
+        median: Half of them are below it.
+        q90: Nine tenths of them are below it.
+
+    Example:
+        >>> Quantiles.of(torch.arange(11.0))
+        Quantiles(q10=1.0, median=5.0, q90=9.0)
+    """
+
+    q10: float
+    median: float
+    q90: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> Quantiles:
+        """The quantiles of values (k,), at least one."""
+        ranked = values.sort().values
+        last = len(ranked) - 1
+        return cls(*(float(ranked[round(q * last)]) for q in (0.1, 0.5, 0.9)))
 
 
 @dataclass(frozen=True)
 class Step:
     """What one step did: the sparsity it reached and the loss increase that the quadratic predicted for it.
 
-    saliencies: name -> the QUANTILES of the saliencies of its units before the step; empty if the selection asked for none.
+    saliencies: name -> the saliencies of its units before the step; empty if the selection asked for none.
     damping: of the Fisher, None without one; trust: the share of the gradient that was followed, None without it.
     distance: how far a refit has left the outputs from the dense network's  (eq. 61), None without one.
     """
 
     sparsity: float
     predicted: float | None
-    saliencies: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    saliencies: Mapping[str, Quantiles] = field(default_factory=dict)
     damping: float | None = None
     trust: float | None = None
     distance: float | None = None
@@ -190,7 +212,7 @@ def _heard(saliency: Saliency, units: Budget, heard: list[Tensor]) -> Saliency:
 
 def _quantiles(
     heard: Sequence[Tensor], units: Budget, space: ParameterSpace
-) -> dict[str, tuple[float, ...]]:
+) -> dict[str, Quantiles]:
     if sum(map(len, heard)) != len(
         units.layers
     ):  # a selection of the user's own may ask for other units
@@ -199,14 +221,10 @@ def _quantiles(
     parts = scores[units.layers.argsort(stable=True)].split(
         torch.bincount(units.layers, minlength=count).tolist()
     )
-    ranked = {
-        name: part.sort().values
+    return {
+        name: Quantiles.of(part)
         for name, part in zip(space.shapes, parts, strict=True)
         if len(part)
-    }
-    return {
-        name: tuple(float(own[round(q * (len(own) - 1))]) for q in QUANTILES)
-        for name, own in ranked.items()
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 from woodbury.pruning.pruner import Pruned, Pruner, Recipe
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
@@ -51,14 +51,12 @@ def run_stages(
     recipe: Recipe,
     objective: Objective,
     sparsities: Sequence[Targets],
-    progress: Progress | None = None,
 ) -> Pruned:
     """The last of the `stages`, on the objective's own batches; the model is untouched."""
     reached = Pruned(objective, ())
     for done, pruned in enumerate(stages(recipe, objective, sparsities), 1):
         reached = pruned
-        if progress:
-            progress("stages", done, len(sparsities))
+        report("stages", done, len(sparsities))
     return reached
 
 

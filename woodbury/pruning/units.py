@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,19 +20,36 @@ def single(space: ParameterSpace) -> None:
     """Every weight on its own."""
 
 
-def block(*shape: int) -> Unit:
-    """Tiles: `block(4)` runs of 4 weights as they lie in memory, `block(4, 1)` 4 outputs × 1 input of a matrix.
+@dataclass(frozen=True, init=False)
+class block:
+    """Tiles of neighbouring weights.
 
-    Dimensions that are not named are 1 long, so that `block(1, 4)` tiles a kernel position by position. Of a tile that
-    has lost weights already the rest competes. Raises WoodburyError for a tensor that the tiles do not cover.
+    `block(4)` takes 4 weights in a row as they lie in memory, `block(4, 1)` 4 outputs × 1 input of a
+    matrix. Dimensions that are not named are 1 long, so that `block(1, 4)` tiles a kernel position by
+    position. Of a tile that has lost weights already, the remaining ones compete.
+
+    Args:
+        shape: Weights of a tile along each dimension.
+
+    Raises:
+        WoodburyError: When it is called, for a tensor that the tiles do not cover.
+
+    Example:
+        >>> import torch, woodbury
+        >>> space = woodbury.ParameterSpace.from_model(torch.nn.Linear(8, 2, bias=False))
+        >>> [group.shape for group in woodbury.units.block(4)(space)]
+        [torch.Size([4, 4])]
     """
 
-    def unit(space: ParameterSpace) -> list[Tensor]:
-        return _left(
-            space, [_tiles(name, numbers, shape) for name, numbers in _numbered(space).items()]
-        )
+    shape: tuple[int, ...]
 
-    return unit
+    def __init__(self, *shape: int) -> None:
+        object.__setattr__(self, "shape", shape)
+
+    def __call__(self, space: ParameterSpace) -> list[Tensor]:
+        """The tiles by size, each (g, s) int64 indices into the d weights of the space."""
+        tiles = [_tiles(name, numbers, self.shape) for name, numbers in _numbered(space).items()]
+        return _left(space, tiles)
 
 
 def output_channels(space: ParameterSpace) -> list[Tensor]:
@@ -46,24 +64,41 @@ def input_channels(space: ParameterSpace) -> list[Tensor]:
     )
 
 
-def custom(units: Iterable[Mapping[str, Any]]) -> Unit:
-    """Units of your own, each the parts of tensors that fall together: name -> any index of that tensor.
+@dataclass(frozen=True, init=False)
+class custom:
+    """Units of your own, each the parts of tensors that are pruned together.
 
-    A channel with all that reads it: {"conv1.weight": 3, "conv2.weight": (slice(None), 3)}. Weights in no unit stay.
-    Raises WoodburyError for names and indices that are not there, and for units that overlap or are empty.
+    A channel with all that reads it: `{"conv1.weight": 3, "conv2.weight": (slice(None), 3)}`. Weights
+    in no unit are kept.
+
+    Args:
+        members: For each unit, name -> any index of that tensor.
+
+    Raises:
+        WoodburyError: When it is called, for names and indices that do not exist, and for units that
+            overlap or are empty.
+
+    Example:
+        >>> import torch, woodbury
+        >>> space = woodbury.ParameterSpace.from_model(torch.nn.Linear(3, 2, bias=False))
+        >>> woodbury.units.custom([{"weight": 0}, {"weight": 1}])(space)
+        [tensor([[0, 1, 2],
+                [3, 4, 5]])]
     """
-    units = list(units)
 
-    def unit(space: ParameterSpace) -> list[Tensor]:
+    members: tuple[Mapping[str, Any], ...]
+
+    def __init__(self, members: Iterable[Mapping[str, Any]]) -> None:
+        object.__setattr__(self, "members", tuple(members))
+
+    def __call__(self, space: ParameterSpace) -> list[Tensor]:
+        """The units by size, each (g, s) int64 indices into the d weights of the space."""
         numbers = _numbered(space)
-        members = [_members(numbers, index, parts) for index, parts in enumerate(units)]
-        _check_disjoint(members, space)
-        sizes = sorted({len(own) for own in members})
-        return _left(
-            space, [torch.stack([own for own in members if len(own) == size]) for size in sizes]
-        )
-
-    return unit
+        units = [_members(numbers, index, parts) for index, parts in enumerate(self.members)]
+        _check_disjoint(units, space)
+        sizes = sorted({len(unit) for unit in units})
+        by_size = [torch.stack([unit for unit in units if len(unit) == size]) for size in sizes]
+        return _left(space, by_size)
 
 
 def _numbered(space: ParameterSpace, dimensions: int = 0) -> dict[str, Tensor]:

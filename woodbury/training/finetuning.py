@@ -13,7 +13,7 @@ from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 
 
 def shuffled(samples: int, size: int, seed: int, done: int = 0) -> Iterator[Tensor]:
@@ -44,7 +44,6 @@ def finetune(
     likelihood: Likelihood = cross_entropy,
     scheduler: Any = None,
     after: Callable[[int], None] | None = None,
-    progress: Progress | None = None,
 ) -> None:
     """Train `model` in place, in train mode, one batch a step, and leave it in eval mode.
 
@@ -67,7 +66,6 @@ def finetune(
                 scheduler.step()
             if after:
                 after(step)
-            if progress:
-                progress("training", step, steps.stop - 1)
+            report("training", step, steps.stop - 1)
     finally:
         model.eval()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from inspect import signature
-from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from woodbury.errors import WoodburyError
-from woodbury.io.fingerprint import check_same, checksum
+from woodbury.io.fingerprint import check_same
+from woodbury.io.settings import described, flattened
 from woodbury.model.batches import samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -115,13 +114,13 @@ class Gradual:
             sparsity, len(self.pruning_steps), current_sparsity(self.space, sparsity, rules.cost)
         )
         check_reachable(self.space, self._sparsities[0], rules.scope, rules.cost)
-        self._settings = _flat(
+        self._settings = flattened(
             {
                 "sparsity": sparsity,
                 "pruning_steps": self.pruning_steps,
-                "schedule": _described(schedule),
+                "schedule": described(schedule),
                 "parameters": {name: list(shape) for name, shape in self.space.shapes.items()},
-                "pruner": _described(self._pruner),
+                "pruner": described(self._pruner),
                 "keep_zeros": keep_zeros,
                 "decay_off": decay_off,
             }
@@ -204,37 +203,3 @@ def _samples(objective: Objective) -> int:
         if samples >= USUAL_COUNT:
             return USUAL_COUNT
     return samples
-
-
-def _described(value: Any) -> Any:
-    """Plain facts that tell one recipe from another: names of functions, the numbers they hold, fields of dataclasses."""
-    if isinstance(value, partial):
-        return {
-            "name": _described(value.func),
-            **{str(k): _described(v) for k, v in value.keywords.items()},
-        }
-    if isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        held = {name: _described(cell.cell_contents) for name, cell in cells if name != "progress"}
-        return {"name": value.__qualname__, **held} if held else value.__qualname__
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: _described(getattr(value, field.name))
-            for field in fields(value)
-            if field.compare
-        }
-    if isinstance(value, Tensor):
-        return f"Tensor {checksum(value):08x}"
-    return value if isinstance(value, (int, float, str, type(None))) else type(value).__name__
-
-
-def _flat(facts: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-    """Nested facts under dotted names, so that a difference has one."""
-    flat = {}
-    for name, value in facts.items():
-        flat |= (
-            _flat(value, f"{lead}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{lead}{name}": value}
-        )
-    return flat

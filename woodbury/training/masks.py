@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.model.parameters import local, masks_of, unwrapped
-from woodbury.model.space import ParameterSpace
-
-Keep = ParameterSpace | Mapping[str, Tensor]
-"""What stays: a space, such as `pruned.objective.space`, or name -> bool mask of that parameter's shape, True = stays."""
+from woodbury.model.parameters import (
+    Keep,
+    check_mask,
+    is_dtensor,
+    masks_of,
+    optimized_parameters,
+    unwrapped,
+)
 
 
 class Hold:
@@ -27,11 +29,7 @@ class Hold:
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> None:
         self.optimizer = unwrapped(optimizer)
         self._parameters = dict(model.named_parameters())
-        own = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
-        if not own & set(self._parameters.values()):
-            raise WoodburyError(
-                "The optimizer moves none of the model's parameters: make it from this model's."
-            )
+        optimized_parameters(self.optimizer, model)
         self.gone: dict[nn.Parameter, Tensor] = {}
         self.tighten(keep)
         self._handles: list[Any] = [self.optimizer.register_step_post_hook(lambda *_: self.clear())]
@@ -98,12 +96,8 @@ def _check_mask(name: str, mask: Tensor, parameter: nn.Parameter | None) -> None
         raise WoodburyError(
             f"keep has a mask for {name!r}, which the model lacks: is it of another network?"
         )
-    if local(parameter) is not parameter:
+    if is_dtensor(parameter):
         raise WoodburyError(
             f"Parameter {name!r} is a DTensor: hold zeros before the model is sharded."
         )
-    if mask.dtype != torch.bool or mask.shape != parameter.shape:
-        raise WoodburyError(
-            f"keep for {name!r} is {str(mask.dtype)[6:]} of shape {tuple(mask.shape)}: give a bool mask of shape "
-            f"{tuple(parameter.shape)}, True = stays."
-        )
+    check_mask(mask, parameter, repr(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
 from woodbury.model.objective import Objective
-from woodbury.monitor import Progress
+from woodbury.monitor import report
 from woodbury.pruning.refit.reconstruction import Reconstruction
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
@@ -58,7 +58,6 @@ class Refit:
     reconstruction: Reconstruction | None = None
     seed: int = 0
     engine: Engine | None = None
-    progress: Progress | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -105,11 +104,11 @@ class Refit:
         objective, layers = residuals.objective, self.reconstruction
         if layers is None:
             return None
-        fits = layer_fits(objective, dense, residuals.m // self.mc_samples, self.progress)
+        fits = layer_fits(objective, dense, residuals.m // self.mc_samples)
         return lambda curvature: layers(fits, objective.space, curvature, self.damping)
 
     def _by_rows(self, residuals: Residuals, here: Tensor, aims: Aims | None) -> Tensor:
-        jacobian = residuals.jacobian(self.engine, self.progress)
+        jacobian = residuals.jacobian(self.engine)
         if aims is None:
             return LowRank(jacobian, self.damping).solve_range(here / len(here))
         jacobian = at_least_float32(jacobian)  # triangles are not solved in half precision
@@ -130,19 +129,16 @@ class Refit:
 
     def _iterated(self, residuals: Residuals, left: Tensor, metric: Metric) -> Tensor:
         """(JᵀJ/m + λM)⁻¹ left, by iterations: (d,) -> (d,)."""
-        most, told, done = (
-            self.iterations or 0,
-            self.progress or (lambda what, done, total: None),
-            count(1),
-        )
+        most = self.iterations or 0
+        done = count(1)
 
         def multiply(v: Tensor) -> Tensor:
             product = residuals.curved(metric.coloured(v[:, 0])).to(v.dtype)
-            told("iterations of a refit", next(done), most)
+            report("iterations of a refit", next(done), most)
             return (metric.whitened(product) + self.damping * v[:, 0])[:, None]
 
         step, _ = conjugate_gradients(multiply, metric.whitened(left)[:, None], most, TOLERANCE)
-        told("iterations of a refit", most, most)  # it may have ended early
+        report("iterations of a refit", most, most)  # it may have ended early
         return metric.coloured(step[:, 0])
 
 

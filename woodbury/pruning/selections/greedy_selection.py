@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,26 +22,43 @@ def greedy(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:
     return contest.keep(contest.cheapest(unit_scores(quadratic, contest, saliency)))
 
 
-def iterative_greedy(steps: int) -> Selection:
-    """In `steps` that each keep the same fraction, on one quadratic: what is left moves to its optimum and is scored anew,
-    against the inverse of the restricted Fisher  (eq. 28)."""
-    if steps < 1:
-        raise WoodburyError(f"{steps} inner steps were asked for: give at least 1.")
+@dataclass(frozen=True)
+class iterative_greedy:
+    """Greedy in several inner steps on one quadratic, each of which keeps the same fraction  (eq. 28).
 
-    def selection(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:
-        keep = torch.ones(contest.d, dtype=torch.bool)
-        for left in range(steps, 0, -1):
-            remove = contest.first_step_of(left).cheapest(unit_scores(quadratic, contest, saliency))
-            stays = contest.keep(remove)
-            keep[keep.clone()] = stays
-            if left > 1:
-                quadratic, contest = (
-                    quadratic.restrict(stays.to(quadratic.weights.device)),
-                    contest.after_removing(remove),
-                )
+    After each step the kept weights move to their optimum, and their saliencies are computed again
+    from the inverse of the restricted Fisher.
+
+    Args:
+        steps: Inner steps; more of them see more of how the removed weights interact.
+
+    Raises:
+        WoodburyError: If there is no step.
+
+    Example:
+        >>> import woodbury
+        >>> woodbury.Pruner(woodbury.mfac(100), selection=woodbury.selections.iterative_greedy(16)).selection
+        iterative_greedy(steps=16)
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise WoodburyError(f"{self.steps} inner steps were asked for: give at least 1.")
+
+    def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
+        """The weights to keep, (d,) bool on the CPU."""
+        keep = torch.ones(budget.d, dtype=torch.bool)
+        for steps_to_do in range(self.steps, 0, -1):
+            step = budget.first_step_of(steps_to_do)
+            remove = step.cheapest(unit_scores(quadratic, budget, saliency))
+            kept = budget.keep(remove)
+            keep[keep.clone()] = kept
+            if steps_to_do > 1:
+                quadratic = quadratic.restrict(kept.to(quadratic.weights.device))
+                budget = budget.after_removing(remove)
         return keep
-
-    return selection
 
 
 def unit_scores(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:

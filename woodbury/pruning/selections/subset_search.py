@@ -9,12 +9,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from woodbury.limits import Limits
 from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
 from woodbury.pruning.budget import Budget
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency, joint_cost
-
 
 
 def exhaustive(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:

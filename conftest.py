@@ -1,0 +1,64 @@
+"""The Python blocks of the documents run as tests (Sybil)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.documents import readers_names
+from sybil import Document, Example, Region, Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+PYTHON = PythonCodeBlockParser()
+
+
+def blocks_of_their_own(document: Document) -> Iterable[Region]:
+    """Python blocks, each of which begins with the names that a reader has, and no others."""
+    for region in PYTHON(document):
+        region.evaluator = _with_readers_names(region.evaluator)
+        yield region
+
+
+def _with_readers_names(evaluate: Any) -> Any:
+    def evaluator(example: Example) -> Any:
+        example.namespace.clear()
+        example.namespace.update(readers_names())
+        return evaluate(example)
+
+    return evaluator
+
+
+def in_a_new_folder(namespace: dict[str, Any]) -> None:
+    """Blocks write files: let them lie in a folder that nobody needs."""
+    torch.set_num_threads(1)
+    _folders.append((Path.cwd(), tempfile.TemporaryDirectory()))
+    os.chdir(_folders[-1][1].name)
+
+
+def back_again(namespace: dict[str, Any]) -> None:
+    """Return to the folder from before the document."""
+    before, folder = _folders.pop()
+    os.chdir(before)
+    folder.cleanup()
+
+
+_folders: list[tuple[Path, tempfile.TemporaryDirectory[str]]] = []
+
+pytest_collect_file = (
+    Sybil(
+        [blocks_of_their_own],
+        patterns=["README.md"],
+        setup=in_a_new_folder,
+        teardown=back_again,
+    )
+    + Sybil(
+        [PYTHON, SkipParser()],
+        patterns=["docs/*.md", "CONTRIBUTING.md"],
+        setup=in_a_new_folder,
+        teardown=back_again,
+    )
+).pytest()
