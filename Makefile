@@ -26,9 +26,10 @@ test: $(READY)  ## the fast tests, under 5 minutes on 2 cores
 test-all: $(READY)  ## the slow ones too, such as ResNet-20, ViT, BERT and GPT-2
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
-lint: $(READY)  ## style
+lint: $(READY)  ## style, and the order of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(READY)  ## static types
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -17,9 +17,13 @@ PYTHON = PythonCodeBlockParser()
 
 
 def blocks_of_their_own(document: Document) -> Iterable[Region]:
-    """Python blocks, each of which begins with the names that a reader has, and no others."""
+    """Python blocks, each of which begins with the names that a reader has, and no others.
+
+    An invisible block goes on with the names of the block before it.
+    """
     for region in PYTHON(document):
-        region.evaluator = _with_readers_names(region.evaluator)
+        if not document.text.startswith("<!--", region.start):
+            region.evaluator = _with_readers_names(region.evaluator)
         yield region
 
 

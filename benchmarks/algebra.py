@@ -1,8 +1,10 @@
-"""The algebra against the papers' recursions and against the machine: python benchmarks/algebra.py [--quick]
+"""The algebra against the papers' recursions and against the machine: python benchmarks/algebra.py
+[--quick]
 
-LowRank (set-up, inverse diagonal, one product) against M-FAC's sequential recursion over the rows; WoodFisher blocks
-against one rank-one update of all blocks per gradient; `solve` against two reads of the rows at the copy rate. Both
-rivals are the papers' algorithms in plain torch, as fast as their order of computation lets them be.
+LowRank (set-up, inverse diagonal, one product) against M-FAC's sequential recursion over the rows;
+WoodFisher blocks against one rank-one update of all blocks per gradient; `solve` against two reads
+of the rows at the copy rate. Both rivals are the papers' algorithms in plain torch, as fast as
+their order of computation lets them be.
 """
 
 from __future__ import annotations
@@ -78,12 +80,17 @@ def low_rank_row(m: int, rate: float) -> list[str]:
 
 
 def solve_row(m: int) -> list[str]:
-    """Medians of copies, solves and range forms that take turns, as the memory's rate changes with the neighbours' use of it."""
+    """Medians of copies, solves and range forms that take turns, as the memory's rate changes with
+    the neighbours' use of it."""
     rows, v, c = torch.randn(m, DIMENSION), torch.randn(DIMENSION), torch.randn(m)
     fisher, target = LowRank(rows, DAMPING), torch.empty_like(rows)
     fisher.solve(v)  # the set-up
-    turns = [[seconds(call, 1) for call in (lambda: target.copy_(rows), lambda: fisher.solve(v), lambda: fisher.solve_range(c))]
-             for _ in range(15)]  # fmt: skip
+    calls = (
+        lambda: target.copy_(rows),
+        lambda: fisher.solve(v),
+        lambda: fisher.solve_range(c),
+    )
+    turns = [[seconds(call, 1) for call in calls] for _ in range(15)]
     copy, solve, in_range = (sorted(column)[7] for column in zip(*turns, strict=True))
     rate = (
         2 * rows.numel() * rows.element_size() / copy / 1e9
@@ -93,7 +100,8 @@ def solve_row(m: int) -> list[str]:
 
 
 def block_row(s: int, m: int, sample: int) -> list[str]:
-    """The rival's cost is the same for each gradient, so it is timed on `sample` of the m and scaled."""
+    """The rival's cost is the same for each gradient, so it is timed on `sample` of the m and
+    scaled."""
     b = DIMENSION // s
     rows = torch.randn(m, b * s, generator=torch.Generator().manual_seed(s))
     fast = seconds(lambda: dense_blocks(rows, (s,) * b, DAMPING).inverse_diagonal(), 2)

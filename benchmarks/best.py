@@ -1,11 +1,14 @@
-"""The best one-shot accuracy: python benchmarks/best.py [mlpnet|resnet20|resnet20-all ...] [--rows NAME ...] [--seeds 5]
+"""The best one-shot accuracy: python benchmarks/best.py [mlpnet|resnet20|resnet20-all ...] [--rows
+NAME ...] [--seeds 5]
 
-No label's gradient is followed here: the networks move by curvature alone, by `refit` towards the dense outputs. `single`: one
-set of 1,000 training images for everything; `fresh`: other images at every stage. One-stage rows choose their damping per cell
-on 2,000 held-out training images; staged rows have one damping, chosen on those images with another seed. Every row is a path:
-one run gives all sparsities; `tuned`: each stage chooses its damping on those images; `mirrored`: every image comes with its
-mirror image; `one quadratic`: inner stages on the dense network's. ResNet-20 is judged with and without BatchNorm recalibrated
-on the calibration images. Finished cells are in FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
+No label's gradient is followed here: the networks move by curvature alone, by `refit` towards the
+dense outputs. `single`: one set of 1,000 training images for everything; `fresh`: other images at
+every stage. One-stage rows choose their damping per cell on 2,000 held-out training images; staged
+rows have one damping, chosen on those images with another seed. Every row is a path: one run gives
+all sparsities; `tuned`: each stage chooses its damping on those images; `mirrored`: every image
+comes with its mirror image; `one quadratic`: inner stages on the dense network's. ResNet-20 is
+judged with and without BatchNorm recalibrated on the calibration images. Finished cells are in
+FILE.json (default: runs/best.json) and are not run again. Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
             Pruner(labels, obs, independent), dampings=GRID
         ),
         "magnitude + joint, stages, tuned": Staged(Pruner(labels, magnitude, joint), dampings=GRID),
-        # of larger dampings none was chosen where it was read, and each costs twenty exchanges a stage
+        # No larger damping was ever chosen, and each costs twenty exchanges a stage.
         "thresholded, joint, stages, tuned": Staged(
             Pruner(labels, magnitude, joint, selection=iterative_hard_thresholding(20)),
             dampings=GRID[:3],

@@ -1,10 +1,12 @@
-"""Gradual pruning of ResNet-20 on CIFAR-10: python benchmarks/gradual.py [--epochs 2] [--seeds 1] [--threads 2] [--out FILE.json]
+"""Gradual pruning of ResNet-20 on CIFAR-10: python benchmarks/gradual.py [--epochs 2] [--seeds 1]
+[--threads 2] [--out FILE.json]
 
-WoodFisher (blocks of 500, Gauss–Newton rows of 500 fresh images at every step, joint update, damping 1e-4 as one_shot.py chose
-it) against global magnitude: the 18 block convolutions to 90 % and 95 % in eight steps of a cubic schedule, with the same
-fine-tuning. Two accuracies on the test images: right after the last pruning step, and at the end. What `--lr` and the like are
-to be judged by, the accuracy on held-out training images, is in the file too.
-Finished cells are in FILE.json (default: runs/gradual.json) and are not run again. Needs ../shared/bench.
+WoodFisher (blocks of 500, Gauss–Newton rows of 500 fresh images at every step, joint update,
+damping 1e-4 as one_shot.py chose it) against global magnitude: the 18 block convolutions to 90 %
+and 95 % in eight steps of a cubic schedule, with the same fine-tuning. Two accuracies on the test
+images: right after the last pruning step, and at the end. What `--lr` and the like are to be judged
+by, the accuracy on held-out training images, is in the file too. Finished cells are in FILE.json
+(default: runs/gradual.json) and are not run again. Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ def cell(
     seed: int,
     asked: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One run: both accuracies on the test images, and those on held-out training images around each pruning step."""
+    """One run: both accuracies on the test images, and those on held-out training images around
+    each pruning step."""
     model = bench.resnet20().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), asked.lr, momentum=0.9, weight_decay=asked.weight_decay

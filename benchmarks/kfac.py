@@ -1,9 +1,11 @@
-"""K-FAC beside the other structures on MLPNet: python benchmarks/kfac.py [--seeds 5] [--counts 100 1000] [--out FILE.json]
+"""K-FAC beside the other structures on MLPNet: python benchmarks/kfac.py [--seeds 5] [--counts 100
+1000] [--out FILE.json]
 
-Sparsity .95 in one step under a global threshold, the papers' update unless a row says joint, so that the rows of a table
-differ in structure alone; damping 1e-5, and per sample the best of a grid on held-out training images. The factored damping
-of `pi_corrected` is another number, so it has a grid of its own. Published on this checkpoint with 100 gradients at 1e-5:
-K-FAC 81.26, WoodFisher 84.18, diagonal 19.88. Needs ../shared/bench beside the project.
+Sparsity .95 in one step under a global threshold, the papers' update unless a row says joint, so
+that the rows of a table differ in structure alone; damping 1e-5, and per sample the best of a grid
+on held-out training images. The factored damping of `pi_corrected` is another number, so it has a
+grid of its own. Published on this checkpoint with 100 gradients at 1e-5: K-FAC 81.26, WoodFisher
+84.18, diagonal 19.88. Needs ../shared/bench beside the project.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from woodbury.estimation.recipes import (
     mfac,
     woodfisher,
 )
-from woodbury.evaluation.comparison import Method
+from woodbury.evaluation.methods import Method
 from woodbury.evaluation.metrics import accuracy
 from woodbury.fisher.kronecker.operator import Kronecker, pi_corrected
 from woodbury.model.objective import Objective
@@ -44,7 +46,8 @@ SPARSITY = 0.95
 
 
 def swapped(left: Tensor, right: Tensor, damping: float) -> Kronecker:
-    """The factors in the order that a reviewer suspected in the published code: not that of row-major weights."""
+    """The factors in the order that a reviewer suspected in the published code: not that of row-
+    major weights."""
     return Kronecker(right, left, damping)
 
 
@@ -85,7 +88,8 @@ def mlpnet(bench: Any, count: int, hessian: bool) -> Task:
 def factored(
     task: Task, count: int, labels: Labels, seeds: Sequence[int], console: Console
 ) -> list[str]:
-    """Mean and spread under π-corrected damping: at 1e-5, and at what the held-out images choose for each sample."""
+    """Mean and spread under π-corrected damping: at 1e-5, and at what the held-out images choose
+    for each sample."""
     sample, judge, test = prepared(task)
     plain, chosen = [], []
     for seed in seeds:

@@ -1,4 +1,5 @@
-"""What this machine can do at best, measured in the same run: the yardsticks of the other benchmarks."""
+"""What this machine can do at best, measured in the same run: the yardsticks of the other
+benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from rich.table import Table
 def seconds(
     call: Callable[[], object], repeats: int = 3, prepare: Callable[[], object] = lambda: None
 ) -> float:
-    """The least of `repeats` wall-clock times, after one call to warm up where more than one is asked for.
+    """The least of `repeats` wall-clock times, after one call to warm up where more than one is
+    asked for.
 
     prepare: called before each, outside the clock.
     """

@@ -1,4 +1,5 @@
-"""What the benchmarks share: the data beside the project, finished cells in a file, a mean with its spread."""
+"""What the benchmarks share: the data beside the project, finished cells in a file, a mean with its
+spread."""
 
 from __future__ import annotations
 
@@ -18,11 +19,10 @@ BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 
 
 def bench_data(threads: int) -> Any:
-    """The module that loads networks and data, with so many threads to work with; ends the program where it is not there."""
+    """The module that loads networks and data, with so many threads to work with; ends the program
+    where it is not there."""
     if not BENCH.is_dir():
-        print(
-            "Skipped: ../shared/bench with the papers' checkpoints and data is not beside the project."
-        )
+        print("Skipped: the papers' checkpoints and data are not in ../shared/bench.")
         raise SystemExit(0)
     torch.set_num_threads(threads)
     sys.path.insert(0, str(BENCH))

@@ -1,8 +1,10 @@
-"""One-shot pruning of the papers' own networks: python benchmarks/one_shot.py [mlpnet|resnet20 ...] [--seeds 3] [--out FILE.json]
+"""One-shot pruning of the papers' own networks: python benchmarks/one_shot.py [mlpnet|resnet20 ...]
+[--seeds 3] [--out FILE.json]
 
-MLPNet on MNIST at the published row's exact counts, and ResNet-20 on CIFAR-10 (18 block convolutions, JPEG edition). Every
-row: mean ± standard deviation over the seeds of the calibration sample; the damping is chosen per cell on held-out training
-images, except where a row names it. Needs ../shared/bench beside the project.
+MLPNet on MNIST at the published row's exact counts, and ResNet-20 on CIFAR-10 (18 block
+convolutions, JPEG edition). Every row: mean ± standard deviation over the seeds of the calibration
+sample; the damping is chosen per cell on held-out training images, except where a row names it.
+Needs ../shared/bench beside the project.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from rich.table import Table
 from torch import nn
 
 from woodbury.estimation.recipes import diagonal_fisher, mfac, woodfisher
-from woodbury.evaluation.comparison import Method, Result, compare, summary
+from woodbury.evaluation.comparison import compare
+from woodbury.evaluation.methods import Method
 from woodbury.evaluation.metrics import accuracy
+from woodbury.evaluation.results import Result, summary
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
@@ -47,7 +51,8 @@ class Task:
 
 
 def published(sparsity: float, n: int) -> float:
-    """The sparsity of the published MLPNet row: it kept int((1 − sparsity)·n), in places one weight fewer than exact."""
+    """The sparsity of the published MLPNet row: it kept int((1 − sparsity)·n), in places one weight
+    fewer than exact."""
     return 1 - int((1 - sparsity) * n) / n
 
 
@@ -104,7 +109,8 @@ def batches(x: torch.Tensor, y: torch.Tensor) -> list[Batch]:
 
 
 def prepared(task: Task) -> tuple[Callable[[int], Objective], list[Batch], list[Batch]]:
-    """The objective on a seed's calibration sample, the images that choose the damping, and those of the test.
+    """The objective on a seed's calibration sample, the images that choose the damping, and those
+    of the test.
 
     Samples are drawn from all training images but the first of a fixed shuffle, which choose.
     """
@@ -147,9 +153,7 @@ def show(task: Task, results: Sequence[Result], console: Console) -> None:
         used = sorted(
             {result.damping for result in results if result.method == name and result.damping}
         )
-        span = (
-            "" if not used else f"{used[0]:g}" if len(used) == 1 else f"{used[0]:g} … {used[-1]:g}"
-        )
+        span = " … ".join(f"{damping:g}" for damping in sorted({*used[:1], *used[-1:]}))
         seconds = sum(cell.seconds for cell in row) / len(row)
         table.add_row(
             name, *values, span, f"{seconds:.1f}", f"{max(cell.memory for cell in row):.0f}"

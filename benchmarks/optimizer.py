@@ -2,9 +2,10 @@
 
 python benchmarks/optimizer.py [--quick] [--threads 2] [--device cuda]
 
-The limit of a step is two reads of the window at the copy rate of the same run. The rival is the dynamic algorithm of
-M-FAC in plain torch: one product for the new Gram row, the coefficients in a loop over the rows, one product for the step.
-The training step is that of a ResNet-20 on a batch of 128 images (needs ../shared/bench beside the project).
+The limit of a step is two reads of the window at the copy rate of the same run. The rival is the
+dynamic algorithm of M-FAC in plain torch: one product for the new Gram row, the coefficients in a
+loop over the rows, one product for the step. The training step is that of a ResNet-20 on a batch of
+128 images (needs ../shared/bench beside the project).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.window import Window
 from woodbury.linalg.cholesky import damped_cholesky
-from woodbury.optim.layout import per_parameter
+from woodbury.optim import per_parameter
 from woodbury.optim.optimizer import MFAC
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
@@ -33,15 +34,17 @@ DAMPING = 1.0
 
 
 def fill(window: Window) -> Tensor:
-    """Let a window that has taken one gradient be full of random ones: m steps would take minutes."""
+    """Let a window that has taken one gradient be full of random ones: m steps would take
+    minutes."""
     window.rows.normal_()
     window.gram.copy_(LowRank(window.rows, DAMPING).gram * len(window.rows))
-    window.pushed, window.exact_until = len(window.rows), 0
+    window.pushed, window.float64_until_push = len(window.rows), 0
     return window.rows
 
 
 def paper_step(rows: Tensor, dots: Tensor, row: int, gradient: Tensor, damping: float) -> Tensor:
-    """M-FAC's dynamic algorithm: vᵢ = F⁻¹ᵢ₋₁ gᵢ as coefficients of the rows, one row after the other, then F⁻¹g."""
+    """M-FAC's dynamic algorithm: vᵢ = F⁻¹ᵢ₋₁ gᵢ as coefficients of the rows, one row after the
+    other, then F⁻¹g."""
     m = len(rows)
     rows[row] = gradient
     dots[row] = dots[:, row] = rows @ gradient
@@ -58,20 +61,18 @@ def paper_step(rows: Tensor, dots: Tensor, row: int, gradient: Tensor, damping: 
 
 
 def small_work(window: Window) -> float:
-    """Seconds of all that is m × m in a step: the inverse's change, one refined solve, the estimate of the error."""
-    assert window.inverse is not None
-    unit, inverse = (
-        torch.zeros(len(window.rows), dtype=torch.float64, device=window.gram.device),
-        window.inverse,
-    )
-    unit[0], age = 1, window.age
+    """Seconds of all that is m × m in a step: the inverse's change, one refined solve, the estimate
+    of the error."""
+    unit = torch.zeros(len(window.rows), dtype=torch.float64, device=window.gram.device)
+    unit[0] = 1
+    updates = window.inverse.updates
 
     def work() -> None:
-        window._replace(inverse, 0, window.gram[0])
+        window.inverse.replace(0, window.gram[0])
         window._estimates(unit, window._solve_small(unit), slice(0, 1))
 
     spent = seconds(work, 9)
-    window.age = age
+    window.inverse.updates = updates
     return spent
 
 
@@ -101,8 +102,8 @@ def step_row(d: int, m: int, device: torch.device, rival: bool) -> list[str]:
     gradient.normal_()
     found = window.solve_newest() if window.push(gradient) else gradient
     dots = window.gram.float()
-    slow = seconds(lambda: paper_step(rows, dots, window.newest, gradient, DAMPING), 2)
-    other = paper_step(rows, dots, window.newest, gradient, DAMPING)
+    slow = seconds(lambda: paper_step(rows, dots, window.newest_index, gradient, DAMPING), 2)
+    other = paper_step(rows, dots, window.newest_index, gradient, DAMPING)
     apart = float((found - other).norm() / found.norm())
     return [*cells, f"{1e3 * slow:.1f}", f"{slow / ours:.1f}", f"{apart:.0e}"]
 

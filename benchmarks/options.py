@@ -1,9 +1,11 @@
-"""What each option of pruning is worth: python benchmarks/options.py [resnet20|half-trained ...] [--rows NAME ...] [--seeds 3]
+"""What each option of pruning is worth: python benchmarks/options.py [resnet20|half-trained ...]
+[--rows NAME ...] [--seeds 3]
 
-ResNet-20 on CIFAR-10 (JPEG), 18 block convolutions, blocks of 128 and the joint update: global or per-layer thresholds, 1, 4 and
-16 recomputations, observed or drawn labels or none, 1,000 images or 50 or 10. `half-trained`: the papers' checkpoint, which has
-not converged on these images, with and without the first-order term. Dampings are chosen on held-out training images, per cell,
-but for the recomputations; so is the share of the gradient that is followed. Needs ../shared/bench.
+ResNet-20 on CIFAR-10 (JPEG), 18 block convolutions, blocks of 128 and the joint update: global or
+per-layer thresholds, 1, 4 and 16 recomputations, observed or drawn labels or none, 1,000 images or
+50 or 10. `half-trained`: the papers' checkpoint, which has not converged on these images, with and
+without the first-order term. Dampings are chosen on held-out training images, per cell, but for the
+recomputations; so is the share of the gradient that is followed. Needs ../shared/bench.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Four small training tasks, for benchmarks/training.py: images, a pruned network, text, a differential equation."""
+"""Four small training tasks, for benchmarks/training.py: images, a pruned network, text, a
+differential equation."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ Rows = tuple[list[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """A network, the loss of its step-th batch, and what it is judged by: `tuning` (small) chooses settings, `test` reports.
+    """A network, the loss of its step-th batch, and what it is judged by: `tuning` (small) chooses
+    settings, `test` reports.
 
-    rows: where the loss is half a mean of squares, the residuals' Jacobian, (n, *shape) per parameter, and the residuals.
-    keep: what stays, by the parameters' names, where the network is pruned.
+    rows: where the loss is half a mean of squares, the residuals' Jacobian, (n, *shape) per
+    parameter, and the residuals. keep: what stays, by the parameters' names, where the network is
+    pruned.
     """
 
     model: nn.Module
@@ -36,13 +39,15 @@ class Task:
 
 
 def images(seed: int) -> Task:
-    """A ResNet-20 of half the usual width on 5,000 images of CIFAR-10, judged by its accuracy in %."""
+    """A ResNet-20 of half the usual width on 5,000 images of CIFAR-10, judged by its accuracy in
+    %."""
     torch.manual_seed(seed)
     return _on_images(_narrow_resnet(), seed)
 
 
 def pruned(seed: int, sparsity: float = 0.9) -> Task:
-    """A trained ResNet-20 without the smallest tenths of its kernels, which are to stay away; accuracy in %."""
+    """A trained ResNet-20 without the smallest tenths of its kernels, which are to stay away;
+    accuracy in %."""
     model = _bench().resnet20().train()
     kernels = {name: p.detach() for name, p in model.named_parameters() if p.ndim == 4}
     every = torch.cat([kernel.abs().flatten() for kernel in kernels.values()])
@@ -54,7 +59,8 @@ def pruned(seed: int, sparsity: float = 0.9) -> Task:
 
 
 def text(seed: int, batch: int = 16, length: int = 64) -> Task:
-    """A GPT of two layers, 64 wide, on the characters of Python's language reference; nats per character."""
+    """A GPT of two layers, 64 wide, on the characters of Python's language reference; nats per
+    character."""
     codes, (train, held_out, test) = _characters()
     torch.manual_seed(seed)
     model, draw = GPT(len(codes), length), torch.Generator().manual_seed(seed)
@@ -78,9 +84,11 @@ def text(seed: int, batch: int = 16, length: int = 64) -> Task:
 
 
 def equation(seed: int, interior: int = 256, boundary: int = 64) -> Task:
-    """−Δu = f on the unit square, u = 0 on its edge, by a tanh network; the same points each step, judged by u's error.
+    """−Δu = f on the unit square, u = 0 on its edge, by a tanh network; the same points each step,
+    judged by u's error.
 
-    u = sin πx sin πy + ½ sin 3πx sin 2πy. The loss is half the mean square over all residuals; the error is relative, in L².
+    u = sin πx sin πy + ½ sin 3πx sin 2πy. The loss is half the mean square over all residuals; the
+    error is relative, in L².
     """
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -240,7 +248,8 @@ def _cifar() -> tuple[Tensor, ...]:
 
 @cache
 def _characters() -> tuple[list[str], tuple[Tensor, Tensor, Tensor]]:
-    """Python's reference as numbers: nine tenths to train on, then a twentieth each to tune and to test."""
+    """Python's reference as numbers: nine tenths to train on, then a twentieth each to tune and to
+    test."""
     written = "".join(topics[name] for name in sorted(topics))
     codes = sorted(set(written))
     place = {code: number for number, code in enumerate(codes)}

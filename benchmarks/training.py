@@ -1,10 +1,13 @@
-"""Quality on four small tasks (benchmarks/tasks.py): SGD with momentum, AdamW, Muon and MFAC, four settings each.
+"""Quality on four small tasks (benchmarks/tasks.py): SGD with momentum, AdamW, Muon and MFAC, four
+settings each.
 
-python benchmarks/training.py [--tasks images,pruned,text,equation] [--optimizers SGD,AdamW,Muon,MFAC] [--out runs/training.json]
+python benchmarks/training.py [--tasks images,pruned,text,equation] [--optimizers
+SGD,AdamW,Muon,MFAC] [--out runs/training.json]
 
-Settings are chosen on seed 100 by the loss on held-out training data at the last step (the equation's: by the loss itself);
-the tables are of three other seeds and of test data. Seconds are the process's, of the training steps alone, with one thread.
-A finished run is written at once, and is not run again by a second call. The images need ../shared/bench beside the project.
+Settings are chosen on seed 100 by the loss on held-out training data at the last step (the
+equation's: by the loss itself); the tables are of three other seeds and of test data. Seconds are
+the process's, of the training steps alone, with one thread. A finished run is written at once, and
+is not run again by a second call. The images need ../shared/bench beside the project.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ def adamw(task: Task, setting: Setting) -> Optimizers:
 
 
 def muon(task: Task, setting: Setting) -> Optimizers:
-    """Muon for all matrices and kernels but the last layer's, as torch has it for matrices only; AdamW for the rest."""
+    """Muon for all matrices and kernels but the last layer's, as torch has it for matrices only;
+    AdamW for the rest."""
     layers = [
         module for module in task.model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
     ][:-1]
@@ -73,7 +77,8 @@ def mfac(task: Task, setting: Setting) -> Optimizers:
 
 
 def gauss_newton(task: Task, setting: Setting) -> Optimizers:
-    """MFAC on all residuals of the step; the setting is the damping where Levenberg and Marquardt begin."""
+    """MFAC on all residuals of the step; the setting is the damping where Levenberg and Marquardt
+    begin."""
     return [MFAC(task.model.parameters(), 1.0, damping=setting[0], window=RESIDUALS)]
 
 
@@ -112,7 +117,8 @@ NUMBERS = {
 
 
 def run(name: str, make: Make, setting: Setting, seed: int) -> Curve:
-    """(step, seconds, number) at MARKS steps, or the last alone for CHOOSING; the rate falls as half a cosine, Newton's not."""
+    """(step, seconds, number) at MARKS steps, or the last alone for CHOOSING; the rate falls as
+    half a cosine, Newton's not."""
     task, spent, curve = getattr(tasks, name)(seed), 0.0, []
     optimizers, newton = make(task, setting), make is gauss_newton
     steps = STEPS[name] // FEWER if newton else STEPS[name]
@@ -185,7 +191,8 @@ def chosen(finished: Finished, name: str, optimizer: str) -> Setting:
 
 
 def rows_of(name: str, curves: dict[str, tuple[Setting, list[Curve]]]) -> list[list[str]]:
-    """Per optimizer the number to report at a quarter, half and all of the steps, and after the seconds of the quickest."""
+    """Per optimizer the number to report at a quarter, half and all of the steps, and after the
+    seconds of the quickest."""
     quickest = min(mean(curve[-1][1] for curve in found) for _, found in curves.values())
 
     def cell(numbers: list[float]) -> str:

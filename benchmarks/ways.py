@@ -1,10 +1,12 @@
-"""How a row gets from the dense network to each sparsity: in one step, on one quadratic, stage by stage, or as `prune` does."""
+"""How a row gets from the dense network to each sparsity: in one step, on one quadratic, stage by
+stage, or as `prune` does."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from one_shot import Task, batches
@@ -19,6 +21,7 @@ from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
+from woodbury.pruning.schedule import geometric, stage_count
 from woodbury.pruning.staged import inner_stages, run_stages, stages
 
 SAMPLES, GRID = 1000, (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -27,11 +30,13 @@ Reached = Iterator[tuple[float, Pruned]]
 
 @dataclass(frozen=True)
 class Setting:
-    """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out images.
+    """A task's table: its sparsities, its blocks, and what the staged rows were given on held-out
+    images.
 
-    rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a stage keeps, without and with;
-    layered: the refit that sees the outputs of layers too; fresh: images of a stage; window: of how many stages a refit, then
-    `among_many`, sees them; among_mirrored: the refit where every image comes with its mirror image.
+    rank, refitted: Gauss–Newton rows to an image, without and with refits; ratio, finer: what a
+    stage keeps, without and with; layered: the refit that sees the outputs of layers too; fresh:
+    images of a stage; window: of how many stages a refit, then `among_many`, sees them;
+    among_mirrored: the refit where every image comes with its mirror image.
     """
 
     task: Task
@@ -52,7 +57,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class OneStage:
-    """From the dense net to each sparsity at once, the damping chosen per cell, and the share of the gradient if it has one.
+    """From the dense net to each sparsity at once, the damping chosen per cell, and the share of
+    the gradient if it has one.
 
     refit: what follows the one step, if anything does.
     """
@@ -70,14 +76,15 @@ class OneStage:
             recipe = DampingSearch(
                 replace(recipe, fisher=lambda _: fisher), judge, GRID, self.trust
             )
-        recipe = WithRefit(recipe, objective, self.refit) if self.refit else recipe
+        recipe = WithRefit.around(recipe, objective, self.refit) if self.refit else recipe
         for sparsity in setting.task.sparsities.values():
             yield sparsity, recipe(objective, sparsity)
 
 
 @dataclass(frozen=True)
 class OneQuadratic:
-    """Through all sparsities on the dense net's own quadratic, scored anew at every stage; each sparsity has its damping."""
+    """Through all sparsities on the dense net's own quadratic, scored anew at every stage; each
+    sparsity has its damping."""
 
     pruner: Pruner
 
@@ -100,10 +107,11 @@ class OneQuadratic:
 
 @dataclass(frozen=True)
 class Staged:
-    """Stage by stage through all sparsities, the same images for all, or `samples` fresh ones before those of the last stages.
+    """Stage by stage through all sparsities, the same images for all, or `samples` fresh ones
+    before those of the last stages.
 
-    dampings: what each stage chooses from on the images that judge; empty for the pruner's own. mirrored: every image comes
-    with its mirror image.
+    dampings: what each stage chooses from on the images that judge; empty for the pruner's own.
+    mirrored: every image comes with its mirror image.
     """
 
     pruner: Pruner
@@ -127,7 +135,7 @@ class Staged:
             replace(self.refit, judge=judge) if isinstance(self.refit, Distilled) else self.refit
         )
         recipe = DampingSearch(self.pruner, judge, self.dampings) if self.dampings else self.pruner
-        recipe = WithRefit(recipe, objective, refit) if refit else recipe
+        recipe = WithRefit.around(recipe, objective, refit) if refit else recipe
         for goal, pruned in zip(path, stages(recipe, objective, path, fresh), strict=True):
             if goal in wanted:
                 yield goal, pruned
@@ -149,8 +157,9 @@ class AsItComes:
 
 @dataclass(frozen=True)
 class Distilled(Refit):
-    """A refit's rival: epochs of Adam on the divergence from the dense outputs, the same images in batches of 100; of
-    several rates, each stage keeps the one of least loss on the images that judge."""
+    """A refit's rival: epochs of Adam on the divergence from the dense outputs, the same images in
+    batches of 100; of several rates, each stage keeps the one of least loss on the images that
+    judge."""
 
     epochs: int = 100
     lrs: tuple[float, ...] = (1e-3,)
@@ -184,18 +193,18 @@ class Distilled(Refit):
 
 
 def way(sparsities: Sequence[float], ratio: float) -> list[float]:
-    """Through all the sparsities, by stages that keep at least `ratio` from the first of them on."""
+    """Through all the sparsities, by stages that keep at least `ratio` from the first of them
+    on."""
     path, start = [sparsities[0]], sparsities[0]
     for sparsity in sparsities[1:]:
-        kept = (1 - sparsity) / (1 - start)
-        count = max(1, math.ceil(math.log(kept) / math.log(ratio) - 1e-9))
-        path += [1 - (1 - start) * kept ** (step / count) for step in range(1, count)] + [sparsity]
+        path += cast(list[float], geometric(sparsity, stage_count(sparsity, start, ratio), start))
         start = sparsity
     return path
 
 
 def shuffled(task: Task, count: int, seed: int, window: int) -> Callable[[int], list[Batch]]:
-    """Stage -> its `count` images, the next ones of a shuffle of all that are not held out, and those of the stages before."""
+    """Stage -> its `count` images, the next ones of a shuffle of all that are not held out, and
+    those of the stages before."""
     x, y = task.train
     pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[2000:]
     pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(10_000 + seed))]

@@ -1,16 +1,19 @@
-"""Pruning with training, against the rival: python benchmarks/with_training.py [--seeds 5] [--threads 2] [--out FILE.json]
+"""Pruning with training, against the rival: python benchmarks/with_training.py [--seeds 5]
+[--threads 2] [--out FILE.json]
 
-A multi-stage first-order term is training on the calibration data, so the rival is gradual magnitude pruning with SGD on the very
-same images. MLPNet on MNIST, from the published checkpoint: SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a
-cosine, 20 pruning steps, or 80 where a row says so, of a cubic schedule over the first 60 %;
-`images` counts every image that is looked at, those of the
-curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch and steps were chosen for magnitude on held-out
-training images. The third row prunes at once, by best.py's stages on 1,000 images, and trains on the rest. In rows with K-FAC
-a Preconditioner stands before SGD, on the 1,024 images next in line, so that no others are looked at; lr and damping 0.03, a
-new Fisher after each twentieth of the training, but not within 50 steps. The curvature that prunes is then on those images too.
-WoodTaylor is pruning alone, without SGD: stages of 2,000 fresh images, of whose gradient each follows the share that is best
-on the held-out images, which count here; damping 1e-2, the same cubic schedule.
-Finished cells are in FILE.json (default: runs/with_training.json). Needs ../shared/bench.
+A multi-stage first-order term is training on the calibration data, so the rival is gradual
+magnitude pruning with SGD on the very same images. MLPNet on MNIST, from the published checkpoint:
+SGD with momentum 0.9, batches of 32, lr 0.02 falling as half a cosine, 20 pruning steps, or 80
+where a row says so, of a cubic schedule over the first 60 %; `images` counts every image that is
+looked at, those of the curvature (500 Gauss–Newton rows at each step, damping 1e-3) too. lr, batch
+and steps were chosen for magnitude on held-out training images. The third row prunes at once, by
+best.py's stages on 1,000 images, and trains on the rest. In rows with K-FAC a Preconditioner stands
+before SGD, on the 1,024 images next in line, so that no others are looked at; lr and damping 0.03,
+a new Fisher after each twentieth of the training, but not within 50 steps. The curvature that
+prunes is then on those images too. WoodTaylor is pruning alone, without SGD: stages of 2,000 fresh
+images, of whose gradient each follows the share that is best on the held-out images, which count
+here; damping 1e-2, the same cubic schedule. Finished cells are in FILE.json (default:
+runs/with_training.json). Needs ../shared/bench.
 """
 
 from __future__ import annotations
@@ -81,7 +84,8 @@ def pruner_of(name: str) -> Pruner:
 
 @cache
 def pruned_first(seed: int) -> tuple[dict[float, tuple[Tensor, Tensor]], float]:
-    """Sparsity -> (weights (n,), keep (n,)) after best.py's stages on 1,000 images, and the seconds of all."""
+    """Sparsity -> (weights (n,), keep (n,)) after best.py's stages on 1,000 images, and the seconds
+    of all."""
     setting = settings("mlpnet", bench_data(torch.get_num_threads()))
     row, (sample, judge, _) = (
         rows(setting)["Gauss–Newton, joint, stages, single"],

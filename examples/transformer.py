@@ -1,6 +1,6 @@
-"""Train a small GPT-2 on Python's own help, letter by letter, and prune its attention and MLP matrices in one shot:
+"""Train a small GPT-2 on Python's own help, letter by letter, and prune its matrices in one shot.
 
-pip install 'woodbury[models]'
+pip install -e '.[models]'
 python examples/transformer.py
 """
 
@@ -18,24 +18,27 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import woodbury
 
 LENGTH = 64
-TOKENS = woodbury.cross_entropy.with_output(
-    lambda output: output.logits.mT
-)  # (b, T, C) as transformers has it to (b, C, T)
+"""Letters in a piece of text."""
+TOKENS = woodbury.cross_entropy.with_output(lambda output: output.logits.mT)
+"""transformers has logits (b, T, C); the classes C lie along dimension 1 here."""
 
 
 def pieces() -> tuple[Tensor, Tensor]:
-    """Letters and the letters that follow them, (b, T) each; the first four fifths of the text and the rest."""
+    """The text in pieces, (b, T + 1) codes: its first four fifths, and some of the rest."""
     text = "\n".join(topics[name] for name in sorted(topics))
     codes = torch.tensor([min(ord(letter), 127) for letter in text])
-    found = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
-    return found[: len(found) * 4 // 5], found[len(found) * 4 // 5 :][:512]
+    text_pieces = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
+    training = len(text_pieces) * 4 // 5
+    return text_pieces[:training], text_pieces[training:][:512]
 
 
-def batches(found: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return [(part[:, :-1], part[:, 1:]) for part in found.split(32)]
+def batches(text_pieces: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Letters and the letters that follow them, (b, T) each."""
+    return [(chunk[:, :-1], chunk[:, 1:]) for chunk in text_pieces.split(32)]
 
 
 def train(model: nn.Module, data: list[tuple[Tensor, Tensor]], steps: int) -> None:
+    """Train in place, in train mode."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     for step in range(steps):
@@ -64,33 +67,27 @@ def main() -> None:
     training, held_out = pieces()
     shuffled = training[torch.randperm(len(training))]
     train(model, batches(shuffled), 400)
-    print(
-        f"perplexity per letter on text not seen: {perplexity(model, batches(held_out)):.2f} dense"
-    )
+    dense = perplexity(model, batches(held_out))
+    print(f"perplexity per letter on text not seen: {dense:.2f} dense")
 
+    magnitude = woodbury.Pruner(None, woodbury.saliencies.magnitude, woodbury.updates.zero)
     second_order = woodbury.Pruner(woodbury.mfac(256, damping=1e-3))
     methods = {
-        "magnitude": (
-            woodbury.Pruner(None, woodbury.saliencies.magnitude, woodbury.updates.zero),
-            1,
-        ),
+        "magnitude": (magnitude, 1),
         "M-FAC, joint": (second_order, 1),
         "... in 4 stages": (second_order, 4),
     }
+    options: dict[str, Any] = {"likelihood": TOKENS, "exclude": ["*wte*", "*wpe*"]}  # embeddings
     print("sparsity          50 %    80 %    90 %")
     for name, (pruner, stages) in methods.items():
         row = []
         for sparsity in (0.5, 0.8, 0.9):
             pruned = copy.deepcopy(model)
-            options: dict[str, Any] = {
-                "likelihood": TOKENS,
-                "exclude": ["*wte*", "*wpe*"],
-            }  # all but the embeddings
             woodbury.prune(
                 pruned, batches(shuffled), sparsity, pruner=pruner, stages=stages, **options
             )
             row.append(perplexity(pruned, batches(held_out)))
-        print(f"{name:<15}" + "".join(f"{found:>8.2f}" for found in row))
+        print(f"{name:<15}" + "".join(f"{value:>8.2f}" for value in row))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,13 +23,13 @@ torch.set_num_threads(1)  # two on a loaded machine wait for each other
 def here(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """The current folder, with the test module's NET in its net.py."""
+    """The current folder, with the file NET of the test module as its net.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     # A file that is rewritten within a second would pass for the old one.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path = list(sys.path)
-    (tmp_path / "net.py").write_text(request.module.NET)
+    shutil.copy(request.module.NET, tmp_path / "net.py")
     yield tmp_path
     sys.path[:] = path
 

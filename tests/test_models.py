@@ -1,4 +1,4 @@
-"""ResNet-20, a depthwise net, ViT, BERT and GPT-2, each trained for seconds on a real task and pruned from end to end."""
+"""ResNet-20, a depthwise net, ViT, BERT and GPT-2, trained for seconds on real tasks and pruned."""
 
 from __future__ import annotations
 
@@ -156,7 +156,10 @@ def test_one_shot_beats_magnitude_and_the_joint_update_beats_zeroing(model: Mode
 
 
 def by_turns(model: Model, pruner: Pruner) -> tuple[nn.Module, float, float]:
-    """Pruned to .5 and .8 with some steps of training after each: the net, its loss right after the last step and at the end."""
+    """Pruned to .5 and .8 with some steps of training after each.
+
+    Returns the net, and its loss right after the last pruning and at the end.
+    """
     net, (_, training, _) = copied(model), _trained(model.name)
     options: dict[str, Any] = {
         "likelihood": model.likelihood,

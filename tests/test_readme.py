@@ -1,63 +1,172 @@
-"""The README's code runs, and does what is said of it."""
+"""The documents keep their word: what code computes, links, names, numbers, commands."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from support import dense
-from torch import Tensor, nn
-from torch.func import functional_call
+from support.documents import ROOT, blocks, python_block, readers_names
 
 import woodbury
+from woodbury import cli
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
+GUIDE = ROOT / "docs" / "guide.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+OURS = [README, GUIDE, CHANGELOG, CONTRIBUTING]
+RESULTS = ROOT / "docs" / "results.md"
+
+LANGUAGES = {"python", "console", "text", "markdown", "bash", "mermaid"}
+MAX_WORDS = 90
+MAX_COLUMNS = 100
+
+each_document = pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+
+
+def names_after(code: str) -> dict[str, Any]:
+    """The names after the block, which began with those of a reader."""
+    names = readers_names()
+    torch.manual_seed(0)
+    exec(code, names)
+    return names
+
+
+def prose(path: Path) -> str:
+    """The document without its code and comments."""
+    text = re.sub(r"<!--.*?-->", "", path.read_text("utf-8"), flags=re.DOTALL)
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def paragraphs(path: Path) -> list[str]:
+    """What stands between blank lines and is neither table nor title."""
+    parts = re.split(r"\n\s*\n|\n(?=\s*- )", prose(path))
+    return [part for part in parts if not part.lstrip().startswith(("|", "#"))]
 
 
 def test_the_hand_written_woodbury_is_ours() -> None:
-    by_hand, with_woodbury = re.findall(
-        r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL
-    )[:2]
-    generator = torch.Generator().manual_seed(0)
-    given = {
-        "torch": torch,
-        "rows": torch.randn(20, 50, generator=generator),
-        "v": torch.randn(50, generator=generator),
-        "keep": torch.arange(50) % 3 > 0,
-        "damping": 0.1,
-    }
-    first, second = dict(given), dict(given)
-    exec(by_hand, first)
-    exec(with_woodbury, second)
-    torch.testing.assert_close(first["solution"], second["solution"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(first["diagonal"], second["diagonal"], rtol=1e-4, atol=1e-4)
-    kept = dense.low_rank(given["rows"], 0.1)[given["keep"]][:, given["keep"]]
-    truth = torch.linalg.solve(kept, given["v"][given["keep"]].double())
-    torch.testing.assert_close(second["restricted"].double(), truth, rtol=1e-4, atol=1e-4)
+    by_hand = names_after(python_block(README, "cholesky_solve"))
+    ours = names_after(python_block(README, "LowRank(rows"))
+    torch.testing.assert_close(by_hand["solution"], ours["solution"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_hand["diagonal"], ours["diagonal"], rtol=1e-4, atol=1e-4)
+    keep = ours["keep"]
+    kept = dense.low_rank(ours["rows"], ours["damping"])[keep][:, keep]
+    truth = torch.linalg.solve(kept, ours["v"][keep].double())
+    torch.testing.assert_close(ours["restricted"].double(), truth, rtol=1e-4, atol=1e-4)
 
 
 def test_the_least_squares_of_the_readme_are_solved() -> None:
-    (code,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-        if "damping.step" in block
-    ]
-    torch.manual_seed(0)
-    model, points = (
-        nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double(),
-        torch.linspace(-1, 1, 20)[:, None],
-    )
+    names = names_after(python_block(README, "damping.step"))
+    assert float(names["residuals"].abs().max()) < 1e-2
 
-    def residual(weights: dict[str, Tensor], point: Tensor) -> Tensor:
-        return functional_call(model, weights, (point.double()[None],))[0, 0] - (3 * point[0]).sin()
 
-    given = {
-        "torch": torch,
-        "woodbury": woodbury,
-        "model": model,
-        "points": points,
-        "residual": residual,
-    }
-    exec(code.replace("range(500)", "range(40)"), given)
-    assert float(given["residuals"].abs().max()) < 1e-2
+@each_document
+def test_a_block_says_its_language(path: Path) -> None:
+    assert {block.language for block in blocks(path)} <= LANGUAGES
+
+
+@each_document
+def test_paragraphs_are_short(path: Path) -> None:
+    long = [part for part in paragraphs(path) if len(part.split()) > MAX_WORDS]
+    assert not long
+
+
+@each_document
+def test_lines_are_wrapped(path: Path) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    assert not [line for line in lines if len(line) > MAX_COLUMNS and not line.startswith("|")]
+
+
+@each_document
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def anchors(path: Path) -> set[str]:
+    """Of a Markdown file's titles, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def names_in(path: Path) -> Iterator[str]:
+    """Dotted names of woodbury in backticks; in the changelog those of the last column."""
+    text = prose(path)
+    if path == CHANGELOG:
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        text = "\n".join(row.rstrip("| ").rsplit("|", 1)[-1] for row in rows)
+    for words in re.findall(r"`([^`]+)`", text):
+        yield from re.findall(r"\bwoodbury(?:\.[A-Za-z_]\w*)+", words)
+
+
+def resolves(name: str) -> bool:
+    """Whether the dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            fields = getattr(found, "__dataclass_fields__", {})
+            if not hasattr(found, part) and part not in fields:
+                return False
+            found = getattr(found, part, None)
+        return True
+    return False
+
+
+@each_document
+def test_names_exist(path: Path) -> None:
+    assert not sorted({name for name in names_in(path) if not resolves(name)})
+
+
+@pytest.mark.parametrize("path", [README, GUIDE], ids=lambda path: path.name)
+def test_measured_numbers_are_those_of_the_results(path: Path) -> None:
+    measured = set(re.findall(r"\d[\d.e-]* ± \d[\d.e-]*", prose(path)))
+    known = RESULTS.read_text("utf-8")
+    assert not sorted(number for number in measured if number not in known)
+
+
+def options_of(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> set[str]:
+    """The options that the help of a command names."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run([command, "--help"]) == 0
+    return set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+
+
+def commands() -> list[str]:
+    """The README's lines that call woodbury."""
+    lines = [line for block in blocks(README) for line in block.code.splitlines()]
+    return [line for line in lines if line.startswith("woodbury ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_options_of_a_command_exist(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, command, *words = shlex.split(line, comments=True)
+    named = {word for word in words if word.startswith("--")}
+    assert named <= options_of(command, monkeypatch, capsys)
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f"\nversion: {woodbury.__version__}\n" in citation
+    assert f'\nversion = "{woodbury.__version__}"\n' in project

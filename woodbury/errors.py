@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
+
 
 class WoodburyError(ValueError):
     """What was wrong, where, and what to do about it, in one sentence."""
@@ -24,11 +28,59 @@ def check_whole_number(value: object, name: str, meaning: str) -> None:
         meaning: What it counts, for the sentence.
 
     Raises:
-        WrongType: If it is no int.
+        WrongType: If it is no whole number.
         WoodburyError: If it is below 1.
+
+    Example:
+        >>> check_whole_number(0, "count", "the number of gradient rows")
+        Traceback (most recent call last):
+        woodbury.errors.WoodburyError: count is 0: it is the number of gradient rows, ...
     """
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if is_whole and value >= 1:
-        return
-    kind = WoodburyError if is_whole else WrongType
+    kind = WrongType
+    if isinstance(value, (int, Integral)) and not isinstance(value, bool):
+        if int(value) >= 1:
+            return
+        kind = WoodburyError
     raise kind(f"{name} is {value!r}: it is {meaning}, a whole number of at least 1.")
+
+
+def reason(error: BaseException) -> str:
+    r"""Why something failed, in one line: the error's type and what its message says first.
+
+    Args:
+        error: Any exception. Those of torch run to a page.
+
+    Returns:
+        `Type: the first line of the message that is not empty`.
+
+    Example:
+        >>> reason(RuntimeError("shapes differ\n at line 7"))
+        'RuntimeError: shapes differ'
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    message = next((line for line in lines if line), "no message")
+    return f"{type(error).__name__}: {message}"
+
+
+@contextmanager
+def user_code(sentence: str) -> Iterator[None]:
+    """A context for code of the user's: whatever it raises becomes one sentence with the reason.
+
+    Args:
+        sentence: What was wrong and what to do about it. The reason follows in brackets.
+
+    Raises:
+        WoodburyError: In place of any error that is not one already.
+
+    Example:
+        >>> with user_code("The model refuses the batch."):
+        ...     raise RuntimeError("shapes differ")
+        Traceback (most recent call last):
+        woodbury.errors.WoodburyError: The model refuses the batch. (RuntimeError: shapes differ)
+    """
+    try:
+        yield
+    except WoodburyError:
+        raise
+    except Exception as error:
+        raise WoodburyError(f"{sentence} ({reason(error)})") from error

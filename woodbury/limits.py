@@ -6,21 +6,22 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from types import TracebackType
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may be held or tried at once; a context: inside `with Limits(...)` these numbers hold.
+    """How much may be held or tried at once.
 
-    The defaults suit a machine of 16 GiB and more. All are positive.
+    It is a context: inside `with Limits(...)` these numbers hold. The defaults suit a machine of
+    16 GiB and more. All are positive.
 
     Attributes:
         memory: Bytes that the gradient rows, and the blocks made of them, may take each.
         gradient_chunk: Bytes of one chunk of gradient rows while they are computed.
         temporary: float64 elements of one temporary of the linear algebra.
-        activations: Elements (inputs, activations or output projections) that pass through the network
-            at once in products with its Jacobian; a token counts for a thousand.
+        activations: Elements (inputs, activations or output projections) that pass through the
+            network at once in products with its Jacobian; a token counts for a thousand.
         patches: Elements of the unfolded inputs of a convolution.
         kfac_samples: Samples in one pass that collects K-FAC's factors.
         layer_samples: Samples in one pass that compares the outputs of layers.
@@ -31,8 +32,8 @@ class Limits:
         inverse_columns: Columns of an inverse triangle that are made at once.
         thread_elements: Elements from which on a product with one vector is shared among threads.
         whole_matrix: Weights up to which `prune` takes the whole matrix and not blocks.
-        equations_per_weight: Output equations per kept weight from which on `prune` leaves the outputs
-            of layers out of a refit.
+        equations_per_weight: Output equations per kept weight from which on `prune` leaves the
+            outputs of layers out of a refit.
         direct_size: Rows up to which a restricted Kronecker product is solved by a dense factor.
         dense_factor: Rows of the largest dense factor of a restricted Kronecker product.
         cg_steps: Steps of conjugate gradients on a restricted Kronecker product.
@@ -69,8 +70,10 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise WoodburyError(f"Limits got {field.name}={value!r}: give a positive number.")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (is_number and value > 0):
+                kind = WoodburyError if is_number else WrongType
+                raise kind(f"Limits got {field.name}={value!r}: give a positive number.")
 
     @staticmethod
     def current() -> Limits:
@@ -78,6 +81,7 @@ class Limits:
         return _stack.get()[-1]
 
     def __enter__(self) -> Limits:
+        """From here on these limits hold."""
         _stack.set((*_stack.get(), self))
         return self
 
@@ -87,6 +91,7 @@ class Limits:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """From here on those before hold again."""
         _stack.set(_stack.get()[:-1])
 
 

@@ -1,4 +1,4 @@
-"""Progress: where long work reports how far it is, and who hears of it."""
+"""Progress: where long work reports how far it is, and who is told."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called as long work moves on."""
 
 SILENT_SECONDS = 2.0
 """Work that is done sooner shows no line in a terminal."""
+
 SECONDS_BETWEEN_LINES = 0.2
+"""A line that changes more often cannot be read."""
 
 
 @contextmanager
@@ -24,8 +27,8 @@ def progress(callback: Progress | None) -> Iterator[None]:
     that is left.
 
     Args:
-        callback: Called as `callback(what, done, total)`, such as `("gradients", 64, 1000)`; None for
-            silence.
+        callback: Called as `callback(what, done, total)`, such as `("gradients", 64, 1000)`; None
+            for silence.
 
     Example:
         >>> with progress(print):
@@ -40,37 +43,58 @@ def progress(callback: Progress | None) -> Iterator[None]:
 
 
 def report(what: str, done: int, total: int) -> None:
-    """Say that `done` of `total` steps of `what` are finished."""
-    _callback.get()(what, done, total)
+    """Say how far some work is; called by the work itself.
+
+    Args:
+        what: Its name.
+        done: Steps that are finished.
+        total: Steps in all.
+    """
+    callback = _callback.get() or _terminal_line
+    callback(what, done, total)
 
 
-def _silence(what: str, done: int, total: int) -> None:
-    pass
+@dataclass
+class _Work:
+    """Work that is under way."""
+
+    began_at: float
+    done_then: int
+    done: int
 
 
 class TerminalLine:
     """One line on stderr that is written over: what is done, of how much, and the time left."""
 
     def __init__(self) -> None:
-        self._begun: dict[str, float] = {}
+        self._works: dict[str, _Work] = {}
         self._written_at = 0.0
         self._shown = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Write the line, unless it was just written or the work is young."""
+        """Write the line, unless stderr is no terminal, or it is too early.
+
+        Args:
+            what: The work's name.
+            done: Steps that are finished.
+            total: Steps in all; the line is cleared when they are done.
+        """
         if not sys.stderr.isatty():
             return
-        now = time.monotonic()
-        began = self._begun.setdefault(what, now)
         if done >= total:
-            del self._begun[what]
+            self._works.pop(what, None)
             self._clear()
             return
-        young = now - began < SILENT_SECONDS
-        if young or now - self._written_at < SECONDS_BETWEEN_LINES:
+        now = time.monotonic()
+        work = self._works.get(what)
+        if work is None or done < work.done:  # it began, or began again after an error
+            work = self._works[what] = _Work(now, done, done)
+        work.done = done
+        elapsed = now - work.began_at
+        if elapsed < SILENT_SECONDS or now - self._written_at < SECONDS_BETWEEN_LINES:
             return
-        left = (now - began) * (total - done) / max(done, 1)
-        self._write(f"{what}: {done} of {total}, {_clock(left)} left")
+        seconds_left = elapsed * (total - done) / max(done - work.done_then, 1)
+        self._write(f"{what}: {done} of {total}, {_clock(seconds_left)} left")
         self._written_at = now
 
     def _write(self, text: str) -> None:
@@ -89,4 +113,11 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-_callback: ContextVar[Progress] = ContextVar("progress", default=TerminalLine())
+def _silence(what: str, done: int, total: int) -> None:
+    pass
+
+
+_terminal_line = TerminalLine()
+
+_callback: ContextVar[Progress | None] = ContextVar("progress", default=None)
+"""Whom `report` tells; None for the line in a terminal."""

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from support.limits import Limited
 from torch import nn
 from typer.testing import CliRunner, Result
+from woodbury.cli.data import probe
 
 from woodbury.cli import app, main
-from woodbury.cli.data import probe
 from woodbury.errors import WoodburyError
 from woodbury.io.sparse_files import load_sparse, save_sparse
 from woodbury.model.likelihood import cross_entropy

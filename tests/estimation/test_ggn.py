@@ -1,4 +1,4 @@
-"""Gauss–Newton rows against the exact matrix: expectation over all signs, positions, ignored labels, no labels at all."""
+"""Gauss–Newton rows against the exact matrix: over all signs and positions, without labels."""
 
 from __future__ import annotations
 

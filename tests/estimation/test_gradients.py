@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.limits import Limited
 from support.random import normal
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from woodbury.estimation.gradients import (
     sampled,
     vmapped,
 )
-from woodbury.model.batches import regrouped
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -137,7 +134,7 @@ def one_by_one(objective: Objective) -> Tensor:
     """The truth: the user's own loss.backward() on each sample."""
     model, found = objective.model, []
     with eval_mode(model):
-        for inputs, target in regrouped(objective.batches, 1):
+        for inputs, target in objective.batches.in_batches(1):
             model.zero_grad()
             objective.likelihood.loss(model(inputs), target).backward()
             named = {
@@ -170,7 +167,7 @@ def test_the_two_engines_agree_and_the_loop_takes_over_where_vmap_fails(net: Net
     truth = gradient_rows(objective, COUNT, engine=looped)
     torch.testing.assert_close(truth, one_by_one(objective))
     with eval_mode(objective.model):
-        chosen = fastest(objective, *objective.batches[0])  # type: ignore[index]
+        chosen = fastest(objective, *next(iter(objective.batches)))
     if net.vmaps:
         torch.testing.assert_close(gradient_rows(objective, COUNT, engine=vmapped), truth)
     else:
@@ -247,7 +244,7 @@ def test_mean_gradient_weighs_every_sample_alike(objective: Objective) -> None:
 
 
 def softmax_linear(labels: Tensor | None = None) -> tuple[Objective, Tensor]:
-    """A linear classifier of two samples, and its true Fisher in closed form: mean over x of (diag p − p pᵀ) ⊗ x xᵀ."""
+    """A linear classifier of two samples, and its true Fisher: mean of (diag p − p pᵀ) ⊗ x xᵀ."""
     torch.manual_seed(2)
     model, x = nn.Linear(2, 3, bias=False).double(), normal(2, 2, seed=5)
     p = model(x).softmax(1).detach()
@@ -258,9 +255,9 @@ def softmax_linear(labels: Tensor | None = None) -> tuple[Objective, Tensor]:
 
 
 def test_batch_rows_have_the_fisher_as_their_exact_expectation() -> None:
-    """Over all labels that the model may draw, √2 · mean of two gradients has the second moment of one gradient."""
+    """Over all labels, √2 · mean of two gradients has the second moment of one gradient."""
     objective, truth = softmax_linear()
-    x = objective.batches[0][0]  # type: ignore[index]
+    x = next(iter(objective.batches))[0]
     p = objective.model(x).softmax(1).detach()
     moment = torch.zeros_like(truth)
     for first, second in product(range(3), range(3)):
@@ -353,39 +350,6 @@ def test_a_batch_without_samples_counts_for_nothing() -> None:
     empty = torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
     with pytest.raises(WoodburyError, match="gave 0 of the 3 rows"):
         gradient_rows(Objective.from_model(objective_of(LINEAR).model, [empty]), 3)
-
-
-@given(
-    sizes=st.lists(st.integers(1, 7), max_size=6),
-    size=st.integers(1, 9),
-    most=st.none() | st.integers(1, 40),
-)
-def test_regrouped_keeps_every_sample_in_order(
-    sizes: list[int], size: int, most: int | None
-) -> None:
-    total = sum(sizes)
-    numbers = list(torch.arange(total).split(sizes)) if sizes else []
-    batches = [({"x": part, "y": (part[:, None], "same")}, None) for part in numbers]
-    found = list(regrouped(batches, size, most))
-    wanted = total if most is None else min(total, most)
-    assert [len(inputs["x"]) for inputs, _ in found] == [size] * (wanted // size) + [
-        wanted % size
-    ] * bool(wanted % size)
-    if found:
-        assert torch.cat([inputs["x"] for inputs, _ in found]).tolist() == list(range(wanted))
-        assert torch.cat([inputs["y"][0] for inputs, _ in found])[:, 0].tolist() == list(
-            range(wanted)
-        )
-    assert all(target is None for _, target in found)
-
-
-def test_regrouped_reads_no_further_than_needed() -> None:
-    def batches() -> Any:
-        yield torch.zeros(3), None
-        yield torch.zeros(3), None
-        raise AssertionError("a third batch was read")
-
-    assert [len(inputs) for inputs, _ in regrouped(batches(), 4, 6)] == [4, 2]
 
 
 class Rooted(nn.Module):
@@ -524,11 +488,11 @@ def sequences(*lengths: int) -> Objective:
 @pytest.mark.parametrize("engine", [vmapped, looped])
 def test_sequences_of_several_lengths_are_grouped_by_length(engine: Any) -> None:
     objective = sequences(3, 3, 6, 2)
-    assert [len(inputs["words"]) for inputs, _ in regrouped(objective.batches, 64)] == [3, 2, 3]
-    assert [len(inputs["words"]) for inputs, _ in regrouped(objective.batches, 2, 5)] == [2, 1, 2]
+    assert [len(inputs["words"]) for inputs, _ in objective.batches.in_batches(64)] == [3, 2, 3]
+    assert [len(inputs["words"]) for inputs, _ in objective.batches.in_batches(2, 5)] == [2, 1, 2]
     one_each = [
         Objective.from_model(objective.model, [one], objective.likelihood)
-        for one in regrouped(objective.batches, 1)
+        for one in objective.batches.in_batches(1)
     ]
     truth = torch.stack([mean_gradient(one) for one in one_each])
     torch.testing.assert_close(gradient_rows(objective, 8, engine=engine), truth)
@@ -555,6 +519,6 @@ def test_no_label_is_drawn_where_the_data_have_none() -> None:
         assert not torch.equal(drawn, target)
     one = torch.full((1, 6), -100)
     empty = Objective.from_model(
-        objective.model, [(objective.batches[1][0], one)], objective.likelihood
-    )  # type: ignore[index]
+        objective.model, [(list(objective.batches)[1][0], one)], objective.likelihood
+    )
     assert empty.loss() == 0 and not gradient_rows(empty, 1).any()

@@ -134,7 +134,7 @@ def test_a_convolution_is_exact_when_positions_are_uncorrelated(
     ],
 )
 def test_patches_are_those_of_the_convolution(options: dict[str, Any]) -> None:
-    """One sample with a gradient at one position: the gradient of the weight is g aᵀ, so that both factors show."""
+    """One sample, a gradient at one position: the weight's is g aᵀ, so that both factors show."""
     model = nn.Conv2d(2, 3, 3, bias=False, **options).double()
     inputs = _random(1, 2, 6, 5)
     output = model(inputs).detach()
@@ -309,7 +309,7 @@ def test_the_recipe_lays_the_tensors_side_by_side() -> None:
         atol=0,
     )
 
-    # After pruning: the same matrices, of the weights that stay; a tensor that went altogether has no part.
+    # After pruning: the same matrices, of the kept weights; a removed tensor has no part.
     keep = torch.arange(objective.space.d) % 3 != 0
     keep[objective.space.slices["0.bias"]] = False
     smaller = objective.at(objective.weights[keep], objective.space.restrict(keep))

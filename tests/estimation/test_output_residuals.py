@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation import output_residuals
-from woodbury.estimation.output_residuals import Residuals, activation_sizes
+from woodbury.estimation.output_residuals import Residuals, supports_forward_mode
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.objective import Objective
+from woodbury.model.profile import ModelProfile
 from woodbury.model.space import ParameterSpace
 
 
@@ -90,8 +91,8 @@ def pair(build: Any, likelihood: Likelihood, batches: list[Batch]) -> tuple[Obje
 
 def at_once(objective: Objective, rank: int) -> int:
     """What a sample needs at once."""
-    into, within, out = activation_sizes(objective)
-    return max(into, within, rank * out)
+    profile = ModelProfile.measure(objective)
+    return max(profile.input_elements, profile.activation_elements, rank * profile.output_elements)
 
 
 @pytest.mark.parametrize(("build", "likelihood", "batches", "read"), CASES)
@@ -119,7 +120,7 @@ def test_everything_is_what_its_definition_says(
     torch.testing.assert_close(found.at(here), by_definition(here).detach())
     torch.testing.assert_close(found.jacobian(), jacobian)
     torch.testing.assert_close(found.gradient(found.at(here)), jacobian.mT @ found.at(here) / 44)
-    torch.testing.assert_close(found.curved(v), jacobian.mT @ (jacobian @ v) / 44)
+    torch.testing.assert_close(found.gauss_newton_product(v), jacobian.mT @ (jacobian @ v) / 44)
     torch.testing.assert_close(found.at(here + v), by_definition(here + v).detach())
 
 
@@ -170,11 +171,10 @@ def test_what_leaves_a_module_is_counted() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 50, 3, padding=1), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(50, 10)
     )
-    assert activation_sizes(Objective.from_model(model, [(torch.ones(2, 3, 8, 8), None)])) == (
-        192,
-        3200,
-        10,
-    )
+    profile = ModelProfile.measure(Objective.from_model(model, [(torch.ones(2, 3, 8, 8), None)]))
+    assert profile.input_elements == 192
+    assert profile.activation_elements == 3200
+    assert profile.output_elements == 10
 
 
 def test_the_network_sees_few_samples_at_once_forward_and_backward(
@@ -184,7 +184,7 @@ def test_the_network_sees_few_samples_at_once_forward_and_backward(
     limited(activations=50)
     found, seen = Residuals.between(objective, goal, 4, 0), []
     objective.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    found.curved(objective.weights)
+    found.gauss_newton_product(objective.weights)
     assert sorted(seen) == [3, 3, 4, 4, 4, 4]
 
 
@@ -195,7 +195,7 @@ def test_outputs_of_one_number_have_residuals_too() -> None:
     found = Residuals.between(goal.at(goal.weights + 0.1), goal, 2, 0)
     rows = found.jacobian()
     torch.testing.assert_close(
-        found.curved(goal.weights), rows.mT @ (rows @ goal.weights) / found.m
+        found.gauss_newton_product(goal.weights), rows.mT @ (rows @ goal.weights) / found.m
     )
 
 
@@ -229,7 +229,29 @@ def test_a_model_without_a_forward_mode_is_named() -> None:
     found = Residuals.between(objective, goal, 2, 0)
     assert found.gradient(found.at(objective.weights)).shape == objective.weights.shape
     with pytest.raises(WoodburyError, match="cannot be differentiated forward"):
-        found.curved(objective.weights)
+        found.gauss_newton_product(objective.weights)
+
+
+@pytest.mark.parametrize(
+    ("build", "dtype", "expected"),
+    [
+        (plain, torch.float64, True),
+        (plain, torch.float32, True),
+        (plain, torch.bfloat16, False),  # too coarse for iterations
+        (Heads, torch.float32, True),
+        (Backward, torch.float64, False),
+    ],
+)
+def test_forward_mode_is_tried_on_one_sample(
+    build: Any, dtype: torch.dtype, expected: bool
+) -> None:
+    model = build().to(dtype)
+    shape = (3, 2) if build is Heads else (4,)
+    objective = Objective.from_model(model, [(normal(5, *shape).to(dtype), None)])
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    assert supports_forward_mode(objective) is expected
+    assert set(seen) <= {1}
 
 
 def test_probes_come_to_the_diagonal() -> None:
@@ -269,4 +291,4 @@ def test_no_memory_is_not_said_to_be_no_forward_mode(
 
     monkeypatch.setattr(output_residuals, "jvp", full)
     with pytest.raises(type(error), match="memory"):
-        found.curved(objective.weights)
+        found.gauss_newton_product(objective.weights)

@@ -16,8 +16,9 @@ from woodbury.estimation.recipes import Estimate, diagonal_fisher, kfac, mfac, w
 from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.diagonal import Diagonal
+from woodbury.fisher.kronecker.elements import upper_bound
 from woodbury.fisher.kronecker.operator import Kronecker, pi_corrected
-from woodbury.fisher.kronecker.restricted import Restricted, upper_bound
+from woodbury.fisher.kronecker.restricted import Restricted
 from woodbury.fisher.lowrank import LowRank
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -118,7 +119,7 @@ def test_long_blocks_of_few_rows_are_low_rank() -> None:
 
 
 def test_kfac_of_one_sample_with_its_own_label_is_the_fisher_of_each_tensor() -> None:
-    """A single sample's gradient of a matrix is δ aᵀ, so that the product of the two factors is exact."""
+    """A single sample's gradient of a matrix is δ aᵀ: the product of the two factors is exact."""
     objective = objective_of()
     one = Objective.from_model(
         objective.model,
@@ -141,7 +142,9 @@ def test_kfac_with_bounds_once_weights_are_gone() -> None:
     assert isinstance(found, BlockDiagonal)
     parts = [part for part in found.parts if isinstance(part, Restricted)]
     assert len(parts) == 4
-    whole = torch.cat([part.whole.inverse_diagonal()[part.keep] for part in parts])
+    wholes = [part.submatrix.basis.diagonal(part.submatrix.inverse_spectrum) for part in parts]
+    kept = [whole[part.keep] for whole, part in zip(wholes, parts, strict=True)]
+    whole = torch.cat(kept).to(found.dtype)
     torch.testing.assert_close(found.inverse_diagonal(), whole)
     assert not torch.allclose(whole, exact.inverse_diagonal())
 

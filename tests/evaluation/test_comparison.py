@@ -1,12 +1,9 @@
-"""The engine behind compare: what is computed once, what is counted, what is written."""
+"""The engine behind compare: what is computed once, and what is counted."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
@@ -15,19 +12,19 @@ from torch import nn
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.recipes import Estimate, diagonal_fisher, mfac
-from woodbury.evaluation.comparison import Method, Result, choose_damping, compare, run, summary
+from woodbury.evaluation.comparison import choose_damping, compare
+from woodbury.evaluation.methods import Method, run
 from woodbury.evaluation.metrics import accuracy
-from woodbury.evaluation.resources import measured
+from woodbury.evaluation.results import Result, summary
 from woodbury.fisher.base import Fisher
-from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.fisher.lowrank import LowRank
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
-from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.pruner import NEGLIGIBLE_DAMPING, Pruner
 from woodbury.pruning.saliencies import magnitude, obd, obs
 from woodbury.pruning.units import block
 from woodbury.pruning.updates import independent, joint, zero
-from woodbury.reporting.files import versions, write_csv, write_json
 
 COUNT = 24
 
@@ -94,7 +91,7 @@ def test_every_cell_is_there_and_agrees_with_the_pruner_alone() -> None:
     assert results[-1].settings == {"stages": 1, "recipe": "mfac"}
 
 
-def test_the_fisher_of_one_round_is_computed_once_per_seed_and_counted_in_every_row() -> None:
+def test_the_fisher_of_one_stage_is_estimated_once_per_seed_and_counted_in_every_row() -> None:
     calls: list[Objective] = []
     once = replace(METHODS["joint"], pruner=Pruner(counted(mfac(COUNT, 1e-3), calls), obs, joint))
     compare({"once": once}, [0.2, 0.4, 0.6], [0, 1], problem, evaluate)
@@ -107,7 +104,25 @@ def test_the_fisher_of_one_round_is_computed_once_per_seed_and_counted_in_every_
     )[::-1]
 
 
-def test_rounds_go_on_from_weights_that_are_zero_already() -> None:
+def test_a_fisher_is_factored_once_per_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+    with_damping = LowRank.with_damping
+
+    def recorded(fisher: LowRank, damping: float) -> LowRank:
+        made.append(damping)
+        return with_damping(fisher, damping)
+
+    monkeypatch.setattr(LowRank, "with_damping", recorded)
+    several = replace(METHODS["joint"], dampings=(1e-4, 1e-3, 1e-2))  # the second is its own
+    calls: list[Objective] = []
+    several = replace(several, pruner=Pruner(counted(mfac(COUNT, 1e-3), calls), obs, joint))
+    compare({"m": several}, [0.3, 0.6], [0], problem, evaluate, validate=lambda o: -o.loss())
+    assert len(calls) == 1
+    # A check of every pruning reads the diagonal with a negligible damping, without factors.
+    assert [damping for damping in made if damping != NEGLIGIBLE_DAMPING] == [1e-4, 1e-2]
+
+
+def test_stages_go_on_from_weights_that_are_zero_already() -> None:
     objective = problem()
     keep = torch.rand(objective.space.n, generator=torch.Generator().manual_seed(0)) > 0.5
     sparse = objective.at(objective.weights[keep], objective.space.restrict(keep))
@@ -141,7 +156,7 @@ def test_a_damping_is_chosen_by_the_score_given() -> None:
     )
 
 
-def test_what_cannot_be_compared_is_told() -> None:
+def test_what_cannot_be_compared_is_named() -> None:
     with pytest.raises(WoodburyError, match="nothing to compare"):
         compare({}, [0.5], [0], problem, evaluate)
     several = replace(METHODS["joint"], dampings=(1e-4, 1e-2))
@@ -151,11 +166,9 @@ def test_what_cannot_be_compared_is_told() -> None:
         run(several, problem(), 0.5)
     with pytest.raises(WoodburyError, match="no Fisher"):
         choose_damping(METHODS["magnitude"], [1.0], [0.5], problem(), evaluate)
-    with pytest.raises(WoodburyError, match="no data to measure the accuracy on"):
-        accuracy(problem(), [])
 
 
-def test_what_cannot_be_reached_is_told_before_any_gradient() -> None:
+def test_an_impossible_target_is_named_before_any_gradient() -> None:
     calls: list[Objective] = []
     impossible = Method(Pruner(counted(mfac(COUNT, 1e-3), calls), unit=block(5)))
     for act in (
@@ -165,14 +178,6 @@ def test_what_cannot_be_reached_is_told_before_any_gradient() -> None:
         with pytest.raises(WoodburyError, match=r"Blocks of 5 do not tile '0\.weight'"):
             act()
     assert not calls
-
-
-def test_accuracy_counts_samples_not_batches() -> None:
-    objective = problem()
-    ((x, y),) = objective.batches
-    wrong = torch.cat([y[:60], (y[60:] + 1) % 3])
-    whole = accuracy(objective, [(x, wrong)])
-    assert accuracy(objective, [(x[:60], wrong[:60]), (x[60:], wrong[60:])]) == pytest.approx(whole)
 
 
 def a_result(**changes: object) -> Result:
@@ -208,40 +213,6 @@ def test_summaries_are_means_and_population_deviations() -> None:
     assert last.spread == 0 and last.predicted is None
 
 
-def test_csv_has_the_settings_as_columns(tmp_path: Path) -> None:
-    write_csv(tmp_path / "r.csv", [a_result(), a_result(seed=1, settings={"block": 50})])
-    with (tmp_path / "r.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["seed"] for row in rows] == ["0", "1"]
-    assert rows[0]["update"] == "joint" and rows[0]["block"] == "" and rows[1]["block"] == "50"
-    assert float(rows[0]["accuracy"]) == 0.8
-
-
-def test_json_is_strict(tmp_path: Path) -> None:
-    facts = {
-        "results": [a_result(memory=math.nan)],
-        "path": Path("a"),
-        "versions": versions(),
-        "levels": (0.5, 1),
-    }
-    write_json(tmp_path / "r.json", facts)
-    read = json.loads(
-        (tmp_path / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name)
-    )
-    assert (
-        read["results"][0]["memory"] is None and read["path"] == "a" and read["levels"] == [0.5, 1]
-    )
-    assert read["versions"]["torch"] == torch.__version__
-
-
-def test_costs_add_in_time_and_not_in_memory() -> None:
-    value, cost = measured(lambda: torch.ones(2_000_000).sum().item())
-    _, other = measured(lambda: None)
-    assert value == 2_000_000 and cost.seconds > 0 and cost.memory > 10
-    assert (cost + other).seconds == cost.seconds + other.seconds
-    assert (cost + other).memory == max(cost.memory, other.memory)
-
-
 def test_the_independent_update_shares_nothing_with_the_joint_one() -> None:
     methods = {"i": Method(Pruner(mfac(COUNT, 1e-3), obs, independent)), "j": METHODS["joint"]}
     apart, together = compare(methods, [0.8], [0], problem, evaluate)
@@ -256,20 +227,3 @@ def test_a_damping_whose_score_is_nan_is_never_chosen() -> None:
     scores = iter([math.nan, -1.0, math.nan])
     method = Method(Pruner(mfac(20)), dampings=(1e-6, 1e-3, 1.0))
     assert run(method, objective, 0.5, lambda _: next(scores)).damping == 1e-3
-
-
-def test_accuracy_does_not_count_what_is_no_observation() -> None:
-    objective = problem()
-    [(x, y)] = objective.batches
-    right = accuracy(objective, [(x, y)])
-    assert (
-        accuracy(objective, [(torch.cat([x, x]), torch.cat([y, torch.full_like(y, -100)]))])
-        == right
-    )
-    assert (
-        0
-        < accuracy(replace(objective, likelihood=Likelihood(cross_entropy.loss)), [(x, y)])
-        == right
-    )
-    with pytest.raises(WoodburyError, match="no data"):
-        accuracy(objective, [(x, torch.full_like(y, -100))])

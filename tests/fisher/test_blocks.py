@@ -20,6 +20,7 @@ from woodbury.fisher.dense import Dense
 from woodbury.fisher.diagonal import Diagonal
 from woodbury.fisher.kronecker.operator import Kronecker
 from woodbury.fisher.lowrank import LowRank
+from woodbury.linalg.precision import wide_dtype
 
 DAMPING = 0.04
 
@@ -32,7 +33,7 @@ def both_forms(rows: Tensor, sizes: list[int], weights: Tensor | None) -> tuple[
     )
 
 
-@settings(deadline=None)  # a clock on a busy machine finds no error
+@settings(deadline=None)  # a clock on a loaded machine finds no error
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     m=st.integers(1, 5),
@@ -66,26 +67,26 @@ def test_the_cheaper_form_is_chosen(m: int, sizes: tuple[int, ...], form: type) 
 def test_both_forms_return_the_dtype_of_the_rows(
     dtype: torch.dtype, m: int, sizes: tuple[int, ...]
 ) -> None:
-    rows, wide = normal(m, sum(sizes)).to(dtype), torch.promote_types(dtype, torch.float32)
+    rows, wide = normal(m, sum(sizes)).to(dtype), wide_dtype(dtype)
     fisher = dense_blocks(rows, sizes, DAMPING)
     assert isinstance(fisher, Dense) == (m == 9)
     truth = dense.blocks_only(dense.low_rank(rows, DAMPING), sizes)
     keep, v = torch.arange(sum(sizes)) % 3 != 0, normal(sum(sizes), seed=2).to(wide)
     groups = torch.tensor([[0, 1]])
-    for some, matrix, w in (
+    for operator, matrix, w in (
         (fisher, truth, v),
         (fisher.restrict(keep), truth[keep][:, keep], v[keep]),
     ):
-        found = [
-            some @ w,
-            some.solve(w),
-            some.diagonal(),
-            some.inverse_diagonal(),
-            some.inverse_blocks(groups),
+        results = [
+            operator @ w,
+            operator.solve(w),
+            operator.diagonal(),
+            operator.inverse_diagonal(),
+            operator.inverse_blocks(groups),
         ]
-        assert {part.dtype for part in found} == {some.dtype} == {wide}
+        assert {result.dtype for result in results} == {operator.dtype} == {wide}
         torch.testing.assert_close(
-            found[1].double(), torch.linalg.solve(matrix, w.double()), rtol=1e-4, atol=1e-4
+            results[1].double(), torch.linalg.solve(matrix, w.double()), rtol=1e-4, atol=1e-4
         )
     assert (
         fisher.compensate(keep, v.masked_fill(keep, 0)).dtype
@@ -104,18 +105,18 @@ def test_many_blocks_are_worked_on_a_few_at_a_time() -> None:
     torch.testing.assert_close(fisher.inverse_blocks(groups), dual.inverse_blocks(groups))
 
 
-@pytest.mark.parametrize("gone", [slice(0, 0), slice(0, 4095), slice(4095, None)])
-def test_weights_fall_from_many_blocks_a_few_at_a_time(gone: slice) -> None:
+@pytest.mark.parametrize("removed_part", [slice(0, 0), slice(0, 4095), slice(4095, None)])
+def test_weights_are_removed_from_many_blocks_a_few_at_a_time(removed_part: slice) -> None:
     sizes, rows = [3] * 1500 + [2] * 10, normal(4, 4520)  # 1365 blocks of three in the first batch
     fisher, dual = both_forms(rows, sizes, None)
     keep, v = normal(4520, seed=1) > 0, normal(4520, seed=2)
-    keep[gone] = False
+    keep[removed_part] = False
     removed = v.masked_fill(keep, 0)
     torch.testing.assert_close(fisher.compensate(keep, removed), dual.compensate(keep, removed))
     torch.testing.assert_close(
         fisher.compensate(keep, removed, v), dual.compensate(keep, removed, v)
     )
-    torch.testing.assert_close(fisher.conditional(keep), dual.conditional(keep))
+    torch.testing.assert_close(fisher.conditional_curvature(keep), dual.conditional_curvature(keep))
     torch.testing.assert_close(
         fisher.restrict(keep).solve(v[keep]), dual.restrict(keep).solve(v[keep])
     )
@@ -177,7 +178,7 @@ def test_groups_may_lie_across_parts(size: int) -> None:
     torch.testing.assert_close(fisher.inverse_blocks(groups), dense.inverse_blocks(matrix, groups))
 
 
-def test_parts_that_lose_everything_vanish() -> None:
+def test_parts_of_which_nothing_is_kept_vanish() -> None:
     fisher, matrix = mixed()
     keep = torch.ones(fisher.d, dtype=torch.bool)
     keep[4:7] = False
@@ -226,5 +227,5 @@ def test_the_joint_step_of_float32_blocks_keeps_the_digits_of_their_rows() -> No
     removed = removed.masked_fill(keep, 0)
     exact = dense.low_rank(rows.double(), 1e-5)
     truth = torch.linalg.solve(exact[keep][:, keep], (exact @ removed.double())[keep])
-    found = dense_blocks(rows, [60], 1e-5).compensate(keep, removed)
-    assert float((found - truth).norm() / truth.norm()) < 1e-6
+    result = dense_blocks(rows, [60], 1e-5).compensate(keep, removed)
+    assert float((result - truth).norm() / truth.norm()) < 1e-6

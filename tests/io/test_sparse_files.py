@@ -1,9 +1,8 @@
-"""Sparse files: exact to the bit, an eighth at 90 %, one sentence for every broken one; folders whole or not at all."""
+"""Sparse files: exact to the bit, an eighth at 90 %, one sentence for every broken one."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from woodbury.errors import WoodburyError
-from woodbury.io.folders import output_folder
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.sparse_files import is_sparse, load_sparse, save_sparse
 
 DTYPES = [
@@ -99,7 +97,7 @@ def test_without_names_only_what_becomes_smaller_is_packed(tmp_path: Path) -> No
 def test_bad_entries_are_named(tmp_path: Path) -> None:
     with pytest.raises(WoodburyError, match="'wieght'"):
         save_sparse(tmp_path / "w.safetensors", {"weight": torch.ones(3)}, ["wieght"])
-    with pytest.raises(WoodburyError, match="'_extra_state' in the state dict is a dict"):
+    with pytest.raises(WrongType, match="'_extra_state' in the state dict is a dict"):
         save_sparse(tmp_path / "w.safetensors", {"_extra_state": {}}, [])  # type: ignore[dict-item]
     with pytest.raises(WoodburyError, match="cannot be written"):
         save_sparse(tmp_path / "nowhere" / "w.safetensors", {"weight": torch.ones(3)})
@@ -140,56 +138,3 @@ def test_broken_files_are_one_sentence(tmp_path: Path) -> None:
     save_file({"w#values": torch.ones(2)}, path, header)
     with pytest.raises(WoodburyError, match="is damaged"):
         load_sparse(path)
-
-
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    goal = tmp_path / "a" / "b"
-    with output_folder(goal) as folder:
-        (folder / "report.json").write_text("{}")
-        assert not goal.exists() and folder.parent == goal.parent
-    assert [entry.name for entry in goal.iterdir()] == ["report.json"]
-    assert [entry.name for entry in goal.parent.iterdir()] == ["b"]
-
-
-def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with output_folder(tmp_path / "out") as folder:
-        (folder / "x").touch()
-    assert (tmp_path / "out" / "x").exists()
-
-
-@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError, SystemExit])
-def test_or_not_at_all(end: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(end), output_folder(tmp_path / "a" / "b") as folder:
-        (folder / "half").touch()
-        raise end
-    assert not list(tmp_path.iterdir())
-
-
-def test_bad_folders_are_told_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious").touch()
-    cases = {
-        tmp_path / "full": "is not empty: choose a new one",
-        tmp_path / "full" / "precious": "is a file: choose another name",
-        tmp_path / "full" / "precious" / "below": "cannot be written",
-    }
-    for path, sentence in cases.items():
-        with pytest.raises(WoodburyError, match=sentence), output_folder(path):
-            raise AssertionError("work began")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(WoodburyError, match="name a new folder inside it"), output_folder("."):
-        raise AssertionError("work began")
-
-    def refuse(**_: object) -> str:
-        raise PermissionError("no")
-
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with (
-        pytest.raises(WoodburyError, match=r"cannot be written \(no\): choose a place"),
-        output_folder(tmp_path / "new"),
-    ):
-        raise AssertionError("work began")
-    assert (tmp_path / "full" / "precious").exists()

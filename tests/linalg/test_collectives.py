@@ -46,7 +46,7 @@ def uneven_keep() -> Tensor:
     return keep
 
 
-def verbs(fisher: LowRank, v: Tensor, many: Tensor, c: Tensor) -> dict[str, Tensor]:
+def operations(fisher: LowRank, v: Tensor, many: Tensor, c: Tensor) -> dict[str, Tensor]:
     """Everything that a rank holds of its own columns, and what all ranks share."""
     return {
         "product": fisher @ v,
@@ -64,15 +64,17 @@ def verbs(fisher: LowRank, v: Tensor, many: Tensor, c: Tensor) -> dict[str, Tens
 def measure(part: slice, keep: Tensor, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
     data = problem()
     fisher = LowRank(data["rows"][:, part], DAMPING, data["weights"], group)
-    v, many, own = data["v"][part], data["many"][part], keep[part]
-    found = verbs(fisher, v, many, data["c"])
-    smaller = fisher.restrict(own)
-    restricted = verbs(smaller, v[own], many[own], data["c"])
-    found |= {f"restricted {name}": value for name, value in restricted.items()}
-    found["compensate"] = fisher.compensate(own, v.masked_fill(own, 0))
-    found["compensate, gradient"] = fisher.compensate(own, v.masked_fill(own, 0), many[:, 0])
+    v, many, local_keep = data["v"][part], data["many"][part], keep[part]
+    result = operations(fisher, v, many, data["c"])
+    smaller = fisher.restrict(local_keep)
+    restricted = operations(smaller, v[local_keep], many[local_keep], data["c"])
+    result |= {f"restricted {name}": value for name, value in restricted.items()}
+    result["compensate"] = fisher.compensate(local_keep, v.masked_fill(local_keep, 0))
+    result["compensate, gradient"] = fisher.compensate(
+        local_keep, v.masked_fill(local_keep, 0), many[:, 0]
+    )
     shared = {"logdet": fisher.logdet(), "restricted logdet": smaller.logdet()}
-    return found | {
+    return result | {
         name: torch.tensor([value], dtype=torch.float64) for name, value in shared.items()
     }
 
@@ -82,8 +84,8 @@ MASKS = {"even": even_keep, "uneven": uneven_keep}
 
 def work(rank: int, folder: str, mask: str) -> None:
     torch.set_num_threads(1)
-    store, patience = f"file://{folder}/store", timedelta(seconds=20)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
+    store, timeout = f"file://{folder}/store", timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timeout)
     try:
         part = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], D)
         one = torch.tensor([float(rank + 1)])
@@ -104,12 +106,12 @@ def on_two_ranks(folder: Path, mask: str) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("mask", MASKS)
 def test_two_processes_are_one_operator(mask: str, tmp_path: Path) -> None:
     ranks = on_two_ranks(tmp_path, mask)
-    for rank, found in enumerate(ranks):
-        assert (found.pop("total").item(), found.pop("one").item()) == (3.0, rank + 1.0)
-    for verb, value in measure(slice(0, D), MASKS[mask](), None).items():
-        parts = [found[verb] for found in ranks]
-        for part in parts if "logdet" in verb else [torch.cat(parts)]:
-            torch.testing.assert_close(part, value, msg=lambda text, verb=verb: f"{verb}: {text}")
+    for rank, result in enumerate(ranks):
+        assert (result.pop("total").item(), result.pop("one").item()) == (3.0, rank + 1.0)
+    for name, value in measure(slice(0, D), MASKS[mask](), None).items():
+        parts = [result[name] for result in ranks]
+        for part in parts if "logdet" in name else [torch.cat(parts)]:
+            torch.testing.assert_close(part, value, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_one_process_sums_to_itself() -> None:

@@ -21,23 +21,23 @@ def metric() -> tuple[Metric, torch.Tensor]:
 
 
 def test_rows_with_damping_times_the_metric() -> None:
-    found, dense = metric()
+    operator, dense = metric()
     rows, damping, force = normal(4, 9), 0.3, normal(4)
     truth = torch.linalg.solve(rows.mT @ rows / 4 + damping * dense, rows.mT @ force)
     assert_close(
-        found.coloured(LowRank(found.whiten(rows.clone()), damping).solve_range(force)), truth
+        operator.coloured(LowRank(operator.whiten(rows.clone()), damping).solve_range(force)), truth
     )
 
 
 def test_a_gradient_is_whitened_and_a_step_coloured() -> None:
-    found, dense = metric()
+    operator, dense = metric()
     v = normal(9)
-    assert_close(found.coloured(found.whitened(v)), torch.linalg.solve(dense, v))
-    assert_close(found.whitened(v) @ found.whitened(v), v @ torch.linalg.solve(dense, v))
+    assert_close(operator.coloured(operator.whitened(v)), torch.linalg.solve(dense, v))
+    assert_close(operator.whitened(v) @ operator.whitened(v), v @ torch.linalg.solve(dense, v))
     assert_close(v, normal(9), rtol=0, atol=0)
 
 
 def test_without_blocks_it_is_the_identity() -> None:
-    found, v = Metric(()), normal(9)
-    assert_close(found.coloured(v), v, rtol=0, atol=0)
-    assert_close(found.whitened(v), v, rtol=0, atol=0)
+    operator, v = Metric(()), normal(9)
+    assert_close(operator.coloured(v), v, rtol=0, atol=0)
+    assert_close(operator.whitened(v), v, rtol=0, atol=0)

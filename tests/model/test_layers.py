@@ -1,4 +1,4 @@
-"""Patches: a layer's output is their product with its weight, at all positions and at those that are drawn."""
+"""Patches: a layer's output is their product with its weight, at all or at drawn positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from support.limits import Limited
 from torch import nn
 from torch.testing import assert_close
 
-from woodbury.model.layers import MatrixLayer, patches, positions
+from woodbury.model.layers import MatrixLayer, by_position, patches
 
 LAYERS = {
     "plain": nn.Conv2d(3, 4, 3),
@@ -26,7 +26,7 @@ def test_outputs_are_products_with_patches(name: str, limited: Limited) -> None:
     limited(patches=2000)
     layer: MatrixLayer = LAYERS[name].double()
     given = torch.randn(5, 3, 8, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    told = positions(layer, layer(given)) - (0.0 if layer.bias is None else layer.bias)
+    told = by_position(layer, layer(given)) - (0.0 if layer.bias is None else layer.bias)
     found = torch.cat(list(patches(layer, given)))
     assert_close(found @ layer.weight.flatten(1).mT, told)
     drawn = torch.randperm(found.shape[1], generator=torch.Generator().manual_seed(1))[:6]

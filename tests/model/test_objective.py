@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import UserDict
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import gradient_chunks
-from woodbury.model.batches import checked, samples_in
+from woodbury.model.batches import samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -175,50 +175,6 @@ def test_a_mapping_that_is_no_dict_is_keywords_too() -> None:
         )
 
 
-class Wrapped(nn.Linear):
-    def forward(self, input: Tensor) -> Any:
-        return SimpleNamespace(logits=super().forward(input), hidden=input)
-
-
-def test_a_likelihood_of_a_part_of_the_output() -> None:
-    torch.manual_seed(0)
-    plain, wrapped = nn.Linear(4, 3).double(), Wrapped(4, 3).double()
-    wrapped.load_state_dict(plain.state_dict())
-    logits = cross_entropy.with_output(lambda output: output.logits)
-    assert (
-        Objective.from_model(wrapped, BATCHES, logits).loss()
-        == Objective.from_model(plain, BATCHES).loss()
-    )
-    assert logits.sample is not None and cross_entropy.sample is not None
-    drawn = logits.sample(wrapped(INPUTS), torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, cross_entropy.sample(plain(INPUTS), torch.Generator().manual_seed(0)))
-    assert Likelihood(cross_entropy.loss).with_output(len).sample is None
-    for likelihood in (cross_entropy, squared_error):
-        with pytest.raises(
-            WoodburyError,
-            match=r"got a SimpleNamespace .*with_output\(lambda output: output\.logits\)",
-        ):
-            Objective.from_model(wrapped, BATCHES, likelihood).loss()
-
-
-def test_likelihoods_are_mean_negative_logs() -> None:
-    output, target = normal(4, 2, 3), normal(4, 2, 3, seed=1)
-    normal_log = torch.distributions.Normal(output, 1).log_prob(target) + 0.5 * math.log(
-        2 * math.pi
-    )
-    torch.testing.assert_close(squared_error.loss(output, target), -normal_log.sum((1, 2)).mean())
-    assert cross_entropy.sample is not None
-    assert squared_error.sample is not None
-    assert squared_error.sample(output, None).shape == output.shape
-    drawn = cross_entropy.sample(
-        normal(4, 5, 2, 3), torch.Generator().manual_seed(0)
-    )  # classes along dimension 1
-    assert drawn.shape == (4, 2, 3)
-    assert drawn.dtype == torch.int64
-    sure = torch.full((2, 3, 2), -100.0).index_fill(1, torch.tensor([2]), 100.0)
-    assert cross_entropy.sample(sure, None).tolist() == [[2, 2], [2, 2]]
-
-
 def loss_of(likelihood: Likelihood = cross_entropy, batches: Any = None) -> float:
     return Objective.from_model(
         network(), BATCHES if batches is None else batches, likelihood
@@ -245,11 +201,11 @@ def loss_of(likelihood: Likelihood = cross_entropy, batches: Any = None) -> floa
         (lambda: Objective.from_model(network(), (batch for batch in BATCHES)), "read only once"),
         (
             lambda: Objective.from_model(network(), BATCHES).at(torch.ones(3)).loss(),
-            "met a space of",
+            r"A space of .* kept weights got a vector of shape \(3,\)",
         ),
         (
             lambda: Objective.from_model(network(), BATCHES).at(torch.ones(3)).write(),
-            "met a space of",
+            r"A space of .* kept weights got a vector of shape \(3,\)",
         ),
         (
             lambda: Objective.from_model(
@@ -332,20 +288,3 @@ def test_the_fisher_of_a_sequence_is_the_curvature_of_its_loss() -> None:
     hessian = torch.autograd.functional.hessian(loss, objective.weights)
     assert isinstance(hessian, torch.Tensor)
     torch.testing.assert_close(rows.square().mean(0).sum(), hessian.trace(), rtol=0.1, atol=0)
-
-
-def test_a_tensor_that_is_not_per_sample_is_named() -> None:
-    batch = ({"x": torch.randn(5, 4), "mask": torch.ones(4, 4)}, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(WoodburyError, match=r"an input of shape \(4, 4\)"):
-        list(checked([batch]))
-
-
-def test_recurrences_go_without_cudnn_which_has_no_backward_in_eval_mode(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
-    for model, expected in ((nn.Sequential(nn.GRU(2, 3)), False), (network(), True)):
-        with pytest.raises(KeyError), eval_mode(model):
-            assert torch.backends.cudnn.enabled is expected
-            raise KeyError
-        assert torch.backends.cudnn.enabled is True

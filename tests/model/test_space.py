@@ -94,6 +94,15 @@ def test_labels_and_slices_follow_the_tensors() -> None:
     assert space.block_sizes() == (4, 1, 3)
 
 
+def test_weights_are_named_by_their_index_and_by_their_position() -> None:
+    space = ParameterSpace({"a": torch.Size([2, 2]), "b": torch.Size([1]), "c": torch.Size([3])})
+    assert [space.name_at(position) for position in range(8)] == list("aaaabccc")
+    assert [space.name_of(index) for index in range(8)] == list("aaaabccc")
+    smaller = space.restrict(torch.tensor([0, 1, 0, 0, 0, 1, 0, 1]).bool())
+    assert [smaller.name_of(index) for index in range(3)] == list("acc")
+    assert smaller.name_at(4) == "b"
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -174,8 +183,14 @@ SPACE = ParameterSpace({"a": torch.Size([2, 2]), "b": torch.Size([3])})
             r"'a' has shape \(2, 3\), not \(2, 2\)",
         ),
         (lambda: SPACE.flatten({"a": torch.ones(2), "b": torch.ones(3)}), r"'a' has shape \(2,\)"),
-        (lambda: SPACE.expand(torch.ones(6)), "met a space of 7"),
-        (lambda: SPACE.unflatten(torch.ones(1, 7)), "met a space of 7"),
+        (
+            lambda: SPACE.expand(torch.ones(6)),
+            r"A space of 7 kept weights got a vector of shape .*: give \(7,\)",
+        ),
+        (
+            lambda: SPACE.unflatten(torch.ones(1, 7)),
+            r"A space of 7 kept weights got a vector of shape .*: give \(7,\)",
+        ),
         (lambda: SPACE.restrict(torch.ones(7)), "bool mask over the 7"),
         (lambda: SPACE.restrict(torch.ones(6).bool()), "bool mask over the 7"),
         (lambda: SPACE.block_sizes(0), "at least 1"),

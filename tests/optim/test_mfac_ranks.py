@@ -13,10 +13,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.optim.layout import per_parameter
-from woodbury.optim.optimizer import MFAC
+from woodbury.optim import MFAC, per_parameter
 
-STEPS, BAD = 25, 5
+STEPS = 25
+BAD = 5
 
 
 def net() -> nn.Sequential:
@@ -34,15 +34,12 @@ def options(case: str, model: nn.Module) -> dict[str, Any]:
     weight = model.get_parameter("0.weight")
     return {
         "whole": {"momentum": 0.9},
-        "parameters": {
-            "partition": per_parameter
-        },  # the last bias has one weight, so that the second rank has none
+        # The last bias has one weight, so that the second rank has none.
+        "parameters": {"partition": per_parameter},
         "coupled": {"weight_decay": 0.1, "decoupled": False},
         "masked": {"keep": {weight: torch.arange(20).view(5, 4) % 3 != 0}},
-        "float32": {
-            "dtype": torch.float32,
-            "damping": 1e-6,
-        },  # so small that the products are repeated in float64
+        # A damping so small that the products are repeated in float64.
+        "float32": {"dtype": torch.float32, "damping": 1e-6},
     }[case]
 
 
@@ -50,7 +47,7 @@ CASES = ("whole", "parameters", "coupled", "masked", "float32")
 
 
 def trained(case: str, part: slice, group: Any, wrap: Any = None) -> dict[str, Any]:
-    """Train on each step's samples `part`; one gradient in between is not finite, on one rank alone if there are two."""
+    """Train on the samples `part` of each step; at one step a gradient is NaN."""
     model = net()
     optimizer = MFAC(
         model.parameters(),
@@ -58,7 +55,8 @@ def trained(case: str, part: slice, group: Any, wrap: Any = None) -> dict[str, A
         **({"window": 6, "damping": 0.1} | options(case, model)),
         group=group,
     )
-    wrapped, (x, y) = model if wrap is None else wrap(model), data()
+    wrapped = model if wrap is None else wrap(model)
+    x, y = data()
     for step in range(STEPS):
         optimizer.zero_grad()
         (wrapped(x[step][part]) - y[step][part]).square().mean().backward()
@@ -71,11 +69,12 @@ def trained(case: str, part: slice, group: Any, wrap: Any = None) -> dict[str, A
 
 
 def sharded(rank: int, group: Any) -> dict[str, Any]:
-    """DTensor parameters, as fully_shard leaves them: each rank has its rows of every tensor and their gradients."""
+    """DTensor parameters, as fully_shard makes them: each rank has its rows of every tensor."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model, mesh = net(), init_device_mesh("cpu", (2,))
+    model = net()
+    mesh = init_device_mesh("cpu", (2,))
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -86,10 +85,8 @@ def sharded(rank: int, group: Any) -> dict[str, Any]:
         model(data()[0][0]).sum().backward()
         with pytest.raises(WoodburyError, match="DTensors"):
             MFAC(parameters, window=2, group=ours).step()
-    optimizer, (x, y) = (
-        MFAC(model.parameters(), 0.02, window=6, damping=0.1, momentum=0.9, group=group),
-        data(),
-    )
+    optimizer = MFAC(model.parameters(), 0.02, window=6, damping=0.1, momentum=0.9, group=group)
+    x, y = data()
     half = slice(4 * rank, 4 * rank + 4)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -115,7 +112,8 @@ def late_group(group: Any) -> str:
 
 def on_rows(group: Any) -> dict[str, Any]:
     """Several rows per step, the same on all ranks."""
-    model, generator = net(), torch.Generator().manual_seed(5)
+    model = net()
+    generator = torch.Generator().manual_seed(5)
     optimizer = MFAC(model.parameters(), 0.02, window=6, damping=0.1, group=group)
     for _ in range(9):
         rows = [
@@ -129,19 +127,20 @@ def on_rows(group: Any) -> dict[str, Any]:
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    store, patience = f"file://{folder}/store", timedelta(seconds=30)
+    store = f"file://{folder}/store"
+    patience = timedelta(seconds=30)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     try:
         from torch.nn.parallel import DistributedDataParallel
 
         half = slice(4 * rank, 4 * rank + 4)
-        found: dict[str, Any] = {
+        results: dict[str, Any] = {
             case: trained(case, half, dist.group.WORLD, DistributedDataParallel) for case in CASES
         }
-        found["rows"] = on_rows(dist.group.WORLD)
-        found["late"] = late_group(dist.group.WORLD)
-        found["sharded"] = sharded(rank, dist.group.WORLD)
-        torch.save(found, f"{folder}/{rank}.pt")
+        results["rows"] = on_rows(dist.group.WORLD)
+        results["late"] = late_group(dist.group.WORLD)
+        results["sharded"] = sharded(rank, dist.group.WORLD)
+        torch.save(results, f"{folder}/{rank}.pt")
         dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
@@ -156,7 +155,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(case: str, ranks: list[dict[str, Any]]) -> None:
-    alone, (first, second) = trained(case, slice(0, 8), None), [found[case] for found in ranks]
+    alone = trained(case, slice(0, 8), None)
+    first, second = [results[case] for results in ranks]
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if case == "float32" else {"rtol": 1e-9, "atol": 1e-11}
     assert not torch.equal(
         alone["weights"], torch.cat([p.detach().flatten() for p in net().parameters()])
@@ -169,26 +169,25 @@ def test_two_processes_train_as_one(case: str, ranks: list[dict[str, Any]]) -> N
 @pytest.mark.parametrize("case", CASES)
 def test_each_process_holds_its_own_columns(case: str, ranks: list[dict[str, Any]]) -> None:
     alone = trained(case, slice(0, 8), None)["columns"]
-    first, second = [found[case]["columns"] for found in ranks]
+    first, second = [results[case]["columns"] for results in ranks]
     assert [a + b for a, b in zip(first, second, strict=True)] == alone
     assert all(0 <= a - b <= 1 for a, b in zip(first, second, strict=True))
 
 
 def test_sharded_parameters_train_as_one(ranks: list[dict[str, Any]]) -> None:
-    alone, (first, second) = (
-        trained("whole", slice(0, 8), None),
-        [found["sharded"] for found in ranks],
-    )
+    alone = trained("whole", slice(0, 8), None)
+    first, second = [results["sharded"] for results in ranks]
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-9, atol=1e-11)
     assert first["columns"][0] + second["columns"][0] == alone["columns"][0]
     assert min(first["columns"][0], second["columns"][0]) > 0
 
 
 def test_rows_on_two_processes_are_those_on_one(ranks: list[dict[str, Any]]) -> None:
-    alone, (first, second) = on_rows(None), [found["rows"] for found in ranks]
+    alone = on_rows(None)
+    first, second = [results["rows"] for results in ranks]
     torch.testing.assert_close(first, alone, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
 def test_a_late_group_is_refused_on_ranks(ranks: list[dict[str, Any]]) -> None:
-    assert all("before the first step" in found["late"] for found in ranks)
+    assert all("before the first step" in results["late"] for results in ranks)

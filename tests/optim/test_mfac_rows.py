@@ -1,21 +1,19 @@
-"""MFAC on many rows at once, and the damping of Levenberg and Marquardt that goes with them."""
+"""MFAC on many rows at once, and LevenbergMarquardt, which sets its damping."""
 
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import torch
 from support import dense
+from support.small_training import through_a_file, vector
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from woodbury.errors import WoodburyError
-from woodbury.optim.layout import blocks, per_parameter, whole
-from woodbury.optim.levenberg_marquardt import LevenbergMarquardt
-from woodbury.optim.optimizer import MFAC
+from woodbury.optim import MFAC, LevenbergMarquardt, blocks, per_parameter, whole
 
 K = 7
 
@@ -46,12 +44,8 @@ def matrix(rows: list[Tensor]) -> Tensor:
     return torch.cat([row.flatten(1) for row in rows], 1)
 
 
-def vector(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
 def linear(truth: Tensor, size: int = 20) -> tuple[nn.Parameter, Tensor, Tensor]:
-    """A least-squares problem in as many weights as `truth`: where they start, its matrix and right-hand side."""
+    """A least-squares problem with the solution `truth`: weights, matrix and right-hand side."""
     generator = torch.Generator().manual_seed(2)
     a = torch.randn(size, len(truth), generator=generator, dtype=torch.float64)
     return nn.Parameter(torch.zeros_like(truth)), a, a @ truth
@@ -60,13 +54,12 @@ def linear(truth: Tensor, size: int = 20) -> tuple[nn.Parameter, Tensor, Tensor]
 @pytest.mark.parametrize("window", [K, K + 3, 3 * K])
 @pytest.mark.parametrize("partition", [whole, per_parameter, blocks(10)])
 def test_steps_on_rows_are_those_of_the_dense_truth(window: int, partition: Any) -> None:
-    """The last rows of all batches make the Fisher, the newest batch's residuals the gradient; 12 steps around the window."""
-    model, seen = net(), torch.empty(0, 25, dtype=torch.float64)
+    """The last rows of all batches make the Fisher, the newest residuals the gradient."""
+    model = net()
+    seen = torch.empty(0, 25, dtype=torch.float64)
     sizes = {whole: [25], per_parameter: [12, 6, 6, 1]}.get(partition, [10, 10, 5])
-    optimizer, weights = (
-        MFAC(model.parameters(), 0.3, window=window, damping=0.1, partition=partition),
-        vector(model),
-    )
+    optimizer = MFAC(model.parameters(), 0.3, window=window, damping=0.1, partition=partition)
+    weights = vector(model)
     for step in range(12):
         rows, residuals = jacobian(model, step)
         seen = torch.cat([seen, matrix(rows)])[-window:]
@@ -79,11 +72,12 @@ def test_steps_on_rows_are_those_of_the_dense_truth(window: int, partition: Any)
         assert optimizer.slope == pytest.approx(float(gradient @ move), rel=1e-9)
 
 
-def test_one_row_is_a_gradient_and_both_may_alternate() -> None:
-    model, twin = net(), net()
-    optimizer, other = (
-        MFAC(each.parameters(), 0.1, window=5, damping=0.1, momentum=0.5) for each in (model, twin)
-    )
+def test_one_row_is_a_gradient_and_rows_and_gradients_may_alternate() -> None:
+    model = net()
+    twin = net()
+    options = {"window": 5, "damping": 0.1, "momentum": 0.5}
+    optimizer = MFAC(model.parameters(), 0.1, **options)
+    other = MFAC(twin.parameters(), 0.1, **options)
     for step in range(14):
         rows, _ = jacobian(model, step)
         for parameter, row in zip(twin.parameters(), rows, strict=True):
@@ -99,7 +93,7 @@ def test_one_row_is_a_gradient_and_both_may_alternate() -> None:
 
 
 def test_float32_rows_among_gradients_are_exact_enough() -> None:
-    """Gradients measured in float32 before, at damping/λmax = 1e-5: the first batch of rows makes the products anew."""
+    """At damping/λmax = 1e-5, among products that were taken in float32 before."""
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(400, generator=generator)
     seen = shared + 0.1 * torch.randn(40, 400, generator=generator)
@@ -125,10 +119,8 @@ def test_masks_signs_and_decay_hold_for_rows_too() -> None:
     )
     model[0].weight.data.mul_(keep["0.weight"])
     options: dict[str, Any] = {"weight_decay": 0.2, "decoupled": False, "maximize": True}
-    optimizer, weights = (
-        MFAC(model.named_parameters(), 0.1, window=9, damping=0.1, keep=keep, **options),
-        vector(model),
-    )
+    optimizer = MFAC(model.named_parameters(), 0.1, window=9, damping=0.1, keep=keep, **options)
+    weights = vector(model)
     seen = torch.empty(0, int(kept.sum()), dtype=torch.float64)
     for step in range(4):
         rows, residuals = jacobian(model, step)
@@ -144,7 +136,8 @@ def test_rows_that_are_not_finite_change_nothing_but_the_count(where: str) -> No
     model = net()
     optimizer = MFAC(model.parameters(), 0.1, window=9, damping=0.1)
     optimizer.step(rows=jacobian(model, 0)[0], residuals=jacobian(model, 0)[1])
-    before, state = vector(model), copy.deepcopy(optimizer.state_dict())
+    before = vector(model)
+    state = copy.deepcopy(optimizer.state_dict())
     rows, residuals = jacobian(model, 1)
     (rows[2][3] if where == "rows" else residuals[2:]).fill_(float("nan"))
     optimizer.step(rows=rows, residuals=residuals)
@@ -153,9 +146,10 @@ def test_rows_that_are_not_finite_change_nothing_but_the_count(where: str) -> No
     torch.testing.assert_close(vector(model), before, rtol=0, atol=0)
 
 
-def test_bad_rows_are_named_and_change_nothing() -> None:
+def test_rows_that_do_not_fit_are_named_and_change_nothing() -> None:
     model = net()
-    optimizer, (rows, residuals) = MFAC(model.parameters(), 0.1, window=K), jacobian(model, 0)
+    optimizer = MFAC(model.parameters(), 0.1, window=K)
+    rows, residuals = jacobian(model, 0)
     before = vector(model)
     for wrong, sentence in (
         ({"rows": rows}, "only one of"),
@@ -174,22 +168,23 @@ def test_bad_rows_are_named_and_change_nothing() -> None:
     torch.testing.assert_close(vector(model), before, rtol=0, atol=0)
 
 
-def test_on_a_quadratic_the_prediction_is_exact_and_the_damping_falls() -> None:
-    """Where F is the Hessian and a little damping, (lr − lr²/2)·slope is what the loss falls by, but for the damping."""
+def test_on_a_quadratic_the_prediction_is_exact_and_the_damping_shrinks() -> None:
+    """Where F is the Hessian, the loss falls by (lr − lr²/2)·slope but for the damping."""
     weights, a, b = linear(torch.arange(1.0, 6.0).double())
     optimizer = MFAC([weights], 0.8, window=len(a), damping=1e-3)
-    damping = LevenbergMarquardt(optimizer, factor=3.0, least=1e-5)
-    found = []
+    damping = LevenbergMarquardt(optimizer, factor=3.0, min_damping=1e-5)
+    dampings = []
     for _ in range(9):
         residuals = a @ weights.detach() - b
         loss = residuals.square().mean() / 2
         damping.step(loss)
-        found.append(optimizer.param_groups[0]["damping"])
+        dampings.append(optimizer.param_groups[0]["damping"])
         optimizer.step(rows=[a], residuals=residuals)
-        if len(found) == 1:
+        if len(dampings) == 1:
             after = (a @ weights.detach() - b).square().mean() / 2
             assert float(loss - after) == pytest.approx(0.48 * optimizer.slope, rel=1e-3)
-    assert found[:4] == pytest.approx([1e-3, 1e-3 / 3, 1e-3 / 9, 1e-3 / 27]) and found[-1] == 1e-5
+    assert dampings[:4] == pytest.approx([1e-3, 1e-3 / 3, 1e-3 / 9, 1e-3 / 27])
+    assert dampings[-1] == 1e-5
 
 
 def after_a_step(share: float, **limits: float) -> float:
@@ -204,8 +199,8 @@ def after_a_step(share: float, **limits: float) -> float:
     return optimizer.param_groups[0]["damping"]
 
 
-def test_what_maximises_is_as_good_as_what_minimises() -> None:
-    found = []
+def test_maximizing_mirrors_minimizing() -> None:
+    results = []
     for sign in (1.0, -1.0):
         weights = nn.Parameter(torch.ones(3, dtype=torch.float64))
         optimizer = MFAC([weights], 0.5, window=1, damping=1.0, maximize=sign < 0)
@@ -216,8 +211,8 @@ def test_what_maximises_is_as_good_as_what_minimises() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        found.append((optimizer.param_groups[0]["damping"], weights.tolist()))
-    assert found[0] == found[1] and found[0][0] != 1.0
+        results.append((optimizer.param_groups[0]["damping"], weights.tolist()))
+    assert results[0] == results[1] and results[0][0] != 1.0
 
 
 def test_rows_of_a_scalar() -> None:
@@ -244,12 +239,14 @@ def test_rows_of_a_scalar() -> None:
         (float("nan"), 0.2),
     ],
 )
-def test_the_damping_follows_the_share_of_the_prediction(share: float, expected: float) -> None:
+def test_the_damping_follows_the_reduction_ratio(share: float, expected: float) -> None:
     assert after_a_step(share) == pytest.approx(expected)
 
 
 def test_the_damping_stays_within_its_limits() -> None:
-    assert after_a_step(0.0, most=0.15) == 0.15 and after_a_step(1.0, least=0.08) == 0.08
+    assert (
+        after_a_step(0.0, max_damping=0.15) == 0.15 and after_a_step(1.0, min_damping=0.08) == 0.08
+    )
 
 
 def test_levenberg_marquardt_solves_what_a_fixed_damping_does_not() -> None:
@@ -281,10 +278,8 @@ def test_levenberg_marquardt_resumes_bit_for_bit() -> None:
     model = net(1)
     optimizer, damping = made(model)
     train(model, optimizer, damping, range(5))
-    file = io.BytesIO()
-    torch.save([optimizer.state_dict(), damping.state_dict()], file)
-    file.seek(0)
-    states, twin = torch.load(file, weights_only=True), copy.deepcopy(model)
+    states = through_a_file([optimizer.state_dict(), damping.state_dict()])
+    twin = copy.deepcopy(model)
     train(model, optimizer, damping, range(5))
     resumed = made(twin)
     for each, state in zip(resumed, states, strict=True):
@@ -300,14 +295,14 @@ def test_levenberg_marquardt_refuses_what_it_cannot_predict() -> None:
         ({"momentum": 0.9}, "no momentum"),
         ({"lr": 2.0}, "below 2"),
         ({"factor": 1.0}, "factor"),
-        ({"least": 0.0}, "least"),
-        ({"least": 2.0, "most": 1.0}, "least"),
+        ({"min_damping": 0.0}, "min_damping"),
+        ({"min_damping": 2.0, "max_damping": 1.0}, "min_damping"),
     ):
         own = {key: value for key, value in options.items() if key in ("momentum", "lr")}
         rest = {key: value for key, value in options.items() if key not in own}
         with pytest.raises(WoodburyError, match=sentence):
             LevenbergMarquardt(MFAC(model.parameters(), **own), **rest)
-    with pytest.raises(WoodburyError, match="or all maximise"):
+    with pytest.raises(WoodburyError, match="or all maximize"):
         mixed: Any = [
             {"params": model[0].parameters(), "maximize": True},
             {"params": model[2].parameters()},

@@ -1,4 +1,4 @@
-"""Preconditioner against the dense inverse, with what else moves a model; Ahead, the stream it is calibrated on."""
+"""Preconditioner against the dense inverse, and together with what else moves a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import dense
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import woodbury
 from woodbury import ParameterSpace, PeekingLoader, Preconditioner, WoodburyError
 from woodbury.estimation.gradients import gradient_rows
 from woodbury.model.objective import Objective
-from woodbury.model.peeking import preserving_rng
 
 DAMPING = 0.05
 
@@ -43,7 +39,8 @@ def sgd(model: nn.Module, lr: float = 0.5, momentum: float = 0.0) -> torch.optim
 
 
 def test_a_step_is_the_damping_times_the_inverse_fisher_times_the_gradient() -> None:
-    model, batches = network(), data()
+    model = network()
+    batches = data()
     space = ParameterSpace.from_model(model, min_ndim=2)
     fisher = dense.low_rank(
         gradient_rows(Objective.from_model(model, batches, space=space), 40), DAMPING
@@ -68,8 +65,9 @@ def test_a_step_is_the_damping_times_the_inverse_fisher_times_the_gradient() -> 
         )
 
 
-def test_estimates_come_every_so_many_steps_and_leave_the_loops_random_numbers_alone() -> None:
-    model, taken = network(), []
+def test_estimates_come_every_n_steps_and_leave_random_numbers_alone() -> None:
+    model = network()
+    taken = []
 
     def calibration(step: int) -> list[tuple[Tensor, Tensor]]:
         torch.rand(3)
@@ -88,7 +86,7 @@ def test_estimates_come_every_so_many_steps_and_leave_the_loops_random_numbers_a
     assert torch.equal(drawn, torch.rand(2))
 
 
-def test_a_run_that_goes_on_after_a_multiple_of_every_is_the_one_that_was_not_stopped() -> None:
+def test_a_run_resumed_where_an_estimate_is_due_continues_bit_for_bit() -> None:
     def trained(model: nn.Module, optimizer: Any, batches: list[Any]) -> None:
         for batch in batches:
             backward(model, batch)
@@ -116,7 +114,7 @@ def test_a_run_that_goes_on_after_a_multiple_of_every_is_the_one_that_was_not_st
         assert torch.equal(one, two)
 
 
-def test_inputs_of_different_scales_cost_it_nothing() -> None:
+def test_inputs_of_different_scales_are_no_harder() -> None:
     x = torch.randn(
         200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
     ) * torch.logspace(-1, 1, 6)
@@ -125,7 +123,8 @@ def test_inputs_of_different_scales_cost_it_nothing() -> None:
     def loss(lr: float, preconditioned: bool) -> float:
         model = nn.Linear(6, 1, bias=False).double()
         nn.init.zeros_(model.weight)
-        optimizer, likelihood = torch.optim.SGD(model.parameters(), lr), woodbury.squared_error
+        optimizer = torch.optim.SGD(model.parameters(), lr)
+        likelihood = woodbury.squared_error
         if preconditioned:
             recipe = woodbury.gauss_newton(woodbury.mfac(200, 1e-3), 1)
             Preconditioner(optimizer, model, recipe, batches, likelihood=likelihood)
@@ -139,13 +138,14 @@ def test_inputs_of_different_scales_cost_it_nothing() -> None:
     assert loss(1 / 1e-3, True) < 1e-6 * alone
 
 
-def test_zeros_stay_zero_while_a_gradual_pruning_shares_the_stream() -> None:
+def test_gradual_pruning_on_the_same_stream_holds_its_zeros() -> None:
     model = network()
-    ahead, optimizer = PeekingLoader(data(count=160), 40), sgd(model, 0.1, 0.9)
+    loader = PeekingLoader(data(count=160), 40)
+    optimizer = sgd(model, 0.1, 0.9)
     pruner = woodbury.Pruner(woodbury.mfac(40, 1e-3))
-    gradual = woodbury.Gradual(model, optimizer, ahead, 0.5, end=10, steps=2, pruner=pruner)
-    Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING), ahead, every=5)
-    for batch in ahead:
+    gradual = woodbury.Gradual(model, optimizer, loader, 0.5, end=10, steps=2, pruner=pruner)
+    Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING), loader, every=5)
+    for batch in loader:
         backward(model, batch)
         optimizer.step()
     left = sum(
@@ -156,8 +156,9 @@ def test_zeros_stay_zero_while_a_gradual_pruning_shares_the_stream() -> None:
     )
 
 
-def test_what_has_no_sound_gradient_is_left_alone() -> None:
-    model, batches = network(), data()
+def test_gradients_that_are_missing_or_not_finite_are_left_alone() -> None:
+    model = network()
+    batches = data()
     optimizer = sgd(model)
     preconditioner = Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING), batches)
     optimizer.step()  # no gradient at all
@@ -175,8 +176,9 @@ def test_what_has_no_sound_gradient_is_left_alone() -> None:
         assert parameter.grad is not None and torch.equal(parameter.grad, gradient)
 
 
-def test_removed_it_changes_nothing() -> None:
-    model, batches = network(), data()
+def test_after_remove_gradients_are_left_alone() -> None:
+    model = network()
+    batches = data()
     optimizer = sgd(model)
     Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING), batches).remove()
     backward(model, batches[0])
@@ -206,7 +208,7 @@ def test_removed_it_changes_nothing() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     model = network()
     given = {
         "optimizer": sgd(model),
@@ -218,23 +220,26 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
         Preconditioner(**given)
 
 
-def test_each_of_two_optimizers_gets_its_own_and_what_is_frozen_counts_for_nothing() -> None:
-    model, batches = network(), data()
-    first, last = model[0], model[2]  # type: ignore[index]
+def test_the_space_is_what_the_optimizer_trains() -> None:
+    model = network()
+    batches = data()
+    first = model.get_submodule("0")
+    last = model.get_submodule("2")
     optimizers = [torch.optim.SGD(part.parameters(), 0.1) for part in (first, last)]
     chosen = [
         Preconditioner(each, model, woodbury.kfac(40, DAMPING), batches).space.shapes
         for each in optimizers
     ]
     assert [list(names) for names in chosen] == [["0.weight"], ["2.weight"]]
-    first.weight.requires_grad_(False)
+    first.get_parameter("weight").requires_grad_(False)
     assert list(Preconditioner(sgd(model), model, woodbury.kfac(40), batches).space.shapes) == [
         "2.weight"
     ]
 
 
 def test_a_damping_that_is_no_multiple_of_the_identity_is_refused() -> None:
-    model, batches = network(), data()
+    model = network()
+    batches = data()
     optimizer = sgd(model)
     Preconditioner(
         optimizer, model, woodbury.kfac(40, DAMPING, damped=woodbury.fisher.pi_corrected), batches
@@ -244,7 +249,7 @@ def test_a_damping_that_is_no_multiple_of_the_identity_is_refused() -> None:
         optimizer.step()
 
 
-def test_a_network_with_batchnorm_in_autocast() -> None:
+def test_a_network_with_batchnorm_under_autocast() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
@@ -261,67 +266,9 @@ def test_a_network_with_batchnorm_in_autocast() -> None:
 
 
 def test_a_closure_is_refused() -> None:
-    model, batches = network(), data()
+    model = network()
+    batches = data()
     optimizer = sgd(model)
     Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING), batches)
     with pytest.raises(WoodburyError, match="closure"):
         optimizer.step(lambda: 0.0)
-
-
-def numbered(sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
-    ends = torch.tensor(sizes).cumsum(0).tolist()
-    return [
-        (torch.arange(end - size, end), torch.zeros(size))
-        for size, end in zip(sizes, ends, strict=True)
-    ]
-
-
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 12))
-def test_ahead_gives_all_batches_in_order_and_shows_the_next(
-    sizes: list[int], samples: int
-) -> None:
-    batches, total = numbered(sizes), sum(sizes)
-    ahead = PeekingLoader(batches, samples)
-    assert int(ahead()[0][0][0]) == 0  # asked before the training begins
-    for _ in range(2):  # epochs
-        seen = []
-        for x, _ in ahead:
-            shown = torch.cat([inputs for inputs, _ in ahead()])
-            assert len(shown) >= min(samples, total) and torch.equal(
-                shown, shown[0] + torch.arange(len(shown))
-            )
-            assert shown[0] == x[-1] + 1 or shown[-1] == total - 1  # the next in line, or the last
-            seen.append(x)
-        assert torch.equal(torch.cat(seen), torch.arange(total))
-
-
-def test_every_pass_is_whole_and_in_an_order_of_its_own() -> None:
-    loader = DataLoader(TensorDataset(torch.arange(24), torch.zeros(24)), 4, shuffle=True)
-    torch.manual_seed(0)
-    ahead = PeekingLoader(loader, 8)
-    with preserving_rng(ahead):  # as Gradual asks it before the first pass
-        ahead()
-    orders = []
-    for _ in range(3):
-        orders.append(
-            [batch[0].tolist() for batch, _ in zip(ahead, range(6), strict=False)]
-        )  # left after its last
-        with preserving_rng(ahead):
-            torch.rand(5)
-    assert [sorted(number for batch in order for number in batch) for order in orders] == 3 * [
-        list(range(24))
-    ]
-    assert orders[0] != orders[1] != orders[2]
-
-
-def test_ahead_reads_no_more_than_it_must_and_goes_on_where_it_was() -> None:
-    stream = iter(numbered([2] * 20))
-    ahead = PeekingLoader(stream, 6)
-    first = [int(x[0]) for (x, _), _ in zip(ahead, range(3), strict=False)]
-    assert (
-        first == [0, 2, 4] and int(next(stream)[0][0]) == 14
-    )  # one more was taken by zip, three are waiting
-    with pytest.raises(WoodburyError, match="at least 1"):
-        PeekingLoader([], 0)
-    with pytest.raises(WoodburyError, match="no batches"):
-        PeekingLoader([], 4)()

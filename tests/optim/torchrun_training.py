@@ -1,4 +1,4 @@
-"""What test_optim_torchrun.py launches: DistributedDataParallel and MFAC, each rank on its share of every batch."""
+"""What test_torchrun.py launches: MFAC under DistributedDataParallel on two ranks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from woodbury.optim.optimizer import MFAC
+from woodbury.optim import MFAC
 
-STEPS, BATCH = 15, 8
+STEPS = 15
+BATCH = 8
 
 
 def trained(rank: int, ranks: int, group: Any) -> Tensor:
@@ -38,5 +39,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     weights = trained(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
     torch.save(weights, f"{sys.argv[1]}/{dist.get_rank()}.pt")
-    dist.barrier()  # a rank that is gone first may take the other's threads down
+    dist.barrier()  # a rank that leaves first may take the other's threads down
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Contests: budgets in any cost, targets per layer, ceilings, and what cannot be is named before any work."""
+"""Budgets in any cost, targets per layer, max layer sparsity, and errors before any work."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SPACE = ParameterSpace.from_model(
 PARTS = list(SPACE.slices.values())
 
 
-def prices(*each: float) -> Any:
+def costs_of_layers(*each: float) -> Any:
     """A cost per weight of each of the three layers, as a table of latencies would give."""
     return lambda space: torch.tensor(each, dtype=torch.float64)[space.tensor_index()]
 
 
-def posed(
+def budget_of(
     targets: Any = 0.5, unit: Any = single, scope: Any = global_, cost: Any = weights, **more: Any
 ) -> Budget:
     return budget_for(more.pop("space", SPACE), targets, unit, scope, cost, **more)
@@ -49,102 +49,115 @@ def scores_of(made: Budget, seed: int = 0) -> Tensor:
 def test_a_budget_of_costs_is_met_within_one_unit(
     unit: Any, target: float, costs: list[float], seed: int
 ) -> None:
-    made = posed(target, unit, cost=prices(*costs))
+    made = budget_of(target, unit, cost=costs_of_layers(*costs))
     remove = made.cheapest(scores_of(made, seed))
-    price = prices(*costs)(SPACE)
-    gone = float(price[~made.keep(remove)].sum())
-    budget = target * float(price.sum())
-    assert budget - float(made.costs.max()) < gone + 1e-9 and gone <= budget * (1 + 1e-9)
+    each = costs_of_layers(*costs)(SPACE)
+    removed = float(each[~made.keep(remove)].sum())
+    wanted = target * float(each.sum())
+    assert wanted - float(made.costs.max()) < removed + 1e-9
+    assert removed <= wanted * (1 + 1e-9)
 
 
 def test_single_weights_are_exact() -> None:
     for target, count in ((0.0, 0), (0.31, 16), (0.5, 25), (0.9, 45)):
-        made = posed(target)
+        made = budget_of(target)
         assert int(made.cheapest(scores_of(made)).sum()) == count
 
 
 def test_targets_for_each_layer() -> None:
     for scope in (global_, layerwise):
-        made = posed({"0.*": 0.0, "2.weight": 0.8, "*": 0.9}, scope=scope)
+        made = budget_of({"0.*": 0.0, "2.weight": 0.8, "*": 0.9}, scope=scope)
         gone = ~made.keep(made.cheapest(scores_of(made)))
         assert [int(gone[part].sum()) for part in PARTS] == [0, 9, 16]
 
 
 def test_a_group_of_layers_shares_its_target() -> None:
-    made = posed({"1.weight": 0.0, "*": 0.5})
+    made = budget_of({"1.weight": 0.0, "*": 0.5})
     scores = torch.arange(50, dtype=torch.float64)
     gone = ~made.keep(made.cheapest(scores))
     assert [int(gone[part].sum()) for part in PARTS] == [20, 0, 0]
 
 
 def test_costs_and_divisors_are_sums_over_the_unit() -> None:
-    made = posed(0.5, output_channels, cost=prices(1, 2, 3), per=power(prices(4, 9, 16), 0.5))
+    made = budget_of(
+        0.5,
+        output_channels,
+        cost=costs_of_layers(1, 2, 3),
+        normalize_by=power(costs_of_layers(4, 9, 16), 0.5),
+    )
     first = torch.cat([some[:, 0] for some in made.groups or ()])
     layer = SPACE.tensor_index()[first]
     size = torch.tensor([4.0, 5.0, 2.0], dtype=torch.float64)[layer]
     assert torch.equal(made.costs, size * (layer + 1))
-    torch.testing.assert_close(made.per, size * (layer + 2))
+    torch.testing.assert_close(made.divisors, size * (layer + 2))
     assert torch.equal(made.layers, layer)
 
 
 def test_scores_are_divided_by_what_a_weight_costs() -> None:
-    made = posed(0.4, per=prices(1, 1, 100))
+    made = budget_of(0.4, normalize_by=costs_of_layers(1, 1, 100))
     gone = ~made.keep(made.cheapest(torch.full((50,), 0.5, dtype=torch.float64)))
     assert [int(gone[part].sum()) for part in PARTS] == [0, 0, 20]
 
 
-def test_scores_are_divided_by_the_cost_unless_told_otherwise() -> None:
-    """Nine of ten FLOPs lie in the last layer: equal scores there are worth the most."""
-    made = posed(0.4, cost=prices(1, 1, 10))
+def test_scores_are_divided_by_the_cost_by_default() -> None:
+    """Most of the cost lies in the last layer: there equal scores buy the most of it."""
+    made = budget_of(0.4, cost=costs_of_layers(1, 1, 10))
     gone = ~made.keep(made.cheapest(torch.full((50,), 0.5, dtype=torch.float64)))
     assert [int(gone[part].sum()) for part in PARTS] == [0, 0, 9]
     assert (
-        posed().per is None and posed(0.4, block(2)).per is None
+        budget_of().divisors is None and budget_of(0.4, block(2)).divisors is None
     )  # equal units: nothing to divide
-    plain = posed(0.4, cost=prices(1, 1, 10), per=weights)
-    assert plain.per is None
+    plain = budget_of(0.4, cost=costs_of_layers(1, 1, 10), normalize_by=weights)
+    assert plain.divisors is None
 
 
 @given(target=st.floats(0.1, 0.85), seed=st.integers(0, 50))
-def test_no_layer_loses_more_than_the_ceiling(target: float, seed: int) -> None:
-    made = posed(target, ceiling=0.9)
+def test_no_layer_loses_more_than_its_max_sparsity(target: float, seed: int) -> None:
+    made = budget_of(target, max_layer_sparsity=0.9)
     scores = scores_of(made, seed) * torch.tensor([1.0, 100.0, 1e4])[SPACE.tensor_index()]
     gone = ~made.keep(made.cheapest(scores))
     assert int(gone.sum()) == round(50 * target)
     assert all(int(gone[part].sum()) <= 0.9 * (part.stop - part.start) + 1e-9 for part in PARTS)
 
 
-def test_ceilings_count_what_is_gone_already() -> None:
+def test_max_layer_sparsity_counts_what_is_removed_already() -> None:
     keep = torch.ones(50, dtype=torch.bool)
     keep[:15] = False
-    made = posed(0.5, space=SPACE.restrict(keep), ceiling=0.8)
+    made = budget_of(0.5, space=SPACE.restrict(keep), max_layer_sparsity=0.8)
     remove = made.cheapest(torch.arange(35, dtype=torch.float64))
     assert (
         int(remove.sum()) == 10 and remove[:1].all() and int(remove[:5].sum()) == 1
     )  # 16 of 20 may go
 
 
-def test_what_is_left_is_the_contest_of_the_space_that_is_left() -> None:
+def test_the_budget_after_removing_is_that_of_the_restricted_space() -> None:
     for unit in (single, output_channels):
-        for more in ({}, {"ceiling": 0.95, "per": prices(3, 2, 1)}):
-            made = posed(0.7, unit, layerwise, cost=prices(1, 2, 3), **more)
+        for more in ({}, {"max_layer_sparsity": 0.95, "normalize_by": costs_of_layers(3, 2, 1)}):
+            made = budget_of(0.7, unit, layerwise, cost=costs_of_layers(1, 2, 3), **more)
             remove = made.first_step_of(3).cheapest(scores_of(made))
             left = made.after_removing(remove)
-            anew = posed(
+            anew = budget_of(
                 0.7,
                 unit,
                 layerwise,
-                cost=prices(1, 2, 3),
+                cost=costs_of_layers(1, 2, 3),
                 space=SPACE.restrict(made.keep(remove)),
                 **more,
             )
-            for name in ("costs", "labels", "budgets", "layers", "ceilings", "per"):
+            for name in (
+                "costs",
+                "pools",
+                "pool_budgets",
+                "layers",
+                "layer_limits",
+                "divisors",
+            ):
                 torch.testing.assert_close(getattr(left, name), getattr(anew, name))
             for some, other in zip(left.groups or (), anew.groups or (), strict=True):
                 assert torch.equal(some, other)
 
 
-def test_runs_are_labels_along_the_inputs() -> None:
+def test_consecutive_pools_lie_along_the_inputs() -> None:
     space = ParameterSpace.from_model(
         nn.Sequential(nn.Conv2d(4, 3, 2), nn.Linear(6, 4)), min_ndim=2
     )
@@ -157,11 +170,11 @@ def test_runs_are_labels_along_the_inputs() -> None:
     assert torch.equal(transposed[:48], labels[:48])
 
 
-def test_runs_keep_n_of_m() -> None:
-    made = posed(
+def test_consecutive_pools_keep_n_of_m() -> None:
+    made = budget_of(
         0.5, scope=consecutive(2, 0), space=ParameterSpace.from_model(nn.Linear(4, 6), min_ndim=2)
     )
-    assert (made.budgets == 1).all()
+    assert (made.pool_budgets == 1).all()
     keep = made.keep(made.cheapest(scores_of(made)))
     assert (keep.view(3, 2, 4).sum(1) == 1).all()
 
@@ -177,14 +190,17 @@ COUPLED = custom([{"0.weight": 0, "1.weight": (slice(None), 0)}])
         ({"targets": {"0.*": 0.5}}, r"No target is given for '1\.weight'"),
         ({"targets": {"conv*": 0.5, "*": 0.9}}, r"The target 'conv\*' matches no parameter"),
         ({"targets": {"0.*": 1.5, "*": 0.9}}, "sparsity is 1.5"),
-        ({"cost": prices(1, 0, 1)}, r"A cost in '1\.weight' is zero, negative or not finite"),
-        ({"cost": prices(1, 1, float("nan"))}, r"A cost in '2\.weight'"),
-        ({"cost": prices(-1, 1, 1)}, r"A cost in '0\.weight'"),
+        (
+            {"cost": costs_of_layers(1, 0, 1)},
+            r"A cost in '1\.weight' is zero, negative or not finite",
+        ),
+        ({"cost": costs_of_layers(1, 1, float("nan"))}, r"A cost in '2\.weight'"),
+        ({"cost": costs_of_layers(-1, 1, 1)}, r"A cost in '0\.weight'"),
         (
             {"cost": lambda space: torch.ones(7)},
             r"The cost gave shape \(7,\): give one number for each of 50",
         ),
-        ({"per": prices(1, 0, 1)}, r"A cost in '1\.weight' is zero"),
+        ({"normalize_by": costs_of_layers(1, 0, 1)}, r"A cost in '1\.weight' is zero"),
         ({"unit": block(4), "targets": 0.5}, r"do not tile '1\.weight'"),
         (
             {"scope": consecutive(4)},
@@ -205,24 +221,27 @@ COUPLED = custom([{"0.weight": 0, "1.weight": (slice(None), 0)}])
             "lies in two scopes, or two targets",
         ),
         (
-            {"unit": COUPLED, "targets": 0.05, "ceiling": 0.9},
-            "lies in two tensors: leave the ceiling out",
+            {"unit": COUPLED, "targets": 0.05, "max_layer_sparsity": 0.9},
+            "lies in two tensors: leave max_layer_sparsity at 1",
         ),
-        ({"ceiling": 0.4}, "may fall cost 5 too little"),
-        ({"targets": {"1.*": 0.9, "*": 0.2}, "ceiling": 0.8}, "may fall cost 1 too little"),
-        ({"ceiling": 0.0}, "The ceiling is 0.0"),
-        ({"ceiling": 1.1}, "The ceiling is 1.1"),
-        ({"ceiling": float("nan")}, "The ceiling is nan"),
-        ({"unit": custom([{"0.weight": 0}])}, "may fall cost 21 too little"),
+        ({"max_layer_sparsity": 0.4}, "Only 20 of 25 requested removals"),
+        (
+            {"targets": {"1.*": 0.9, "*": 0.2}, "max_layer_sparsity": 0.8},
+            "Only 8 of 9 requested removals",
+        ),
+        ({"max_layer_sparsity": 0.0}, "max_layer_sparsity is 0.0"),
+        ({"max_layer_sparsity": 1.1}, "max_layer_sparsity is 1.1"),
+        ({"max_layer_sparsity": float("nan")}, "max_layer_sparsity is nan"),
+        ({"unit": custom([{"0.weight": 0}])}, "Only 4 of 25 requested removals"),
     ],
 )
-def test_what_cannot_be_is_named(given: dict[str, Any], says: str) -> None:
+def test_impossible_budgets_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
-        posed(**given)
+        budget_of(**given)
 
 
-def test_less_than_is_gone_already_is_named() -> None:
+def test_a_sparsity_below_the_present_one_is_refused() -> None:
     keep = torch.ones(50, dtype=torch.bool)
     keep[:30] = False
     with pytest.raises(WoodburyError, match=r"below the 0\.6000 reached"):
-        posed(0.5, space=SPACE.restrict(keep))
+        budget_of(0.5, space=SPACE.restrict(keep))

@@ -1,4 +1,4 @@
-"""Dampings and trust by held-back loss, stages with fresh samples, efforts: what is chosen is what is best there."""
+"""Dampings and trust chosen by the loss on held-back data, stages with fresh samples, efforts."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_stages_take_fresh_samples_and_yield_what_each_reached(objective: Object
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("recipe", [mfac(30, 1e-3), woodfisher(30, 16, 1e-3)])
-def test_inner_stages_take_the_least_and_end_in_the_optimum_of_one_quadratic(
+def test_inner_stages_remove_the_cheapest_and_end_at_the_optimum_of_one_quadratic(
     recipe, first_order: bool, objective: Objective
 ) -> None:
     pruner = Pruner(recipe, woodtaylor if first_order else obs, first_order=first_order)
@@ -130,12 +130,12 @@ def test_inner_stages_take_the_least_and_end_in_the_optimum_of_one_quadratic(
 @pytest.mark.parametrize(
     ("pruner", "levels", "message"),
     [
-        (Pruner(mfac(30), update=zero), [0.5], "take the joint update"),
+        (Pruner(mfac(30), update=zero), [0.5], "use update=joint"),
         (Pruner(mfac(30)), [], "no sparsity"),
         (Pruner(mfac(30)), [0.5, 1.5], "1.5"),
     ],
 )
-def test_inner_stages_that_cannot_be_are_refused_at_once(
+def test_impossible_inner_stages_are_refused_at_once(
     pruner, levels, message: str, objective: Objective
 ) -> None:
     with pytest.raises(WoodburyError, match=message):
@@ -144,7 +144,7 @@ def test_inner_stages_that_cannot_be_are_refused_at_once(
 
 @pytest.mark.parametrize("effort", [quick, standard, thorough])
 @pytest.mark.parametrize("likelihood", [cross_entropy, Likelihood(cross_entropy.loss)])
-def test_an_effort_says_what_it_chose(effort: Effort, likelihood: Likelihood) -> None:
+def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) -> None:
     model = network(15)
     pruned = prune(model, data(), 0.6, effort=effort, likelihood=likelihood)
     assert pruned.sparsity == pytest.approx(0.6)
@@ -155,7 +155,7 @@ def test_an_effort_says_what_it_chose(effort: Effort, likelihood: Likelihood) ->
     )
     assert ("Gauss–Newton" in str(pruned.settings["rows"])) == (likelihood is cross_entropy)
     assert pruned.settings["structure"] == "whole matrix"
-    assert (pruned.settings["samples held back"] == 0) == (effort is not thorough)
+    assert (pruned.settings["samples_held_back"] == 0) == (effort is not thorough)
 
 
 def test_large_spaces_are_taken_in_blocks(objective: Objective, limited: Limited) -> None:
@@ -187,7 +187,10 @@ def test_all_dampings_on_one_eigendecomposition() -> None:
                 atol=0,
             )
             torch.testing.assert_close(
-                found.conditional(keep), truth.conditional(keep), rtol=1e-8, atol=0
+                found.conditional_curvature(keep),
+                truth.conditional_curvature(keep),
+                rtol=1e-8,
+                atol=0,
             )
 
 
@@ -205,7 +208,7 @@ def test_no_effort_needs_labels(effort: Effort, likelihood: Likelihood) -> None:
 
 @pytest.mark.parametrize("effort", [quick, standard, thorough])
 def test_zeros_are_kept_under_targets_by_name(effort: Effort) -> None:
-    """The zeros all lie in the first layer, half of it: the stages of the second, which loses less, start from none."""
+    """Half of the first layer is zero already: the stages of the second layer start from none."""
     model = network(1)
     with torch.no_grad():
         model[0].weight[:, ::2] = 0  # type: ignore[index,operator]
@@ -215,7 +218,7 @@ def test_zeros_are_kept_under_targets_by_name(effort: Effort) -> None:
     assert not first[:, ::2].any()
 
 
-def test_what_cannot_be_is_named(objective: Objective) -> None:
+def test_impossible_arguments_are_named(objective: Objective) -> None:
     pruner, empty = Pruner(mfac(10)), nn.Linear(8, 3).double()
     nn.init.zeros_(empty.weight)
     for call, says in (
@@ -229,8 +232,13 @@ def test_what_cannot_be_is_named(objective: Objective) -> None:
         (lambda: choose(replace(objective, batches=[]), 0.5, standard), "no samples"),
         (lambda: prune(objective.model, data(), {}), "No target is given"),
         (lambda: prune(empty, data(), 0.5, keep_zeros=True), "below what is reached already"),
-        (lambda: Effort(0, 1, 0.5), "cannot be"),
-        (lambda: Effort(9, 1, 0.5, ()), "cannot be"),
+        (lambda: Effort(0, 1, 0.5), "samples is 0"),
+        (lambda: Effort(9, 0, 0.5), "mc_samples is 0"),
+        (lambda: Effort(9, 1, 1.0), r"keep_per_stage is 1.0: .* \[0, 1\)"),
+        (lambda: Effort(9, 1, 0.5, ()), "dampings is empty"),
+        (lambda: Effort(9, 1, 0.5, (0.0,)), "positive"),
+        (lambda: Effort(9, 1, 0.5, held_back=-0.1), r"held_back is -0.1: .* \[0, 1\)"),
+        (lambda: Effort(9, 1, 0.5, refits=-1), "refits is -1"),
         (lambda: prune(objective.model, data(), 1.5), r"in \[0, 1\)"),
     ):
         with pytest.raises(WoodburyError, match=says):

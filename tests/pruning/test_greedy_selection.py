@@ -1,4 +1,4 @@
-"""Selections against greedy elimination by the dense matrix, and the restricted quadratic against the Lagrangian."""
+"""Greedy selections and the restricted quadratic against elimination by the dense matrix."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def surgeon(with_gradient: bool) -> Saliency:
 
 
 def eliminated(quadratic: Quadratic, count: int) -> list[int]:
-    """Greedy OBS, one weight after the other: each time the one whose removal, with the optimum of the rest, costs least."""
+    """OBS one weight after the other: each time the one of least increase, others optimal."""
     gone: list[int] = []
     for _ in range(count):
         costs = {}
@@ -85,7 +85,7 @@ def test_one_weight_per_step_is_greedy_elimination(fisher: Fisher, with_gradient
     assert another  # or the steps would have been in vain
 
 
-def test_the_first_to_fall_is_the_best_single_weight() -> None:
+def test_the_first_removed_is_the_best_single_weight() -> None:
     for fisher in FISHERS:
         quadratic = quadratic_of(fisher, False)
         keep = greedy(quadratic, budget_for(SPACE, 0.1, single, global_, weights), obs)
@@ -132,7 +132,7 @@ def test_steps_add_up_to_the_budget() -> None:
             assert int((~keep).sum()) == round(sparsity * D)
 
 
-def test_channels_fall_whole_in_steps() -> None:
+def test_inner_steps_remove_whole_channels() -> None:
     made = budget_for(SPACE, 0.6, output_channels, global_, weights)
     keep = iterative_greedy(2)(quadratic_of(FISHERS[0], False), made, obs)
     for some in made.groups or ():
@@ -171,7 +171,7 @@ def test_a_restricted_quadratic_is_the_quadratic_from_its_constrained_optimum(
 def test_the_scores_of_units_of_unequal_size_are_true_constrained_minima(
     with_gradient: bool,
 ) -> None:
-    """Blocks of 4 and 6 cut the units of 3 and 2 weights; what they do not couple costs the sum of its parts."""
+    """Blocks of 4 and 6 cut the units of 3 and 2 weights: uncoupled parts add up."""
     for fisher in FISHERS:
         quadratic = quadratic_of(fisher, with_gradient)
         made = budget_for(SPACE, 0.5, output_channels, global_, weights)
@@ -194,7 +194,7 @@ def test_no_subset_of_units_is_better_where_they_do_not_interact() -> None:
     )
     found = greedy(quadratic, made, obs)
     units = [unit for some in made.groups or () for unit in some]
-    budget, costs = float(made.budgets), {}
+    budget, costs = float(made.pool_budgets), {}
     for size in range(len(units) + 1):
         for chosen in combinations(range(len(units)), size):
             keep = torch.ones(D, dtype=torch.bool)
@@ -205,7 +205,7 @@ def test_no_subset_of_units_is_better_where_they_do_not_interact() -> None:
     assert quadratic.increase(joint(quadratic, found)) == pytest.approx(min(costs.values()))
 
 
-def test_without_a_fisher_the_rest_stays_where_it_is() -> None:
+def test_without_a_fisher_kept_weights_do_not_move() -> None:
     quadratic, keep = Quadratic(normal(D, seed=0)), torch.arange(D) > 3
     assert torch.equal(quadratic.restrict(keep).weights, quadratic.weights[keep])
     made = budget_for(SPACE, 0.6, single, global_, weights)
@@ -214,6 +214,6 @@ def test_without_a_fisher_the_rest_stays_where_it_is() -> None:
     )
 
 
-def test_no_steps_are_refused() -> None:
-    with pytest.raises(WoodburyError, match="0 inner steps"):
+def test_zero_steps_are_refused() -> None:
+    with pytest.raises(WoodburyError, match="number of inner steps"):
         iterative_greedy(0)

@@ -1,4 +1,4 @@
-"""Exchanges and inner steps against all subsets: the quadratic only falls, and small problems are solved."""
+"""Local search and inner steps against all subsets of a small problem."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SPACE = ParameterSpace.from_model(
     nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
 )  # 6 + 4 weights
 SELECTIONS = {
-    "once": greedy,
-    "stepwise": iterative_greedy(6),
+    "greedy": greedy,
+    "iterative_greedy": iterative_greedy(6),
     "swaps": swaps(30),
-    "thresholded": iterative_hard_thresholding(30),
+    "iterative_hard_thresholding": iterative_hard_thresholding(30),
 }
 
 
@@ -70,7 +70,7 @@ def chosen(
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_exchanges_never_do_worse_and_come_nearer_to_the_best_subset(gradient: bool) -> None:
+def test_local_search_is_never_worse_and_nearer_to_the_best_subset(gradient: bool) -> None:
     excess = dict.fromkeys(SELECTIONS, 0.0)
     for seed in range(12):
         quadratic = problem(seed, gradient)
@@ -80,15 +80,15 @@ def test_exchanges_never_do_worse_and_come_nearer_to_the_best_subset(gradient: b
             assert int((~keep).sum()) == 6
             found = increase(quadratic, keep)
             assert found >= truth - 1e-12
-            if name in ("swaps", "thresholded"):
+            if name in ("swaps", "iterative_hard_thresholding"):
                 assert found <= start + 1e-12
             excess[name] += found - truth
-    assert excess["swaps"] < 0.6 * excess["once"]
-    assert excess["stepwise"] < excess["once"]
-    assert excess["thresholded"] < excess["once"]
+    assert excess["swaps"] < 0.6 * excess["greedy"]
+    assert excess["iterative_greedy"] < excess["greedy"]
+    assert excess["iterative_hard_thresholding"] < excess["greedy"]
 
 
-def test_at_the_end_no_single_swap_lowers_the_quadratic_when_weights_do_not_interact() -> None:
+def test_local_search_is_optimal_when_weights_do_not_interact() -> None:
     diagonal = Dense(torch.diag(normal(10, seed=4).square()), 1e-3)
     quadratic = Quadratic(normal(10), diagonal)
     for selection in (swaps(30, _worst), iterative_hard_thresholding(30, _worst)):
@@ -99,8 +99,8 @@ def _worst(quadratic: Quadratic, rules_: Budget, saliency) -> Tensor:
     return rules_.keep(rules_.cheapest(-saliency(quadratic, None)))
 
 
-def test_thresholded_steps_go_on_where_the_exact_one_exchanges_nothing() -> None:
-    """As in large networks: far more weights than rows, and an exact step that is too short for any to cross."""
+def test_thresholded_steps_are_lengthened_where_the_exact_one_exchanges_nothing() -> None:
+    """As in large networks: far more weights than rows, and an exact step too short for any."""
     quadratic = Quadratic(normal(400, seed=6), LowRank(normal(20, 400), 1e-3))
     space = ParameterSpace.from_model(nn.Linear(20, 20, bias=False))
     limits = budget_for(space, 0.9, single, global_, weights)
@@ -177,6 +177,6 @@ def test_the_restricted_quadratic_is_at_its_optimum() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_named(call, says: str) -> None:
+def test_bad_input_is_refused(call, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         call()

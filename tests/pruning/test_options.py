@@ -1,4 +1,4 @@
-"""Every option on a trained network and real images: the target exactly met, and better than what it must be better than."""
+"""Every option on a trained network and real images: exact targets, better than magnitude."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BY_MAGNITUDE = Pruner(None, magnitude, zero)
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe, its target, and below which share of magnitude's loss, under the same rules, its own must lie."""
+    """A recipe, its target, and the share of magnitude's loss, by the same rules, it stays below."""
 
     name: str
     pruner: Pruner
@@ -47,12 +47,15 @@ class Case:
 
 @cache
 def task() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The demo's network of 21,612 weights trained on scikit-learn's digits; images to calibrate on and others to judge by."""
+    """The demo's network of 21,612 weights trained on scikit-learn's digits.
+
+    Returns the network, images to calibrate on, and images to evaluate on.
+    """
     pytest.importorskip("sklearn")
-    from woodbury.cli.demo import load_digits, train
+    from woodbury.cli.digits import load_digits, train_network
 
     digits = load_digits(0)
-    return train(digits, 0), digits.calibration, digits.held_out
+    return train_network(digits, 0), digits.calibration, digits.held_out
 
 
 def dense() -> Objective:
@@ -94,10 +97,10 @@ CASES = [
     Case("joint", Pruner(FULL), below=0.8),
     Case("joint in stages", Pruner(FULL), below=0.5, stages=4),
     Case("per layer", Pruner(FULL, scope=layerwise)),
-    Case("stepwise", Pruner(SMALL, selection=iterative_greedy(8))),
+    Case("iterative greedy", Pruner(SMALL, selection=iterative_greedy(8))),
     Case("woodtaylor, large damping", Pruner(mfac(COUNT, 10.0), woodtaylor, first_order=True), 0.8),
     Case("targets by layer", Pruner(FULL), {"0.*": 0.0, "6.*": 0.95, "*": 0.8}, 0.8),
-    Case("ceiling", Pruner(FULL, ceiling=0.92), below=0.8),
+    Case("max layer sparsity", Pruner(FULL, max_layer_sparsity=0.92), below=0.8),
     Case("blocks of 4", Pruner(FULL, unit=block(4)), 0.75),
     Case("blocks of 2 × 1 in kernels", Pruner(FULL, unit=block(2, 1)), 0.75),
     Case("output channels", Pruner(FULL, unit=output_channels), {"6.*": 0.5, "*": 0.0}, 0.9),
@@ -114,7 +117,7 @@ CASES = [
     ),
     Case(
         "FLOPs of channels",
-        Pruner(FULL, cost=cost, unit=output_channels, ceiling=0.9),
+        Pruner(FULL, cost=cost, unit=output_channels, max_layer_sparsity=0.9),
         0.3,
         0.9,
         share=cost,
@@ -122,12 +125,14 @@ CASES = [
 ]
 
 
-def test_units_of_unequal_size_are_worth_their_score_per_cost() -> None:
-    """Undivided, the small units of the first layers go first, and with them the whole net."""
+def test_units_of_unequal_size_are_ranked_by_score_per_cost() -> None:
+    """Undivided, the small units of the first layers are removed first, which ruins the network."""
     losses = {}
     for name, per in (("divided", None), ("undivided", lambda space: 1.0 / weights_of_unit(space))):
         losses[name] = unseen_loss(
-            Pruner(FULL, unit=output_channels, normalize_by=per, ceiling=0.9)(dense(), 0.3)
+            Pruner(FULL, unit=output_channels, normalize_by=per, max_layer_sparsity=0.9)(
+                dense(), 0.3
+            )
         )
     assert losses["divided"] < 0.2 * losses["undivided"]
 
@@ -166,9 +171,9 @@ def test_the_target_is_met_and_magnitude_beaten(case: Case) -> None:
             if exact
             else goal * there - largest <= removed <= goal * there * (1 + 1e-9)
         )
-    if case.pruner.ceiling < 1:
+    if case.pruner.max_layer_sparsity < 1:
         assert all(
-            float(gone[part].double().mean()) <= case.pruner.ceiling
+            float(gone[part].double().mean()) <= case.pruner.max_layer_sparsity
             for part in space.slices.values()
         )
     for some in units or ():
@@ -207,16 +212,16 @@ def matrices() -> Objective:
     )
 
 
-def test_the_exact_subsets_cost_less_where_blocks_are_runs() -> None:
-    """WoodFisher in blocks of the runs themselves: nothing couples them, and each run's choice is the best of its six."""
+def test_the_exact_subsets_cost_less_where_blocks_are_pools() -> None:
+    """Blocks of WoodFisher that are the pools: each pool loses the best of its six subsets."""
     objective = matrices()
     space = ParameterSpace.from_model(task()[0], include=["6.weight", "8.weight"])
     objective = Objective.from_model(objective.model, objective.batches, space=space)
     fisher = woodfisher(COUNT, 4, 1e-5)(objective)
-    contest = Pruner(scope=consecutive(4)).budget(space, 0.5)
+    budget = Pruner(scope=consecutive(4)).budget(space, 0.5)
     quadratic = Quadratic(objective.weights, fisher)
     costs = {}
     for selection in (greedy, exhaustive):
-        keep = selection(quadratic, contest, obs)
+        keep = selection(quadratic, budget, obs)
         costs[selection] = quadratic.increase(joint(quadratic, keep))
     assert costs[exhaustive] < costs[greedy]

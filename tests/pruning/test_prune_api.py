@@ -1,4 +1,4 @@
-"""prune() as a newcomer calls it: little data, wrong things in the wrong places, zeros already there."""
+"""prune() as a newcomer calls it: little data, wrong arguments, weights that are zero already."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from woodbury import (
     kfac,
     mfac,
 )
+from woodbury.errors import WrongType
 from woodbury.estimation.gradients import sampled
 from woodbury.pruning.autoconfig import choose_refit
 from woodbury.pruning.refit.with_refit import WithRefit
@@ -42,20 +43,20 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
 
 
-def test_as_many_samples_as_there_are_will_do() -> None:
+def test_fewer_samples_than_the_effort_takes_are_enough() -> None:
     model = network()
     pruned = woodbury.prune(model, data(), 0.5)
     assert pruned.sparsity == 0.5
     assert int((model[0].weight == 0).sum() + (model[2].weight == 0).sum()) == 40
 
 
-def test_the_default_is_what_it_says() -> None:
+def test_the_standard_effort_is_two_stages_of_ggn_rows_and_a_refit() -> None:
     first, second = network(), network()
     woodbury.prune(first, data(19), 0.5)
     dense = Objective.from_model(
         copy.deepcopy(second), [], space=ParameterSpace.from_model(second, min_ndim=2)
     )
-    recipe = WithRefit(
+    recipe = WithRefit.around(
         Pruner(gauss_newton(mfac(38, 3e-4), 2)),
         dense,
         Refit(damping=3e-4, reconstruction=Reconstruction()),
@@ -64,7 +65,7 @@ def test_the_default_is_what_it_says() -> None:
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-class Through(torch.autograd.Function):
+class RoundStraightThrough(torch.autograd.Function):
     """A straight-through rounding of the old kind, without a forward mode."""
 
     @staticmethod
@@ -78,7 +79,7 @@ class Through(torch.autograd.Function):
 
 class Rounded(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(Through.apply(super().forward(x)[:, :6]))
+        return super().forward(RoundStraightThrough.apply(super().forward(x)[:, :6]))
 
 
 def wide(
@@ -89,57 +90,51 @@ def wide(
 
 
 @pytest.mark.parametrize(
-    ("model", "how"),
+    ("model", "refit"),
     [
-        (wide(), "1, 100 iterations, 10 directions to a sample, and the outputs of layers"),
-        (
-            wide(dtype=torch.bfloat16),
-            "1, by rows, 4 directions to a sample, and the outputs of layers",
-        ),
-        (wide(Rounded), "1, by rows, 4 directions to a sample, and the outputs of layers"),
+        (wide(), "1 step by 100 conjugate gradients, 10 GGN samples per input"),
+        (wide(dtype=torch.bfloat16), "1 step by rows, 4 GGN samples per input"),
+        (wide(Rounded), "1 step by rows, 4 GGN samples per input"),
     ],
+    ids=["float32", "bfloat16", "no forward mode"],
 )
-def test_refits_are_by_what_the_model_allows(model: nn.Module, how: str) -> None:
+def test_the_solver_of_refits_is_one_that_the_model_allows(model: nn.Module, refit: str) -> None:
     [(x, y)] = data(500)
     pruned = woodbury.prune(model, [(x.to(next(model.parameters()).dtype), y)], 0.05)
-    assert pruned.settings["refits after each"] == how and pruned.sparsity == pytest.approx(
-        0.05, abs=1e-3
-    )
+    assert pruned.settings["refit_per_stage"] == f"{refit}, with the outputs of layers"
+    assert pruned.sparsity == pytest.approx(0.05, abs=1e-3)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
-def test_layers_are_left_out_where_the_outputs_tell_enough() -> None:
-
-    refit, objective = (
-        Refit(mc_samples=4, reconstruction=Reconstruction()),
-        Objective.from_model(network(), data(19)),
-    )
-    weights = sum(shape.numel() for shape in objective.space.shapes.values())
-    for sparsity, followed in (
+def test_layers_are_left_out_where_the_outputs_give_two_equations_per_kept_weight() -> None:
+    refit = Refit(mc_samples=4, reconstruction=Reconstruction())
+    objective = Objective.from_model(network(), data(19))
+    weights = objective.space.n
+    for sparsity, with_layers in (
         (0.0, True),
         (1 - 39 / weights, True),
         (1 - 37 / weights, False),
         ({"0.*": 0.99, "*": 0.0}, False),
     ):
-        found = choose_refit(refit, objective, 19, sparsity)
-        assert found is not None and (found.reconstruction is not None) == followed, sparsity
+        chosen = choose_refit(refit, objective, 19, sparsity)
+        assert chosen is not None and (chosen.reconstruction is not None) == with_layers, sparsity
     with pytest.raises(WoodburyError, match="nothing"):
         choose_refit(refit, objective, 19, {"nothing*": 0.99})
 
 
-# a float32 square for every output of every weight, biases too, a float64 sum for each weight, and a few for one of them
+# A float32 square for every output of every tensor, biases too, a float64 sum for each tensor, and
+# four such for one of them.
 ROOM = (
     4 * (200 * 6 * 6 + 200 + 8 * 200 * 200 + 8) + 8 * (6 * 6 + 1 + 200 * 200 + 1) + 32 * 200 * 200
 )
 
 
-def test_a_refit_that_has_no_room_is_named(limited: Limited) -> None:
-
+def test_a_refit_takes_as_many_directions_as_have_room(limited: Limited) -> None:
     objective = Objective.from_model(wide(Rounded), data(50))
-    for directions, found in ((5, 4), (4, 4), (3, 3), (1, 1)):
+    for directions, chosen in ((5, 4), (4, 4), (3, 3), (1, 1)):
         limited(memory=4 * directions * 50 * objective.space.d)
         refit = choose_refit(Refit(), objective, 50, 0.5)
-        assert refit is not None and refit.mc_samples == found
+        assert refit is not None and refit.mc_samples == chosen
     limited(memory=ROOM)
     refit = choose_refit(Refit(reconstruction=Reconstruction()), objective, 50, 0.5)
     assert refit is not None and refit.reconstruction is not None
@@ -149,11 +144,10 @@ def test_a_refit_that_has_no_room_is_named(limited: Limited) -> None:
     limited(memory=1000)
     assert choose_refit(Refit(), objective, 50, 0.5) is None
     with pytest.raises(WoodburyError, match="take fewer samples"):
-        choose_refit(Refit(), objective, 50, 0.5, patient=True)
+        choose_refit(Refit(), objective, 50, 0.5, required=True)
 
 
 def test_directions_of_many_outputs_need_room_too(limited: Limited) -> None:
-
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
     objective = Objective.from_model(model, [(torch.ones(5, 1, 9, 9), torch.zeros(5, 9, 9).long())])
     for directions in (3, 1):
@@ -163,7 +157,7 @@ def test_directions_of_many_outputs_need_room_too(limited: Limited) -> None:
     limited(memory=4 * 5 * 2 * 9 * 9 - 1)
     assert choose_refit(Refit(), objective, 5, 0.5) is None
     with pytest.raises(WoodburyError, match="20 weights and 162 outputs"):
-        choose_refit(Refit(), objective, 5, 0.5, patient=True)
+        choose_refit(Refit(), objective, 5, 0.5, required=True)
 
 
 class Alone(nn.Sequential):
@@ -184,8 +178,8 @@ def test_regression_on_one_number() -> None:
     assert pruned.sparsity == 0.5 and bool(model(x).isfinite().all()) and model(x).shape == (40,)
 
 
-class Told(nn.Sequential):
-    """Says in double precision what it worked out in single."""
+class DoubleOutput(nn.Sequential):
+    """Its outputs are float64, its weights float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).double()
@@ -194,15 +188,12 @@ class Told(nn.Sequential):
 def test_outputs_of_another_precision_than_the_weights(limited: Limited) -> None:
     limited(equations_per_weight=float("inf"))
     torch.manual_seed(0)
-    model, x = Told(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(200)[0]
+    model, x = DoubleOutput(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(200)[0]
     pruned = woodbury.prune(model, [x], 0.5)
-    assert (
-        "iterations" in pruned.settings["refits after each"]
-        and "layers" in pruned.settings["refits after each"]
-    )
-    assert pruned.sparsity == 0.5 and all(
-        bool(parameter.isfinite().all()) for parameter in model.parameters()
-    )
+    refit = str(pruned.settings["refit_per_stage"])
+    assert "conjugate gradients" in refit and "layers" in refit
+    assert pruned.sparsity == 0.5
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +215,7 @@ def test_outputs_of_another_precision_than_the_weights(limited: Limited) -> None
         ({"likelihood": Likelihood(lambda output, target: output)}, "scalar"),
     ],
 )
-def test_wrong_things_are_named_before_the_model_is_touched(options, says: str) -> None:
+def test_wrong_arguments_are_named_before_the_model_is_touched(options, says: str) -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WoodburyError, match=says):
@@ -232,12 +223,27 @@ def test_wrong_things_are_named_before_the_model_is_touched(options, says: str) 
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"model": network}, {"pruner": mfac(10)}, {"likelihood": nn.functional.cross_entropy}],
+    ids=["model", "pruner", "likelihood"],
+)
+def test_an_argument_of_a_wrong_type_is_a_type_error(options: dict[str, Any]) -> None:
+    with pytest.raises(WrongType):
+        woodbury.prune(**{"model": network(), "batches": data(), "sparsity": 0.5, **options})
+
+
+def test_stages_are_refused_beside_an_effort() -> None:
+    with pytest.raises(WoodburyError, match="an effort chooses its own stages"):
+        woodbury.prune(network(), data(), 0.5, stages=3)
+
+
 def test_a_layer_sparser_than_asked_is_named() -> None:
     model = network()
     with torch.no_grad():
         model[2].weight[:, 1:] = 0
     by_magnitude = Pruner(None, magnitude, zero, scope=layerwise)
-    with pytest.raises(WoodburyError, match=r"'2\.weight' is gone"):
+    with pytest.raises(WoodburyError, match=r"'2\.weight', 18 is removed"):
         woodbury.prune(model, data(), 0.5, pruner=by_magnitude, keep_zeros=True)
 
 
@@ -272,7 +278,7 @@ def test_rows_pinned_to_an_engine_agree_bit_for_bit() -> None:
     "recipe", [woodbury.diagonal_fisher, woodbury.hessian_diagonal, mfac, woodbury.woodfisher, kfac]
 )
 @pytest.mark.parametrize("stages", [1, 3])
-def test_ten_samples_without_labels_will_do(recipe, stages: int) -> None:
+def test_ten_samples_without_labels_are_enough(recipe, stages: int) -> None:
     inputs = torch.randn(10, 6, generator=torch.Generator().manual_seed(3))
     unlabelled = [(inputs[:4], None), (inputs[4:], None)]
     model = network()

@@ -152,7 +152,7 @@ def test_pruning_again_to_the_same_sparsity_moves_nothing(model: nn.Module) -> N
     assert untouched.predicted == pytest.approx(0, abs=1e-15)
 
 
-def test_rounds_are_steps_with_gradients_taken_anew(
+def test_stages_are_single_steps_with_fresh_gradients(
     model: nn.Module, trained: dict[str, Tensor]
 ) -> None:
     objective, pruner = objective_of(model), RECIPES["joint"]
@@ -174,7 +174,7 @@ def test_rounds_are_steps_with_gradients_taken_anew(
 
 
 def regression() -> tuple[nn.Module, list[Batch], Dense]:
-    """Linear least squares: the loss is a quadratic, whose Hessian is the second moment of the inputs."""
+    """Linear least squares: a quadratic loss, its Hessian the second moment of the inputs."""
     torch.manual_seed(3)
     inputs, model = normal(40, 6) @ normal(6, 6, seed=1), nn.Linear(6, 1, bias=False).double()
     target = inputs @ normal(6, 1, seed=2) + 0.1 * normal(40, 1, seed=4)
@@ -247,7 +247,7 @@ def refuses(objective: Objective) -> Fisher:
         ),
     ],
 )
-def test_bad_input_is_named_and_the_model_untouched(
+def test_bad_input_is_refused_and_the_model_untouched(
     options: dict, says: str, model: nn.Module, trained: dict[str, Tensor]
 ) -> None:
     if options.get("keep_zeros"):
@@ -262,7 +262,7 @@ def test_bad_input_is_named_and_the_model_untouched(
     assert model.training
 
 
-def test_an_error_in_a_later_round_leaves_the_model_untouched(
+def test_an_error_in_a_later_stage_leaves_the_model_untouched(
     model: nn.Module, trained: dict[str, Tensor]
 ) -> None:
     calls: list[int] = []
@@ -279,26 +279,26 @@ def test_an_error_in_a_later_round_leaves_the_model_untouched(
 
 
 def test_a_slow_schedule_with_a_budget_per_layer() -> None:
-    """Two layers of 3: at 0.5 each loses round(1.5) = 2, so 4 of 6 are gone where 3 are asked for globally."""
+    """Two layers of 3: at 0.5 each loses round(1.5) = 2, so 4 of 6 where globally 3 are asked for."""
     model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 3, bias=False))
     objective = Objective.from_model(model, [(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))])
     pruned = run_stages(replace(BY_MAGNITUDE, scope=layerwise), objective, polynomial(0.51, 10))
     assert pruned.keep.view(2, 3).sum(1).tolist() == [1, 1]
 
 
-def test_units_too_few_for_the_sparsity_are_named_before_the_gradients(model: nn.Module) -> None:
-    with pytest.raises(WoodburyError, match="too little"):
+def test_too_few_units_are_refused_before_any_gradient(model: nn.Module) -> None:
+    with pytest.raises(WoodburyError, match="Only 16 of 99 requested removals"):
         prune(model, data(), 0.9, pruner=Pruner(refuses, unit=custom([{"0.weight": slice(2)}])))
 
 
-def test_of_a_broken_block_the_rest_falls(model: nn.Module) -> None:
+def test_the_rest_of_a_broken_block_is_removed_whole(model: nn.Module) -> None:
     with torch.no_grad():
         model[0].weight[:, ::2] = 0  # type: ignore[index]  # every block of 2 of the first layer is broken
     pruned = prune(model, data(), 0.9, pruner=replace(BY_MAGNITUDE, unit=block(2)), keep_zeros=True)
     assert abs(pruned.sparsity - 0.9) * pruned.objective.space.n <= 2
 
 
-def test_a_sparsity_that_rounds_to_everything_is_named_before_the_gradients(
+def test_a_sparsity_that_rounds_to_everything_is_refused_before_any_gradient(
     model: nn.Module,
 ) -> None:
     with pytest.raises(WoodburyError, match="leaves none"):
@@ -306,7 +306,7 @@ def test_a_sparsity_that_rounds_to_everything_is_named_before_the_gradients(
 
 
 def test_a_block_diagonal_that_loses_whole_parts(model: nn.Module) -> None:
-    """Blocks that fall entirely leave the others as they are."""
+    """Blocks that are removed whole leave the others as they are."""
     objective = objective_of(model)
     fisher = woodfisher(5, 10, 1e-3)(objective)
     assert fisher.d == 110
@@ -327,8 +327,8 @@ def _block(fisher: Fisher, start: int) -> Tensor:
 
 
 @pytest.mark.parametrize("cost", [weights, lambda space: 1.0 + space.tensor_index()])
-def test_rounds_with_targets_go_on_from_what_is_gone_of_each(model: nn.Module, cost) -> None:
-    """Half of the second layer is gone and must not fall below that on the way; the first layer keeps all."""
+def test_stages_with_targets_start_at_the_sparsity_of_each(model: nn.Module, cost) -> None:
+    """Half of the second layer is zero already and stays so; the first layer keeps all."""
     last = list(model.state_dict())[-2]
     with torch.no_grad():
         dict(model.named_parameters())[last][:, ::2] = 0

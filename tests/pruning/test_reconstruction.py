@@ -1,4 +1,4 @@
-"""Layers' normal equations and a refit that follows them, against brute force and the dense float64 truth."""
+"""Layers' normal equations and a refit with them, against brute force and a dense float64 solve."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from torch.testing import assert_close
 from woodbury.errors import WoodburyError
 from woodbury.estimation.layer_equations import layer_fits
 from woodbury.estimation.output_residuals import Residuals
-from woodbury.linalg.metric import Metric
-from woodbury.model.layers import positions
+from woodbury.model.layers import by_position
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.least_squares import Refit
-from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.reconstruction import LayerTerms, Reconstruction
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
 
 
 class Net(nn.Module):
-    """A convolution whose output is overwritten, one that is grouped, a Linear over positions that is used twice, and a head."""
+    """Four kinds of layers.
+
+    A convolution whose output is overwritten, one that is grouped, a Linear over positions that is
+    used twice, and a head.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +92,7 @@ def equations(pruned: Objective, start: Objective, name: str) -> tuple[Tensor, T
 
 def _flat(layer: nn.Module, output: Tensor) -> Tensor:
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return positions(layer, output).flatten(0, 1)
+    return by_position(layer, output).flatten(0, 1)
 
 
 @pytest.mark.parametrize("name", ["conv", "twice", "head"])
@@ -112,7 +115,7 @@ def test_what_is_not_a_sum_over_positions_is_left_out_and_no_hook_stays() -> Non
 
 
 def test_positions_are_drawn_alike_from_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a linear layer lacks is linear in its inputs, so that c = S (W⁰ − W)ᵀ at any positions that are the same for both."""
+    """c = S (W⁰ − W)ᵀ at any positions, as long as they are the same for inputs and outputs."""
     monkeypatch.setattr("woodbury.estimation.layer_equations.POSITIONS", 4)
     model = nn.Linear(3, 2, bias=False).double()
     start = Objective.from_model(
@@ -120,18 +123,18 @@ def test_positions_are_drawn_alike_from_inputs_and_outputs(monkeypatch: pytest.M
     )
     moved = start.at(start.weights + normal(6, seed=1))
     fit = layer_fits(moved, start, 10)["weight"]
-    moments, missed = fit.inputs / fit.positions, fit.missed / fit.positions
+    moments, missed = fit.inputs / fit.positions, fit.cross_moment / fit.positions
     assert fit.positions == 40 and torch.linalg.matrix_rank(moments) == 3
     assert_close(missed, moments @ (start.weights - moved.weights).view(2, 3).mT)
 
 
 def test_progress_counts_the_samples(limited: Limited) -> None:
     limited(layer_samples=8)
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     pruned, start = pair()
-    with progress(lambda *now: told.append(now)):
+    with progress(lambda *now: reports.append(now)):
         Refit(mc_samples=2, reconstruction=Reconstruction())(pruned, start)
-    assert [now[1:] for now in told if "layers" in now[0]] == [(8, 20), (16, 20), (20, 20)]
+    assert [now[1:] for now in reports if "layers" in now[0]] == [(8, 20), (16, 20), (20, 20)]
 
 
 def test_only_the_first_samples_are_read() -> None:
@@ -139,9 +142,9 @@ def test_only_the_first_samples_are_read() -> None:
     few = [(x[:5], y[:5]) for x, y in pruned.batches][:1]
     short = layer_fits(replace(pruned, batches=few), start, 20)["conv.weight"]
     fit = layer_fits(pruned, start, samples=5)["conv.weight"]
-    assert_close(
-        (fit.inputs, fit.missed, fit.positions), (short.inputs, short.missed, short.positions)
-    )
+    assert_close(fit.inputs, short.inputs)
+    assert_close(fit.cross_moment, short.cross_moment)
+    assert fit.positions == short.positions
 
 
 class Routed(nn.Module):
@@ -174,28 +177,29 @@ def test_what_is_not_finite_is_named() -> None:
 
 def truth(pruned: Objective, start: Objective, refit: Refit) -> Tensor:
     """The minimum of (65), by one dense solve."""
-    aims, space = refit.reconstruction, pruned.space
-    assert aims is not None
+    layers = refit.reconstruction
+    space = pruned.space
+    assert layers is not None
     residuals = Residuals.between(pruned, start, refit.mc_samples, refit.seed + 2 * space.d)
     jacobian, r = residuals.jacobian(), residuals.at(pruned.weights)
     curved = jacobian.mT @ jacobian / len(r)
-    damping, target = (
-        refit.damping * torch.eye(space.n, dtype=torch.float64),
-        torch.zeros(space.n, dtype=torch.float64),
-    )
+    damping = refit.damping * torch.eye(space.n, dtype=torch.float64)
+    target = torch.zeros(space.n, dtype=torch.float64)
     curvature = space.expand(curved.diagonal())
     for name in ("conv", "twice", "head"):
         moments, missed = equations(pruned, start, name)
         first, inputs = space.slices[f"{name}.weight"].start, len(moments)
-        ridged = moments + aims.ridge * moments.diagonal().mean() * torch.eye(
+        ridged = moments + layers.ridge * moments.diagonal().mean() * torch.eye(
             inputs, dtype=torch.float64
         )
         for output in range(missed.shape[1]):
             where = torch.arange(first + output * inputs, first + (output + 1) * inputs)
             kept = space.keep[where].nonzero()[:, 0]
             own = ridged[kept][:, kept]
-            target[where[kept]] = aims.share * torch.linalg.solve(own, missed[kept, output])
-            scale = aims.weight * curvature[where[kept]].sum() / own.trace()
+            target[where[kept]] = layers.target_fraction * torch.linalg.solve(
+                own, missed[kept, output]
+            )
+            scale = layers.weight * curvature[where[kept]].sum() / own.trace()
             damping[where[kept][:, None], where[kept]] = scale * own
     damping, target = damping[space.keep][:, space.keep], target[space.keep]
     return target - torch.linalg.solve(
@@ -204,17 +208,21 @@ def truth(pruned: Objective, start: Objective, refit: Refit) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "aims",
-    [Reconstruction(0.1), Reconstruction(1.0, share=0.0), Reconstruction(10.0, 0.2, ridge=0.5)],
+    "layers",
+    [
+        Reconstruction(0.1),
+        Reconstruction(1.0, target_fraction=0.0),
+        Reconstruction(10.0, 0.2, ridge=0.5),
+    ],
 )
-def test_a_step_is_the_minimum_of_both_aims(aims: Reconstruction) -> None:
+def test_a_step_minimises_the_residuals_of_network_and_layers(layers: Reconstruction) -> None:
     pruned, start = pair()
-    refit = Refit(mc_samples=2, damping=1e-2, reconstruction=aims)
+    refit = Refit(mc_samples=2, damping=1e-2, reconstruction=layers)
     found = refit(pruned, start).weights - pruned.weights
     assert_close(found, truth(pruned, start, refit))
 
 
-def test_iterations_come_to_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conjugate_gradients_reach_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, start = pair()
     refit = Refit(mc_samples=2, damping=1e-2, reconstruction=Reconstruction(0.1))
     by_rows = refit(pruned, start).weights
@@ -226,7 +234,7 @@ def test_iterations_come_to_the_same_step(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-def test_iterations_take_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conjugate_gradients_make_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, start = pair()
     refit = Refit(mc_samples=2, damping=1e-2, reconstruction=Reconstruction(0.1))
     by_rows = refit(pruned, start)
@@ -236,8 +244,8 @@ def test_iterations_take_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(left) < 0.5 * before and abs(left[0] - left[1]) < 0.1 * before
 
 
-def test_layers_alone_come_back_to_the_dense_network() -> None:
-    """One layer, nothing removed: the whole share is the dense layer, to the ridge."""
+def test_layers_alone_restore_the_dense_network() -> None:
+    """One layer, nothing removed: the whole step leads to the dense layer, up to the ridge."""
     model = nn.Linear(5, 3).double()
     start = Objective.from_model(
         model,
@@ -245,9 +253,9 @@ def test_layers_alone_come_back_to_the_dense_network() -> None:
         space=ParameterSpace.from_model(model, min_ndim=2),
     )
     moved = start.at(start.weights + 0.1 * normal(15, seed=3))
-    found = Refit(mc_samples=1, reconstruction=Reconstruction(1e6, share=1.0, ridge=1e-9))(
-        moved, start
-    )
+    found = Refit(
+        mc_samples=1, reconstruction=Reconstruction(1e6, target_fraction=1.0, ridge=1e-9)
+    )(moved, start)
     assert_close(found.weights, start.weights, rtol=0, atol=1e-6)
 
 
@@ -284,40 +292,38 @@ def test_a_silent_layer_stays_where_it_is(silence: Callable[[Tensor], Tensor]) -
 
 def test_the_dense_network_itself_does_not_move() -> None:
     _, start = pair()
-    found = WithRefit(Pruner(None, magnitude, zero), start, Refit(reconstruction=Reconstruction()))(
-        start, 0.0
-    )
+    refit = Refit(reconstruction=Reconstruction())
+    recipe = WithRefit.around(Pruner(None, magnitude, zero), start, refit)
+    found = recipe(start, 0.0)
     assert_close(found.objective.weights, start.weights, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("name", "value"),
     [
-        {"weight": 0.0},
-        {"weight": float("nan")},
-        {"share": 1.5},
-        {"share": -0.1},
-        {"ridge": 0.0},
-        {"ridge": float("inf")},
+        ("weight", 0.0),
+        ("weight", float("nan")),
+        ("target_fraction", 1.5),
+        ("target_fraction", -0.1),
+        ("ridge", 0.0),
+        ("ridge", float("inf")),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(WoodburyError, match="cannot be"):
-        Reconstruction(**bad)
+def test_a_number_out_of_its_range_is_named(name: str, value: float) -> None:
+    with pytest.raises(WoodburyError, match=f"{name} is {value}: it must"):
+        Reconstruction(**{name: value})
 
 
-def test_what_the_outputs_say_of_a_layer_does_not_drown_in_the_damping() -> None:
-    heard: list[Tensor] = []
+def test_the_curvature_given_to_layers_does_not_depend_on_the_damping() -> None:
+    recorded: list[Tensor] = []
 
-    class Heard(Reconstruction):
-        def __call__(
-            self, fits: Any, space: Any, curvature: Tensor, damping: float
-        ) -> tuple[Metric, Tensor]:
-            heard.append(curvature)
+    class Recording(Reconstruction):
+        def __call__(self, fits: Any, space: Any, curvature: Tensor, damping: float) -> LayerTerms:
+            recorded.append(curvature)
             return super().__call__(fits, space, curvature, damping)
 
     pruned, start = pair()
-    refit = Refit(mc_samples=2, damping=1e9, reconstruction=Heard())
+    refit = Refit(mc_samples=2, damping=1e9, reconstruction=Recording())
     refit(pruned, start)
     exact = (
         Residuals.between(pruned, start, 2, refit.seed + 2 * pruned.space.d)
@@ -325,10 +331,10 @@ def test_what_the_outputs_say_of_a_layer_does_not_drown_in_the_damping() -> None
         .square()
         .mean(0)
     )
-    assert_close(heard[0], exact, rtol=1e-9, atol=0)
+    assert_close(recorded[0], exact, rtol=1e-9, atol=0)
 
 
-def test_iterations_in_half_precision_end_finite() -> None:
+def test_conjugate_gradients_in_half_precision_end_finite() -> None:
     pruned, start = pair()
     batches = [(x.bfloat16(), y) for x, y in start.batches]
     start.model.bfloat16()

@@ -1,4 +1,4 @@
-"""Refit: the damped least-squares step against the dense float64 truth, what it must lower, and where it must not act."""
+"""Refit: the damped least-squares step against a dense float64 solve, and what it must lower."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from support.random import normal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import looped, vmapped
 from woodbury.estimation.recipes import gauss_newton, mfac
-from woodbury.evaluation.comparison import Method, run
+from woodbury.evaluation.methods import Method, run
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.objective import Objective
@@ -59,10 +59,10 @@ def divergence(objective: Objective, start: Objective, batches: list[Batch] | No
     """The mean KL divergence of what `objective` predicts from what `start` does."""
     total, samples = 0.0, 0
     for inputs, _ in batches or start.batches:
-        said, told = (
+        here, goal = (
             one.forward(one.parameters, inputs).log_softmax(1) for one in (objective, start)
         )
-        total += float((told.exp() * (told - said)).sum())
+        total += float((goal.exp() * (goal - here)).sum())
         samples += len(inputs)
     return total / samples
 
@@ -78,12 +78,11 @@ def truth(objective: Objective, start: Objective, refit: Refit) -> Tensor:
     for inputs, directions in goal.batches:
         for x, direction in zip(inputs, directions, strict=True):
             weights = objective.weights.clone().requires_grad_()
-            said = (
-                objective.forward(objective.space.unflatten(weights), x[None])[0] * direction
-            ).sum()
-            told = (start.forward(start.parameters, x[None])[0] * direction).sum()
-            rows.append(torch.autograd.grad(said, weights)[0])
-            residuals.append((said - told).detach())
+            output = objective.forward(objective.space.unflatten(weights), x[None])[0]
+            goal_output = start.forward(start.parameters, x[None])[0]
+            residual = ((output - goal_output.detach()) * direction).sum()
+            rows.append(torch.autograd.grad(residual, weights)[0])
+            residuals.append(residual.detach())
     jacobian, r, m = torch.stack(rows), torch.stack(residuals), len(rows)
     normal_matrix = jacobian.mT @ jacobian / m + refit.damping * torch.eye(
         objective.space.d, dtype=torch.float64
@@ -91,11 +90,11 @@ def truth(objective: Objective, start: Objective, refit: Refit) -> Tensor:
     return -torch.linalg.solve(normal_matrix, jacobian.mT @ r / m)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-def test_one_step_is_the_damped_least_squares_solution(rank: int) -> None:
+@pytest.mark.parametrize("mc_samples", [1, 3])
+def test_one_step_is_the_damped_least_squares_solution(mc_samples: int) -> None:
     start = dense()
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
-    refit = Refit(mc_samples=rank, damping=1e-1)
+    refit = Refit(mc_samples=mc_samples, damping=1e-1)
     found = refit(pruned, start)
     torch.testing.assert_close(found.weights - pruned.weights, truth(pruned, start, refit))
     assert (
@@ -105,24 +104,22 @@ def test_one_step_is_the_damped_least_squares_solution(rank: int) -> None:
     )
 
 
-@pytest.mark.parametrize("rank", [1, 5])
-def test_iterations_come_to_the_same_step_without_a_row(
-    rank: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mc_samples", [1, 5])
+def test_conjugate_gradients_reach_the_same_step_without_rows(
+    mc_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, told = dense(), []
+    start = dense()
+    reports: list[tuple[str, int, int]] = []
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
-    refit = Refit(mc_samples=rank, damping=1e-1, iterations=60)
+    refit = Refit(mc_samples=mc_samples, damping=1e-1, iterations=60)
     monkeypatch.setattr("woodbury.estimation.output_residuals.gradient_rows", None)
-    with progress(lambda *now: told.append(now)):
+    with progress(lambda *now: reports.append(now)):
         found = refit(pruned, start)
     torch.testing.assert_close(
         found.weights - pruned.weights, truth(pruned, start, refit), rtol=1e-5, atol=1e-5
     )
-    assert told[0] == ("iterations of a refit", 1, 60) and told[-1] == (
-        "iterations of a refit",
-        60,
-        60,
-    )
+    assert reports[0] == ("iterations of a refit", 1, 60)
+    assert reports[-1] == ("iterations of a refit", 60, 60)
     assert (
         found.space is pruned.space
         and found.likelihood is pruned.likelihood
@@ -130,7 +127,7 @@ def test_iterations_come_to_the_same_step_without_a_row(
     )
 
 
-def test_few_iterations_are_a_shorter_step_that_comes_closer() -> None:
+def test_more_conjugate_gradients_come_closer() -> None:
     start = dense()
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
     first, more, all_ = (
@@ -144,7 +141,7 @@ def test_few_iterations_are_a_shorter_step_that_comes_closer() -> None:
     )
 
 
-def test_squares_of_a_linear_network_are_refitted_at_once() -> None:
+def test_one_step_restores_a_linear_network_with_squared_error() -> None:
     start = dense(linear=True, likelihood=squared_error)
     moved = start.at(start.weights + normal(18, seed=3))
     found = Refit(mc_samples=6, damping=1e-10)(moved, start)
@@ -173,17 +170,18 @@ def test_labels_are_not_read() -> None:
     torch.testing.assert_close(Refit()(unlabelled, start).weights, Refit()(pruned, start).weights)
 
 
-def test_a_loader_that_shuffles_will_do() -> None:
+def test_a_loader_that_shuffles_comes_as_close_as_a_list() -> None:
+    """Both cover four fifths of the way. The order of the samples changes their directions."""
     start = dense()
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
     (inputs, target), *_ = data(40)
     loader = DataLoader(TensorDataset(inputs, target), batch_size=5, shuffle=True)
-    found = Refit(4)(replace(pruned, batches=loader), start)
-    ordered = Refit(4)(replace(pruned, batches=[(inputs, target)]), start)
-    assert divergence(found, start) == pytest.approx(divergence(ordered, start), rel=0.5)
+    shuffled = divergence(Refit(4)(replace(pruned, batches=loader), start), start)
+    ordered = divergence(Refit(4)(replace(pruned, batches=[(inputs, target)]), start), start)
+    assert max(shuffled, ordered) < 0.2 * divergence(pruned, start)
 
 
-def test_a_step_that_would_not_come_closer_is_not_taken(monkeypatch) -> None:
+def test_a_step_that_does_not_come_closer_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     start = dense()
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
     wild = torch.full_like(pruned.weights, torch.nan)
@@ -191,14 +189,14 @@ def test_a_step_that_would_not_come_closer_is_not_taken(monkeypatch) -> None:
     torch.testing.assert_close(Refit()(pruned, start).weights, pruned.weights, rtol=0, atol=0)
 
 
-def test_rounds_refit_to_where_they_started_and_draw_other_directions() -> None:
+def test_every_stage_is_refitted_to_the_dense_network_along_new_directions() -> None:
     start, pruner = dense(), Pruner(gauss_newton(mfac(80, 1e-3), 2))
     by_hand, seeds = Pruned(start, ()), []
     for sparsity in (0.4, 0.7):
         step = pruner(by_hand.objective, sparsity)
         by_hand = replace(step, objective=Refit()(step.objective, start))
         seeds.append(step.objective.space.d)
-    found = run_stages(WithRefit(pruner, start), start, [0.4, 0.7])
+    found = run_stages(WithRefit.around(pruner, start), start, [0.4, 0.7])
     torch.testing.assert_close(found.weights, by_hand.weights)
     assert len(set(seeds)) == 2 and found.sparsity == pytest.approx(0.7, abs=0.01)
     assert (
@@ -238,27 +236,38 @@ def test_only_the_first_samples_are_read_if_so_asked() -> None:
 
 def test_the_dense_network_stays_where_it_was_while_the_model_trains() -> None:
     start = dense()
-    recipe, (inputs, _) = WithRefit(Pruner(), start), data()[0]
+    recipe = WithRefit.around(Pruner(), start)
+    inputs, _ = data()[0]
     with torch.no_grad():
-        told = start.forward(start.parameters, inputs)
+        before = start.forward(start.parameters, inputs)
         start.model[0].bias += 1.0  # type: ignore[index,operator]
-        torch.testing.assert_close(recipe.dense.forward(recipe.dense.parameters, inputs), told)
-        assert float((start.forward(start.parameters, inputs) - told).abs().max()) > 0.1
+        torch.testing.assert_close(recipe.dense.forward(recipe.dense.parameters, inputs), before)
+        assert float((start.forward(start.parameters, inputs) - before).abs().max()) > 0.1
 
 
-def test_the_rules_of_what_is_inside_hold_outside() -> None:
-    tuned = DampingSearch(Pruner(scope=layerwise), data(seed=4))
-    recipe = WithRefit(tuned, dense())
-    assert recipe.scope is layerwise and recipe.cost is tuned.pruner.cost
+def test_replacing_a_field_does_not_copy_the_dense_network_again() -> None:
+    start = dense()
+    recipe = WithRefit.around(Pruner(), start)
+    assert recipe.dense.model is not start.model
+    assert replace(recipe, refit=Refit(2)).dense.model is recipe.dense.model
 
 
-def test_what_cannot_be_is_refused_early() -> None:
+def test_the_rules_of_the_pruner_inside_hold_outside() -> None:
+    search = DampingSearch(Pruner(scope=layerwise), data(seed=4))
+    recipe = WithRefit.around(search, dense())
+    assert recipe.rules.scope is layerwise and recipe.rules.cost is search.pruner.cost
+
+
+def test_impossible_arguments_are_refused_early() -> None:
     for build, says in (
-        (lambda: WithRefit(Pruner(), nn.Linear(6, 3)), "the Objective of the dense"),  # type: ignore[arg-type]
-        (lambda: WithRefit(print, dense()), "give a Pruner"),  # type: ignore[arg-type]
-        (lambda: DampingSearch(WithRefit(Pruner(), dense()), data()), "around Tuned"),  # type: ignore[arg-type]
+        (lambda: WithRefit.around(Pruner(), nn.Linear(6, 3)), "the Objective of the dense"),  # type: ignore[arg-type]
+        (lambda: WithRefit.around(print, dense()), "give a Pruner"),  # type: ignore[arg-type]
+        (
+            lambda: DampingSearch(WithRefit.around(Pruner(), dense()), data()),
+            "around DampingSearch",
+        ),  # type: ignore[arg-type]
     ):
-        with pytest.raises(WoodburyError, match=says):
+        with pytest.raises(WrongType, match=says):
             build()
     for wrong in (
         {"steps": 0},
@@ -273,8 +282,8 @@ def test_what_cannot_be_is_refused_early() -> None:
         with pytest.raises(WoodburyError):
             Refit(**wrong)
     with pytest.raises(WoodburyError, match="directions"):
-        WithRefit(
+        WithRefit.around(
             Pruner(), replace(dense(), likelihood=Likelihood(lambda output, target: output.sum()))
         )
     with pytest.raises(WoodburyError, match="sparsity"):
-        WithRefit(Pruner(), dense()).check(dense().space, 1.5)
+        WithRefit.around(Pruner(), dense()).rules.check(dense().space, 1.5)

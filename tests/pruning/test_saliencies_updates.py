@@ -115,7 +115,7 @@ def test_no_groups_have_no_scores(fisher: Fisher) -> None:
 
 
 @pytest.mark.parametrize("update", [zero, independent, joint])
-def test_removed_weights_fall_to_exact_zero(quadratic: Quadratic, update) -> None:
+def test_removed_weights_become_exactly_zero(quadratic: Quadratic, update) -> None:
     for removed in ((0,), (1, 5), (0, 2, 3, 6), tuple(range(D - 1))):
         delta = update(quadratic, keeping(removed))
         assert delta.dtype == WEIGHTS.dtype
@@ -166,7 +166,7 @@ def test_joint_without_removal_is_the_newton_step(fisher: Fisher) -> None:
     torch.testing.assert_close(joint(Quadratic(WEIGHTS, fisher), keep), torch.zeros_like(newton))
 
 
-def test_independent_is_joint_when_one_weight_falls(quadratic: Quadratic) -> None:
+def test_independent_is_joint_when_one_weight_is_removed(quadratic: Quadratic) -> None:
     for q in range(D):
         torch.testing.assert_close(
             independent(quadratic, keeping((q,))), joint(quadratic, keeping((q,)))
@@ -180,7 +180,7 @@ def test_independent_adds_up_the_single_updates(quadratic: Quadratic) -> None:
     torch.testing.assert_close(independent(quadratic, keep)[keep], steps[keep])
 
 
-def test_a_diagonal_fisher_makes_every_surgeon_a_damage() -> None:
+def test_obs_is_obd_with_a_diagonal_fisher() -> None:
     quadratic = Quadratic(WEIGHTS, Diagonal(ROWS[0].square(), DAMPING))
     torch.testing.assert_close(obs(quadratic), obd(quadratic))
     for removed in ((2,), (0, 1, 4)):
@@ -235,12 +235,12 @@ def test_float32_rows_with_little_damping() -> None:
         (lambda: Quadratic(WEIGHTS).increase(WEIGHTS), "needs a Fisher"),
         (
             lambda: joint(Quadratic(WEIGHTS, FISHERS[0]), ~keeping(())),
-            "at least one weight must stay",
+            "at least one weight must be kept",
         ),
         (lambda: Quadratic(WEIGHTS[1:], FISHERS[0]), "on 7 weights, the model on 6"),
         (lambda: Quadratic(WEIGHTS / 0), "NaN or infinite"),
     ],
 )
-def test_bad_input_is_named(act, says: str) -> None:
+def test_bad_input_is_refused(act, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         act()

@@ -27,7 +27,7 @@ def test_every_schedule_rises_to_the_sparsity(ends: list[float], count: int) -> 
         assert all(0 <= sparsity < 1 for sparsity in schedule)
 
 
-def test_rounds_keep_the_same_fraction_each_time() -> None:
+def test_geometric_stages_keep_the_same_fraction() -> None:
     assert geometric(0.875, 3) == pytest.approx([0.5, 0.75, 0.875])
     assert geometric(0.9, 2, start=0.6) == pytest.approx([0.8, 0.9])
 
@@ -59,6 +59,6 @@ def test_one_shot() -> None:
         (lambda: polynomial(0.5, 3, start=0.6), "must not fall"),
     ],
 )
-def test_bad_input_is_named(act, says: str) -> None:
+def test_bad_input_is_refused(act, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         act()

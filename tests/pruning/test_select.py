@@ -1,4 +1,4 @@
-"""Selection: exact counts whatever the ties, budgets per label, and costs."""
+"""The selection by score: exact counts whatever the ties, budgets of pools, and costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from woodbury.pruning.units import single
 
 UNITS = st.lists(
     st.tuples(st.integers(-2, 2), st.integers(0, 2)), min_size=1, max_size=30
-)  # (score, label), many ties
+)  # (score, pool), many ties
 
 
 def ones(scores: Tensor) -> Tensor:
@@ -25,24 +25,25 @@ def ones(scores: Tensor) -> Tensor:
 
 
 @given(units=UNITS, share=st.floats(0, 1))
-def test_exactly_the_budget_falls_per_label_whatever_the_ties(
+def test_each_pool_loses_exactly_its_budget_whatever_the_ties(
     units: list[tuple[int, int]], share: float
 ) -> None:
-    scores, labels = torch.tensor(units, dtype=torch.float64).T[0], torch.tensor(units)[:, 1]
-    budgets = torch.tensor([round(share * int((labels == label).sum())) for label in range(3)])
-    remove = select(scores, ones(scores), labels, budgets)
-    for label, budget in enumerate(budgets.tolist()):
-        mine = labels == label
-        assert int((remove & mine).sum()) == budget
-        if 0 < budget < int(mine.sum()):
-            assert scores[remove & mine].max() <= scores[~remove & mine].min()
+    scores = torch.tensor(units, dtype=torch.float64).T[0]
+    pools = torch.tensor(units)[:, 1]
+    budgets = torch.tensor([round(share * int((pools == pool).sum())) for pool in range(3)])
+    remove = select(scores, ones(scores), pools, budgets)
+    for pool, budget in enumerate(budgets.tolist()):
+        in_pool = pools == pool
+        assert int((remove & in_pool).sum()) == budget
+        if 0 < budget < int(in_pool.sum()):
+            assert scores[remove & in_pool].max() <= scores[~remove & in_pool].min()
 
 
 @given(
     units=st.lists(st.tuples(st.integers(0, 3), st.floats(0.1, 9)), min_size=1, max_size=20),
     budget=st.floats(0, 60),
 )
-def test_costs_never_exceed_the_budget_and_cheap_scores_go_first(
+def test_costs_never_exceed_the_budget_and_low_scores_are_removed_first(
     units: list[tuple[int, float]], budget: float
 ) -> None:
     scores, costs = torch.tensor(units, dtype=torch.float64).T
@@ -54,13 +55,13 @@ def test_costs_never_exceed_the_budget_and_cheap_scores_go_first(
     )
     assert float(costs[remove].sum()) <= budget * (1 + 1e-9)
     order = scores.argsort(stable=True)
-    fallen = remove[order].tolist()
-    assert fallen == sorted(fallen, reverse=True)  # the lowest scores, without a gap
-    if not all(fallen):  # and not one fewer than fit
-        assert float(costs[order][: sum(fallen) + 1].sum()) > budget
+    removed = remove[order].tolist()
+    assert removed == sorted(removed, reverse=True)  # the lowest scores, without a gap
+    if not all(removed):  # and not one fewer than fit
+        assert float(costs[order][: sum(removed) + 1].sum()) > budget
 
 
-def test_ties_fall_in_the_order_of_their_index() -> None:
+def test_ties_are_removed_in_the_order_of_their_index() -> None:
     remove = select(
         torch.zeros(1000),
         torch.ones(1000),
@@ -70,7 +71,7 @@ def test_ties_fall_in_the_order_of_their_index() -> None:
     assert remove.tolist() == [True] * 700 + [False] * 300
 
 
-def test_labels_without_a_budget_stay() -> None:
+def test_pools_without_a_budget_are_kept() -> None:
     remove = select(
         torch.zeros(4), torch.ones(4), torch.tensor([0, 1, 1, 2]), torch.tensor([0.0, 2.0, 0.0])
     )
@@ -97,7 +98,9 @@ def test_float_costs_that_add_up_to_the_budget_fit() -> None:
         ([0.0, 1.0, 2.0], [1.0, float("nan"), 1.0], "cost is zero"),
     ],
 )
-def test_bad_scores_and_costs_are_named(scores: list[float], costs: list[float], says: str) -> None:
+def test_bad_scores_and_costs_are_refused(
+    scores: list[float], costs: list[float], says: str
+) -> None:
     with pytest.raises(WoodburyError, match=says):
         select(
             torch.tensor(scores),
@@ -148,6 +151,6 @@ def test_budgets_count_the_weights_removed_already(
     space = without(net(), *removed)
     for scope, budgets in ((global_, [everywhere]), (layerwise, per_layer)):
         if sparsity * 30 >= len(removed):
-            assert budget_for(space, sparsity, single, scope, weights).budgets.tolist() == list(
-                budgets
-            )
+            assert budget_for(
+                space, sparsity, single, scope, weights
+            ).pool_budgets.tolist() == list(budgets)

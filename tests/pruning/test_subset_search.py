@@ -1,4 +1,4 @@
-"""The exhaustive selection against every subset of every run."""
+"""The exhaustive selection against every subset of every pool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPACE = ParameterSpace.from_model(nn.Linear(4, 2), min_ndim=2)  # 2 rows of 4
 
 
 def correlated(seed: int, size: int = 4) -> Fisher:
-    """Two blocks, one for each run, whose weights interact strongly and never across."""
+    """Two blocks, one for each pool, whose weights interact strongly and never across."""
     rows = normal(9, 8, seed=seed) + 2 * normal(9, 1, seed=seed + 100)
     return dense_blocks(rows, [size] * (8 // size), 0.05)
 
@@ -54,14 +54,14 @@ def best_of_all(quadratic: Quadratic, n: int, m: int) -> Tensor:
     costs = {}
     for chosen in product(subsets, repeat=8 // m):
         keep = torch.ones(8, dtype=torch.bool)
-        keep[[run * m + place for run, own in enumerate(chosen) for place in own]] = False
+        keep[[pool * m + place for pool, own in enumerate(chosen) for place in own]] = False
         costs[tuple(keep.tolist())] = quadratic.increase(joint(quadratic, keep))
     return torch.tensor(min(costs, key=costs.__getitem__))
 
 
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2)])
-def test_the_best_of_all_subsets_where_runs_do_not_interact(
+def test_the_best_of_all_subsets_where_pools_do_not_interact(
     n: int, m: int, with_gradient: bool
 ) -> None:
     better = 0
@@ -74,13 +74,15 @@ def test_the_best_of_all_subsets_where_runs_do_not_interact(
         assert torch.equal(found, best_of_all(quadratic, n, m))
         first = greedy(quadratic, posed(n, m), woodtaylor if with_gradient else obs)
         better += not torch.equal(found, first)
-    assert better or m - n == 1  # the greedy choice is another one, unless a single weight falls
+    assert (
+        better or m - n == 1
+    )  # the greedy choice is another one, unless a single weight is removed
 
 
 @pytest.mark.parametrize(
     "fisher", [LowRank(normal(5, 8, seed=1), 0.1), Dense(torch.eye(8).double(), 0.1)]
 )
-def test_n_of_every_m_stay(fisher: Fisher) -> None:
+def test_n_of_every_m_are_kept(fisher: Fisher) -> None:
     keep = exhaustive(Quadratic(normal(8, seed=0), fisher), posed(2, 4), obs)
     assert (keep.view(2, 4).sum(1) == 2).all()
 
@@ -90,7 +92,7 @@ def test_a_diagonal_fisher_leaves_nothing_to_enumerate() -> None:
     assert torch.equal(exhaustive(quadratic, posed(2, 4), obs), greedy(quadratic, posed(2, 4), obs))
 
 
-def test_runs_that_have_lost_some_already_lose_the_rest() -> None:
+def test_pools_that_have_lost_some_already_lose_the_rest() -> None:
     keep = torch.ones(8, dtype=torch.bool)
     keep[[0, 5, 6]] = False
     made = posed(2, 4, SPACE.restrict(keep))
@@ -115,13 +117,16 @@ def test_a_pattern_of_the_whole_net(n: int = 2, m: int = 4) -> None:
     [
         (lambda q: exhaustive(Quadratic(q.weights), posed(2, 4), obs), "needs a Fisher"),
         (lambda q: exhaustive(q, posed(2, 4, unit=block(2)), obs), "single weights, of equal cost"),
-        (lambda q: exhaustive(q, posed(2, 4, ceiling=0.9), obs), "heeds no ceiling"),
+        (
+            lambda q: exhaustive(q, posed(2, 4, max_layer_sparsity=0.9), obs),
+            "does not support max_layer_sparsity",
+        ),
         (lambda q: n_of_m(4, 4), "The pattern is 4:4"),
         (lambda q: n_of_m(0, 4), "The pattern is 0:4"),
         (lambda q: n_of_m(5, 4), "The pattern is 5:4"),
     ],
 )
-def test_what_cannot_be_is_named(act: Any, says: str) -> None:
+def test_bad_input_is_refused(act: Any, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         act(Quadratic(normal(8, seed=0), correlated(0)))
 

@@ -1,4 +1,4 @@
-"""Units: every tile, channel and group holds the weights that its words say, and what is gone is gone."""
+"""Units: every tile, channel and custom unit holds its weights, less those removed already."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_tile_spans_its_sides_and_all_weights_are_in_one(
         assert (places.amin(0) % torch.tensor(sides) == 0).all()
 
 
-def test_runs_in_memory() -> None:
+def test_a_one_dimensional_tile_follows_memory() -> None:
     assert (
         members(block(5), space_of(nn.Linear(4, 5), nn.Linear(5, 2)))
         == torch.arange(30).view(6, 5).tolist()
@@ -88,7 +88,7 @@ def test_coupled_channels_are_a_unit() -> None:
     ]
 
 
-def test_groups_of_unequal_sizes_and_of_any_index() -> None:
+def test_custom_units_of_unequal_sizes_and_of_any_index() -> None:
     space = space_of(LINEAR)
     mask = torch.zeros(4, 8, dtype=torch.bool)
     mask[3, 2:5] = True
@@ -100,11 +100,11 @@ def test_groups_of_unequal_sizes_and_of_any_index() -> None:
     assert members(custom(units), space) == [[1], [8, 23], [26, 27, 28]]
 
 
-@given(gone=st.sets(st.integers(0, 247), max_size=240))
-def test_what_is_gone_is_gone_and_the_rest_competes(gone: set[int]) -> None:
+@given(removed=st.sets(st.integers(0, 247), max_size=240))
+def test_the_kept_weights_of_a_unit_are_a_unit(removed: set[int]) -> None:
     space = space_of(CONV, LINEAR)
     keep = torch.ones(space.n, dtype=torch.bool)
-    keep[list(gone)] = False
+    keep[list(removed)] = False
     place = {weight: index for index, weight in enumerate(keep.nonzero()[:, 0].tolist())}
     for unit in (block(2, 2), block(8), output_channels, input_channels):
         truth = [
@@ -140,7 +140,7 @@ def test_what_is_gone_is_gone_and_the_rest_competes(gone: set[int]) -> None:
         (custom([{"0.weight": torch.tensor([1, 1])}]), "Units 0 and 0 share"),
     ],
 )
-def test_what_is_no_unit_is_named(unit: Any, says: str) -> None:
+def test_bad_units_are_refused(unit: Any, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         unit(space_of(LINEAR))
 
@@ -150,7 +150,7 @@ def test_vectors_have_no_input_channels() -> None:
         input_channels(ParameterSpace.from_model(LINEAR))
 
 
-def test_nothing_left() -> None:
+def test_units_without_a_kept_weight_are_refused() -> None:
     space = space_of(LINEAR)
     keep = torch.ones(32, dtype=torch.bool)
     keep[:8] = False

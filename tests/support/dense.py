@@ -1,6 +1,8 @@
-"""The float64 truth: every verb of a Fisher by its definition, on the matrix written out."""
+"""The float64 truth: every operation of a Fisher by its definition, on the matrix written out."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,21 +14,24 @@ def low_rank(rows: Tensor, damping: float, weights: Tensor | None = None) -> Ten
     matrix = damping * torch.eye(d, dtype=torch.float64)
     for i in range(m):
         row = rows[i].double()
-        matrix += (1.0 if weights is None else float(weights[i])) / m * torch.outer(row, row)
+        weight = 1.0 if weights is None else float(weights[i])
+        matrix += weight / m * torch.outer(row, row)
     return matrix
 
 
-def blocks_only(matrix: Tensor, sizes: list[int] | tuple[int, ...]) -> Tensor:
+def blocks_only(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
     """`matrix` with zeros outside its diagonal blocks."""
-    out, start = torch.zeros_like(matrix), 0
+    result = torch.zeros_like(matrix)
+    start = 0
     for size in sizes:
         end = start + size
-        out[start:end, start:end] = matrix[start:end, start:end]
+        result[start:end, start:end] = matrix[start:end, start:end]
         start = end
-    return out
+    return result
 
 
 def inverse_blocks(matrix: Tensor, groups: Tensor) -> Tensor:
+    """[F⁻¹]_QQ, (g, s, s)."""
     inverse = torch.linalg.inv(matrix)
     return torch.stack([inverse[q[:, None], q] for q in groups])
 
@@ -34,18 +39,20 @@ def inverse_blocks(matrix: Tensor, groups: Tensor) -> Tensor:
 def compensate(
     matrix: Tensor, keep: Tensor, removed: Tensor, gradient: Tensor | None = None
 ) -> Tensor:
+    """F_KK⁻¹ (F_KQ w_Q − g_K), the step of the kept weights."""
     force = matrix[keep][:, ~keep] @ removed[~keep]
     if gradient is not None:
         force = force - gradient[keep]
     return torch.linalg.solve(matrix[keep][:, keep], force)
 
 
-def conditional(matrix: Tensor, keep: Tensor) -> Tensor:
-    """The Schur complement of each weight against the others that stay, one at a time."""
-    found = torch.empty(len(matrix), dtype=torch.float64)
+def conditional_curvature(matrix: Tensor, keep: Tensor) -> Tensor:
+    """The Schur complement of each weight against the other kept ones, one at a time."""
+    result = torch.empty(len(matrix), dtype=torch.float64)
     for q in range(len(matrix)):
         others = keep.clone()
         others[q] = False
         coupled = matrix[others][:, q]
-        found[q] = matrix[q, q] - coupled @ torch.linalg.solve(matrix[others][:, others], coupled)
-    return found
+        explained = coupled @ torch.linalg.solve(matrix[others][:, others], coupled)
+        result[q] = matrix[q, q] - explained
+    return result

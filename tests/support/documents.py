@@ -40,7 +40,7 @@ def python_block(path: Path, holding: str) -> str:
 
 
 def readers_names() -> dict[str, Any]:
-    """What a reader has before a block: a trained model, its data, its optimizer, and the imports."""
+    """What a reader has before a block: a trained model, data, an optimizer, the imports."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
     target = (inputs[:, :CLASSES] + inputs[:, CLASSES : 2 * CLASSES]).argmax(1)

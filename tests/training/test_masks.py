@@ -1,4 +1,4 @@
-"""Zeros held while any optimizer steps: as if the removed weights did not exist."""
+"""Zeros held while any optimizer steps, as if the removed weights did not exist."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def train(
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_as_if_the_removed_weights_did_not_exist(name: str) -> None:
-    """The truth: weights that the forward pass multiplies by the mask, so that no gradient ever reaches the removed ones."""
+    """The truth: a forward pass that multiplies by the mask, so that they get no gradient."""
     held, truth = network(), network()
     keep = masked(held)
     masked(truth)
@@ -188,7 +188,7 @@ def test_codes_of_the_weights_shape_are_left_alone() -> None:
     assert bool((optimizer.state[model[0].weight]["codes"] == 7).all())  # type: ignore[index]
 
 
-def test_what_does_not_fit_is_said_and_nothing_changes() -> None:
+def test_masks_that_do_not_fit_are_named_and_nothing_changes() -> None:
     model = network()
     keep = masks(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

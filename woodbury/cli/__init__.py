@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 
-import typer
+from cyclopts import App, Group, Parameter
 
-from woodbury.cli import compare, demo, prune, train
+from woodbury.cli import console
+from woodbury.cli.compare_command import compare
+from woodbury.cli.demo_command import demo
+from woodbury.cli.prune_command import prune
+from woodbury.cli.train_command import train
 
-app = typer.Typer(
-    help="Second-order information about neural networks: prune them by what each weight is worth, or train them.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+app = App(
+    name="woodbury",
+    help="Prune and train neural networks with second-order information.",
+    help_format="markdown",
+    help_flags=["--help"],
+    version_flags=[],
+    default_parameter=Parameter(negative=()),
+    group_parameters=Group("Options", sort_key=0),
+    suppress_keyboard_interrupt=False,
 )
-app.command("demo")(demo.demo)
-app.command("prune")(prune.prune)
-app.command("compare")(compare.compare_)
-app.command("train")(train.train)
+for command in (demo, prune, compare, train):
+    app.command(command)
 
 
 def main() -> None:
@@ -27,4 +34,26 @@ def main() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, lambda received, _: sys.exit(128 + received))
-    app(prog_name="woodbury")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+        words: The words of the command line after `woodbury`.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user, 130 for Ctrl-C.
+    """
+
+    def command() -> None:
+        app(
+            list(words),
+            console=console.out,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+
+    return console.report_errors(command)

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from woodbury.cli.choices import LABELS, LOSSES, Sampling
-from woodbury.cli.common import Options, note
-from woodbury.cli.data import (
-    HELD_OUT,
-    Data,
-    answers,
+from woodbury.cli.console import print_note
+from woodbury.cli.inputs.data import Splits, load_data
+from woodbury.cli.inputs.fit import predict, probe
+from woodbury.cli.inputs.model import load_model
+from woodbury.cli.inputs.splits import (
+    BATCH_SAMPLES,
+    HELD_OUT_FRACTION,
     batches,
+    draw,
+    hold_out,
     labels_of,
-    load_data,
-    probe,
-    sample,
-    split_off,
 )
-from woodbury.cli.load import load_model
-from woodbury.cli.rules import pick
+from woodbury.cli.methods import Sampling
+from woodbury.cli.names import LABELS, LOSSES, Loss
+from woodbury.cli.options import PruningOptions, settings_of
 from woodbury.errors import WoodburyError
-from woodbury.evaluation.metrics import accuracy, r_squared
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.flop_count import Flops, flops
-from woodbury.model.likelihood import Likelihood
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.autoconfig import choose_refit
@@ -41,84 +38,116 @@ from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.refit.reconstruction import Reconstruction
 from woodbury.pruning.schedule import Targets
 
-USUAL_COUNT = 1000
-
-
-MOST_HELD_OUT = 2000
+MAX_HELD_OUT_SAMPLES = 2000
+"""Held-out samples that candidates are judged on at most."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A dense model with its calibration data, its test data, and data held out to choose a damping.
+    """A dense model with its calibration data, its test data, and data to choose a damping on.
 
-    measure: what `score` is called; `score` and `validate` want to be large. count: gradients, of `batch` samples each.
-    trainable: the names of the parameters that required a gradient when the model came.
+    Attributes:
+        model: The network, in eval mode; no parameter requires a gradient.
+        trainable: The names of the parameters that required a gradient when the model came.
+        loss: The loss and its metric.
+        space: The parameters that are pruned.
+        calibration: The training data that the curvature is estimated on.
+        held_out: Training data to choose among dampings on, None where there is nothing to choose.
+        test: What `score` is measured on.
+        measure: What `score` is called.
+        count: Gradients in the Fisher, of `batch` samples each.
+        options: What was asked for.
     """
 
     model: nn.Module
     trainable: tuple[str, ...]
-    likelihood: Likelihood
+    loss: Loss
     space: ParameterSpace
     calibration: Dataset
     held_out: Iterable[Batch] | None
     test: Iterable[Batch]
     measure: str
     count: int
-    options: Options
+    options: PruningOptions
 
     def objective(self, seed: int) -> Objective:
-        """The dense objective on a calibration sample drawn by `seed`."""
-        objective = Objective.from_model(self.model, self.drawn(seed), self.likelihood, self.space)
-        if not self.options.keep_zeros:
+        """The dense objective on the calibration set of a seed."""
+        calibration_set = self.calibration_set(seed)
+        likelihood = self.loss.likelihood
+        objective = Objective.from_model(self.model, calibration_set, likelihood, self.space)
+        if not self.options.parameters.keep_zeros:
             return objective
         nonzero = objective.weights != 0
         return objective.at(objective.weights[nonzero], self.space.restrict(nonzero))
 
-    def drawn(self, seed: int) -> Iterable[Batch]:
-        """The calibration sample drawn by `seed`."""
-        return batches(sample(self.calibration, self.count * self.options.batch, seed))
+    def calibration_set(self, seed: int) -> Iterable[Batch]:
+        """The calibration set drawn by a seed."""
+        return batches(draw(self.calibration, self.samples, seed))
+
+    @property
+    def samples(self) -> int:
+        """Samples in a calibration set."""
+        return self.count * self.options.curvature.batch
 
     def score(self, objective: Objective) -> float:
-        """The accuracy (or R²) on the test data, with BatchNorm recalibrated where that was asked for."""
-        return SCORES[self.measure](self.recalibrated(objective), self.test)
+        """The metric on the test data, with BatchNorm recalibrated where that was asked for."""
+        return self.loss.metric(self.recalibrated(objective), self.test)
+
+    def held_out_score(self, objective: Objective) -> float:
+        """The metric on the held-out training data."""
+        return self.loss.metric(self.recalibrated(objective), self.held_out or [])
 
     def validate(self, objective: Objective) -> float:
-        """Minus the loss on held-out training data."""
+        """Minus the loss on the held-out training data, by which dampings are chosen."""
         return -self.recalibrated(objective).loss(self.held_out)
 
     def recalibrated(self, objective: Objective) -> Objective:
-        """The objective as it will be used: on a copy of the model with new BatchNorm statistics, if asked for."""
-        if not self.options.recalibrate:
+        """The objective as it will be used: on a copy of the model with new BatchNorm statistics.
+
+        Without --recalibrate it is the objective itself.
+        """
+        if not self.options.stage.recalibrate:
             return objective
         recalibrated = replace(objective, model=copy.deepcopy(self.model))
         recalibrated.write()
         recalibrate(recalibrated.model, objective.batches)
         return recalibrated
 
-    def dense(self) -> float:
-        """The dense model's score, as it is."""
-        return SCORES[self.measure](
-            Objective.from_model(self.model, [], self.likelihood, self.space), self.test
-        )
+    def dense_score(self) -> float:
+        """The metric of the dense model on the test data, as it is."""
+        dense = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
+        return self.loss.metric(dense, self.test)
 
     def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""
-        o = self.options
-        return Sampling(self.count, o.batch, o.block, o.seed, LABELS[o.labels])
+        curvature = self.options.curvature
+        return Sampling(
+            count=self.count,
+            batch=curvature.batch,
+            mc_samples=curvature.mc_samples,
+            block=curvature.block,
+            seed=self.options.inputs.seed,
+            labels=LABELS[curvature.labels],
+        )
 
-    def refit(self, steps: int, sparsity: Targets, patient: bool = True) -> Refit | None:
-        """So many steps as they suit the model best; None for none, or without room for those who are not patient."""
+    def refit(self, steps: int, sparsity: Targets, required: bool = True) -> Refit | None:
+        """The refit that suits the model best.
+
+        Args:
+            steps: Its steps; 0 for none.
+            sparsity: The sparsity that it follows.
+            required: Whether it is wanted also where it takes long.
+
+        Returns:
+            None for no steps, or where it has no room and is not wanted at any price.
+        """
         if not steps:
             return None
-        damping, layers = standard.dampings[0], Reconstruction()
-        asked = Refit(steps, damping=damping, reconstruction=layers, seed=self.options.seed)
-        return choose_refit(
-            asked,
-            self.objective(self.options.seed),
-            self.count * self.options.batch,
-            sparsity,
-            patient,
+        seed = self.options.inputs.seed
+        asked = Refit(
+            steps, damping=standard.dampings[0], reconstruction=Reconstruction(), seed=seed
         )
+        return choose_refit(asked, self.objective(seed), self.samples, sparsity, required)
 
     def flops(self) -> Flops:
         """What each weight costs, on the first batch of the test data."""
@@ -132,93 +161,99 @@ class Problem:
             "parameters": list(self.space.shapes),
             "weights": self.space.n,
         }
-        return {**asdict(self.options), **decided}
+        return settings_of(self.options) | decided
 
 
-def pose(model: str, data: str, options: Options, *, choosing: bool) -> Problem:
-    """Load both, see that they fit, and split off what is needed; whatever is decided for the user is said.
+def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bool) -> Problem:
+    """Load model and data, see that they fit, and split off what is needed.
 
-    choosing: hold training data out to choose a damping on.
+    What is decided for the user is said on stderr.
+
+    Args:
+        model: MODEL as the user wrote it.
+        data: DATA as the user wrote it.
+        options: What was asked for.
+        choosing: Whether to hold training data out to choose a damping on.
+
+    Raises:
+        WoodburyError: For whatever is wrong with them.
     """
-    likelihood = pick(LOSSES, options.loss, "loss")
-    pick(LABELS, options.labels, "kind of labels")
-    torch.manual_seed(options.seed)
-    network = load_model(model, options.checkpoint)
+    inputs = options.inputs
+    loss = LOSSES[inputs.loss]
+    torch.manual_seed(inputs.seed)
+    network = load_model(model, inputs.checkpoint)
     trainable = tuple(
         name for name, parameter in network.named_parameters() if parameter.requires_grad
     )
     network.requires_grad_(False)  # gradients are taken of copies
-    if others := {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}:
-        raise WoodburyError(
-            f"The model's weights are {str(others.pop())[6:]} and DATA comes as float32: return model.float()."
-        )
+    _check_float32(network)
+    parameters = options.parameters
     space = ParameterSpace.from_model(
-        network, options.include or "*", options.exclude or (), min_ndim=2
+        network, parameters.include or "*", parameters.exclude, min_ndim=2
     )
-    stand_in = partial(ANSWERS[options.loss], network) if options.labels == "sampled" else None
-    found = load_data(data, seed=options.seed, size=options.size, answer=stand_in)
-    for remark in found.notes:
-        note(remark)
-    if found.answered:
-        note(
-            f"{data} has no labels: what the dense network says stands for them, and the score is agreement with it."
-        )
-    test = batches(found.test)
-    probe(network, test, likelihood)
-    calibration, held_out = _held_out(found, options.seed) if choosing else (found.train, None)
-    probe(
-        network, batches(sample(calibration, 250, options.seed)), likelihood, labels_of(calibration)
-    )
+    splits = _load_splits(network, data, loss, options)
+    test = batches(splits.test)
+    probe(network, test, loss.likelihood)
+    calibration, held_out = splits.train, None
+    if choosing:
+        calibration, aside = hold_out(splits.train, HELD_OUT_FRACTION, inputs.seed)
+        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, inputs.seed))
+    first_batch = batches(draw(calibration, BATCH_SAMPLES, inputs.seed))
+    probe(network, first_batch, loss.likelihood, labels_of(calibration))
     return Problem(
         model=network,
         trainable=trainable,
-        likelihood=likelihood,
+        loss=loss,
         space=space,
         calibration=calibration,
         held_out=held_out,
         test=test,
-        measure=MEASURES[options.loss, found.answered],
+        measure=loss.measure_without_labels if splits.without_labels else loss.measure,
         count=_count(calibration, options),
         options=options,
     )
 
 
-SCORES: Mapping[str, Callable[[Objective, Iterable[Batch]], float]] = {
-    "accuracy": accuracy,
-    "agreement": accuracy,
-    "R²": r_squared,
-}
-
-
-MEASURES = {
-    ("cross_entropy", False): "accuracy",
-    ("cross_entropy", True): "agreement",
-    ("squared_error", False): "R²",
-    ("squared_error", True): "R²",
-}
-
-
-ANSWERS: Mapping[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "cross_entropy": lambda model, inputs: answers(model, inputs).argmax(1),
-    "squared_error": answers,
-}
-"""For each loss, the labels that a dense network's own outputs give."""
-
-
-def _held_out(found: Data, seed: int) -> tuple[Dataset, Iterable[Batch]]:
-    rest, aside = split_off(found.train, HELD_OUT, seed)
-    return rest, batches(sample(aside, MOST_HELD_OUT, seed))
-
-
-def _count(calibration: Dataset, options: Options) -> int:
-    """How many gradients: as many as asked for, else 1000, else as many as there are."""
-    there = len(calibration) // options.batch  # type: ignore[arg-type]
-    wanted = options.count or USUAL_COUNT
-    if there >= wanted:
-        return wanted
-    if options.count or not there:
+def _check_float32(network: nn.Module) -> None:
+    dtypes = {each.dtype for each in network.parameters() if each.is_floating_point()}
+    if others := dtypes - {torch.float32}:
         raise WoodburyError(
-            f"The training data gives {there} of the {wanted} gradients of {options.batch} sample(s): lower --count or --batch."
+            f"The model's weights are {str(others.pop())[6:]} and DATA comes as float32: return "
+            "model.float()."
         )
-    note(f"The Fisher is made of {there} gradients: that is all the training data gives.")
-    return there
+
+
+def _load_splits(network: nn.Module, data: str, loss: Loss, options: PruningOptions) -> Splits:
+    def labels_from(inputs: Tensor) -> Tensor:
+        return loss.labels_from(predict(network, inputs))
+
+    splits = load_data(
+        data,
+        seed=options.inputs.seed,
+        size=options.inputs.size,
+        labels_from=labels_from if options.curvature.labels == "sampled" else None,
+    )
+    for note in splits.notes:
+        print_note(note)
+    if splits.without_labels:
+        print_note(
+            f"{data} has no labels: what the dense network says stands for them, and the score is "
+            "agreement with it."
+        )
+    return splits
+
+
+def _count(calibration: Dataset, options: PruningOptions) -> int:
+    """How many gradients: as many as asked for, else the usual number, else all there are."""
+    asked, batch = options.curvature.count, options.curvature.batch
+    available = len(calibration) // batch  # type: ignore[arg-type]
+    wanted = asked or standard.samples
+    if available >= wanted:
+        return wanted
+    if asked or not available:
+        raise WoodburyError(
+            f"The training data gives {available} of the {wanted} gradients of {batch} sample(s): "
+            "lower --count or --batch."
+        )
+    print_note(f"The Fisher is made of {available} gradients: that is all the training data gives.")
+    return available

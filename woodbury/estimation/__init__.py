@@ -1,4 +1,4 @@
-"""From a model to its curvature: gradient rows, Gauss–Newton rows, K-FAC factors, and the recipes made of them."""
+"""From a model to its curvature: gradient and GGN rows, K-FAC factors, and recipes of these."""
 
 from woodbury.estimation.gradients import observed as observed
 from woodbury.estimation.gradients import sampled as sampled

@@ -1,41 +1,135 @@
-"""The Gauss–Newton rows: gradients along directions of the output, instead of by labels."""
+"""Gauss–Newton rows: gradients along random directions of the output, in place of labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.limits import Limits
-from woodbury.model.batches import Batch, regrouped
+from woodbury.model.batches import Batch, Samples
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 
-NO_DIRECTIONS = (
-    "This likelihood has no Gauss–Newton matrix: give it `directions`, or take a Fisher by labels."
-)
+MC_SAMPLES_MEANING = "the number of GGN samples per input"
 
 
 def gauss_newton_rows(objective: Objective, mc_samples: int, seed: int = 0) -> Objective:
-    """An objective whose per-sample gradients are rows of the generalised Gauss–Newton matrix, `mc_samples` to a sample  (eq. 29).
+    """An objective whose per-sample gradients are rows of the Gauss–Newton matrix  (eq. 29).
 
-    They need no labels, and their expectation is the true Fisher (Martens 2020). Raises WoodburyError when the likelihood
-    has no directions.
+    They need no labels, and in expectation their Fisher is the true one (Martens 2020).
+
+    Args:
+        objective: The model, its data and its likelihood.
+        mc_samples: Rows per input, each along a random direction of the output.
+        seed: Of the directions.
+
+    Returns:
+        An objective of `mc_samples` times as many samples, to be read by `gradient_rows`.
+
+    Raises:
+        WoodburyError: If the likelihood has no directions, or `mc_samples` is below 1.
+
+    Example:
+        >>> from woodbury.estimation.gradients import gradient_rows
+        >>> objective = Objective.from_model(torch.nn.Linear(3, 2), [(torch.ones(4, 3), None)])
+        >>> gradient_rows(gauss_newton_rows(objective, mc_samples=2), 8).shape
+        torch.Size([8, 8])
     """
-    if objective.likelihood.directions is None:
-        raise WoodburyError(NO_DIRECTIONS)
-    if mc_samples < 1:
-        raise WoodburyError(f"{mc_samples} rows for each sample were asked for: give at least 1.")
-    likelihood = Likelihood(objective.likelihood.directional)
+    check_directions(objective.likelihood)
+    check_whole_number(mc_samples, "mc_samples", MC_SAMPLES_MEANING)
     return replace(
-        objective, batches=_Directions(objective, mc_samples, seed), likelihood=likelihood
+        objective,
+        batches=Samples(_Directions(objective, mc_samples, seed), trusted=True),
+        likelihood=Likelihood(objective.likelihood.directional),
     )
+
+
+class DirectedBatch(NamedTuple):
+    """Some samples and their directions.
+
+    Attributes:
+        inputs: The inputs of b samples.
+        directions: (b, mc_samples, …), directions s of the output  (eq. 29).
+    """
+
+    inputs: Any
+    directions: Tensor
+
+
+def check_directions(likelihood: Likelihood) -> None:
+    """Raise unless a likelihood has a Gauss–Newton matrix.
+
+    Args:
+        likelihood: The likelihood.
+
+    Raises:
+        WoodburyError: If it has no `directions`.
+    """
+    if likelihood.directions is None:
+        raise WoodburyError(
+            "This likelihood has no Gauss–Newton matrix: "
+            "give it `directions`, or take a Fisher by labels."
+        )
+
+
+def draw_directions(
+    objective: Objective, mc_samples: int, seed: int, batch_size: int
+) -> Iterator[DirectedBatch]:
+    """The objective's samples with random directions of the output  (eq. 29).
+
+    Args:
+        objective: The model at its weights, and its data. Labels are read only where they mark
+            positions without an observation.
+        mc_samples: Directions per sample.
+        seed: Of the directions.
+        batch_size: Samples at once. Another size draws other directions.
+
+    Returns:
+        Batches whose directions are scaled by √mc_samples, so that the mean over rows of s sᵀ is
+        the Hessian by the output.
+
+    Raises:
+        WoodburyError: If the likelihood has no directions.
+    """
+    check_directions(objective.likelihood)
+    draw = objective.likelihood.directions
+    assert draw is not None
+    ignored = objective.likelihood.ignored
+    generator = torch.Generator(objective.weights.device).manual_seed(seed)
+    for inputs, target in objective.batches.in_batches(batch_size):
+        with torch.no_grad(), eval_mode(objective.model):
+            output = objective.forward(objective.parameters, inputs)
+            directions = mc_samples**0.5 * draw(output, mc_samples, generator)
+        # Labels are (b, …) for directions (b, mc_samples, C, …); probabilities mark nothing.
+        if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
+            directions = directions * (target != ignored)[:, None, None]
+        yield DirectedBatch(inputs, directions)
+
+
+def repeat_per_direction(inputs: Any, directions: Tensor) -> Batch:
+    """Each sample as often as it has directions, one copy after the other.
+
+    Args:
+        inputs: The inputs of b samples.
+        directions: (b, mc_samples, …).
+
+    Returns:
+        (inputs, directions) of b·mc_samples samples.
+    """
+    samples, mc_samples = directions.shape[:2]
+
+    def repeat(leaf: Any) -> Any:
+        per_sample = isinstance(leaf, Tensor) and len(leaf) == samples
+        return leaf.repeat_interleave(mc_samples, 0) if per_sample else leaf
+
+    return tree_map(repeat, inputs), directions.flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,42 +141,6 @@ class _Directions:
     seed: int
 
     def __iter__(self) -> Iterator[Batch]:
-        for inputs, directions in draw_directions(
-            self.objective,
-            self.mc_samples,
-            self.seed,
-            max(1, Limits.current().ggn_samples // self.mc_samples),
-        ):
-            yield repeat_per_direction(inputs, directions)
-
-
-def draw_directions(
-    objective: Objective, mc_samples: int, seed: int, at_once: int
-) -> Iterator[tuple[Any, Tensor]]:
-    """The objective's samples, so many at once, and `mc_samples` directions of the output to each, (b, mc_samples, …)  (eq. 29)."""
-    generator = torch.Generator(objective.weights.device).manual_seed(seed)
-    draw, ignored = objective.likelihood.directions, objective.likelihood.ignored
-    if draw is None:
-        raise WoodburyError(NO_DIRECTIONS)
-    for inputs, target in regrouped(objective.batches, at_once):
-        with torch.no_grad(), eval_mode(objective.model):
-            directions = mc_samples**0.5 * draw(
-                objective.forward(objective.parameters, inputs), mc_samples, generator
-            )
-        # Labels are (b, …) for directions (b, r, C, …); probabilities mark nothing.
-        if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
-            directions = directions * (target != ignored)[:, None, None]
-        yield inputs, directions
-
-
-def repeat_per_direction(inputs: Any, directions: Tensor) -> Batch:
-    """The samples, each as often as it has directions (b, mc_samples, …), and those one after the other, (b·mc_samples, …)."""
-    samples, mc_samples = directions.shape[:2]
-    return tree_map(
-        lambda leaf: (
-            leaf.repeat_interleave(mc_samples, 0)
-            if isinstance(leaf, Tensor) and len(leaf) == samples
-            else leaf
-        ),
-        inputs,
-    ), directions.flatten(0, 1)
+        batch_size = max(1, Limits.current().ggn_samples // self.mc_samples)
+        for batch in draw_directions(self.objective, self.mc_samples, self.seed, batch_size):
+            yield repeat_per_direction(*batch)

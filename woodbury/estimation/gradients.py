@@ -1,10 +1,11 @@
-"""Rows of G, streamed: gradients per sample or per batch, of observed or sampled labels."""
+"""Gradient rows: per sample or per batch, with the data's labels or with sampled ones."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,23 +13,56 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.limits import Limits
-from woodbury.model.batches import regrouped, samples_in, slice_samples
+from woodbury.linalg.precision import wide_dtype
+from woodbury.model.batches import check_enough_data, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
-from woodbury.model.objective import Objective
+from woodbury.model.objective import Objective, check_dependence
 from woodbury.monitor import report
 
 Labels = Callable[[Objective, Any, Any, torch.Generator | None], Any]
+"""labels(objective, inputs, target, generator) -> the labels that the loss is taken at.
 
+`observed` gives the empirical Fisher, `sampled` the true one.
+"""
 
 Engine = Callable[[Objective, Any, Any], Tensor]
+"""engine(objective, inputs, target) -> per-sample gradients (c, d) of a chunk of c samples.
+
+`vmapped` and `looped` give the same rows to rounding and differ in speed.
+"""
+
+MAX_ROWS_PER_CHUNK = 64
+"""Per-sample gradients computed at once, at most; `Limits.gradient_chunk` may ask for fewer."""
+
+SAMPLES_PER_PASS = 256
+"""Samples of one backward pass of a mean gradient."""
+
+TRIAL_SAMPLES = 4
+"""Samples that `looped` is timed on."""
+
+VMAP_MARGIN = 3
+"""How many times slower `vmapped` must be for `looped` to be chosen; above the noise of a clock."""
 
 
 def observed(
     objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None
 ) -> Any:
-    """The data's own labels: the empirical Fisher."""
+    """The data's own labels: the empirical Fisher.
+
+    Args:
+        objective: Not used.
+        inputs: Not used.
+        target: The batch's labels.
+        generator: Not used.
+
+    Returns:
+        `target`.
+
+    Raises:
+        WoodburyError: If it is None.
+    """
     if target is None:
         raise WoodburyError(
             "The batches carry no labels (None): give them, or take labels=sampled."
@@ -40,7 +74,21 @@ def observed(
 def sampled(
     objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None
 ) -> Any:
-    """Labels drawn from the model's own distribution: the true Fisher, by one draw per sample; `target` may be None."""
+    """Labels drawn from the model's own distribution, one per sample: the true Fisher.
+
+    Args:
+        objective: The model at its weights, and its likelihood.
+        inputs: The batch's inputs.
+        target: The batch's labels or None. Read only where they mark positions without an
+            observation, which stay so.
+        generator: Of the drawn labels; None for torch's own.
+
+    Returns:
+        Labels as the likelihood draws them.
+
+    Raises:
+        WoodburyError: If the likelihood draws none.
+    """
     likelihood = objective.likelihood
     if likelihood.sample is None:
         raise WoodburyError(
@@ -53,59 +101,83 @@ def sampled(
 
 
 def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    """Per-sample gradients (c, d) of a chunk, by one vectorised backward pass."""
+    """Per-sample gradients by one vectorised backward pass.
+
+    Args:
+        objective: The loss and the weights.
+        inputs: The inputs of c samples.
+        target: Their labels.
+
+    Returns:
+        (c, d).
+
+    Raises:
+        Exception: Of any type, where the model does what `torch.func.vmap` refuses, such as control
+            flow by the data.
+    """
     batch = (inputs, target)
 
     def loss(parameters: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
-        one = iter(tensors)
+        remaining = iter(tensors)
         sample = tree_map(
-            lambda leaf: next(one).unsqueeze(0) if isinstance(leaf, Tensor) else leaf, batch
+            lambda leaf: next(remaining).unsqueeze(0) if isinstance(leaf, Tensor) else leaf, batch
         )
         return objective.batch_loss(parameters, *sample)
 
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
-    # grad() ignores an outer no_grad; without one the rows would carry a graph over the parameters outside the space.
+    # grad() ignores an outer no_grad; without one the rows would carry a graph over the parameters
+    # outside the space.
     with torch.no_grad(), warnings.catch_warnings():
-        # An operation without a batching rule still gives the right answer; `fastest` is what notices its cost.
+        # An operation without a batching rule gives the right answer; `fastest` notices its cost.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return objective.space.flatten(vmap(grad(loss), (None, 0))(parameters, tensors))
 
 
 def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    """Per-sample gradients (c, d) of a chunk, by one ordinary backward pass each: works for every model."""
-    return torch.stack(
-        [
-            _mean_gradient(objective, *slice_samples((inputs, target), i, i + 1))
-            for i in range(samples_in(inputs))
-        ]
-    )
+    """Per-sample gradients by one ordinary backward pass each: this works for every model.
+
+    Args:
+        objective: The loss and the weights.
+        inputs: The inputs of c samples.
+        target: Their labels.
+
+    Returns:
+        (c, d).
+    """
+    samples = [slice_samples((inputs, target), i, i + 1) for i in range(samples_in(inputs))]
+    return torch.stack([_mean_gradient(objective, *sample) for sample in samples])
 
 
 def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
-    """The engine for this model: `vmapped`, unless it fails or takes three times as long as `looped` on the samples given.
+    """The faster engine for a model, by a clock.
 
-    Both give the same rows to rounding. The margin keeps the choice from flipping with the noise of a clock; pin an engine
-    where two runs must agree bit for bit.
+    That is `vmapped`, unless it fails or takes `VMAP_MARGIN` times as long as `looped`. The
+    margin keeps the choice from flipping with the noise of the clock. Two runs that must agree
+    bit for bit are given an engine.
+
+    Args:
+        objective: The loss and the weights.
+        inputs: The inputs of the samples that the engines are timed on.
+        target: Their labels.
+
+    Returns:
+        `vmapped` or `looped`.
+
+    Raises:
+        WoodburyError: If the data do not fit the model or the loss.
     """
-    few = slice_samples((inputs, target), 0, 4)
+    few = slice_samples((inputs, target), 0, TRIAL_SAMPLES)
     try:
         vmapped(objective, inputs, target)  # the first call pays for more than the others
         vectorised = _seconds_per_sample(vmapped, objective, inputs, target)
     except WoodburyError:
         raise
-    except (
-        Exception
-    ):  # data-dependent control flow, in-place masks, …: what vmap refuses has no common type
+    except Exception:  # what vmap refuses has no common type
         return looped
     looped(objective, *few)
-    return looped if 3 * _seconds_per_sample(looped, objective, *few) < vectorised else vmapped
-
-
-def _seconds_per_sample(engine: Engine, objective: Objective, inputs: Any, target: Any) -> float:
-    start = time.perf_counter()
-    engine(objective, inputs, target)
-    return (time.perf_counter() - start) / samples_in(inputs)
+    one_by_one = _seconds_per_sample(looped, objective, *few)
+    return looped if VMAP_MARGIN * one_by_one < vectorised else vmapped
 
 
 def gradient_chunks(
@@ -117,111 +189,175 @@ def gradient_chunks(
     generator: torch.Generator | None = None,
     engine: Engine | None = None,
 ) -> Iterator[Tensor]:
-    """Exactly `count` rows of G, streamed in chunks (c, d)  (eq. 2).
+    """Rows of G, some at a time  (eq. 2).
 
-    batch: how many samples a row averages; such a row is scaled by √batch, so that (1/m) Σ g gᵀ keeps the meaning of
-    the Fisher. engine: `vmapped` or `looped`, None for the faster. The model is in eval mode until the last chunk is taken.
-    Raises WoodburyError when the data gives fewer rows, or a row that is not finite.
+    The model is in eval mode until the last chunk is taken.
+
+    Args:
+        objective: The loss, the data and the weights.
+        count: Rows in all, m.
+        batch: Samples that a row averages. Such a row is scaled by √batch, so that (1/m) Σ g gᵀ
+            keeps the meaning of the Fisher.
+        labels: `observed` for the empirical, `sampled` for the true Fisher.
+        generator: Of the sampled labels.
+        engine: `vmapped` or `looped`; None for the `fastest` on the first chunk.
+
+    Returns:
+        Chunks (c, d) of exactly `count` rows. `Limits.gradient_chunk` bounds their bytes.
+
+    Raises:
+        WoodburyError: If the data gives fewer rows, or a row is not finite.
+
+    Example:
+        >>> batches = [(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))]
+        >>> objective = Objective.from_model(torch.nn.Linear(3, 2), batches)
+        >>> [tuple(chunk.shape) for chunk in gradient_chunks(objective, 2, batch=2)]
+        [(1, 8), (1, 8)]
     """
-    if count < 1 or batch < 1:
-        raise WoodburyError(
-            f"{count} rows of {batch} samples were asked for: both must be at least 1."
-        )
-    return _stream(objective, count, batch, labels, generator, engine)
-
-
-def _stream(
-    objective: Objective,
-    count: int,
-    batch: int,
-    labels: Labels,
-    generator: torch.Generator | None,
-    engine: Engine | None,
-) -> Iterator[Tensor]:
-    rows_at_once = max(
-        1,
-        min(
-            64,
-            Limits.current().gradient_chunk
-            // (objective.weights.element_size() * objective.space.n),
-        ),
-    )
-    done = 0
-    with eval_mode(objective.model):
-        # A row of several samples takes them from one shape; those that do not fill a row are left out.
-        most = count if batch == 1 else None
-        for inputs, target in regrouped(
-            objective.batches, rows_at_once if batch == 1 else batch, most
-        ):
-            if batch > 1 and samples_in(inputs) < batch:
-                continue
-            target = labels(objective, inputs, target, generator)
-            if batch == 1:
-                engine = engine or fastest(objective, inputs, target)
-                rows = engine(objective, inputs, target)
-            else:
-                rows = batch**0.5 * _mean_gradient(objective, inputs, target)[None]
-            _check_rows(objective, rows, done)
-            done += len(rows)
-            yield rows
-            if done == count:
-                return
-    if done < count:
-        raise WoodburyError(
-            f"The data gave {done} of the {count} rows of {batch} sample(s): give more data or ask for less."
-        )
+    check_whole_number(count, "count", "the number of gradient rows")
+    check_whole_number(batch, "batch", "the number of samples that a row averages")
+    settings = _RowSettings(count, batch, labels, generator, engine)
+    return _single_rows(objective, settings) if batch == 1 else _mean_rows(objective, settings)
 
 
 def gradient_rows(objective: Objective, count: int, **options: Any) -> Tensor:
-    """The rows of `gradients` in one tensor (count, d)."""
-    matrix, done = None, 0
+    """The rows of `gradient_chunks` in one tensor.
+
+    Args:
+        objective: The loss, the data and the weights.
+        count: Rows, m.
+        **options: As for `gradient_chunks`.
+
+    Returns:
+        G, (count, d).
+
+    Raises:
+        WoodburyError: As `gradient_chunks`.
+
+    Example:
+        >>> batches = [(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))]
+        >>> objective = Objective.from_model(torch.nn.Linear(3, 2), batches)
+        >>> gradient_rows(objective, 5).shape
+        torch.Size([5, 8])
+    """
+    matrix: Tensor | None = None
+    done = 0
     for chunk in gradient_chunks(objective, count, **options):
-        matrix = chunk.new_empty(count, objective.space.d) if matrix is None else matrix
+        if matrix is None:
+            matrix = chunk.new_empty(count, objective.space.d)
         matrix[done : done + len(chunk)] = chunk
         done += len(chunk)
         report("gradients", done, count)
-    assert matrix is not None  # gradients() gives count >= 1 rows or raises
+    assert matrix is not None  # gradient_chunks gives count >= 1 rows or raises
     return matrix
 
 
-def mean_gradient(objective: Objective, count: int | None = None, at_once: int = 256) -> Tensor:
-    """The gradient of the mean loss over the first `count` samples (default: all), so many of them at once: (d,)."""
-    dtype = torch.promote_types(objective.weights.dtype, torch.float32)
-    total, samples = torch.zeros_like(objective.weights, dtype=dtype), 0
+def mean_gradient(
+    objective: Objective, count: int | None = None, samples_per_pass: int = SAMPLES_PER_PASS
+) -> Tensor:
+    """The gradient of the mean loss.
+
+    Args:
+        objective: The loss, the data and the weights.
+        count: Samples that the mean is over, from the first; None for all.
+        samples_per_pass: Samples of one backward pass.
+
+    Returns:
+        (d,), float32 at least.
+
+    Raises:
+        WoodburyError: If the data gives fewer samples or none, or the gradient is not finite.
+    """
+    dtype = wide_dtype(objective.weights.dtype)
+    total = torch.zeros_like(objective.weights, dtype=dtype)
+    samples = 0
     with eval_mode(objective.model):
-        for inputs, target in regrouped(objective.batches, at_once, count):
-            total += samples_in(inputs) * _mean_gradient(objective, inputs, target).to(dtype)
-            samples += samples_in(inputs)
-    if not samples or (count and samples < count):
-        raise WoodburyError(f"The data gave {samples} of the {count or 1} samples asked for.")
-    _check_rows(objective, total[None], 0)
+        for inputs, target in objective.batches.in_batches(samples_per_pass, count):
+            size = samples_in(inputs)
+            total += size * _mean_gradient(objective, inputs, target).to(dtype)
+            samples += size
+    check_enough_data(samples, count or 1)
+    _check_finite(objective, total[None], 0)
     return total / samples
+
+
+@dataclass(frozen=True)
+class _RowSettings:
+    """The arguments of `gradient_chunks`."""
+
+    count: int
+    batch: int
+    labels: Labels
+    generator: torch.Generator | None
+    engine: Engine | None
+
+    def check_enough(self, rows: int) -> None:
+        check_enough_data(rows, self.count, f"rows of {self.batch} sample(s)")
+
+
+def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
+    """Rows of one sample each, in chunks that fit the limits."""
+    bytes_per_row = objective.weights.element_size() * objective.space.n
+    fitting = Limits.current().gradient_chunk // bytes_per_row
+    chunk_size = max(1, min(MAX_ROWS_PER_CHUNK, fitting))
+    engine = settings.engine
+    done = 0
+    with eval_mode(objective.model):
+        for inputs, target in objective.batches.in_batches(chunk_size, settings.count):
+            target = settings.labels(objective, inputs, target, settings.generator)
+            engine = engine or fastest(objective, inputs, target)
+            rows = engine(objective, inputs, target)
+            _check_finite(objective, rows, done)
+            done += len(rows)
+            yield rows
+    settings.check_enough(done)
+
+
+def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
+    """Rows that average `batch` samples of one shape; samples that fill no row are left out."""
+    done = 0
+    with eval_mode(objective.model):
+        for inputs, target in objective.batches.in_batches(settings.batch):
+            if samples_in(inputs) < settings.batch:
+                continue
+            target = settings.labels(objective, inputs, target, settings.generator)
+            row = settings.batch**0.5 * _mean_gradient(objective, inputs, target)[None]
+            _check_finite(objective, row, done)
+            done += 1
+            yield row
+            if done == settings.count:
+                return
+    settings.check_enough(done)
 
 
 @torch.enable_grad()
 def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
+    """The gradient of one batch's mean loss, (d,)."""
     parameters = {
         name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()
     }
     loss = objective.batch_loss(parameters, inputs, target)
-    if not loss.requires_grad:
-        raise WoodburyError(
-            "The loss does not depend on the chosen parameters: does the model or the loss detach them?"
-        )
-    parts = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    return objective.space.flatten(dict(zip(parameters, parts, strict=True))).detach()
+    check_dependence(loss)
+    slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return objective.space.flatten(dict(zip(parameters, slopes, strict=True))).detach()
 
 
-def _check_rows(objective: Objective, rows: Tensor, done: int) -> None:
+def _seconds_per_sample(engine: Engine, objective: Objective, inputs: Any, target: Any) -> float:
+    start = time.perf_counter()
+    engine(objective, inputs, target)
+    return (time.perf_counter() - start) / samples_in(inputs)
+
+
+def _check_finite(objective: Objective, rows: Tensor, done: int) -> None:
+    """Raise for a row that is not finite; `done` rows came before."""
     finite = torch.isfinite(rows.sum(1))  # a sum is finite unless an entry is not, or it overflows
     if not finite.all():
         finite = torch.isfinite(rows).all(1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        culprit = objective.space.tensor_index()[objective.space.keep.cpu()][
-            int((~torch.isfinite(rows[row])).float().argmax())
-        ]
-        name = list(objective.space.shapes)[int(culprit)]
-        raise WoodburyError(
-            f"Gradient {done + row} is not finite at parameter {name!r}: look at that sample and at the loss."
-        )
+    if finite.all():
+        return
+    row = int((~finite).nonzero()[0])
+    name = objective.space.name_of(int((~torch.isfinite(rows[row])).nonzero()[0]))
+    raise WoodburyError(
+        f"Gradient {done + row} is not finite at parameter {name!r}: "
+        "look at that sample and at the loss."
+    )

@@ -1,20 +1,21 @@
-"""The diagonal of the loss's Hessian, exactly: one second backward pass per weight."""
+"""The exact diagonal of the Hessian of the loss, by one second backward pass per weight."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels, observed
 from woodbury.limits import Limits
-from woodbury.model.batches import regrouped, samples_in
+from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.modes import eval_mode
-from woodbury.model.objective import Objective
+from woodbury.model.objective import Objective, check_dependence
 from woodbury.monitor import report
 
 
@@ -25,74 +26,91 @@ def second_derivatives(
     labels: Labels = observed,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """∂²L/∂w_q² of the mean loss L over the first `count` samples: (d,) float64, of either sign  (eq. 35).
+    """∂²L/∂w_q² of the mean loss L, for every weight  (eq. 35).
 
-    Not an estimate: each entry is a Hessian-vector product of its own, by double backward, so that the cost is that of
-    about 2·d gradients of all samples. Minutes for some 10⁴ weights, days for 10⁶. Raises WoodburyError on too little
-    data, on a model that cannot be differentiated twice, and on derivatives that are not finite.
+    Not an estimate: each entry is a Hessian-vector product of its own, by double backward, at
+    about the cost of 2·d gradients of all samples. Minutes for some 10⁴ weights, days for 10⁶.
+
+    Args:
+        objective: The loss, the data and the weights.
+        count: Samples that the loss is averaged over, from the first.
+        labels: `observed` for the data's own, `sampled` for labels drawn from the model.
+        generator: Of the sampled labels.
+
+    Returns:
+        (d,) float64, of either sign.
+
+    Raises:
+        WoodburyError: If the data gives fewer samples, the model cannot be differentiated twice,
+            or a derivative is not finite.
+
+    Example:
+        >>> from woodbury.model.likelihood import squared_error
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> objective = Objective.from_model(torch.nn.Linear(1, 1), [(x, 0 * x)], squared_error)
+        >>> second_derivatives(objective, 2)  # the means of x² and of 1
+        tensor([5., 1.], dtype=torch.float64)
     """
-    if count < 1:
-        raise WoodburyError(f"{count} samples were asked for: at least 1 is needed.")
+    check_whole_number(count, "count", "the number of samples")
+    samples_per_pass = Limits.current().hessian_samples
+    passes = -(-count // samples_per_pass)
+    d = objective.space.d
     total = torch.zeros_like(objective.weights, dtype=torch.float64)
-    done, passes, d = 0, -(-count // Limits.current().hessian_samples), objective.space.d
+    done = 0
     with eval_mode(objective.model):
-        for inputs, target in regrouped(objective.batches, Limits.current().hessian_samples, count):
-            size, target = samples_in(inputs), labels(objective, inputs, target, generator)
-            for part, values in _of_batch(objective, inputs, target):
-                total[part] += size * values.double()
-                report(
-                    "second derivatives",
-                    done // Limits.current().hessian_samples * d + part.stop,
-                    passes * d,
-                )
+        for inputs, target in objective.batches.in_batches(samples_per_pass, count):
+            size = samples_in(inputs)
+            target = labels(objective, inputs, target, generator)
+            for where, values in _of_batch(objective, inputs, target):
+                total[where] += size * values.double()
+                finished = done // samples_per_pass * d + where.stop
+                report("second derivatives", finished, passes * d)
             done += size
-    if done < count:
+    check_enough_data(done, count)
+    finite = total.isfinite()
+    if not bool(finite.all()):
+        name = objective.space.name_of(int((~finite).nonzero()[0]))
         raise WoodburyError(
-            f"The data gave {done} of the {count} samples: give more data or ask for less."
-        )
-    if not bool(torch.isfinite(total).all()):
-        culprit = objective.space.tensor_index()[objective.space.keep.cpu()][
-            int((~total.isfinite()).float().argmax())
-        ]
-        raise WoodburyError(
-            f"A second derivative by parameter {list(objective.space.shapes)[int(culprit)]!r} is not finite: look at the loss."
+            f"A second derivative by parameter {name!r} is not finite: look at the loss."
         )
     return total / count
 
 
+class _Entries(NamedTuple):
+    """Second derivatives of one batch's mean loss by some of the d weights."""
+
+    where: slice
+    values: Tensor
+
+
 @torch.enable_grad()
-def _of_batch(
-    objective: Objective, inputs: object, target: object
-) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of the d weights left, and their second derivatives of one batch's mean loss."""
+def _of_batch(objective: Objective, inputs: Any, target: Any) -> Iterator[_Entries]:
     parameters = {
         name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()
     }
-    with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
         loss = objective.batch_loss(parameters, inputs, target)
-    if not loss.requires_grad:
-        raise WoodburyError(
-            "The loss does not depend on the chosen parameters: does the model or the loss detach them?"
-        )
+    check_dependence(loss)
     slopes = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=True, materialize_grads=True
     )
-    _check_twice(parameters, slopes)
-    keep, start = objective.space.keep.to(loss.device), 0
+    _check_twice_differentiable(parameters, slopes)
+    keep = objective.space.keep.to(loss.device)
+    columns = Limits.current().hessian_columns
+    start = 0
     for (name, parameter), slope in zip(parameters.items(), slopes, strict=True):
-        for index in (
-            keep[objective.space.slices[name]]
-            .nonzero()[:, 0]
-            .split(Limits.current().hessian_columns)
-        ):
-            yield slice(start, start + len(index)), _entries(slope, parameter, index)
-            start += len(index)
+        kept = keep[objective.space.slices[name]].nonzero()[:, 0]
+        for index in kept.split(columns):
+            stop = start + len(index)
+            yield _Entries(slice(start, stop), _diagonal_entries(slope, parameter, index))
+            start = stop
 
 
-def _check_twice(names: Iterable[str], slopes: Iterable[Tensor]) -> None:
-    """An error for an operation without a second derivative, which autograd may pass over in silence."""
+def _check_twice_differentiable(names: Iterable[str], slopes: Iterable[Tensor]) -> None:
+    """Raise for an operation without a second derivative, which autograd may pass over silently."""
     for name, slope in zip(names, slopes, strict=True):
-        seen, waiting = set(), [slope.grad_fn]
+        seen = set()
+        waiting = [slope.grad_fn]
         while waiting:
             node = waiting.pop()
             if node is None or node in seen:
@@ -100,27 +118,29 @@ def _check_twice(names: Iterable[str], slopes: Iterable[Tensor]) -> None:
             seen.add(node)
             if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
                 raise WoodburyError(
-                    f"The loss cannot be differentiated twice by {name!r}: take diagonal(), the Fisher's, instead."
+                    f"The loss cannot be differentiated twice by {name!r}: "
+                    "take diagonal_fisher() instead."
                 )
             waiting += [following for following, _ in node.next_functions]
 
 
-def _entries(slope: Tensor, parameter: Tensor, index: Tensor) -> Tensor:
+def _diagonal_entries(slope: Tensor, parameter: Tensor, index: Tensor) -> Tensor:
     """The entries `index` (c,) of the diagonal of ∂slope/∂parameter: (c,)."""
     if not slope.requires_grad:
         return parameter.new_zeros(len(index))
-    directions = parameter.new_zeros(len(index), parameter.numel()).scatter_(1, index[:, None], 1)
+    unit_vectors = parameter.new_zeros(len(index), parameter.numel())
+    unit_vectors.scatter_(1, index[:, None], 1)
     with warnings.catch_warnings():
-        # An operation without a batching rule still gives the right answer, one direction at a time.
+        # An operation without a batching rule gives the right answer, one vector at a time.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        (found,) = torch.autograd.grad(
+        (products,) = torch.autograd.grad(
             slope,
             parameter,
-            directions.view(-1, *slope.shape),
+            unit_vectors.view(-1, *slope.shape),
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=True,
         )
-    if found is None:  # the slope does not depend on its own parameter
+    if products is None:  # the slope does not depend on its own parameter
         return parameter.new_zeros(len(index))
-    return found.reshape(len(index), -1).gather(1, index[:, None])[:, 0]
+    return products.reshape(len(index), -1).gather(1, index[:, None])[:, 0]

@@ -1,44 +1,75 @@
-"""What the outputs of two networks differ by, as a function of the weights of one."""
+"""Output residuals: one network's outputs minus another's, as a function of its weights."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, reason
 from woodbury.estimation.ggn import draw_directions, repeat_per_direction
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
-from woodbury.model.batches import Batch, regrouped
+from woodbury.model.batches import Batch, Samples
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.profile import ModelProfile
 
-Part = tuple[Any, Tensor, Tensor]
-"""Inputs of b samples, their directions (b, mc_samples, …), and what the goal's outputs have along them, (b, mc_samples)."""
+READING_BATCH = 64
+"""Samples per batch in which the inputs are held."""
+
+MAX_SAMPLES_PER_PASS = 1024
+"""Samples that go through the network at once, at most; `Limits.activations` may ask for fewer."""
+
+
+class GoalBatch(NamedTuple):
+    """Some samples, directions of their outputs, and the goal's outputs along these.
+
+    Attributes:
+        inputs: The inputs of b samples.
+        directions: (b, mc_samples, …), the s of eq. 29.
+        goal_values: (b, mc_samples), sᵀf⁰ with f⁰ the goal's output.
+    """
+
+    inputs: Any
+    directions: Tensor
+    goal_values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """r(w) (m,): what outputs at weights w differ by from a goal's, along `mc_samples` directions to a sample  (eq. 61).
+    """r(w) (m,): outputs at weights w minus a goal's, along random directions  (eq. 61).
 
-    Half their mean square is the distance that the Fisher measures. Their Jacobian J at the objective's weights comes as
-    rows, or as products without a row in memory  (eq. 63). What is held are the inputs, and mc_samples numbers to each output.
+    Half their mean square is the distance that the Fisher measures. Their Jacobian J at the
+    objective's weights comes as rows, or as products without a row in memory  (eq. 63). What is
+    held are the inputs, and mc_samples numbers per element of their outputs.
+
+    Attributes:
+        objective: The network that is fitted, at its weights.
+        parts: The samples with the goal's outputs.
+        samples_per_pass: Samples that go through the network at once.
+
+    Example:
+        >>> goal = Objective.from_model(torch.nn.Linear(3, 2), [(torch.ones(4, 3), None)])
+        >>> residuals = Residuals.between(goal.at(0 * goal.weights), goal, mc_samples=2, seed=0)
+        >>> residuals.m, residuals.jacobian().shape
+        (8, torch.Size([8, 8]))
+        >>> bool(residuals.at(goal.weights).any())
+        False
     """
 
     objective: Objective
-    parts: list[Part]
-    at_once: int
+    parts: list[GoalBatch]
+    samples_per_pass: int
 
     @classmethod
     def between(
@@ -49,130 +80,188 @@ class Residuals:
         seed: int,
         samples: int | None = None,
     ) -> Residuals:
-        """On the objective's samples, the first so many or all, read once; the directions are drawn at the goal's outputs.
+        """The residuals on the objective's data, which is read once.
 
-        Raises WoodburyError when there are no samples, or the likelihood has no directions.
+        Args:
+            objective: The network that is fitted, and the data.
+            goal: The network whose outputs are the goal; the directions are drawn at them.
+            mc_samples: Directions per sample.
+            seed: Of the directions.
+            samples: How many, from the first; None for all.
+
+        Returns:
+            mc_samples × samples residuals.
+
+        Raises:
+            WoodburyError: If there are no samples, or the likelihood has no directions.
         """
-        goal = replace(goal, batches=list(regrouped(objective.batches, 64, samples)))
-        if not goal.batches:
+        batches = list(objective.batches.in_batches(READING_BATCH, samples))
+        if not batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
-        into, within, out = activation_sizes(goal)
-        at_once = max(
-            1, min(1024, Limits.current().activations // max(1, into, within, mc_samples * out))
-        )
-        of_all = draw_directions(goal, mc_samples, seed, at_once)
-        return cls(
-            objective,
-            [(x, along, _along(goal, goal.weights, x, along)) for x, along in of_all],
-            at_once,
-        )
+        goal = replace(goal, batches=Samples(batches, trusted=True))
+        samples_per_pass = _samples_per_pass(ModelProfile.measure(goal), mc_samples)
+        parts = [
+            GoalBatch(inputs, directions, _along(goal, goal.weights, inputs, directions))
+            for inputs, directions in draw_directions(goal, mc_samples, seed, samples_per_pass)
+        ]
+        return cls(objective, parts, samples_per_pass)
 
     @property
     def m(self) -> int:
-        """The number of residuals, mc_samples × samples."""
-        return sum(told.numel() for *_, told in self.parts)
+        """Residuals, mc_samples × samples."""
+        return sum(part.goal_values.numel() for part in self.parts)
 
     def at(self, weights: Tensor) -> Tensor:
-        """r(w): (d,) -> (m,), those of a sample one after the other."""
-        found = [
-            _along(self.objective, weights, inputs, directions) - told
-            for inputs, directions, told in self.parts
+        """r(w).
+
+        Args:
+            weights: w, (d,).
+
+        Returns:
+            (m,), those of a sample one after the other.
+        """
+        differences = [
+            _along(self.objective, weights, part.inputs, part.directions) - part.goal_values
+            for part in self.parts
         ]
-        return torch.cat([part.flatten() for part in found])
+        return torch.cat([difference.flatten() for difference in differences])
 
     def jacobian(self, engine: Engine | None = None) -> Tensor:
-        """J: (m, d)."""
-        batches = [repeat_per_direction(inputs, directions) for inputs, directions, _ in self.parts]
-        return gradient_rows(self._in(batches), self.m, engine=engine)
+        """J, (m, d): one gradient row per residual.
+
+        Args:
+            engine: As for `gradient_chunks`.
+        """
+        batches = [repeat_per_direction(part.inputs, part.directions) for part in self.parts]
+        return gradient_rows(self._along_directions(batches), self.m, engine=engine)
 
     def gradient(self, r: Tensor) -> Tensor:
-        """Jᵀr/m, by one backward pass: (m,) -> (d,)."""
-        return self._pulled(r.split([told.numel() for *_, told in self.parts]))
+        """Jᵀr/m, by one backward pass.
 
-    def curved(self, v: Tensor) -> Tensor:
-        """JᵀJ v/m, by a forward and a backward pass: (d,) -> (d,). Raises WoodburyError if the model has no forward mode."""
-        return self._pulled(
-            self._pushed(inputs, directions, v) for inputs, directions, _ in self.parts
-        )
+        Args:
+            r: (m,).
+
+        Returns:
+            (d,).
+        """
+        return self._vjp(r.split([part.goal_values.numel() for part in self.parts]))
+
+    def gauss_newton_product(self, v: Tensor) -> Tensor:
+        """JᵀJ v/m, by a forward-mode and a backward pass  (eq. 63).
+
+        Args:
+            v: (d,).
+
+        Returns:
+            (d,).
+
+        Raises:
+            WoodburyError: If the model cannot be differentiated forward.
+        """
+        return self._vjp(self._jvp(part, v) for part in self.parts)
 
     def diagonal(self, probes: int, seed: int = 0) -> Tensor:
-        """An estimate of the diagonal of JᵀJ/m, without bias, by a backward pass for each probe: (d,)  (eq. 66)."""
-        generator, found = (
-            torch.Generator().manual_seed(seed),
-            torch.zeros_like(at_least_float32(self.objective.weights)),
-        )
-        for _ in range(probes):
-            signs = torch.randint(2, (self.m,), generator=generator).mul(2).sub(1).to(found)
-            found += self.gradient(signs).square()
-        return found * self.m / probes
+        """An estimate without bias of the diagonal of JᵀJ/m  (eq. 66).
 
-    def _in(self, batches: list[Batch]) -> Objective:
+        Args:
+            probes: Random sign vectors, a backward pass each.
+            seed: Of the signs.
+
+        Returns:
+            (d,), float32 at least.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        total = torch.zeros_like(at_least_float32(self.objective.weights))
+        for _ in range(probes):
+            signs = torch.randint(2, (self.m,), generator=generator).mul(2).sub(1).to(total)
+            total += self.gradient(signs).square()
+        return total * self.m / probes
+
+    def _along_directions(self, batches: list[Batch]) -> Objective:
+        """The objective whose loss is the mean output along the targets of `batches`."""
         return replace(
             self.objective,
-            batches=batches,
+            batches=Samples(batches, trusted=True),
             likelihood=Likelihood(self.objective.likelihood.directional),
         )
 
     @torch.no_grad()
-    def _pushed(self, inputs: Any, directions: Tensor, v: Tensor) -> Tensor:
+    def _jvp(self, part: GoalBatch, v: Tensor) -> Tensor:
         """J v of one part: (d,) -> (b, mc_samples)."""
         objective = self.objective
-        here, v = objective.weights, v.to(objective.weights.dtype)
+        here = objective.weights
         try:
             with eval_mode(objective.model), _forward_mode():
-                return jvp(lambda w: _inner(objective, w, inputs, directions), (here,), (v,))[1]
+                product = jvp(
+                    lambda w: _output_along(objective, w, part.inputs, part.directions),
+                    (here,),
+                    (v.to(here.dtype),),
+                )[1]
         except RuntimeError as error:
             if "memory" in str(error):  # the CPU's allocator has no type of its own
                 raise
-            why = str(error).strip().splitlines()[0]
             raise WoodburyError(
-                f"This model cannot be differentiated forward, which a refit by iterations needs: leave them out. ({why})"
+                "This model cannot be differentiated forward, which a refit by iterations needs: "
+                f"use Refit(iterations=None). ({reason(error)})"
             ) from error
+        return product
 
-    def _pulled(self, coefficients: Iterable[Tensor]) -> Tensor:
-        """Jᵀu/m for the u (b·mc_samples) of each part: the directions of a sample are summed, and one backward pass will do."""
-        batches = [
-            (
-                inputs,
-                torch.einsum(
-                    "br,br...->b...", u.view(told.shape).to(told.dtype), directions.to(told.dtype)
-                ),
-            )
-            for u, (inputs, directions, told) in zip(coefficients, self.parts, strict=True)
-        ]
-        return mean_gradient(self._in(batches), at_once=self.at_once) / self.parts[0][2].shape[1]
+    def _vjp(self, coefficients: Iterable[Tensor]) -> Tensor:
+        """Jᵀu/m for the u (b·mc_samples) of each part.
 
-
-@torch.no_grad()
-def activation_sizes(objective: Objective) -> tuple[int, int, int]:
-    """How many a first sample brings into the network, a token counted for a thousand, the most that leave one of its modules,
-    and how many come out of it."""
-    inputs, _ = next(regrouped(objective.batches, 1, 1))
-    left: list[int] = []
-
-    def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        left.append(_count(output))
-
-    with ExitStack() as hooks, eval_mode(objective.model):
-        for module in objective.model.modules():
-            hooks.callback(module.register_forward_hook(leave).remove)
-        outputs = objective.likelihood.read(objective.forward(objective.parameters, inputs))
-    return _count(inputs, 1000), max(left, default=0), outputs.numel()
+        The directions of a sample are summed, weighted by u, so that one backward pass will do.
+        """
+        batches = []
+        for u, part in zip(coefficients, self.parts, strict=True):
+            dtype = part.goal_values.dtype
+            weights = u.view(part.goal_values.shape).to(dtype)
+            summed = torch.einsum("br,br...->b...", weights, part.directions.to(dtype))
+            batches.append((part.inputs, summed))
+        # A mean over the samples, of which each has mc_samples residuals.
+        mean = mean_gradient(
+            self._along_directions(batches), samples_per_pass=self.samples_per_pass
+        )
+        return mean / self.parts[0].goal_values.shape[1]
 
 
-def _count(tree: Any, a_token: int = 1) -> int:
-    """The numbers in all tensors of a tree."""
-    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return sum(leaf.numel() * (1 if leaf.is_floating_point() else a_token) for leaf in tensors)
+def supports_forward_mode(objective: Objective) -> bool:
+    """Whether iterations that need products J v can run on a model.
+
+    Args:
+        objective: The model at its weights, and its data, of which the first sample is used.
+
+    Returns:
+        True if the weights are float32 or float64, and the first sample goes through the model in
+        forward mode.
+    """
+    if objective.weights.dtype not in (torch.float32, torch.float64):
+        return False
+    try:
+        first = Residuals.between(objective, objective, mc_samples=1, seed=0, samples=1)
+        first.gauss_newton_product(objective.weights)
+    except Exception:  # what an operation without a forward mode raises has no common type
+        return False
+    return True
+
+
+def _samples_per_pass(profile: ModelProfile, mc_samples: int) -> int:
+    elements = max(
+        1,
+        profile.input_elements,
+        profile.activation_elements,
+        mc_samples * profile.output_elements,
+    )
+    return max(1, min(MAX_SAMPLES_PER_PASS, Limits.current().activations // elements))
 
 
 @contextmanager
 def _forward_mode() -> Iterator[None]:
-    """Without the fused attentions, which have none; and torch's own import of it, on first use, warns of itself."""
+    """A context without the fused attentions, which cannot be differentiated forward."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # torch's own import of its forward mode, on first use, warns of itself.
             warnings.filterwarnings(
                 "ignore", message=".torch.jit.script", category=DeprecationWarning
             )
@@ -184,14 +273,13 @@ def _forward_mode() -> Iterator[None]:
 @torch.no_grad()
 def _along(objective: Objective, weights: Tensor, inputs: Any, directions: Tensor) -> Tensor:
     with eval_mode(objective.model):
-        return _inner(objective, weights, inputs, directions)
+        return _output_along(objective, weights, inputs, directions)
 
 
-def _inner(objective: Objective, weights: Tensor, inputs: Any, directions: Tensor) -> Tensor:
+def _output_along(objective: Objective, weights: Tensor, inputs: Any, directions: Tensor) -> Tensor:
     """sᵀf of every sample and direction: (b, mc_samples)."""
-    output = objective.likelihood.output_tensor(
-        objective.forward(objective.space.unflatten(weights), inputs)
-    )
+    parameters = objective.space.unflatten(weights)
+    output = objective.likelihood.output_tensor(objective.forward(parameters, inputs))
     samples, mc_samples = directions.shape[:2]
     flat = directions.to(output.dtype).reshape(samples, mc_samples, -1)
     return torch.bmm(flat, output.reshape(samples, -1, 1))[..., 0]

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import (
     Engine,
@@ -25,14 +24,25 @@ from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.diagonal import Diagonal
-from woodbury.fisher.kronecker import Kronecker, exact
-from woodbury.fisher.kronecker.restricted import Elements
+from woodbury.fisher.kronecker import Elements, Kronecker, exact
 from woodbury.fisher.lowrank import LowRank
+from woodbury.io.representation import readable
+from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.model.objective import Objective
+from woodbury.model.space import check_block_size
 from woodbury.monitor import report
 
 Estimate = Callable[[Objective], Fisher]
 """A recipe: objective -> Fisher on its d weights."""
+
+COUNT = 1000
+"""Gradient rows, or samples, by default: the size of calibration set in docs/results.md."""
+
+DAMPING = 1e-5
+"""λ by default: that of both papers (Singh & Alistarh 2020; Frantar et al. 2021)."""
+
+BLOCK_WEIGHTS = 2000
+"""Weights per block of `woodfisher`, by default: 32 MB in float64 for each block."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +65,21 @@ class diagonal_fisher:
     Example:
         >>> import torch
         >>> import woodbury
-        >>> model = torch.nn.Linear(3, 2)
-        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> batches = [(torch.randn(8, 3), torch.arange(8) % 2)]
+        >>> objective = woodbury.Objective.from_model(torch.nn.Linear(3, 2), batches)
         >>> woodbury.diagonal_fisher(8)(objective).d
         8
     """
 
-    count: int = 1000
-    damping: float = 1e-5
+    count: int = COUNT
+    damping: float = DAMPING
     _: KW_ONLY
     batch: int = 1
     labels: Labels = observed
     seed: int = 0
     engine: Engine | None = None
+
+    __repr__ = readable
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -76,19 +88,18 @@ class diagonal_fisher:
         """Estimate the Fisher at the objective's weights."""
         squares = torch.zeros_like(objective.weights, dtype=torch.float64)
         for chunk in _chunks(self, objective):
-            wide = chunk.to(_at_least_float32(chunk.dtype))  # squares of halves underflow
-            squares += wide.square().sum(0)
+            squares += at_least_float32(chunk).square().sum(0)  # squares of halves underflow
         mean = squares / self.count
-        return Diagonal(mean.to(_at_least_float32(objective.weights.dtype)), self.damping)
+        return Diagonal(mean.to(wide_dtype(objective.weights.dtype)), self.damping)
 
 
 @dataclass(frozen=True)
 class hessian_diagonal:
     """The exact diagonal of the Hessian of the mean loss, negative entries as 0  (eq. 35).
 
-    Optimal Brain Damage approximates it (LeCun et al. 1989), and assumes a minimum, where no entry is
-    negative. Elsewhere a weight of negative curvature costs the damping alone. It takes one
-    Hessian-vector product per weight: see `second_derivatives`.
+    Optimal Brain Damage approximates it (LeCun et al. 1989), and assumes a minimum, where no
+    entry is negative. Elsewhere a weight of negative curvature costs the damping alone. It takes
+    one Hessian-vector product per weight: see `second_derivatives`.
 
     Args:
         count: Samples that the loss is averaged over.
@@ -102,17 +113,19 @@ class hessian_diagonal:
     Example:
         >>> import torch
         >>> import woodbury
-        >>> model = torch.nn.Linear(3, 2)
-        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> batches = [(torch.randn(8, 3), torch.arange(8) % 2)]
+        >>> objective = woodbury.Objective.from_model(torch.nn.Linear(3, 2), batches)
         >>> woodbury.hessian_diagonal(8)(objective).d
         8
     """
 
-    count: int = 1000
-    damping: float = 1e-5
+    count: int = COUNT
+    damping: float = DAMPING
     _: KW_ONLY
     labels: Labels = observed
     seed: int = 0
+
+    __repr__ = readable
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -123,7 +136,7 @@ class hessian_diagonal:
         curvature = second_derivatives(
             objective, self.count, labels=self.labels, generator=generator
         )
-        dtype = _at_least_float32(objective.weights.dtype)
+        dtype = wide_dtype(objective.weights.dtype)
         return Diagonal(curvature.clamp(min=0).to(dtype), self.damping)
 
 
@@ -145,20 +158,21 @@ class mfac:
             agree bit for bit.
 
     Raises:
-        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer rows.
+        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer
+            rows.
 
     Example:
         >>> import torch
         >>> import woodbury
-        >>> model = torch.nn.Linear(3, 2)
-        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> batches = [(torch.randn(8, 3), torch.arange(8) % 2)]
+        >>> objective = woodbury.Objective.from_model(torch.nn.Linear(3, 2), batches)
         >>> fisher = woodbury.mfac(8, damping=1e-3)(objective)
         >>> fisher.solve(torch.ones(8)).shape
         torch.Size([8])
     """
 
-    count: int = 1000
-    damping: float = 1e-5
+    count: int = COUNT
+    damping: float = DAMPING
     _: KW_ONLY
     block: int | None = None
     batch: int = 1
@@ -166,13 +180,12 @@ class mfac:
     seed: int = 0
     engine: Engine | None = None
 
+    __repr__ = readable
+
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        if self.block is not None and self.block < 1:
-            raise WoodburyError(
-                f"A block of {self.block} weights is empty: give a size of at least 1, or None for "
-                "the whole matrix."
-            )
+        if self.block is not None:
+            check_block_size(self.block)
 
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
@@ -189,8 +202,8 @@ class mfac:
 class woodfisher:
     """The empirical Fisher in dense diagonal blocks  (eq. 11).
 
-    The same matrix as `mfac` with that block, computed in whichever form is cheaper (WoodFisher, Singh
-    & Alistarh, NeurIPS 2020).
+    The same matrix as `mfac` with that block, computed in whichever form is cheaper (WoodFisher,
+    Singh & Alistarh, NeurIPS 2020).
 
     Args:
         count: Gradient rows m.
@@ -202,25 +215,28 @@ class woodfisher:
         engine: As in `mfac`.
 
     Raises:
-        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer rows.
+        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer
+            rows.
 
     Example:
         >>> import torch
         >>> import woodbury
-        >>> model = torch.nn.Linear(3, 2)
-        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> batches = [(torch.randn(8, 3), torch.arange(8) % 2)]
+        >>> objective = woodbury.Objective.from_model(torch.nn.Linear(3, 2), batches)
         >>> woodbury.woodfisher(8, block=2)(objective).d
         8
     """
 
-    count: int = 1000
-    block: int = 2000
-    damping: float = 1e-5
+    count: int = COUNT
+    block: int = BLOCK_WEIGHTS
+    damping: float = DAMPING
     _: KW_ONLY
     batch: int = 1
     labels: Labels = observed
     seed: int = 0
     engine: Engine | None = None
+
+    __repr__ = readable
 
     def __post_init__(self) -> None:
         self._as_mfac()
@@ -245,40 +261,42 @@ class woodfisher:
 class kfac:
     """K-FAC: one Kronecker product of two factors for each tensor of the space  (eq. 27).
 
-    It needs neither rows nor labels (Martens & Grosse, ICML 2015; convolutions: Grosse & Martens, ICML
-    2016).
+    It needs neither rows nor labels (Martens & Grosse, ICML 2015; convolutions: Grosse & Martens,
+    ICML 2016).
 
     Args:
         count: Samples that the factors average.
         damping: Added to the diagonal; with `damped=pi_corrected` it is another number.
         labels: `sampled` for the true Fisher, as in the paper; `observed` for the empirical one.
         seed: Of the sampled labels.
-        damped: How the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps both
-            factors as the paper does.
+        damped: How the damping enters: `Kronecker` adds exactly damping·I, `pi_corrected` damps
+            both factors as the paper does.
         elements: Inverse elements once weights are removed: `exact`, at O(n³) for n weights of a
-            tensor that are kept or removed, or `upper_bound`, for several stages on tensors beyond a
-            few thousand weights.
+            tensor that are kept or removed, or `upper_bound`, for several stages on tensors
+            beyond a few thousand weights.
 
     Raises:
-        WoodburyError: If the damping is not positive, the data gives fewer samples, or a tensor of the
-            space is not in a Linear or an ungrouped Conv2d.
+        WoodburyError: If the damping is not positive, the data gives fewer samples, or a tensor
+            of the space is not in a Linear or an ungrouped Conv2d.
 
     Example:
         >>> import torch
         >>> import woodbury
-        >>> model = torch.nn.Linear(3, 2)
-        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), torch.arange(8) % 2)])
+        >>> batches = [(torch.randn(8, 3), torch.arange(8) % 2)]
+        >>> objective = woodbury.Objective.from_model(torch.nn.Linear(3, 2), batches)
         >>> woodbury.kfac(8, damping=1e-3)(objective).inverse_diagonal().shape
         torch.Size([8])
     """
 
-    count: int = 1000
-    damping: float = 1e-5
+    count: int = COUNT
+    damping: float = DAMPING
     _: KW_ONLY
     labels: Labels = sampled
     seed: int = 0
     damped: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker
     elements: Elements = exact
+
+    __repr__ = readable
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
@@ -308,7 +326,7 @@ class gauss_newton:
     Args:
         recipe: `mfac`, `woodfisher` or `diagonal_fisher`. Its `count` counts rows:
             `gauss_newton(mfac(2000), 2)` reads 1,000 inputs.
-        mc_samples: Rows per input. Two tell more of an input than twice as many inputs cost.
+        mc_samples: GGN samples (rows) per input; 2 as in docs/results.md.
         seed: Of the directions.
 
     Raises:
@@ -317,8 +335,8 @@ class gauss_newton:
     Example:
         >>> import torch
         >>> import woodbury
-        >>> model = torch.nn.Linear(3, 2)
-        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(8, 3), None)])
+        >>> batches = [(torch.randn(8, 3), None)]
+        >>> objective = woodbury.Objective.from_model(torch.nn.Linear(3, 2), batches)
         >>> woodbury.gauss_newton(woodbury.mfac(16), mc_samples=2)(objective).d
         8
     """
@@ -327,6 +345,8 @@ class gauss_newton:
     mc_samples: int = 2
     _: KW_ONLY
     seed: int = 0
+
+    __repr__ = readable
 
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
@@ -368,7 +388,3 @@ def _reported(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
 
 def _generator(objective: Objective, seed: int) -> torch.Generator:
     return torch.Generator(objective.weights.device).manual_seed(seed)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
 """Measuring: methods side by side, accuracy, seconds and memory."""
 
-from woodbury.evaluation.comparison import Method as Method
 from woodbury.evaluation.comparison import compare as compare
+from woodbury.evaluation.methods import Method as Method

@@ -1,4 +1,4 @@
-"""Methods × sparsities × seeds on one network: what each pruning predicted, what it did, and what it cost."""
+"""Scores of a network on data: accuracy and R²."""
 
 from __future__ import annotations
 
@@ -12,35 +12,74 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 
 Score = Callable[[Objective], float]
-"""A number that should be large: the accuracy on some data, for instance."""
+"""A number that should be large, such as the accuracy on held-out data."""
 
 
 def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
-    """The fraction of observed targets (b, …) that the output (b, C, …) of the objective's weights gives the highest score."""
-    right, targets, ignored = 0, 0, objective.likelihood.ignored
+    """The fraction of targets to which the network gives the highest score.
+
+    Args:
+        objective: Its weights are evaluated, in eval mode; its own batches are not read.
+        batches: (inputs, target) with outputs (b, classes, …) and targets (b, …). Targets that are
+            no observation, by the likelihood's `ignored`, are not counted.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        WoodburyError: If outputs and targets do not fit, or there is no target to count.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)
+        >>> data = [(torch.eye(2), torch.tensor([0, 0]))]
+        >>> accuracy(Objective.from_model(model, data), data)
+        0.5
+    """
+    correct = 0
+    counted = 0
+    ignored = objective.likelihood.ignored
     with torch.no_grad(), eval_mode(objective.model):
         for inputs, target in checked(batches):
-            found = objective.forward(objective.parameters, inputs).argmax(1)
-            if found.shape != target.shape:
+            predicted = objective.forward(objective.parameters, inputs).argmax(1)
+            if predicted.shape != target.shape:
                 raise WoodburyError(
-                    f"The classes found have shape {tuple(found.shape)} and the labels {tuple(target.shape)}: "
-                    "give outputs (b, classes, …) and labels (b, …)."
+                    f"The predicted classes have shape {tuple(predicted.shape)} and the labels "
+                    f"{tuple(target.shape)}: give outputs (b, classes, …) and labels (b, …)."
                 )
-            counted = (
-                torch.ones_like(found, dtype=torch.bool) if ignored is None else target != ignored
-            )
-            right, targets = (
-                right + int((found == target)[counted].sum()),
-                targets + int(counted.sum()),
-            )
-    if not targets:
+            observed = torch.ones_like(target, dtype=torch.bool)
+            if ignored is not None:
+                observed = target != ignored
+            correct += int((predicted == target)[observed].sum())
+            counted += int(observed.sum())
+    if not counted:
         raise WoodburyError("There is no data to measure the accuracy on: give at least one batch.")
-    return right / targets
+    return correct / counted
 
 
-def r_squared(objective: Objective, data: Iterable[Batch]) -> float:
-    """1 − squared error ÷ squared deviation of the targets from their mean."""
-    targets = torch.cat([target for _, target in data]).double()
-    samples = len(targets)
+def r_squared(objective: Objective, batches: Iterable[Batch]) -> float:
+    """The coefficient of determination, R² = 1 − Σ‖output − target‖² / Σ‖target − mean‖².
+
+    Args:
+        objective: Its weights are evaluated, in eval mode, with the likelihood `squared_error`; its
+            own batches are not read.
+        batches: (inputs, target) with real targets (b, …); read twice.
+
+    Returns:
+        At most 1, which is a perfect fit; 0 for the mean of the targets; NaN where all are equal.
+
+    Example:
+        >>> from woodbury import squared_error
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> data = [(torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [0.0]]))]
+        >>> r_squared(Objective.from_model(model, data, squared_error), data)
+        -1.0
+    """
+    targets = torch.cat([target for _, target in batches]).double()
     deviation = float((targets - targets.mean(0)).square().sum())
-    return 1 - 2 * samples * objective.loss(data) / deviation if deviation else float("nan")
+    if not deviation:
+        return float("nan")
+    # squared_error's loss is half of the mean squared error of a sample
+    squared_error = 2 * len(targets) * objective.loss(batches)
+    return 1 - squared_error / deviation

@@ -1,4 +1,4 @@
-"""Damped Fisher matrices on tensors: multiply by them, solve with them, read their inverses."""
+"""Fisher matrices on tensors: multiply by them, solve with them, read their inverses."""
 
 from woodbury.fisher.base import Fisher as Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal as BlockDiagonal

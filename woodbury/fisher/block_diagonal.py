@@ -1,4 +1,4 @@
-"""BlockDiagonal: any Fishers side by side, and the choice of form for dense blocks of rows."""
+"""BlockDiagonal: any Fishers side by side, each on its own run of weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,32 @@ from woodbury.fisher.checks import check_groups, check_keep, check_vector
 
 @dataclass(frozen=True, eq=False)
 class BlockDiagonal(Fisher):
-    """F = diag(F₁, F₂, …), each part a Fisher on its own run of weights  (eq. 11)."""
+    """F = diag(F₁, F₂, …), each part a Fisher on consecutive weights  (eq. 11).
+
+    Attributes:
+        parts: At least one operator, of any structure, in the order of the weights; all of one
+            dtype and device.
+
+    Raises:
+        WoodburyError: If there is no part, or their dtypes or devices differ.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> first = woodbury.fisher.Diagonal(torch.tensor([1.0]), damping=1.0)
+        >>> second = woodbury.fisher.LowRank(torch.tensor([[1.0, 0.0]]), damping=0.5)
+        >>> woodbury.fisher.BlockDiagonal((first, second)).diagonal()
+        tensor([2.0000, 1.5000, 0.5000])
+    """
 
     parts: tuple[Fisher, ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
             raise WoodburyError("A block-diagonal Fisher has no parts: give at least one.")
-        if (
-            len({part.dtype for part in self.parts}) > 1
-            or len({part.device for part in self.parts}) > 1
-        ):
+        dtypes = {part.dtype for part in self.parts}
+        devices = {part.device for part in self.parts}
+        if len(dtypes) > 1 or len(devices) > 1:
             raise WoodburyError(
                 "The parts of a block-diagonal Fisher differ in dtype or device: make them equal."
             )
@@ -38,93 +53,110 @@ class BlockDiagonal(Fisher):
         return min(part.damping for part in self.parts)
 
     @cached_property
+    def _sizes(self) -> list[int]:
+        """The number of weights of each part."""
+        return [part.d for part in self.parts]
+
+    @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(part.d for part in self.parts))
+        """Where the weights of each part end."""
+        return list(accumulate(self._sizes))
 
     @property
     def d(self) -> int:
+        """The number of weights of all parts."""
         return self._ends[-1]
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of the parts."""
         return self.parts[0].dtype
 
     @property
     def device(self) -> torch.device:
+        """That of the parts."""
         return self.parts[0].device
 
     def _split(self, v: Tensor) -> Iterator[tuple[Fisher, Tensor]]:
-        yield from zip(
-            self.parts, check_vector(v, self.d).split([part.d for part in self.parts]), strict=True
-        )
+        """Each part with its weights' entries of v."""
+        yield from zip(self.parts, check_vector(v, self.d).split(self._sizes), strict=True)
 
-    def _each(self, verb: Callable[[Fisher], Tensor]) -> Tensor:
-        return torch.cat([verb(part) for part in self.parts])
+    def _masks(self, keep: Tensor) -> Iterator[tuple[Fisher, Tensor]]:
+        """Each part with the mask of its weights."""
+        yield from zip(self.parts, check_keep(keep, self.d).split(self._sizes), strict=True)
+
+    def _joined(self, operation: Callable[[Fisher], Tensor]) -> Tensor:
+        return torch.cat([operation(part) for part in self.parts])
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        return torch.cat([part @ own for part, own in self._split(v)])
+        """F v, part by part."""
+        return torch.cat([part @ entries for part, entries in self._split(v)])
 
     def solve(self, v: Tensor) -> Tensor:
-        return torch.cat([part.solve(own) for part, own in self._split(v)])
+        """F⁻¹ v, part by part."""
+        return torch.cat([part.solve(entries) for part, entries in self._split(v)])
 
     def diagonal(self) -> Tensor:
-        return self._each(lambda part: part.diagonal())
+        """diag(F)."""
+        return self._joined(lambda part: part.diagonal())
 
     def inverse_diagonal(self) -> Tensor:
-        return self._each(lambda part: part.inverse_diagonal())
+        """diag(F⁻¹)."""
+        return self._joined(lambda part: part.inverse_diagonal())
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
+        """[F⁻¹]_QQ; 0 between weights of different parts. Groups inside one part are batched."""
         ends = torch.tensor(self._ends, device=groups.device)
         part_of = torch.searchsorted(ends, check_groups(groups, self.d), right=True)
         blocks = torch.zeros(*groups.shape, groups.shape[1], dtype=self.dtype, device=self.device)
-        whole = (part_of == part_of[:, :1]).all(1)
-        for index in part_of[whole][:, :1].unique().tolist():
-            mine = whole & (part_of[:, 0] == index)
-            blocks[mine] = self.parts[index].inverse_blocks(
-                groups[mine] - (self._ends[index] - self.parts[index].d)
-            )
-        for row in (
-            (~whole).nonzero()[:, 0].tolist()
-        ):  # a group across parts: nothing couples its pieces
+        inside = (part_of == part_of[:, :1]).all(1)
+        for index in part_of[inside][:, :1].unique().tolist():
+            members = inside & (part_of[:, 0] == index)
+            local = groups[members] - self._start(index)
+            blocks[members] = self.parts[index].inverse_blocks(local)
+        for row in (~inside).nonzero()[:, 0].tolist():
+            # A group across parts: nothing couples its pieces, each is a group of its part.
             for index in part_of[row].unique().tolist():
-                own = (part_of[row] == index).nonzero()[:, 0]
-                local = groups[row, own] - (self._ends[index] - self.parts[index].d)
-                blocks[row, own[:, None], own] = self.parts[index].inverse_blocks(local[None])[0]
+                members = (part_of[row] == index).nonzero()[:, 0]
+                local = groups[row, members] - self._start(index)
+                piece = self.parts[index].inverse_blocks(local[None])[0]
+                blocks[row, members[:, None], members] = piece
         return blocks
 
-    def restrict(self, keep: Tensor) -> BlockDiagonal:
-        pieces = check_keep(keep, self.d).split([part.d for part in self.parts])
-        parts = zip(self.parts, pieces, strict=True)
-        return BlockDiagonal(tuple(part.restrict(own) for part, own in parts if bool(own.any())))
+    def _start(self, index: int) -> int:
+        return self._ends[index] - self._sizes[index]
 
-    def conditional(self, keep: Tensor) -> Tensor:
-        pieces = check_keep(keep, self.d).split([part.d for part in self.parts])
-        parts = zip(self.parts, pieces, strict=True)
+    def restrict(self, keep: Tensor) -> BlockDiagonal:
+        """F_KK; parts of which nothing is kept vanish."""
+        return BlockDiagonal(
+            tuple(part.restrict(mask) for part, mask in self._masks(keep) if bool(mask.any()))
+        )
+
+    def conditional_curvature(self, keep: Tensor) -> Tensor:
+        """Part by part; where nothing of a part is kept, its diagonal."""
         return torch.cat(
-            [part.conditional(own) if bool(own.any()) else part.diagonal() for part, own in parts]
+            [
+                part.conditional_curvature(mask) if bool(mask.any()) else part.diagonal()
+                for part, mask in self._masks(keep)
+            ]
         )
 
     def with_damping(self, damping: float) -> BlockDiagonal:
+        """All parts under one damping."""
         return replace(self, parts=tuple(part.with_damping(damping) for part in self.parts))
 
     def logdet(self) -> float:
+        """The sum of the parts' log det F."""
         return sum(part.logdet() for part in self.parts)
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
-        sizes = [part.d for part in self.parts]
-        pieces = zip(
-            self.parts,
-            check_keep(keep, self.d).split(sizes),
-            check_vector(removed, self.d).split(sizes),
-            [None] * len(sizes)
-            if gradient is None
-            else check_vector(gradient, self.d).split(sizes),
-            strict=True,
-        )
-        return torch.cat(
-            [
-                part.compensate(own, gone, slope)
-                for part, own, gone, slope in pieces
-                if bool(own.any())
-            ]
-        )
+        """The OBS update of the kept weights, part by part."""
+        removed_of = check_vector(removed, self.d).split(self._sizes)
+        gradient_of: list[Tensor | None] = [None] * len(self.parts)
+        if gradient is not None:
+            gradient_of = list(check_vector(gradient, self.d).split(self._sizes))
+        steps = []
+        for index, (part, mask) in enumerate(self._masks(keep)):
+            if bool(mask.any()):
+                steps.append(part.compensate(mask, removed_of[index], gradient_of[index]))
+        return torch.cat(steps)

@@ -1,4 +1,4 @@
-"""Diagonal and Dense: curvature that is written out."""
+"""Diagonal: curvature without interactions between weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher.base import Fisher, by_restriction
+from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
     check_damping,
     check_finite,
@@ -16,12 +16,27 @@ from woodbury.fisher.checks import (
     check_keep,
     check_vector,
 )
-from woodbury.fisher.dense import _across
+from woodbury.linalg.precision import wide_dtype
 
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Fisher):
-    """F = diag(curvature) + damping·I  (eq. 3). curvature: (d,), not negative."""
+    """F = diag(curvature) + damping·I  (eq. 3), as in Optimal Brain Damage (LeCun et al. 1989).
+
+    Attributes:
+        curvature: (d,), any float dtype, no entry negative.
+        damping: λ > 0, added to every entry.
+
+    Raises:
+        WoodburyError: If an entry is negative or not finite, or the damping is not positive.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> fisher = woodbury.fisher.Diagonal(torch.tensor([1.0, 3.0]), damping=1.0)
+        >>> fisher.inverse_diagonal()
+        tensor([0.5000, 0.2500])
+    """
 
     curvature: Tensor
     damping: float
@@ -39,43 +54,60 @@ class Diagonal(Fisher):
 
     @property
     def d(self) -> int:
+        """The number of weights."""
         return len(self.curvature)
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.promote_types(self.curvature.dtype, torch.float32)
+        """That of the curvature, float32 for halves."""
+        return wide_dtype(self.curvature.dtype)
 
     @property
     def device(self) -> torch.device:
+        """That of the curvature."""
         return self.curvature.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        return _across(self.diagonal(), check_vector(v, self.d)) * v.to(self.dtype)
+        """F v, O(d)."""
+        return self._column_for(check_vector(v, self.d)) * v.to(self.dtype)
 
     def solve(self, v: Tensor) -> Tensor:
-        return v.to(self.dtype) / _across(self.diagonal(), check_vector(v, self.d))
+        """F⁻¹ v, O(d)."""
+        return v.to(self.dtype) / self._column_for(check_vector(v, self.d))
+
+    def _column_for(self, v: Tensor) -> Tensor:
+        """diag(F) as (d,) or (d, 1), so that it multiplies the rows of v."""
+        return self.diagonal() if v.ndim == 1 else self.diagonal()[:, None]
 
     def diagonal(self) -> Tensor:
+        """diag(F)."""
         return self.curvature.to(self.dtype) + self.damping
 
     def inverse_diagonal(self) -> Tensor:
+        """diag(F⁻¹) = 1/diag(F)."""
         return 1 / self.diagonal()
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
+        """[F⁻¹]_QQ, diagonal matrices (g, s, s)."""
         return self.inverse_diagonal()[check_groups(groups, self.d)].diag_embed()
 
     def restrict(self, keep: Tensor) -> Diagonal:
+        """F_KK, the kept entries."""
         return replace(self, curvature=self.curvature[check_keep(keep, self.d)])
 
-    def conditional(self, keep: Tensor) -> Tensor:
+    def conditional_curvature(self, keep: Tensor) -> Tensor:
+        """diag(F), as no weight depends on another."""
         check_keep(keep, self.d)
         return self.diagonal()
 
     def with_damping(self, damping: float) -> Diagonal:
+        """The same curvature under another damping."""
         return replace(self, damping=damping)
 
     def logdet(self) -> float:
+        """Σ log F_qq, in float64."""
         return float(self.diagonal().double().log().sum())
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
-        return by_restriction(self, keep, removed, gradient)
+        """−g_K/F_KK: without a gradient 0, as nothing couples the weights."""
+        return compensate_by_restriction(self, keep, removed, gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,60 +17,102 @@ from woodbury.fisher.checks import (
     check_finite,
     check_groups,
     check_keep,
+    check_rows,
     check_vector,
+    check_weights,
 )
+from woodbury.fisher.scaled_rows import Factorization, KnownGram, ScaledRows
 from woodbury.linalg import collectives
-from woodbury.linalg.cholesky import damped_cholesky
-from woodbury.linalg.gram import gram_of, squared_columns
-from woodbury.linalg.row_products import chunks, combine, full_precision, times, width
+from woodbury.linalg.gram import squared_columns
+from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.row_products import chunk_width, column_chunks, full_precision
 
-CANCELLING = 0.05
-"""Where less than this share of 1/damping is left in [F⁻¹]_qq, the subtraction is done again in float64."""
-
-
-RESOLVED = 0.01
-"""A row of which less than this share is new to the rows before it needs its products in float64."""
+MIN_FLOAT32_SHARE = 0.05
+"""Below this share of 1/damping in [F⁻¹]_qq the subtraction is done again in float64."""
 
 
-PROBED = 64
-"""Fewer rows than these are not asked first whether float32 will do."""
-
-
-REMAINING = 0.1
-"""Where less than this share of a row's square is in the columns that stay, their Gram matrix is summed, not subtracted."""
+MIN_KEPT_SHARE = 0.1
+"""Where less than this share of a row's square is kept, the Gram matrix is summed again."""
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Fisher):
-    """F = damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ, with the rows gᵢ as they are: nothing of size d × d, nothing copied  (eq. 2, 6).
+    """F = damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ through the Woodbury identity  (eq. 2, 6), as in M-FAC.
 
-    rows: (m, d) real, any float dtype, per-sample or batch gradients, Jacobian rows, …; weights: (m,) positive or None
-    for 1. Set-up is O(dm²): one Gram matrix, summed in float64 over column chunks. `solve` and `@` are O(dm), an inverse
-    element O(m²) alone and O(m) each when all are read.
-    group: the ranks over which the columns are spread, each holding its own d; None for one process.
-    known_gram: (m, m) float64, the scaled Gram matrix where it is known already; exact_gram: its products were float64's;
-    orthogonal: it is diagonal, as `spectral` makes it; summed: (m,), the diagonal of the one that it was subtracted from.
+    The rows are used as they are: nothing of size d × d is made, nothing is copied. Set-up is
+    O(dm²): one Gram matrix, summed in float64 over column chunks. `solve` and `@` are O(dm), an
+    inverse element O(m²) alone and O(m) each when all are read (Frantar et al. 2021 need m
+    sequential passes for the same).
+
+    Attributes:
+        rows: (m, d), any float dtype: per-sample or batch gradients, GGN or Jacobian rows.
+        damping: λ > 0, absolute.
+        weights: (m,), wᵢ, positive; None for 1.
+        group: The ranks over which the columns are spread, each holding its own d; None for one
+            process.
+
+    Raises:
+        WoodburyError: If the rows are not (m, d) or not finite, a weight is not positive, or the
+            damping is not.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> fisher = woodbury.fisher.LowRank(torch.tensor([[1.0, 1.0, 0.0]]), damping=1.0)
+        >>> fisher.solve(torch.tensor([3.0, 0.0, 1.0]))
+        tensor([ 2., -1.,  1.])
+        >>> fisher.inverse_diagonal()
+        tensor([0.6667, 0.6667, 1.0000])
     """
 
     rows: Tensor
     damping: float
     weights: Tensor | None = None
     group: Any = None
-    known_gram: Tensor | None = field(default=None, repr=False)
-    exact_gram: bool = field(default=False, repr=False)
-    orthogonal: bool = field(default=False, repr=False)
-    summed: Tensor | None = field(default=None, repr=False)
+    _known: KnownGram | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        if self.rows.ndim != 2 or 0 in self.rows.shape:
-            raise WoodburyError(
-                f"The rows have shape {tuple(self.rows.shape)}: give (m, d) with at least one row."
-            )
-        if self.known_gram is None:  # else the rows were checked when it was made
-            check_finite(self.rows, "A matrix of rows")
+        check_rows(self.rows)
+        check_finite(self.rows, "A matrix of rows")
         if self.weights is not None:
             check_weights(self.weights, self.m)
+
+    @classmethod
+    def from_gram(
+        cls,
+        rows: Tensor,
+        damping: float,
+        gram: KnownGram | None,
+        *,
+        weights: Tensor | None = None,
+        group: Any = None,
+    ) -> LowRank:
+        """An operator whose rows are known to be finite, and mostly their Gram matrix too.
+
+        Args:
+            rows: (m, d), any float dtype.
+            damping: λ > 0.
+            gram: What is known of S G Gᵀ S; None to compute it when needed.
+            weights: (m,), positive; None for 1.
+            group: The ranks over which the columns are spread.
+
+        Returns:
+            The operator; the rows are not read.
+
+        Raises:
+            WoodburyError: If the damping is not positive and finite.
+        """
+        fisher = object.__new__(cls)  # without __init__, whose checks would read all rows
+        for name, value in (
+            ("rows", rows),
+            ("damping", check_damping(damping)),
+            ("weights", weights),
+            ("group", group),
+            ("_known", gram),
+        ):
+            object.__setattr__(fisher, name, value)
+        return fisher
 
     @property
     def m(self) -> int:
@@ -79,281 +121,276 @@ class LowRank(Fisher):
 
     @property
     def d(self) -> int:
+        """The number of weights, of this rank's if there is a group."""
         return self.rows.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        return (
-            self.rows.dtype if self.rows.dtype in (torch.float32, torch.float64) else torch.float32
-        )
+        """That of the rows, float32 for halves."""
+        return wide_dtype(self.rows.dtype)
 
     @property
     def device(self) -> torch.device:
+        """That of the rows."""
         return self.rows.device
 
     @cached_property
-    def _scale(self) -> Tensor:
-        """(m,) float64: √(wᵢ/m), so that F = damping·I + (SG)ᵀ(SG)."""
-        ones = torch.ones(self.m, dtype=torch.float64, device=self.device)
-        return (
-            (ones if self.weights is None else self.weights.double().to(self.device)) / self.m
-        ).sqrt()
-
-    @cached_property
     def gram(self) -> Tensor:
-        """(m, m) float64: S G Gᵀ S, over all ranks."""
-        return self._solved[0]
+        """(m, m) float64: S G Gᵀ S with S = diag(√(wᵢ/m)), over all ranks."""
+        return self._factorization.gram
 
     @cached_property
-    def _factor(self) -> Tensor:
-        return self._solved[1]
+    def _scaled(self) -> ScaledRows:
+        return ScaledRows(self.rows, self.weights, self.group)
+
+    @cached_property
+    def _factorization(self) -> Factorization:
+        """The Gram matrix, known or computed, and the factor of gram + damping·I."""
+        if self._known is None:
+            return self._scaled.factorize(self.damping)
+        known = self._known
+        return self._scaled.refactor_if_inexact(known.matrix, known.exact, self.damping)
 
     @property
-    def _exact(self) -> bool:
-        return self._solved[2]
-
-    @cached_property
-    def _solved(self) -> tuple[Tensor, Tensor, bool]:
-        """The Gram matrix, the factor of gram + damping·I, and whether the products were taken in float64."""
-        return (
-            self._gathered()
-            if self.known_gram is None
-            else self._factored(self.known_gram, self.exact_gram)
-        )
-
-    def _gathered(self, columns: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
-        """The same from the rows, or some of their columns: in float64 at once where a quarter of the rows asks for it."""
-        exact, few = self.dtype == torch.float64, self.m // 4
-        if (
-            not exact and few >= PROBED
-        ):  # a row's share that is new is the same among its predecessors alone
-            exact = (
-                _least_new(
-                    damped_cholesky(self._scaled_gram(self.dtype, columns, few), self.damping)
-                )
-                < RESOLVED
-            )
-        dtype = torch.float64 if exact else self.dtype
-        return self._factored(self._scaled_gram(dtype, columns), exact, columns)
-
-    def _factored(
-        self, gram: Tensor, exact: bool, columns: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, bool]:
-        """The same of the Gram matrix of some columns, taken again in float64 if float32 cannot carry the answer."""
-        exact, factor = exact or self.dtype == torch.float64, damped_cholesky(gram, self.damping)
-        if not exact and _least_new(factor) < RESOLVED:
-            gram, exact = self._scaled_gram(torch.float64, columns), True
-            factor = damped_cholesky(gram, self.damping)
-        return gram, factor, exact
-
-    def _scaled_gram(
-        self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None
-    ) -> Tensor:
-        gram, scale = (
-            collectives.all_sum(gram_of(self.rows[:first], dtype, columns), self.group),
-            self._scale[:first],
-        )
-        return scale[:, None] * gram * scale
+    def _orthogonal(self) -> bool:
+        return self._known is not None and self._known.orthogonal
 
     @cached_property
     def _whitener(self) -> Tensor:
-        """(m, m) float64, lower triangular: L⁻¹ S, so that W = whitener @ G has F⁻¹ = (I − WᵀW)/damping  (eq. 7)."""
+        """(m, m) float64, lower triangular: L⁻¹ S, so that W = whitener @ G  (eq. 7)."""
         eye = torch.eye(self.m, dtype=torch.float64, device=self.device)
-        return torch.linalg.solve_triangular(self._factor, eye, upper=False) * self._scale
+        factor = self._factorization.factor
+        return torch.linalg.solve_triangular(factor, eye, upper=False) * self._scaled.scale
 
-    def _times(self, v: Tensor) -> Tensor:
-        """S G v in float64, from products in v's dtype: (d,) -> (m,), (d, k) -> (m, k)."""
-        return _down(self._scale, collectives.all_sum(times(self.rows, v), self.group))
+    def _product_dtype(self, exact: bool) -> torch.dtype:
+        """What products around the small solve are taken in.
 
-    def _combine(self, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Gᵀ S c in a dtype, None for the operator's: (m,) -> (d,), (m, k) -> (d, k)."""
-        return combine(self.rows, _down(self._scale, c).to(dtype or self.dtype))
-
-    def _carrying(self, exact: bool) -> torch.dtype:
-        """What products are taken in before or after the small solve: where float32 cannot carry the Gram matrix, neither can it
-        carry these."""
+        Where float32 cannot carry the Gram matrix, neither can it carry these.
+        """
         return torch.float64 if exact else self.dtype
 
-    def _solve_small(self, c: Tensor) -> Tensor:
-        return _solved_by(self._factor, c)
-
     def __matmul__(self, v: Tensor) -> Tensor:
+        """F v, two reads of the rows."""
         v = check_vector(v, self.d).to(self.dtype)
-        return self._combine(self._times(v)).add_(v, alpha=self.damping)
+        spanned = self._scaled.combine(self._scaled.times(v), self.dtype)
+        return spanned.add_(v, alpha=self.damping)
 
     def solve(self, v: Tensor) -> Tensor:
-        """F⁻¹ v, the IHVP: (d,) or (d, k) -> the same; two reads of the rows. For v = Gᵀc, `solve_range(c)` is better."""
-        v = check_vector(v, self.d).to(self._carrying(self._exact))
-        spanned = self._combine(self._solve_small(self._times(v)), v.dtype)
+        """F⁻¹ v = (v − Gᵀ S A⁻¹ S G v)/λ, A = gram + λI  (eq. 6): two reads of the rows.
+
+        For v = Gᵀc `solve_range(c)` is better: nothing cancels there.
+
+        Args:
+            v: (d,) or (d, k).
+
+        Returns:
+            The same shape.
+
+        Raises:
+            WoodburyError: If the shape does not fit.
+        """
+        v = check_vector(v, self.d).to(self._product_dtype(self._factorization.exact))
+        small = self._factorization.solve(self._scaled.times(v))
+        spanned = self._scaled.combine(small, v.dtype)
         return (v - spanned).div_(self.damping).to(self.dtype)
 
     def solve_range(self, c: Tensor) -> Tensor:
-        """F⁻¹ Gᵀ c for c (m,) or (m, k), without cancellation and in one read of the rows  (eq. 8)."""
+        """F⁻¹ Gᵀ c = Gᵀ S A⁻¹ S⁻¹ c  (eq. 8): no cancellation, one read of the rows.
+
+        Args:
+            c: (m,) or (m, k), the coefficients of the rows.
+
+        Returns:
+            (d,) or (d, k).
+
+        Raises:
+            WoodburyError: If the shape does not fit.
+
+        Example:
+            >>> import torch
+            >>> import woodbury
+            >>> fisher = woodbury.fisher.LowRank(torch.tensor([[1.0, 1.0]]), damping=1.0)
+            >>> fisher.solve_range(torch.tensor([3.0]))
+            tensor([1., 1.])
+        """
         if c.ndim not in (1, 2) or c.shape[0] != self.m:
             raise WoodburyError(
-                f"Coefficients of shape {tuple(c.shape)} met {self.m} rows: give ({self.m},) or ({self.m}, k)."
+                f"A Fisher of {self.m} rows got coefficients of shape {tuple(c.shape)}: "
+                f"give ({self.m},) or ({self.m}, k)."
             )
-        small = self._solve_small(_down(1 / self._scale, c.double()))
-        return self._combine(small, self._carrying(self._exact)).to(self.dtype)
+        small = self._factorization.solve(self._scaled.unscaled(c.double()))
+        dtype = self._product_dtype(self._factorization.exact)
+        return self._scaled.combine(small, dtype).to(self.dtype)
 
     def diagonal(self) -> Tensor:
-        scale = self._scale.to(self.dtype)[:, None]
-        return (
-            torch.cat(
-                [(scale * chunk).square_().sum(0) for _, chunk in chunks(self.rows, self.dtype)]
-            )
-            + self.damping
-        )
+        """diag(F), damping included: one read of the rows."""
+        scale = self._scaled.scale.to(self.dtype)[:, None]
+        chunks = column_chunks(self.rows, self.dtype)
+        squares = [(scale * chunk).square_().sum(0) for _, chunk in chunks]
+        return torch.cat(squares) + self.damping
 
     def inverse_diagonal(self) -> Tensor:
-        return self._left / self.damping
+        """diag(F⁻¹) = (1 − Σᵢ W²ᵢq)/λ  (eq. 7): O(dm²) once, and O(dm) after `spectral`."""
+        return self._scaled_inverse_diagonal / self.damping
 
     @cached_property
-    def _left(self) -> Tensor:
-        """(d,): the share of 1/damping that the rows leave in [F⁻¹]_qq, 1 − Σᵢ W²ᵢq  (eq. 7)."""
-        left = torch.empty(self.d, dtype=self.dtype, device=self.device)
+    def _scaled_inverse_diagonal(self) -> Tensor:
+        """(d,): λ·[F⁻¹]_qq = 1 − Σᵢ W²ᵢq, the share of 1/λ that the rows leave."""
+        shares = torch.empty(self.d, dtype=self.dtype, device=self.device)
         whitener = self._whitener.to(self.dtype)
         with full_precision(self.device):
-            for part, chunk in chunks(self.rows, self.dtype):
-                left[part] = 1 - self._squares(whitener, chunk)
-        cancelling = (left < CANCELLING).nonzero()[:, 0]
-        for some in cancelling.split(width(self.rows)):
-            left[some] = self._left_exactly(some).to(self.dtype)
-        return left
+            for part, chunk in column_chunks(self.rows, self.dtype):
+                shares[part] = 1 - self._squared_columns(whitener, chunk)
+        # Where little is left of 1, float32 has lost the digits of the difference.
+        cancelled = (shares < MIN_FLOAT32_SHARE).nonzero()[:, 0]
+        for columns in cancelled.split(chunk_width(self.rows)):
+            shares[columns] = self._scaled_inverse_diagonal_float64(columns).to(self.dtype)
+        return shares
 
-    def _squares(self, whitener: Tensor, chunk: Tensor) -> Tensor:
+    def _squared_columns(self, whitener: Tensor, chunk: Tensor) -> Tensor:
         """The column sums of (whitener @ chunk)²: (m, c) -> (c,)."""
-        if self.orthogonal:
+        if self._orthogonal:  # the whitener is diagonal
             return (whitener.diagonal()[:, None] * chunk).square_().sum(0)
         return squared_columns(whitener, chunk)
 
-    def _left_exactly(self, columns: Tensor) -> Tensor:
-        """damping·[F⁻¹]_qq of some columns in float64, and never below its bound damping/F_qq."""
+    def _scaled_inverse_diagonal_float64(self, columns: Tensor) -> Tensor:
+        """λ·[F⁻¹]_qq of some columns in float64, and never below its bound λ/F_qq."""
         chunk = self.rows[:, columns].double()
-        bound = self.damping / (self.damping + (self._scale[:, None] * chunk).square_().sum(0))
+        curvature = (self._scaled.scale[:, None] * chunk).square_().sum(0)
+        bound = self.damping / (self.damping + curvature)
         return torch.maximum(1 - (self._whitener @ chunk).square_().sum(0), bound)
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
-        s = check_groups(groups, self.d).shape[1]
-        blocks = torch.empty(len(groups), s, s, dtype=self.dtype, device=self.device)
-        eye = torch.eye(s, dtype=torch.float64, device=self.device)
-        at_once = max(1, width(self.rows) // max(s, 1))
+        """[F⁻¹]_QQ = (I − W_QᵀW_Q)/λ  (eq. 7): O(m²) for each weight of a group."""
+        size = check_groups(groups, self.d).shape[1]
+        blocks = torch.empty(len(groups), size, size, dtype=self.dtype, device=self.device)
+        at_once = max(1, chunk_width(self.rows) // max(size, 1))
         for start in range(0, len(groups), at_once):
-            some = groups[start : start + at_once]
-            same = (some[:, :, None] == some[:, None, :]) * eye.new_ones(())
-            white = (
-                (self._whitener @ self.rows[:, some.flatten()].double())
-                .view(self.m, len(some), s)
-                .permute(1, 0, 2)
-            )
-            blocks[start : start + at_once] = ((same - white.mT @ white) / self.damping).to(
-                self.dtype
-            )
+            chunk = groups[start : start + at_once]
+            # The identity, which has ones beside its diagonal too where a group repeats a weight.
+            identity = (chunk[:, :, None] == chunk[:, None, :]).double()
+            white = self._whitener @ self.rows[:, chunk.flatten()].double()
+            white = white.view(self.m, len(chunk), size).permute(1, 0, 2)
+            elements = (identity - white.mT @ white) / self.damping
+            blocks[start : start + at_once] = elements.to(self.dtype)
         return blocks
 
     def restrict(self, keep: Tensor) -> LowRank:
+        """F_KK: the kept columns of the rows, copied; their Gram matrix by subtraction if known."""
         rows = self.rows.index_select(1, check_keep(keep, self.d).nonzero()[:, 0])
-        left = self._downdated(keep)
-        exact, summed = left is not None and self._exact, None if left is None else self._sums
-        return replace(
-            self, rows=rows, known_gram=left, exact_gram=exact, orthogonal=False, summed=summed
-        )
+        gram = self._downdated_gram(keep)
+        known = None
+        if gram is not None:
+            known = KnownGram(gram, self._factorization.exact, summed=self._gram_scale)
+        return self._with(rows, self.damping, known)
 
-    def _downdated(self, keep: Tensor) -> Tensor | None:
-        """The Gram matrix of the columns that stay, where that of the others is cheaper and the difference exact  (eq. 10)."""
-        known = self.known_gram is not None or "_solved" in vars(self)
+    def _with(self, rows: Tensor, damping: float, known: KnownGram | None) -> LowRank:
+        """Other rows or damping under the same weights and group."""
+        return LowRank.from_gram(rows, damping, known, weights=self.weights, group=self.group)
+
+    def _downdated_gram(self, keep: Tensor) -> Tensor | None:
+        """The Gram matrix of the kept columns by subtracting that of the others  (eq. 10).
+
+        None where that is dearer or loses digits: 1. with ranks, which would have to agree; 2. if
+        no Gram matrix is there to subtract from; 3. if more is removed than kept; 4. if of some
+        row too small a share is kept.
+        """
+        known = self._known is not None or "_factorization" in vars(self)
         if self.group is not None or not known or 2 * int(keep.sum()) < self.d:
             return None
-        gone = self._scaled_gram(
-            torch.float64 if self._exact else self.dtype, (~keep).nonzero()[:, 0]
-        )
-        left = self.gram - gone
-        return None if bool((left.diagonal() < REMAINING * self._sums).any()) else left
+        dtype = self._product_dtype(self._factorization.exact)
+        removed = self._scaled.gram(dtype, (~keep).nonzero()[:, 0])
+        kept = self.gram - removed
+        lossy = bool((kept.diagonal() < MIN_KEPT_SHARE * self._gram_scale).any())
+        return None if lossy else kept
 
     @property
-    def _sums(self) -> Tensor:
-        """(m,) the diagonal of the Gram matrix that was summed last, whose rounding all that were subtracted since share."""
-        return self.gram.diagonal() if self.summed is None else self.summed
+    def _gram_scale(self) -> Tensor:
+        """(m,): the diagonal of the Gram matrix that was summed last.
 
-    def conditional(self, keep: Tensor) -> Tensor:
-        stays = self.restrict(keep)
-        found = torch.empty(self.d, dtype=self.dtype, device=self.device)
-        found[keep] = self.damping / stays._left
-        whitener = stays._whitener.to(self.dtype)
+        Its rounding is that of all Gram matrices that were subtracted from it since.
+        """
+        if self._known is None or self._known.summed is None:
+            return self.gram.diagonal()
+        return self._known.summed
+
+    def conditional_curvature(self, keep: Tensor) -> Tensor:
+        """λ/(1 − Σᵢ W²ᵢq) for kept weights, λ(1 + Σᵢ W²ᵢq) for removed ones  (eq. 57)."""
+        kept = self.restrict(keep)
+        curvature = torch.empty(self.d, dtype=self.dtype, device=self.device)
+        curvature[keep] = self.damping / kept._scaled_inverse_diagonal
+        whitener = kept._whitener.to(self.dtype)
         with full_precision(self.device):
-            for some in (
-                (~keep).nonzero()[:, 0].split(width(self.rows))
-            ):  # F_qq less what K explains: λ(1 + |L_K⁻¹ S g_q|²)
-                chunk = self.rows.index_select(1, some).to(self.dtype)
-                found[some] = self.damping * (1 + stays._squares(whitener, chunk))
-        return found
+            # F_qq less what K explains is λ(1 + |L_K⁻¹ S g_q|²), by the range form (eq. 8).
+            for columns in (~keep).nonzero()[:, 0].split(chunk_width(self.rows)):
+                chunk = self.rows.index_select(1, columns).to(self.dtype)
+                squares = kept._squared_columns(whitener, chunk)
+                curvature[columns] = self.damping * (1 + squares)
+        return curvature
 
     def spectral(self) -> LowRank:
-        """The same operator with orthogonal rows, by one eigendecomposition of the Gram matrix: from then on the inverse
-        diagonal under another damping costs O(dm), not O(dm²)  (eq. 60). Holds as many rows again."""
+        """The same operator with orthogonal rows  (eq. 60).
+
+        From then on the inverse diagonal under another damping costs O(dm), not O(dm²).
+
+        Returns:
+            The operator of the rows VᵀSG, V the eigenvectors of the Gram matrix; it holds as many
+            rows again.
+
+        Example:
+            >>> import torch
+            >>> import woodbury
+            >>> rows = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+            >>> fisher = woodbury.fisher.LowRank(rows, damping=1.0).spectral()
+            >>> fisher.with_damping(2.0).inverse_diagonal()
+            tensor([0.3750, 0.3750])
+        """
         values, vectors = torch.linalg.eigh(self.gram)
-        turned = (vectors.mT * self._scale).to(self.dtype) * self.m**0.5
+        # √m, as the new operator divides its rows by it again.
+        turn = (vectors.mT * self._scaled.scale).to(self.dtype) * self.m**0.5
         rows = torch.empty(self.m, self.d, dtype=self.dtype, device=self.device)
         with full_precision(self.device):
-            for part, chunk in chunks(self.rows, self.dtype):
-                rows[:, part] = turned @ chunk
-        known = values.clamp_min(0).diag()
-        exact = self._exact
-        return replace(
-            self,
-            rows=rows,
-            weights=None,
-            known_gram=known,
-            exact_gram=exact,
-            orthogonal=True,
-            summed=None,
-        )
+            for part, chunk in column_chunks(self.rows, self.dtype):
+                rows[:, part] = turn @ chunk
+        gram = values.clamp_min(0).diag()
+        known = KnownGram(gram, self._factorization.exact, orthogonal=True)
+        return LowRank.from_gram(rows, self.damping, known, group=self.group)
 
     def with_damping(self, damping: float) -> LowRank:
-        return replace(self, damping=damping, known_gram=self.gram, exact_gram=self._exact)
+        """The same rows and Gram matrix under another damping: only the factor is new."""
+        known = KnownGram(
+            self.gram,
+            self._factorization.exact,
+            self._orthogonal,
+            None if self._known is None else self._known.summed,
+        )
+        return self._with(self.rows, damping, known)
 
     def logdet(self) -> float:
+        """(d − m) log λ + log det A, d over all ranks."""
         d = int(collectives.all_sum(torch.tensor(self.d, device=self.device), self.group))
-        return (d - self.m) * math.log(self.damping) + float(
-            2 * self._factor.diagonal().log().sum()
-        )
+        small = 2 * self._factorization.factor.diagonal().log().sum()
+        return (d - self.m) * math.log(self.damping) + float(small)
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
-        # F_KQ w_Q lies in the span of the kept columns, so that the range form applies: no division by the damping. Only
-        # their Gram matrix is needed: what the other columns would add is cut off last.
+        """F_KK⁻¹ (F_KQ w_Q − g_K), the first part in the range form  (eq. 9): nothing cancels."""
+        # 1. F_KQ w_Q lies in the span of the kept columns of the rows, so that (eq. 8) applies: no
+        #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
+        #    copy of them: what the other columns would add is cut off last.
         kept = check_keep(keep, self.d).nonzero()[:, 0]
-        left = self._downdated(keep)
-        _, factor, exact = (
-            self._gathered(kept) if left is None else self._factored(left, self._exact, kept)
-        )
-        dtype = self._carrying(exact)
-        force = self._times(check_vector(removed, self.d).to(dtype))
-        step = self._combine(_solved_by(factor, force), dtype)[keep]
+        gram = self._downdated_gram(keep)
+        if gram is None:
+            solver = self._scaled.factorize(self.damping, kept)
+        else:
+            exact = self._factorization.exact
+            solver = self._scaled.refactor_if_inexact(gram, exact, self.damping, kept)
+        dtype = self._product_dtype(solver.exact)
+        force = self._scaled.times(check_vector(removed, self.d).to(dtype))
+        step = self._scaled.combine(solver.solve(force), dtype)[keep]
         if gradient is None:
             return step.to(self.dtype)
+        # The gradient need not lie in the span: F_KK⁻¹ g_K in the subtractive form (eq. 6).
         slope = check_vector(gradient, self.d).to(dtype).masked_fill(~keep, 0)
-        newton = slope - self._combine(_solved_by(factor, self._times(slope)), dtype)
+        spanned = self._scaled.combine(solver.solve(self._scaled.times(slope)), dtype)
+        newton = slope - spanned
         return step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
-
-
-def _solved_by(factor: Tensor, c: Tensor) -> Tensor:
-    """(L Lᵀ)⁻¹ c for c (m,) or (m, k)."""
-    return torch.cholesky_solve(c if c.ndim == 2 else c[:, None], factor).view(c.shape)
-
-
-def check_weights(weights: Tensor, m: int) -> Tensor:
-    """`weights`, or an error unless they are m positive, finite numbers."""
-    if weights.shape != (m,) or not bool((weights > 0).all() & weights.isfinite().all()):
-        raise WoodburyError(
-            f"The row weights must be ({m},), positive and finite: leave out rows that weigh nothing."
-        )
-    return weights
-
-
-def _least_new(factor: Tensor) -> float:
-    """The smallest share of a row that neither the rows before it nor rounding account for: min Lᵢᵢ² / Aᵢᵢ."""
-    return float((factor.diagonal().square() / factor.square().sum(1)).min())
-
-
-def _down(scale: Tensor, c: Tensor) -> Tensor:
-    return scale * c if c.ndim == 1 else scale[:, None] * c

@@ -1,8 +1,8 @@
-"""Window: the last m gradients, one row replaced per push, and F⁻¹ of the newest in one read of the rows."""
+"""Window: the last m gradients, one row replaced per push, and F⁻¹ of the newest in one read."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,48 +10,107 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.scaled_rows import KnownGram
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
-from woodbury.linalg.row_products import FAST, WIDE, chunks, combination, products
+from woodbury.linalg.precision import dtype_name
+from woodbury.linalg.row_products import (
+    COLUMNS_PER_CONVERSION,
+    COLUMNS_PER_PRODUCT,
+    column_chunks,
+    combination,
+    products,
+)
+from woodbury.linalg.sliding_inverse import SlidingInverse
 
-TOLERANCE = 3e-5
+MAX_ERROR = 3e-5
 """Estimated relative error of F⁻¹g above which products or the combination are taken in float64."""
 
 
-REBUILT = 256
-"""Replacements after which the inverse of the small matrix is computed anew, so that no rounding adds up for a week."""
+FLOAT32_ROUNDOFF = 2.0**-24
+"""Relative error of one float32 operation."""
 
 
-DRIFTED = 1e-4
-"""Residual of a small solve at which it is computed anew at once."""
+SIMD_LANES = 8
+"""Partial sums of a float32 dot product: the lanes of a 256-bit register."""
 
 
-KEYS = (
+STATE_KEYS = (
     "rows",
     "gram",
     "pushed",
-    "latest",
+    "last_push_size",
     "slope",
     "skipped",
     "damping",
-    "inverse",
-    "age",
-    "shift",
-    "exact_until",
+    "float64_until_push",
 )
+"""What a saved window consists of, besides its inverse."""
+
+
+INVERSE_KEYS = ("inverse", "inverse_shift", "inverse_updates")
+"""The same of the inverse."""
+
+
+class Estimates(NamedTuple):
+    """What O(m) numbers tell about a solution F⁻¹g = m·Gᵀa, a the small solution.
+
+    Attributes:
+        cancellation: By how much the terms aᵢgᵢ exceed their sum Gᵀa, √(Σ‖aᵢgᵢ‖²)/‖Gᵀa‖; 1 for
+            orthogonal rows. The rounding of the combination is multiplied by it.
+        gram_error: The relative error of F⁻¹g that a float32 Gram matrix causes.
+        slope: gᵀF⁻¹g, how steeply the loss falls along the step  (eq. 41).
+    """
+
+    cancellation: float
+    gram_error: float
+    slope: float
 
 
 class Window:
-    """A sliding window of gradients and their Gram matrix; the one mutable object of this folder  (eq. 13).
+    """A sliding window of gradients and their Gram matrix  (eq. 13), as in dynamic M-FAC.
 
-    capacity: rows m; d: weights. A push reads the rows once, `solve_newest` once more, and the (m, m) work between them
-    is O(m²): replacing a row changes the inverse by rank two. The Fisher is scaled by the rows seen, not by the capacity,
-    and a gradient that is not finite is not let in but counted in `skipped`. Several rows at once, such as a batch's
-    Jacobian, cost a factor of the small matrix, and their products are taken in float64.
+    The one mutable object of this folder. A push reads the rows once, `solve_newest` once more,
+    and the (m, m) work between them is O(m²): replacing a row changes the inverse by rank two.
+    The Fisher is scaled by the rows pushed so far, not by the capacity. A gradient that is not
+    finite is left out and counted in `skipped`. Several rows at once, such as the Jacobian of a
+    batch, cost a factor of the small matrix, and their products are taken in float64.
 
-    group: the ranks over which the columns are spread, each holding its own d (0 is allowed there); a push sums m numbers
-    over them, and nothing else is exchanged but one number per step and, should float32 not do, the Gram matrix once.
+    Args:
+        capacity: m, rows that are remembered.
+        d: Weights; with a group those of this rank, where 0 is allowed.
+        damping: λ > 0, absolute; the attribute may be changed between solves.
+        dtype: Of the rows, float32, float64 or a half.
+        device: Where rows and Gram matrix live.
+        group: The ranks over which the columns are spread. A push sums m numbers over them.
+            Nothing else is exchanged but one number per step and, should float32 not do, the Gram
+            matrix once.
+
+    Attributes:
+        rows: (m, d), the gradients, in a ring.
+        gram: (m, m) float64, G Gᵀ over all ranks, unscaled.
+        damping: λ.
+        pushed: Rows pushed so far.
+        last_push_size: Rows of the last push.
+        skipped: Pushes that were left out as they were not finite.
+        slope: gᵀF⁻¹g of the last solve  (eq. 41).
+        inverse: Of gram + m·λ·I, kept once the window is full and was solved with.
+        float64_until_push: The push up to which products are taken in float64.
+
+    Raises:
+        WoodburyError: If capacity or d is below 1, or the damping is not positive.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> window = woodbury.fisher.Window(capacity=2, d=3, damping=1.0)
+        >>> window.push(torch.tensor([1.0, 1.0, 0.0]))
+        True
+        >>> window.solve_newest()
+        tensor([0.3333, 0.3333, 0.0000])
+        >>> window.fisher().m
+        1
     """
 
     def __init__(
@@ -66,151 +125,226 @@ class Window:
     ) -> None:
         if capacity < 1 or d < (1 if group is None else 0):
             raise WoodburyError(
-                f"A window of {capacity} gradients of {d} weights holds nothing: both must be at least 1."
+                f"A window of {capacity} gradients of {d} weights holds nothing: "
+                "both must be at least 1."
             )
         self.damping = check_damping(damping)
         self.rows = torch.zeros(capacity, d, dtype=dtype, device=device)
         self.gram = torch.zeros(capacity, capacity, dtype=torch.float64, device=device)
         self.group = group
         self.pushed = 0
-        self.latest = 1  # how many rows the last push brought
+        self.last_push_size = 1
         self.skipped = 0
-        self.slope = 0.0  # gᵀF⁻¹g of the last solve: how steeply the loss falls along the step
-        self.inverse: Tensor | None = (
-            None  # (m, m) of gram + shift·I, once the window is full and solved with
-        )
-        self.age = -1  # replacements since the inverse was built; -1: it is not that of the rows before the last push
-        self.shift = 0.0
-        self.exact_until = 0  # the push up to which products are taken in float64
+        self.slope = 0.0
+        self.inverse = SlidingInverse()
+        self.float64_until_push = 0
 
     @property
-    def seen(self) -> int:
+    def num_rows(self) -> int:
         """How many rows hold a gradient."""
         return min(self.pushed, len(self.rows))
 
     @property
-    def newest(self) -> int:
+    def newest_index(self) -> int:
         """The index of the row that was pushed last."""
         return (self.pushed - 1) % len(self.rows)
 
     def push(self, gradients: Tensor) -> bool:
-        """Let `gradients`, (d,) or (k, d), replace the oldest rows; False if they are not finite and were left out."""
-        products = self.measure(gradients)
-        if not bool(torch.isfinite(products).all()):
+        """Replace the oldest rows by gradients.
+
+        Args:
+            gradients: (d,) or (k, d).
+
+        Returns:
+            False if they are not finite and were left out.
+
+        Raises:
+            WoodburyError: If the shape does not fit, or k exceeds the capacity.
+        """
+        measured = self.measure(gradients)
+        if not bool(torch.isfinite(measured).all()):
             self.skipped += 1
             return False
-        self.admit(gradients, products)
+        self.admit(gradients, measured)
         return True
 
     def measure(self, gradients: Tensor) -> Tensor:
-        """The Gram rows that gradients would have, (d,) -> (seen,), (k, d) -> (k, seen), float64, over all ranks.
+        """The Gram rows that gradients would have, over all ranks; nothing changes yet.
 
-        They are finite if and only if the gradients can be let in: if these are, and their squares in the products'
-        dtype. Nothing changes yet, so that several windows can agree
-        on a step before the first of them takes it.
+        So several windows can agree on a step before the first of them takes it.
+
+        Args:
+            gradients: (d,) or (k, d).
+
+        Returns:
+            (num_rows,) or (k, num_rows) float64, num_rows as after the push. They are finite if
+            and only if the gradients, and their squares in the products' dtype, are.
+
+        Raises:
+            WoodburyError: If the shape does not fit, or k exceeds the capacity.
         """
+        count = self._count_of(gradients)
+        stored = gradients.to(self.rows.device, self.rows.dtype)
+        num_rows = min(self.pushed + count, len(self.rows))
+        places = self._places(self.pushed, count)
+        if gradients.ndim == 1:
+            exact = self.pushed < self.float64_until_push
+            measured = products(self.rows[:num_rows], stored, exact)
+            measured[places] = products(stored[None], stored, exact)
+        else:
+            measured = torch.zeros(count, num_rows, dtype=torch.float64, device=self.rows.device)
+            if count < num_rows:  # else they replace all rows, and meet only themselves
+                for part, chunk in column_chunks(self.rows[:num_rows], torch.float64):
+                    measured += stored[:, part].double() @ chunk.mT
+            measured[:, places] = gram_of(stored, torch.float64)
+        return collectives.all_sum(measured, self.group)
+
+    def _count_of(self, gradients: Tensor) -> int:
+        """How many gradients these are, or an error unless they fit."""
         if gradients.shape[-1:] != self.rows.shape[1:] or gradients.ndim > 2:
             raise WoodburyError(
-                f"Gradients of shape {tuple(gradients.shape)} met a window of {self.rows.shape[1]} weights."
+                f"A window of {self.rows.shape[1]} weights got gradients of shape "
+                f"{tuple(gradients.shape)}: give (d,) or (k, d)."
             )
         count = 1 if gradients.ndim == 1 else len(gradients)
         if not 1 <= count <= len(self.rows):
             raise WoodburyError(
-                f"{count} rows at once met a window of {len(self.rows)}: it must hold all of them."
+                f"A push of {count} rows does not fit a window of {len(self.rows)}: "
+                f"give 1 to {len(self.rows)} rows at once."
             )
-        stored, seen = (
-            gradients.to(self.rows.device, self.rows.dtype),
-            min(self.pushed + count, len(self.rows)),
-        )
-        places, exact = self._places(self.pushed, count), self.pushed < self.exact_until
-        if gradients.ndim == 1:
-            new = products(self.rows[:seen], stored, exact)
-            new[places] = products(stored[None], stored, exact)
-        else:
-            new = torch.zeros(count, seen, dtype=torch.float64, device=self.rows.device)
-            for part, chunk in chunks(self.rows[:seen], torch.float64) if count < seen else ():
-                new += stored[:, part].double() @ chunk.mT
-            new[:, places] = gram_of(stored, torch.float64)
-        return collectives.all_sum(new, self.group)
+        return count
 
-    def admit(self, gradients: Tensor, products: Tensor) -> None:
-        """Let `gradients`, (d,) or (k, d), with their finite `measure` replace the oldest rows."""
+    def admit(self, gradients: Tensor, measured: Tensor) -> None:
+        """Replace the oldest rows by gradients that were measured and found finite.
+
+        Args:
+            gradients: (d,) or (k, d).
+            measured: What `measure` returned for them.
+        """
         count = 1 if gradients.ndim == 1 else len(gradients)
         places = self._places(self.pushed, count)
-        if count == 1 and self.age >= 0:
-            assert self.inverse is not None
-            self._replace(self.inverse, self.pushed % len(self.rows), products.view(-1))
+        if count == 1:
+            self.inverse.replace(self.pushed % len(self.rows), measured.view(-1))
         else:
-            self.age = -1
+            self.inverse.invalidate()
         self.rows[places] = gradients
-        self.pushed, self.latest = self.pushed + count, count
+        self.pushed += count
+        self.last_push_size = count
         if gradients.ndim == 2 and count == len(self.rows):
-            self.exact_until = self.pushed
-        self.gram[places, : self.seen] = products
-        self.gram[: self.seen, places] = products.view(count, -1).mT
+            self.float64_until_push = self.pushed  # the whole Gram matrix is float64's
+        self.gram[places, : self.num_rows] = measured
+        self.gram[: self.num_rows, places] = measured.view(count, -1).mT
 
     def fisher(self) -> LowRank:
-        """The Fisher of the rows seen, over the window's own memory: valid until the next push."""
-        if not self.seen:
+        """The Fisher of the rows pushed so far, over the window's own memory.
+
+        Returns:
+            An operator that is valid until the next push.
+
+        Raises:
+            WoodburyError: If nothing was pushed yet.
+        """
+        self._check_not_empty()
+        n = self.num_rows
+        rows = self.rows[:n]
+        exact = rows.dtype == torch.float64 or self.pushed <= self.float64_until_push
+        known = KnownGram(self.gram[:n, :n] / n, exact)
+        return LowRank.from_gram(rows, self.damping, known, group=self.group)
+
+    def _check_not_empty(self) -> None:
+        if not self.num_rows:
             raise WoodburyError("The window is empty: push a gradient first.")
-        gram, rows = self.gram[: self.seen, : self.seen] / self.seen, self.rows[: self.seen]
-        exact = rows.dtype == torch.float64 or self.pushed <= self.exact_until
-        return LowRank(rows, self.damping, group=self.group, known_gram=gram, exact_gram=exact)
 
     def solve_newest(
         self, plus: Tensor | None = None, *, residuals: Tensor | None = None
     ) -> Tensor:
-        """F⁻¹ g for the gradient pushed last, (d,): one read of the rows, no division by the damping  (eq. 8).
+        """F⁻¹g for the gradient pushed last, without a division by the damping  (eq. 8).
 
-        plus: (d,), for F⁻¹(g + plus) with F that of the gradients alone; one read more, and this part as in (eq. 6).
-        residuals: (k,), where k rows were pushed at once: g is the mean of rowᵢ·residualᵢ, else of the rows  (eq. 40).
+        One read of the rows. Where the estimated error is too large, the Gram matrix is computed
+        again in float64, and so are the products of the next m pushes.
+
+        Args:
+            plus: (d,), for F⁻¹(g + plus) with F that of the gradients alone. One read more, and
+                this part is solved as in (eq. 6).
+            residuals: (k,), where k rows were pushed at once: g is the mean of rowᵢ·residualᵢ
+                (eq. 40); None for the mean of the rows.
+
+        Returns:
+            (d,), float64 for float64 rows, else float32.
+
+        Raises:
+            WoodburyError: If nothing was pushed yet, or the residuals do not fit.
         """
-        if not self.seen:
-            raise WoodburyError("The window is empty: push a gradient first.")
-        if residuals is not None and residuals.shape != (self.latest,):
+        self._check_not_empty()
+        size = self.last_push_size
+        if residuals is not None and residuals.shape != (size,):
             raise WoodburyError(
-                f"{self.latest} rows met residuals of shape {tuple(residuals.shape)}: give one for each."
+                f"A push of {size} rows got residuals of shape {tuple(residuals.shape)}: "
+                "give one for each."
             )
-        c = torch.zeros(self.seen, dtype=torch.float64, device=self.gram.device)
-        places = self._places(self.pushed - self.latest, self.latest)
-        c[places] = (1.0 if residuals is None else residuals.to(c)) / self.latest
+        n = self.num_rows
+        places = self._places(self.pushed - size, size)
+        c = torch.zeros(n, dtype=torch.float64, device=self.gram.device)  # g = Gᵀc
+        c[places] = (1.0 if residuals is None else residuals.to(c)) / size
         column = self._solve_small(c)
-        spread, error, self.slope = self._estimates(c, column, places)
-        coarse = self.latest > 1 or error > TOLERANCE
+        estimates = self._estimates(c, column, places)
+        coarse = size > 1 or estimates.gram_error > MAX_ERROR
         if self.rows.dtype != torch.float64 and self._on_any_rank(coarse):
-            if (
-                self.pushed > self.exact_until
-            ):  # the last push was measured in float32, or others before it
-                rows = self.rows[: self.seen]
-                self.gram[: self.seen, : self.seen] = collectives.all_sum(
-                    gram_of(rows, torch.float64), self.group
-                )
-                self.age = -1
+            if self.pushed > self.float64_until_push:  # some product was taken in float32
+                self._recompute_gram()
                 column = self._solve_small(c)
-                spread, _, self.slope = self._estimates(c, column, places)
-            self.exact_until = self.pushed + len(self.rows)
-        combined = self.seen * column
+                estimates = self._estimates(c, column, places)
+            self.float64_until_push = self.pushed + len(self.rows)
+        self.slope = estimates.slope
+        coefficients = n * column
         if plus is not None:
             plus = plus.to(self.rows.device)
-            exact = self.pushed <= self.exact_until
-            projected = collectives.all_sum(
-                products(self.rows[: self.seen], plus, exact), self.group
-            )
-            combined = combined - self._solve_small(projected) / self.damping
-        step = combination(self.rows[: self.seen], combined, 2.0**-23 * spread > TOLERANCE)
+            coefficients = coefficients - self._projected(plus) / self.damping
+        exact = 2 * FLOAT32_ROUNDOFF * estimates.cancellation > MAX_ERROR
+        step = combination(self.rows[:n], coefficients, exact)
         return step if plus is None else step.add_(plus, alpha=1 / self.damping)
 
+    def _recompute_gram(self) -> None:
+        """Take all products again, in float64."""
+        n = self.num_rows
+        gram = gram_of(self.rows[:n], torch.float64)
+        self.gram[:n, :n] = collectives.all_sum(gram, self.group)
+        self.inverse.invalidate()
+
+    def _projected(self, v: Tensor) -> Tensor:
+        """(gram + m·λ·I)⁻¹ G v, the small part of F⁻¹v in (eq. 6)."""
+        exact = self.pushed <= self.float64_until_push
+        projected = products(self.rows[: self.num_rows], v, exact)
+        return self._solve_small(collectives.all_sum(projected, self.group))
+
     def widen(self, columns: int) -> None:
-        """Add `columns` weights at the end, of which the gradients seen so far know nothing: they get zeros."""
+        """Add weights at the end, for which the gradients seen so far are 0.
+
+        Args:
+            columns: How many.
+        """
         self.rows = torch.cat([self.rows, self.rows.new_zeros(len(self.rows), columns)], 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on bit for bit; as in torch, the tensors are not copies."""
-        return {key: getattr(self, key) for key in KEYS}
+        """Everything that `load_state_dict` needs to go on bit for bit.
+
+        Returns:
+            A plain dict; as in torch, the tensors are not copies.
+        """
+        state = {key: getattr(self, key) for key in STATE_KEYS}
+        inverse = (self.inverse.matrix, self.inverse.shift, self.inverse.updates)
+        return state | dict(zip(INVERSE_KEYS, inverse, strict=True))
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise WoodburyError unless `state` is that of a window of this shape and dtype."""
-        missing = set(KEYS) - set(state)
+        """Raise unless a state fits this window.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            WoodburyError: If a key is missing, or the rows differ in shape or dtype.
+        """
+        missing = {*STATE_KEYS, *INVERSE_KEYS} - set(state)
         if missing:
             raise WoodburyError(
                 f"This is not a window's state: it lacks {', '.join(sorted(missing))}."
@@ -218,96 +352,104 @@ class Window:
         saved = state["rows"]
         if saved.shape != self.rows.shape or saved.dtype != self.rows.dtype:
             raise WoodburyError(
-                f"The saved window is {_described(saved)}, this one {_described(self.rows)}: make them equal."
+                f"The saved window is {_described(saved)}, this one {_described(self.rows)}: "
+                "make them equal."
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved window of the same shape and dtype, from whatever device."""
+        """Continue from a saved window, from whatever device.
+
+        Args:
+            state: What `state_dict` of a window of this shape and dtype returned.
+
+        Raises:
+            WoodburyError: If it does not fit; nothing has changed then.
+        """
         self.check_state(state)
+        check_damping(state["damping"])
+        for key in STATE_KEYS:
+            if key not in ("rows", "gram"):
+                setattr(self, key, state[key])
         self.rows.copy_(state["rows"])
         self.gram.copy_(state["gram"])
-        saved = state["inverse"]
-        self.inverse = None if saved is None else saved.to(self.gram.device, copy=True)
-        self.pushed, self.latest, self.skipped = state["pushed"], state["latest"], state["skipped"]
-        self.slope = state["slope"]
-        self.age, self.shift, self.exact_until = state["age"], state["shift"], state["exact_until"]
-        self.damping = check_damping(state["damping"])
+        matrix, self.inverse.shift, self.inverse.updates = (state[key] for key in INVERSE_KEYS)
+        self.inverse.matrix = None if matrix is None else matrix.to(self.gram.device, copy=True)
 
     def _solve_small(self, c: Tensor) -> Tensor:
-        """(gram + seen·damping·I)⁻¹ c for c (seen,), float64: by the inverse once the window is full."""
-        shift = self.seen * self.damping
-        gram = self.gram[: self.seen, : self.seen]
-        if self.seen < len(self.rows):  # the shift changes with every push
+        """(gram + m·λ·I)⁻¹ c for c (num_rows,) float64: by the inverse once the window is full."""
+        n = self.num_rows
+        shift = n * self.damping
+        gram = self.gram[:n, :n]
+        if n < len(self.rows):  # m·λ changes with every push: an inverse would not last
             return torch.cholesky_solve(c[:, None], damped_cholesky(gram, shift))[:, 0]
-        if not 0 <= self.age <= REBUILT or self.shift != shift:
-            self._build(shift)
-        assert self.inverse is not None
-        solved = self.inverse @ c
-        left = c - gram @ solved - shift * solved
-        if self.age and not bool(left.norm() <= DRIFTED * c.norm()):
-            self._build(shift)
-            return self._solve_small(c)
-        return solved + self.inverse @ left  # one step of refinement: as exact as a factor
+        return self.inverse.solve(gram, shift, c)
 
-    def _build(self, shift: float) -> None:
-        self.inverse = torch.cholesky_inverse(damped_cholesky(self.gram, shift))
-        self.age, self.shift = 0, shift
+    def _estimates(self, c: Tensor, column: Tensor, places: slice | Tensor) -> Estimates:
+        """Errors and slope of m·Gᵀa for a = M⁻¹c, M = gram + m·λ·I, from O(m) numbers.
 
-    def _replace(self, inverse: Tensor, row: int, products: Tensor) -> None:
-        """Row and column `row` of gram give way to `products`: the inverse changes by rank two, O(m²)."""
-        gone = inverse[row] / inverse[row, row].sqrt()
-        others = products.clone()
-        others[row] = 0
-        moved = inverse @ others - gone * (gone @ others)
-        moved[row] = -1
-        fresh = products[row] + self.shift - others @ moved
-        if not bool(
-            fresh >= 0.5 * self.shift
-        ):  # a Schur complement is at least the shift: rounding has won
-            self.age = -1
-            return
-        arrived = moved / fresh.sqrt()
-        inverse.addmm_(torch.stack([arrived, -gone], 1), torch.stack([arrived, gone]))
-        inverse[row] = arrived * arrived[row]
-        inverse[:, row] = inverse[row]
-        self.age += 1
-
-    def _estimates(
-        self, c: Tensor, column: Tensor, places: slice | Tensor
-    ) -> tuple[float, float, float]:
-        """By how much the terms of Gᵀ column exceed their sum; F⁻¹g's relative error by a float32 Gram matrix; gᵀF⁻¹g.
-
-        From O(m) numbers for one new row. The first is what the combination's rounding is multiplied by. A product's own error
-        grows with the root of a sum's length, and is divided by the share of the newest row that is new to the others.
+        Args:
+            c: (num_rows,) float64, g = Gᵀc.
+            column: (num_rows,) float64, a.
+            places: The rows pushed last.
         """
-        lengths, square = self.gram.diagonal()[: self.seen], column.square()
-        terms = lengths @ square
-        summed = c @ column - self.seen * self.damping * square.sum()  # columnᵀ gram column
-        share = (lengths[places] * column[places]).amax().clamp(min=1)
-        slope = self.seen * (c[places] @ (self.gram[places, : self.seen] @ column))
-        numbers = torch.stack([terms, summed, share, slope]).tolist()
-        spread = (
-            (numbers[0] / max(numbers[1], 1e-30 * numbers[0])) ** 0.5 if numbers[0] > 0 else 0.0
-        )
-        d, chunk = max(self.rows.shape[1], 1), FAST if self.rows.dtype == torch.float32 else WIDE
-        product = 2.0**-24 * max(1.0, min(d, chunk) / 8 / d**0.5)
-        return spread, product * spread * (self.seen * numbers[2]) ** 0.5, numbers[3]
+        n = self.num_rows
+        lengths = self.gram.diagonal()[:n]  # ‖gᵢ‖²
+        square = column.square()
+        terms = lengths @ square  # Σ‖aᵢgᵢ‖²
+        # ‖Gᵀa‖² = aᵀ gram a = aᵀ(c − m·λ·a).
+        summed = c @ column - n * self.damping * square.sum()
+        # One over the share of a new row that is independent of the others: a single new row r has
+        # a_r = [M⁻¹]_rr, one over its Schur complement. With much damping that says less than 1.
+        dependence = (lengths[places] * column[places]).amax().clamp(min=1)
+        slope = n * (c[places] @ (self.gram[places, :n] @ column))
+        # All numbers in one transfer, as they may lie on a GPU.
+        terms, summed, dependence, slope = torch.stack([terms, summed, dependence, slope]).tolist()
+        cancellation = 0.0
+        if terms > 0:  # rounding may leave nothing of the sum: then the cancellation is 1e15
+            cancellation = (terms / max(summed, 1e-30 * terms)) ** 0.5
+        # An error E of the Gram matrix changes a by M⁻¹Ea. 1. The entries of Ea are independent
+        # sums of roundings, about product_error·‖g_r‖·√terms. 2. ‖GᵀM⁻¹e_r‖ is at most
+        # √[M⁻¹]_rr. 3. The product of both, over ‖Gᵀa‖, is product_error·cancellation·√dependence,
+        # and m such rows have independent errors.
+        gram_error = self._product_error * cancellation * (n * dependence) ** 0.5
+        return Estimates(cancellation, gram_error, slope)
+
+    @property
+    def _product_error(self) -> float:
+        """The relative error of one entry of the Gram matrix whose products are float32's.
+
+        1. A chunk of c columns is summed in float32 in k SIMD lanes. Each of the c additions rounds
+           a partial sum of a k-th of the chunk: a random walk of √c/k roundoffs, relative to it.
+        2. The chunks are summed in float64. The errors of d/c chunks are independent, so that their
+           sum has √(c/d) of that: c/(k √d) roundoffs.
+        3. It is at least one roundoff, that of a product.
+
+        Measured for d from 1e3 to 1e6: a third to a half of this if all terms have one sign (a
+        walk along growing sums has 1/3 of the last step's size), less if they have not.
+        """
+        d = max(self.rows.shape[1], 1)
+        float32 = self.rows.dtype == torch.float32
+        chunk = min(d, COLUMNS_PER_PRODUCT if float32 else COLUMNS_PER_CONVERSION)
+        return FLOAT32_ROUNDOFF * max(1.0, chunk / SIMD_LANES / d**0.5)
 
     def _places(self, start: int, count: int) -> slice | Tensor:
-        """The rows of the pushes start, start + 1, …, of which there are `count`."""
+        """The rows of the pushes start, start + 1, …, `count` of them."""
         first = start % len(self.rows)
         if first + count <= len(self.rows):
             return slice(first, first + count)
         return torch.arange(first, first + count, device=self.rows.device) % len(self.rows)
 
     def _on_any_rank(self, flag: bool) -> bool:
-        """Ranks on different processors may round differently; what they do together they decide together."""
+        """Whether the flag is set on any rank.
+
+        Ranks on different processors may round differently: what they do together they decide
+        together.
+        """
         if self.group is None:
             return flag
-        return bool(
-            collectives.all_sum(torch.tensor(float(flag), device=self.rows.device), self.group) > 0
-        )
+        flags = torch.tensor(float(flag), device=self.rows.device)
+        return bool(collectives.all_sum(flags, self.group) > 0)
 
 
 def _described(rows: Tensor) -> str:
-    return f"{len(rows)} rows of {rows.shape[1]} weights in {str(rows.dtype)[6:]}"
+    return f"{len(rows)} rows of {rows.shape[1]} weights in {dtype_name(rows.dtype)}"

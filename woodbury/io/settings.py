@@ -21,8 +21,8 @@ def described(value: Any) -> Any:
             these.
 
     Returns:
-        For a dataclass `{"name": its class, field: fact, ...}`, for a function its name, for a tensor a
-        checksum.
+        For a dataclass `{"name": its class, field: fact, ...}`, for a function its name, for a
+        tensor a checksum.
 
     Example:
         >>> from woodbury import mfac

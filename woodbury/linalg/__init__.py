@@ -1,1 +1,1 @@
-"""Linear algebra on tensors: factors, Gram matrices, products with rows, solvers; no Fisher, no model."""
+"""Linear algebra on tensors: factors, Gram matrices, products with rows, solvers; no models."""

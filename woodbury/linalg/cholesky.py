@@ -1,4 +1,4 @@
-"""Factors of small matrices in float64 that never end in NaN."""
+"""Cholesky factors of small matrices in float64 that never contain NaN."""
 
 from __future__ import annotations
 
@@ -8,47 +8,83 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 
-INDEFINITE = 1e-2
-"""A negative eigenvalue beyond this share of the largest is no rounding."""
-
-
+MAX_NEGATIVE_SHARE = 1e-2
+"""A negative eigenvalue beyond this share of the largest is no rounding error."""
 
 
 def damped_cholesky(curvature: Tensor, damping: float) -> Tensor:
-    """Lower triangular L (…, k, k) with L Lᵀ = curvature + damping·I, in float64  (eq. 5).
+    """The Cholesky factor of curvature + damping·I in float64  (eq. 5).
 
-    curvature is symmetric and, but for rounding, positive semidefinite. Where rounding has made the sum indefinite, its
-    eigenvalues are raised to `damping`, below which none of them can lie.
+    Where rounding has made the sum indefinite, its eigenvalues are raised to `damping`, below
+    which none of them can lie.
+
+    Args:
+        curvature: (…, k, k), symmetric and, but for rounding, positive semidefinite.
+        damping: Positive; added to the diagonal.
+
+    Returns:
+        Lower triangular L (…, k, k) float64, its diagonal positive, L Lᵀ = curvature + damping·I.
+
+    Raises:
+        WoodburyError: If the curvature has a negative eigenvalue that rounding cannot explain.
+
+    Example:
+        >>> import torch
+        >>> damped_cholesky(torch.eye(2), 3.0)
+        tensor([[2., 0.],
+                [0., 2.]], dtype=torch.float64)
     """
     damped = curvature.double().clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if bool(failed.any()):
-        broken = failed > 0
-        values, vectors = torch.linalg.eigh(damped[broken] if damped.ndim > 2 else damped)
-        if bool((values[..., 0] < -INDEFINITE * values[..., -1].abs()).any()):
-            raise WoodburyError(
-                f"The curvature has the eigenvalue {float(values[..., 0].min()):.3g}: a Fisher is positive semidefinite."
-            )
-        root = values.clamp(min=damping).sqrt()[..., :, None] * vectors.mT
-        repaired = torch.linalg.qr(root).R.mT
-        repaired = repaired * repaired.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-        if damped.ndim > 2:
-            factor[broken] = repaired
-        else:
-            factor = repaired
+    factor, info = torch.linalg.cholesky_ex(damped)
+    failed = info != 0
+    if not bool(failed.any()):
+        return factor
+    if damped.ndim == 2:
+        return _clamped_factor(damped, damping)
+    factor[failed] = _clamped_factor(damped[failed], damping)
     return factor
 
 
+def _clamped_factor(damped: Tensor, damping: float) -> Tensor:
+    """The factor of an indefinite matrix whose eigenvalues are raised to the damping."""
+    values, vectors = torch.linalg.eigh(damped)
+    if bool((values[..., 0] < -MAX_NEGATIVE_SHARE * values[..., -1].abs()).any()):
+        raise WoodburyError(
+            f"The curvature has the eigenvalue {float(values[..., 0].min()):.3g}: "
+            "a Fisher is positive semidefinite."
+        )
+    # With root = Λ^½ Vᵀ the matrix is rootᵀ root, so that the R of its QR factors it too.
+    root = values.clamp(min=damping).sqrt()[..., :, None] * vectors.mT
+    factor = torch.linalg.qr(root).R.mT
+    # QR leaves the signs of the columns open; a Cholesky factor has a positive diagonal.
+    return factor * factor.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+
+
 def inverse_diagonal(factor: Tensor) -> Tensor:
-    """diag((L Lᵀ)⁻¹), (k,) for L (k, k): the column sums of L⁻¹ squared, k³/3 multiplications and no second (k, k)."""
+    """diag((L Lᵀ)⁻¹): the column sums of L⁻¹ squared, by k³/3 multiplications.
+
+    No second matrix of k × k is made: `Limits.inverse_columns` columns of L⁻¹ exist at a time.
+
+    Args:
+        factor: Lower triangular L (k, k).
+
+    Returns:
+        (k,) in the dtype of the factor.
+
+    Example:
+        >>> import torch
+        >>> inverse_diagonal(torch.tensor([[2.0, 0.0], [2.0, 1.0]]))
+        tensor([1.2500, 1.0000])
+    """
     k = len(factor)
+    at_once = Limits.current().inverse_columns
     diagonal = factor.new_empty(k)
-    for start in range(0, k, Limits.current().inverse_columns):
-        lower = factor[start:, start:]  # L⁻¹ is lower triangular too
+    for start in range(0, k, at_once):
+        lower = factor[start:, start:]  # L⁻¹ is lower triangular too: nothing above the diagonal
         eye = torch.eye(
-            len(lower), min(Limits.current().inverse_columns, len(lower)), dtype=factor.dtype, device=factor.device
+            len(lower), min(at_once, len(lower)), dtype=factor.dtype, device=factor.device
         )
         inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-        diagonal[start : start + Limits.current().inverse_columns] = inverse.square_().sum(0)
+        diagonal[start : start + at_once] = inverse.square_().sum(0)
     return diagonal

@@ -7,7 +7,20 @@ from torch import Tensor
 
 
 def all_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """`tensor` summed over the ranks of `group`, the same on each of them; `tensor` itself without a group."""
+    """The sum of `tensor` over the ranks of a process group.
+
+    Args:
+        tensor: Of the same shape and dtype on every rank; it is not changed.
+        group: The ranks that take part; None for one process.
+
+    Returns:
+        The sum, the same on each rank; without a group `tensor` itself, not a copy.
+
+    Example:
+        >>> import torch
+        >>> all_sum(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
     if group is None:
         return tensor
     summed = tensor.clone()

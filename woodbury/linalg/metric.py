@@ -1,4 +1,4 @@
-"""Metric: what a step is measured by in place of its length, so that damping need not hold every weight alike."""
+"""Metric: what measures a step in place of its length, so that damping weighs weights unequally."""
 
 from __future__ import annotations
 
@@ -10,31 +10,60 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """M (d, d), symmetric and positive definite: blocks on runs of the weights, the identity on all others.
+    """M (d, d), symmetric positive definite: blocks on runs of the weights, else the identity.
 
-    factors: (where a block lies, its lower factor L (s, s) in the dtype of the rows), M = LLᵀ. With δ = L⁻ᵀη the length of
-    η is √(δᵀMδ), so that rows G L⁻ᵀ and damping λI stand for rows G and damping λM  (eq. 65).
+    With δ = L⁻ᵀη and M = LLᵀ the length of η is √(δᵀMδ). So the rows G L⁻ᵀ with damping λI stand
+    for the rows G with damping λM  (eq. 65). It is no Fisher: nobody asks for its inverse elements.
+
+    Attributes:
+        factors: For each block where it lies, a slice of s weights, and its lower Cholesky factor
+            L (s, s) in the dtype of the rows.
+
+    Example:
+        >>> import torch
+        >>> metric = Metric(((slice(0, 1), torch.tensor([[2.0]])),))
+        >>> metric.whitened(torch.tensor([2.0, 3.0])), metric.coloured(torch.tensor([2.0, 3.0]))
+        (tensor([1., 3.]), tensor([1., 3.]))
     """
 
     factors: tuple[tuple[slice, Tensor], ...]
 
     def whiten(self, rows: Tensor) -> Tensor:
-        """G L⁻ᵀ: (m, d), in place, as the rows are what fills the memory."""
+        """G L⁻ᵀ, in place, as the rows are what fills the memory.
+
+        Args:
+            rows: G (m, d); overwritten.
+
+        Returns:
+            The same tensor.
+        """
         for where, factor in self.factors:
-            rows[:, where] = torch.linalg.solve_triangular(
-                factor, rows[:, where].mT, upper=False
-            ).mT
+            solved = torch.linalg.solve_triangular(factor, rows[:, where].mT, upper=False)
+            rows[:, where] = solved.mT
         return rows
 
     def whitened(self, v: Tensor) -> Tensor:
-        """L⁻¹v: (d,) -> (d,), the gradient by η of one by δ."""
+        """L⁻¹v: the gradient by η of one by δ.
+
+        Args:
+            v: (d,).
+
+        Returns:
+            (d,), a new tensor.
+        """
         return self.whiten(v[None].clone())[0]
 
     def coloured(self, v: Tensor) -> Tensor:
-        """L⁻ᵀv: (d,) -> (d,), the δ of an η."""
-        found = v.clone()
+        """L⁻ᵀv: the step δ of an η.
+
+        Args:
+            v: (d,).
+
+        Returns:
+            (d,), a new tensor.
+        """
+        step = v.clone()
         for where, factor in self.factors:
-            found[where] = torch.linalg.solve_triangular(factor.mT, v[where, None], upper=True)[
-                :, 0
-            ]
-        return found
+            solved = torch.linalg.solve_triangular(factor.mT, v[where, None], upper=True)
+            step[where] = solved[:, 0]
+        return step

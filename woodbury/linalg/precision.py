@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over `dtype` are taken: float32 at least, float64 for float64.
+    """The dtype in which sums over `dtype` are taken: float32 at least.
 
     Args:
         dtype: A floating-point dtype.
@@ -16,6 +16,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
         float32 for float16, bfloat16 and float32; float64 for float64.
 
     Example:
+        >>> import torch
         >>> wide_dtype(torch.bfloat16), wide_dtype(torch.float64)
         (torch.float32, torch.float64)
     """
@@ -32,7 +33,25 @@ def at_least_float32(tensor: Tensor) -> Tensor:
         The tensor itself if it is float32 or float64 already, else a float32 copy.
 
     Example:
+        >>> import torch
         >>> at_least_float32(torch.ones(2, dtype=torch.float16)).dtype
         torch.float32
     """
     return tensor.to(wide_dtype(tensor.dtype))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without its module, for sentences.
+
+    Args:
+        dtype: Any dtype.
+
+    Returns:
+        For example "float32".
+
+    Example:
+        >>> import torch
+        >>> dtype_name(torch.float32)
+        'float32'
+    """
+    return str(dtype).removeprefix("torch.")

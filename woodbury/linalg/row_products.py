@@ -1,4 +1,4 @@
-"""Reading the rows, and nothing else: column chunks, and products with one vector at the memory's own speed."""
+"""Reading the rows, and nothing else: column chunks, and products at the memory's own speed."""
 
 from __future__ import annotations
 
@@ -7,96 +7,193 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from woodbury.limits import Limits
+from woodbury.linalg.precision import wide_dtype
 
-FAST = 1 << 14
+COLUMNS_PER_PRODUCT = 1 << 14
 """Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
 
 
-WIDE, FEW = 1 << 16, 4
-"""Columns and rows that are converted at once, to float64 (to float32, four times the rows): what a cache holds."""
+COLUMNS_PER_CONVERSION = 1 << 16
+"""Columns that are converted to another dtype at once."""
 
 
-def chunks(
+ROWS_PER_CONVERSION = 4
+"""Rows that are converted to float64 at once, to float32 four times as many: a cache holds them."""
+
+
+CHUNK_COLUMNS_ON_GPU = 1 << 16
+"""Columns of one chunk on a GPU."""
+
+
+GPU_FACTOR = 16
+"""A GPU takes so many times the columns of a product in one call."""
+
+
+MAX_THREADS = 8
+"""Threads that share one product with a vector."""
+
+
+def column_chunks(
     rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The rows (m, d), or some of their columns, by column chunks in `dtype`: the only place where memory moves."""
-    step = width(rows) // (2 if dtype == torch.float64 else 1)
+    """The rows by column chunks in `dtype`: the only place where memory moves.
+
+    Args:
+        rows: G (m, d), any float dtype.
+        dtype: Of the chunks.
+        columns: (c,) int64, the columns to read; None for all d.
+
+    Yields:
+        Where a chunk lies among the columns read, and the chunk (m, ≤ chunk_width(rows)); float64
+        chunks are half as wide. A chunk of all columns in the rows' own dtype is a view.
+    """
+    step = chunk_width(rows) // (2 if dtype == torch.float64 else 1)
     for start in range(0, rows.shape[1] if columns is None else len(columns), step):
         part = slice(start, start + step)
-        yield (
-            part,
-            (rows[:, part] if columns is None else rows.index_select(1, columns[part])).to(dtype),
-        )
+        chunk = rows[:, part] if columns is None else rows.index_select(1, columns[part])
+        yield part, chunk.to(dtype)
 
 
-def width(rows: Tensor) -> int:
-    """Columns per chunk: enough for a full-speed product, few enough to stay in a processor's cache."""
-    return Limits.current().row_columns if rows.device.type == "cpu" else 1 << 16
+def chunk_width(rows: Tensor) -> int:
+    """Columns per chunk: enough for a full-speed product, few enough for a processor's cache.
+
+    Args:
+        rows: The rows, of which only the device matters.
+
+    Returns:
+        `Limits.row_columns` on a CPU.
+    """
+    if rows.device.type == "cpu":
+        return Limits.current().row_columns
+    return CHUNK_COLUMNS_ON_GPU
 
 
 def times(rows: Tensor, v: Tensor) -> Tensor:
-    """G v in float64, in one read of the rows: (m, d) and (d,) or (d, k) -> (m,) or (m, k)."""
+    """G v in one read of the rows, products in the dtype of v.
+
+    Args:
+        rows: G (m, d), any float dtype.
+        v: (d,) or (d, k).
+
+    Returns:
+        (m,) or (m, k), float64.
+
+    Example:
+        >>> import torch
+        >>> times(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 4.0]))
+        tensor([11.], dtype=torch.float64)
+    """
     with full_precision(rows.device):
-        if rows.dtype != v.dtype and _by_pieces(v):
-            return _converted_times(rows, v)
         if rows.dtype != v.dtype:
-            return (
-                torch.stack([chunk @ v[part] for part, chunk in chunks(rows, v.dtype)])
-                .double()
-                .sum(0)
-            )
-        return (_summed(rows, v) if _workers(rows, v) > 1 else rows @ v).double()
+            if _fits_buffer(v):
+                return _converted_times(rows, v)
+            chunks = column_chunks(rows, v.dtype)
+            return torch.stack([chunk @ v[part] for part, chunk in chunks]).double().sum(0)
+        if _num_threads(rows, v) > 1:
+            return _chunked_times(rows, v)
+        return (rows @ v).double()
 
 
 def combine(rows: Tensor, c: Tensor) -> Tensor:
-    """Gᵀ c in the dtype of c, in one read of the rows: (m, d) and (m,) or (m, k) -> (d,) or (d, k)."""
+    """Gᵀ c in one read of the rows, products in the dtype of c.
+
+    Args:
+        rows: G (m, d), any float dtype.
+        c: (m,) or (m, k).
+
+    Returns:
+        (d,) or (d, k) in the dtype of c.
+
+    Example:
+        >>> import torch
+        >>> combine(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]))
+        tensor([3., 6.])
+    """
     with full_precision(rows.device):
-        if rows.dtype != c.dtype and _by_pieces(c):
-            return _converted_combine(rows, c)
         if rows.dtype != c.dtype:
-            return torch.cat([chunk.mT @ c for _, chunk in chunks(rows, c.dtype)])
-        if _workers(rows, c) == 1:
+            if _fits_buffer(c):
+                return _converted_combine(rows, c)
+            return torch.cat([chunk.mT @ c for _, chunk in column_chunks(rows, c.dtype)])
+        if _num_threads(rows, c) == 1:
             return rows.mT @ c
         combined = torch.empty(rows.shape[1], dtype=c.dtype, device=rows.device)
-        _shared(rows, c, lambda _, part: torch.mv(rows[:, part].mT, c, out=combined[part]))
+        _share_among_threads(
+            rows, c, lambda _, part: torch.mv(rows[:, part].mT, c, out=combined[part])
+        )
         return combined
 
 
 def products(rows: Tensor, v: Tensor, exact: bool) -> Tensor:
-    """G v in float64, (m, d) and (d,) -> (m,): by float32 products of chunks that are summed in float64, or exactly."""
-    v = v.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
+    """G v for one vector, in float32 chunks that are summed in float64, or all in float64.
+
+    Args:
+        rows: G (m, d), any float dtype.
+        v: (d,).
+        exact: Whether to take the products in float64; those of float64 rows always are.
+
+    Returns:
+        (m,) float64.
+
+    Example:
+        >>> import torch
+        >>> products(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 4.0]), exact=False)
+        tensor([11.], dtype=torch.float64)
+    """
+    v = v.to(_inner_dtype(rows, exact))
     with full_precision(rows.device):
-        return _summed(rows, v) if rows.dtype == v.dtype else _converted_times(rows, v)
+        return _chunked_times(rows, v) if rows.dtype == v.dtype else _converted_times(rows, v)
 
 
 def combination(rows: Tensor, c: Tensor, exact: bool) -> Tensor:
-    """Gᵀ c, (m, d) and (m,) float64 -> (d,): float64 for such rows, else float32, rounded once if `exact`."""
-    c = c.to(torch.float64 if exact or rows.dtype == torch.float64 else torch.float32)
+    """Gᵀ c for one vector of coefficients.
+
+    Args:
+        rows: G (m, d), any float dtype.
+        c: (m,) float64.
+        exact: Whether to add up in float64 and to round once, at the end.
+
+    Returns:
+        (d,), float64 for float64 rows, else float32.
+
+    Example:
+        >>> import torch
+        >>> combination(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]).double(), exact=True)
+        tensor([3., 6.])
+    """
+    c = c.to(_inner_dtype(rows, exact))
     if rows.dtype == c.dtype:
         return combine(rows, c)
     with full_precision(rows.device):
-        return _converted_combine(rows, c).to(torch.promote_types(rows.dtype, torch.float32))
+        return _converted_combine(rows, c).to(wide_dtype(rows.dtype))
 
 
-def _summed(rows: Tensor, v: Tensor) -> Tensor:
-    """G v for one vector of the rows' own dtype, summed in float64 over column chunks, in their order."""
-    parts = torch.empty(len(_pieces(rows)), len(rows), dtype=v.dtype, device=rows.device)
-    _shared(rows, v, lambda index, part: torch.mv(rows[:, part], v[part], out=parts[index]))
+def _inner_dtype(rows: Tensor, exact: bool) -> torch.dtype:
+    return torch.float64 if exact or rows.dtype == torch.float64 else torch.float32
+
+
+def _chunked_times(rows: Tensor, v: Tensor) -> Tensor:
+    """G v for one vector of the rows' own dtype, summed in float64 over chunks in their order."""
+    parts = torch.empty(len(_product_slices(rows)), len(rows), dtype=v.dtype, device=rows.device)
+    _share_among_threads(
+        rows, v, lambda index, part: torch.mv(rows[:, part], v[part], out=parts[index])
+    )
     return parts.double().sum(0)
 
 
-def _pieces(rows: Tensor) -> list[slice]:
-    step = FAST if rows.device.type == "cpu" else 16 * FAST
+def _product_slices(rows: Tensor) -> list[slice]:
+    """The column slices of a product with one vector."""
+    step = COLUMNS_PER_PRODUCT * (1 if rows.device.type == "cpu" else GPU_FACTOR)
     return [slice(start, start + step) for start in range(0, rows.shape[1], step)]
 
 
-def _workers(rows: Tensor, vector: Tensor) -> int:
-    """How many threads a product with one vector is worth: one BLAS call leaves a third of the memory's rate unused."""
+def _num_threads(rows: Tensor, vector: Tensor) -> int:
+    """Threads for a product with one vector: one BLAS call leaves a third of the memory's rate."""
     if (
         rows.device.type != "cpu"
         or vector.ndim > 1
@@ -104,68 +201,92 @@ def _workers(rows: Tensor, vector: Tensor) -> int:
         or vector.requires_grad
     ):
         return 1
-    return min(torch.get_num_threads(), 8)
+    return min(torch.get_num_threads(), MAX_THREADS)
 
 
-def _shared(rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]) -> None:
-    """work(index, part) for all column pieces, every thread taking its turn."""
-    pieces, workers = list(enumerate(_pieces(rows))), _workers(rows, vector)
+def _share_among_threads(
+    rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]
+) -> None:
+    """work(index, part) for all column slices, every thread taking its turn."""
+    slices = list(enumerate(_product_slices(rows)))
+    threads = _num_threads(rows, vector)
 
     def turns(first: int) -> None:
-        for index, part in pieces[first::workers]:
+        for index, part in slices[first::threads]:
             work(index, part)
 
-    if workers == 1:
+    if threads == 1:
         turns(0)
     else:
-        list(_pool(workers, os.getpid()).map(turns, range(workers)))
+        list(_pool(threads, os.getpid()).map(turns, range(threads)))
 
 
-def _by_pieces(vector: Tensor) -> bool:
-    """Whether a product with rows of another dtype is by pieces, whose buffer autograd must not see."""
+def _fits_buffer(vector: Tensor) -> bool:
+    """Whether rows of another dtype are converted into one buffer, which autograd must not see."""
     return vector.ndim == 1 and not vector.requires_grad
 
 
 def _converted_times(rows: Tensor, v: Tensor) -> Tensor:
     """G v in float64, the rows converted to the dtype of v."""
-    found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for some, part, piece in _converted(rows, v.dtype):
-        found[some] += piece @ v[part]
-    return found
+    result = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for block in _converted(rows, v.dtype):
+        result[block.rows] += block.values @ v[block.columns]
+    return result
 
 
 def _converted_combine(rows: Tensor, c: Tensor) -> Tensor:
     """Gᵀ c, the rows converted to the dtype of c."""
     combined = torch.zeros(rows.shape[1], dtype=c.dtype, device=rows.device)
-    for some, part, piece in _converted(rows, c.dtype):
-        combined[part].addmv_(piece.mT, c[some])
+    for block in _converted(rows, c.dtype):
+        combined[block.columns].addmv_(block.values.mT, c[block.rows])
     return combined
 
 
-def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The rows in another dtype by pieces, each valid until the next."""
-    few = FEW * (1 if dtype == torch.float64 else 4) * (1 if rows.device.type == "cpu" else 32)
-    buffer = torch.empty(few * min(WIDE, rows.shape[1]), dtype=dtype, device=rows.device)
-    for start in range(0, rows.shape[1], WIDE):
-        part = slice(start, min(start + WIDE, rows.shape[1]))
-        for row in range(0, len(rows), few):
-            piece = rows[row : row + few, part]
-            yield (
-                slice(row, row + few),
-                part,
-                buffer[: piece.numel()].view(piece.shape).copy_(piece),
-            )
+class _Block(NamedTuple):
+    """Some rows and columns in another dtype."""
+
+    rows: slice
+    columns: slice
+    values: Tensor
+
+
+def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
+    """The rows in another dtype by blocks in one buffer, each valid until the next."""
+    height = ROWS_PER_CONVERSION
+    if dtype != torch.float64:
+        height *= 4
+    if rows.device.type != "cpu":
+        height *= 32
+    width = min(COLUMNS_PER_CONVERSION, rows.shape[1])
+    buffer = torch.empty(height * width, dtype=dtype, device=rows.device)
+    for start in range(0, rows.shape[1], COLUMNS_PER_CONVERSION):
+        columns = slice(start, min(start + COLUMNS_PER_CONVERSION, rows.shape[1]))
+        for first in range(0, len(rows), height):
+            some_rows = slice(first, first + height)
+            source = rows[some_rows, columns]
+            values = buffer[: source.numel()].view(source.shape).copy_(source)
+            yield _Block(some_rows, columns, values)
 
 
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Idle threads, kept, as new ones cost a tenth of a product; those of a forked parent are not there, hence `process`."""
+    """Idle threads, kept, as new ones cost a tenth of a product.
+
+    Keyed by the process, as a fork inherits the pool but not its threads.
+    """
     return ThreadPoolExecutor(threads, thread_name_prefix=f"woodbury-{process}")
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32 in the products inside, on CUDA; the caller's setting is put back."""
+    """No TF32 in the products inside, on CUDA; the caller's setting is restored after.
+
+    Args:
+        device: Where the products are taken.
+
+    Yields:
+        Nothing.
+    """
     if device.type != "cuda":
         yield
         return

@@ -1,96 +1,175 @@
-"""Objective = model + likelihood + batches + space: the only thing that holds a model."""
+"""Batches of samples: what they are, how they are read, checked and regrouped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 
 Batch = tuple[Any, Any]
-"""(inputs, target). inputs: a tensor, a tuple of positional or a mapping of keyword arguments; samples along dimension 0."""
+"""(inputs, target).
+
+The inputs are a tensor, a tuple of positional or a mapping of keyword arguments. Every tensor has
+the samples along dimension 0. The target is None where there are no labels.
+"""
 
 
-def samples_in(tree: Any) -> int:
-    """How many samples a batch's inputs hold: the length of dimension 0 of their first tensor."""
-    leaves = (
-        tree.values()
-        if isinstance(tree, Mapping)
-        else tree
-        if isinstance(tree, (tuple, list))
-        else (tree,)
-    )
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            return len(leaf)
-    raise WoodburyError(
-        f"A batch's inputs hold no tensor ({type(tree).__name__}): give a tensor, a tuple or a dict of them."
-    )
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A data set that can be read again and again, in batches of any size.
+
+    Batches are checked while they are read: each must be a pair (inputs, target), with the samples
+    along dimension 0 of every tensor.
+
+    Args:
+        batches: Re-iterable pairs (inputs, target): a list or a DataLoader, no generator.
+        trusted: Whether this package made the batches, so that nothing is checked.
+
+    Raises:
+        WoodburyError: If `batches` can be read only once. While reading: if a batch is no such
+            pair.
+        WrongType: While reading, if `batches` cannot be iterated over.
+
+    Example:
+        >>> samples = Samples([(torch.arange(3), None), (torch.arange(3, 5), None)])
+        >>> [inputs.tolist() for inputs, _ in samples.in_batches(2)]
+        [[0, 1], [2, 3], [4]]
+    """
+
+    batches: Iterable[Batch]
+    trusted: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batches, Iterator):
+            raise WoodburyError(
+                "batches can be read only once: give a list or a DataLoader, not a generator."
+            )
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> Samples:
+        """`batches` as `Samples`; what is one already comes back unchanged."""
+        return batches if isinstance(batches, Samples) else cls(batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches as they were given, each checked as it is read."""
+        return iter(self.batches) if self.trusted else checked(self.batches)
+
+    def in_batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
+        """The samples in order, in batches of one size.
+
+        Nothing is read beyond the last sample that is needed.
+
+        Args:
+            size: Samples per batch. Shorter are the last batch, and any before samples of another
+                shape, such as longer sequences.
+            limit: Samples in all; None for every one.
+
+        Returns:
+            The batches, none of them empty.
+        """
+        batches = iter(self) if limit is None else _first_samples(self, limit)
+        return _regrouped(batches, size)
 
 
 def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, each seen to be a pair, with one label per sample where the labels are a tensor."""
-    for index, batch in enumerate(batches):
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            hint = (
-                'give (batch, batch["labels"]).'
-                if isinstance(batch, Mapping)
-                else "are the labels missing?"
-            )
-            raise WoodburyError(
-                f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): {hint}"
-            )
-        inputs, target = batch
-        inputs = (
-            dict(inputs) if isinstance(inputs, Mapping) else inputs
-        )  # a tokenizer's encoding is no dict
-        for leaf in tree_leaves(inputs):
-            if isinstance(leaf, Tensor) and (not leaf.ndim or len(leaf) != samples_in(inputs)):
-                raise WoodburyError(
-                    f"Batch {index} has {samples_in(inputs)} samples and an input of shape {tuple(leaf.shape)}: give the "
-                    "samples along dimension 0 of every tensor, or make it a buffer of the model."
-                )
-        if isinstance(target, Tensor) and (not target.ndim or len(target) != samples_in(inputs)):
-            raise WoodburyError(
-                f"Batch {index} has {samples_in(inputs)} samples and labels of shape {tuple(target.shape)}: "
-                "give one label per sample, along dimension 0."
-            )
-        yield inputs, target
+    """The batches of a stream, each checked as it is read.
 
+    Args:
+        batches: Any iterable, such as a generator.
 
-def regrouped(batches: Iterable[Batch], size: int, most: int | None = None) -> Iterator[Batch]:
-    """The samples of `batches` in order, in batches of `size`, `most` samples in all.
+    Returns:
+        The pairs (inputs, target); mappings of inputs are made dicts.
 
-    Shorter are the last batch and any before samples of another shape, such as longer sequences.
+    Raises:
+        WoodburyError: If a tensor has not one entry per sample.
+        WrongType: If `batches` cannot be iterated over, or a batch is no pair.
     """
-    left, waiting = most, None
-    for inputs, target in checked(batches):
-        if not samples_in(inputs):
-            continue
-        if waiting is not None and not same_structure(waiting, (inputs, target)):
-            yield waiting
-            left = None if left is None else left - samples_in(waiting[0])
-            waiting = None
-        waiting = (inputs, target) if waiting is None else concatenated(waiting, (inputs, target))
-        while waiting is not None and samples_in(waiting[0]) >= min(
-            size, size if left is None else left
-        ):
-            take = size if left is None else min(size, left)
-            held = samples_in(waiting[0])
-            yield slice_samples(waiting, 0, take)
-            left = None if left is None else left - take
-            if left == 0:
-                return
-            waiting = slice_samples(waiting, take, held) if held > take else None
-    if waiting is not None:
-        yield waiting
+    if isinstance(batches, Samples):
+        yield from batches  # which checks them itself
+        return
+    try:
+        iterator = iter(batches)
+    except TypeError as error:
+        raise WrongType(
+            f"batches is a {type(batches).__name__}: give a list or a DataLoader of pairs "
+            "(inputs, target)."
+        ) from error
+    for index, batch in enumerate(iterator):
+        yield _checked_batch(index, batch)
+
+
+def samples_in(inputs: Any) -> int:
+    """How many samples a batch's inputs hold: the length of their first tensor.
+
+    Args:
+        inputs: A tensor, or a tuple, list or mapping with a tensor.
+
+    Returns:
+        The length of dimension 0.
+
+    Raises:
+        WrongType: If the inputs hold no tensor.
+    """
+    leaves = inputs.values() if isinstance(inputs, Mapping) else inputs
+    for leaf in leaves if isinstance(inputs, (Mapping, tuple, list)) else (inputs,):
+        if isinstance(leaf, Tensor):
+            return len(leaf)
+    raise WrongType(
+        f"A batch's inputs hold no tensor ({type(inputs).__name__}): "
+        "give a tensor, a tuple or a dict of them."
+    )
+
+
+def check_enough_data(given: int, needed: int, what: str = "samples") -> None:
+    """Raise unless the data gave as much as was asked for.
+
+    Args:
+        given: What it gave.
+        needed: What was asked for.
+        what: What is counted, for the sentence.
+
+    Raises:
+        WoodburyError: If `given` is less than `needed`.
+    """
+    if given < needed:
+        raise WoodburyError(
+            f"The data gave {given} of the {needed} {what}: give more data or ask for less."
+        )
+
+
+def call_model(
+    model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | None = None
+) -> Any:
+    """A model's output for a batch's inputs.
+
+    Args:
+        model: The model.
+        inputs: A tensor, a tuple or list of positional, or a mapping of keyword arguments.
+        parameters: Name -> tensor, in place of parameters of the model; None for its own.
+
+    Returns:
+        Whatever the model returns.
+    """
+    keywords: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        keywords = dict(inputs)
+        positional = ()
+    else:
+        positional = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if parameters is None:
+        return model(*positional, **keywords)
+    return functional_call(model, dict(parameters), positional, keywords)
 
 
 def slice_samples(tree: Any, start: int, end: int) -> Any:
+    """The samples from `start` up to `end` of a batch, or of any tree of tensors."""
     return tree_map(lambda leaf: leaf[start:end] if isinstance(leaf, Tensor) else leaf, tree)
 
 
@@ -104,5 +183,71 @@ def same_structure(first: Batch, second: Batch) -> bool:
 
 
 def concatenated(first: Batch, second: Batch) -> Batch:
-    """The samples of one batch and then those of another that is `alike`."""
+    """The samples of one batch and then those of another of the `same_structure`."""
     return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, second)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors in a module's inputs or outputs, in order; of unknown containers none."""
+    leaves = tree_leaves(dict(tree) if isinstance(tree, Mapping) else tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _checked_batch(index: int, batch: Any) -> Batch:
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        hint = "are the labels missing?"
+        if isinstance(batch, Mapping):
+            hint = 'give (batch, batch["labels"]).'
+        raise WrongType(
+            f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): {hint}"
+        )
+    inputs, target = batch
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)  # a tokenizer's encoding is no dict
+    size = samples_in(inputs)
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and not _has_length(leaf, size):
+            raise WoodburyError(
+                f"Batch {index} has {size} samples and an input of shape {tuple(leaf.shape)}: give "
+                "the samples along dimension 0 of every tensor, or make it a buffer of the model."
+            )
+    if isinstance(target, Tensor) and not _has_length(target, size):
+        raise WoodburyError(
+            f"Batch {index} has {size} samples and labels of shape {tuple(target.shape)}: "
+            "give one label per sample, along dimension 0."
+        )
+    return inputs, target
+
+
+def _has_length(tensor: Tensor, size: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == size
+
+
+def _first_samples(batches: Iterable[Batch], limit: int) -> Iterator[Batch]:
+    """The first `limit` samples, without reading on."""
+    remaining = limit
+    for batch in batches:
+        count = min(samples_in(batch[0]), remaining)
+        yield slice_samples(batch, 0, count)
+        remaining -= count
+        if not remaining:
+            return
+
+
+def _regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The samples in batches of `size`, or fewer before another structure and at the end."""
+    waiting: Batch | None = None
+    for batch in batches:
+        if not samples_in(batch[0]):
+            continue
+        if waiting is not None and not same_structure(waiting, batch):
+            yield waiting
+            waiting = None
+        waiting = batch if waiting is None else concatenated(waiting, batch)
+        held = samples_in(waiting[0])
+        full = held - held % size  # the samples that fill batches
+        for start in range(0, full, size):
+            yield slice_samples(waiting, start, start + size)
+        waiting = slice_samples(waiting, full, held) if held > full else None
+    if waiting is not None:
+        yield waiting

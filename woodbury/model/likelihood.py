@@ -1,4 +1,4 @@
-"""Likelihood: what a model's output says about its target, and the two that most models are trained by."""
+"""Likelihoods: loss, label sampling and GGN directions for classification and regression."""
 
 from __future__ import annotations
 
@@ -9,86 +9,149 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
+from woodbury.linalg.precision import at_least_float32
 
 IGNORED = -100
 """The class that means no observation, as in torch and in language models' labels."""
 
 
-def _itself(output: Any) -> Tensor:
+def _identity(output: Any) -> Tensor:
     return output
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What the model's output says about the target.
+    """What a model's output says about the target.
 
-    loss: (output, target) -> scalar, the *mean* negative log-likelihood over the batch. sample: (output, generator) ->
-    a target drawn from the model's own distribution, for the true Fisher; None if it cannot be drawn. directions: (output,
-    mc_samples, generator) -> (b, mc_samples, *output's other dimensions), whose outer products add up to the Hessian of the negative
-    log-likelihood by the output, at least in expectation; read: output -> the tensor that the directions are of. ignored: the
-    label that means no observation, such as padding; where the data have it, no label is drawn.
+    `cross_entropy` and `squared_error` are the two that most models are trained by. A loss alone,
+    `Likelihood(loss)`, will do for the empirical Fisher.
+
+    Attributes:
+        loss: (output, target) -> scalar, the *mean* negative log-likelihood of the batch's samples.
+        sample: (output, generator) -> a target drawn from the model's own distribution, for the
+            true Fisher; None if none can be drawn.
+        ignored: The label that means no observation, such as padding. Where the data have it, no
+            label is drawn.
+        directions: (output, mc_samples, generator) -> (b, mc_samples, …) with the other
+            dimensions of the output. The sum of their outer products is, at least in expectation,
+            the Hessian of the negative log-likelihood by the output  (eq. 29). None if there is
+            no such Hessian.
+        output_of: output -> the tensor (b, …) that the directions belong to.
+
+    Example:
+        >>> absolute = Likelihood(lambda output, target: (output - target).abs().sum(1).mean())
+        >>> absolute.loss(torch.zeros(2, 3), torch.ones(2, 3))
+        tensor(3.)
     """
 
     loss: Callable[[Any, Any], Tensor]
     sample: Callable[[Any, torch.Generator | None], Any] | None = None
     ignored: int | None = None
     directions: Callable[[Any, int, torch.Generator | None], Tensor] | None = None
-    read: Callable[[Any], Tensor] = _itself
+    output_of: Callable[[Any], Tensor] = _identity
 
     def output_tensor(self, output: Any) -> Tensor:
-        """What the output holds, in float32 at least: what is summed in halves says little."""
-        found = self.read(output)
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        """The tensor of an output that the directions belong to.
+
+        Args:
+            output: What the model returned.
+
+        Returns:
+            (b, …), float32 at least: sums of halves lose their digits.
+        """
+        return at_least_float32(self.output_of(output))
 
     def directional(self, output: Any, direction: Tensor) -> Tensor:
-        """The inner product of what the output holds with a direction (b, …), averaged over the batch: a scalar."""
+        """The inner product of each sample's output with a direction, averaged over the batch.
+
+        Args:
+            output: What the model returned.
+            direction: (b, …), one direction per sample.
+
+        Returns:
+            A scalar, whose gradient is a mean of rows of the Gauss–Newton matrix  (eq. 29).
+        """
         return (self.output_tensor(output) * direction).sum() / len(direction)
 
     def with_output(self, read: Callable[[Any], Any]) -> Likelihood:
-        """The same likelihood of what `read` takes from the model's output, such as `lambda output: output.logits`."""
-        loss, sample, directions, inner = self.loss, self.sample, self.directions, self.read
+        """The same likelihood for a model whose output holds the tensor somewhere inside.
+
+        Args:
+            read: output -> the tensor. A function of a module, and no lambda, if the likelihood
+                is to be pickled.
+
+        Returns:
+            A likelihood of the model's whole output.
+
+        Example:
+            >>> logits = cross_entropy.with_output(lambda output: output["logits"])
+            >>> logits.loss({"logits": torch.zeros(2, 4)}, torch.tensor([0, 3]))
+            tensor(1.3863)
+        """
         return replace(
             self,
-            loss=lambda output, target: loss(read(output), target),
-            sample=None
-            if sample is None
-            else lambda output, generator: sample(read(output), generator),
-            directions=None
-            if directions is None
-            else lambda output, mc_samples, generator: directions(
-                read(output), mc_samples, generator
-            ),
-            read=lambda output: inner(read(output)),
+            loss=_AfterReading(self.loss, read),
+            sample=None if self.sample is None else _AfterReading(self.sample, read),
+            directions=None if self.directions is None else _AfterReading(self.directions, read),
+            output_of=_AfterReading(self.output_of, read),
         )
 
 
+@dataclass(frozen=True)
+class _AfterReading:
+    """A function of `read(output)` as a function of the output."""
+
+    function: Callable[..., Any]
+    read: Callable[[Any], Any]
+
+    def __call__(self, output: Any, *arguments: Any) -> Any:
+        return self.function(self.read(output), *arguments)
+
+
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    _check_tensor(output, "cross_entropy")
+    # Summed over a sample's positions, as they are observations of their own: the mean over T of
+    # them has a Hessian T times its Fisher, just as for batch means  (eq. 2).
+    total = nn.functional.cross_entropy(output, target, reduction="sum", ignore_index=IGNORED)
+    return total / len(target)
+
+
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(b, C, …) logits -> (b, …) classes."""
     _check_tensor(output, "cross_entropy")
     if not bool(torch.isfinite(output).all()):
         raise WoodburyError("The model's output is not finite: no label can be drawn from it.")
-    classes = output.movedim(1, -1)
-    drawn = torch.multinomial(
-        classes.softmax(-1).reshape(-1, classes.shape[-1]), 1, generator=generator
-    )
-    return drawn.view(classes.shape[:-1])
-
-
-def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
-    _check_tensor(output, "squared_error")
-    return output + torch.randn(
-        output.shape, generator=generator, dtype=output.dtype, device=output.device
-    )
+    logits = output.movedim(1, -1)
+    probabilities = logits.softmax(-1).reshape(-1, logits.shape[-1])
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return drawn.view(logits.shape[:-1])
 
 
 def _directions_of_classes(
     output: Tensor, mc_samples: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Σ_c ε_c √p_c (e_c − p) with random signs ε, at every position: E[ssᵀ] = diag(p) − ppᵀ  (eq. 29)."""
+    """Σ_c ε_c √p_c (e_c − p), random signs ε, per position: E[ssᵀ] = diag(p) − ppᵀ  (eq. 29)."""
     _check_tensor(output, "cross_entropy")
-    chance = output.unsqueeze(1).softmax(2)
-    signed = _signs((len(output), mc_samples, *output.shape[1:]), output, generator) * chance.sqrt()
-    return (signed - chance * signed.sum(2, keepdim=True)) / mc_samples**0.5
+    p = output.unsqueeze(1).softmax(2)
+    signed = _signs((len(output), mc_samples, *output.shape[1:]), output, generator) * p.sqrt()
+    return (signed - p * signed.sum(2, keepdim=True)) / mc_samples**0.5
+
+
+def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    _check_tensor(output, "squared_error")
+    if output.shape != target.shape:
+        raise WoodburyError(
+            f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape "
+            f"{tuple(target.shape)}: they must be equal."
+        )
+    return 0.5 * (output - target).square().sum() / len(target)
+
+
+def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
+    _check_tensor(output, "squared_error")
+    noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+    return output + noise
 
 
 def _directions_of_values(
@@ -100,42 +163,23 @@ def _directions_of_values(
 
 
 def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return (
-        torch.randint(0, 2, shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
-    )
-
-
-def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensor(output, "squared_error")
-    if output.shape != target.shape:
-        raise WoodburyError(
-            f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}: "
-            "they must be equal."
-        )
-    return 0.5 * (output - target).square().sum() / len(target)
-
-
-def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensor(output, "cross_entropy")
-    # Summed over a sample's positions, as they are observations of their own: the mean over T of them has a Hessian T
-    # times its Fisher, just as for batch means  (eq. 2).
-    return nn.functional.cross_entropy(output, target, reduction="sum", ignore_index=IGNORED) / len(
-        target
-    )
+    bits = torch.randint(0, 2, shape, generator=generator, device=like.device)
+    return bits.to(like.dtype) * 2 - 1
 
 
 def _check_tensor(output: Any, which: str) -> None:
     if not isinstance(output, Tensor):
-        raise WoodburyError(
-            f"{which} got a {type(output).__name__} from the model, not a tensor: say where the tensor is, such as "
-            f"likelihood={which}.with_output(lambda output: output.logits)."
+        raise WrongType(
+            f"{which} got a {type(output).__name__} from the model, not a tensor: say where the "
+            f"tensor is, such as likelihood={which}.with_output(lambda output: output.logits)."
         )
 
 
 cross_entropy = Likelihood(_cross_entropy, _sample_classes, IGNORED, _directions_of_classes)
-"""Classes: logits (b, C, …) and int64 targets (b, …), summed over the positions … and averaged over the batch.
+"""Classes: logits (b, C, …) and int64 targets (b, …).
 
-A target of −100 counts for nothing, as in torch.
+The loss is summed over positions and averaged over the batch. A target of −100 counts for nothing,
+as in torch.
 """
 
 

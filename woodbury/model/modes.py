@@ -1,4 +1,4 @@
-"""Objective = model + likelihood + batches + space: the only thing that holds a model."""
+"""Eval mode as a context."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode (BatchNorm by its running statistics, no dropout), each module's mode restored after.
+    """A context in which a model is in eval mode; each module's own mode is restored after it.
 
-    Without cuDNN where a module is recurrent, as cuDNN's recurrences have no backward pass in eval mode.
+    BatchNorm normalises by its running statistics, and nothing is dropped out. cuDNN is off where a
+    module is recurrent, as cuDNN's recurrences have no backward pass in eval mode.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with eval_mode(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
-    modes, fused = (
-        [(module, module.training) for module in model.modules()],
-        torch.backends.cudnn.enabled,
-    )
-    torch.backends.cudnn.enabled = fused and not any(
-        isinstance(module, nn.RNNBase) for module, _ in modes
-    )
+    modes = [(module, module.training) for module in model.modules()]
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
+    cudnn = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = cudnn and not is_recurrent
     model.eval()
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = fused
+        torch.backends.cudnn.enabled = cudnn
         for module, training in modes:
             module.training = training

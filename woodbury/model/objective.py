@@ -1,19 +1,18 @@
-"""Objective = model + likelihood + batches + space: the only thing that holds a model."""
+"""Objective: the loss of a model as a function of some of its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from woodbury.errors import WoodburyError
-from woodbury.model.batches import Batch, checked, samples_in
+from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.model.batches import Batch, Samples, call_model, checked, samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
@@ -21,23 +20,40 @@ from woodbury.model.space import ParameterSpace
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The loss of a model as a function of the weights in a space.
+    """The loss of a model on some data, as a function of the weights in a space.
 
-    batches: re-iterable pairs (inputs, target). The model is used in eval mode and never written to, except by `write`.
-    weights: (d,), where the loss is taken; by default those of the model.
+    It is the only object that holds a model. The model is used in eval mode and never written to,
+    except by `write`.
+
+    Attributes:
+        model: The network.
+        batches: The data, as `Samples`: batches given here are wrapped.
+        likelihood: The loss, and what else the outputs say about the targets.
+        space: Which weights are variables; the others stay at the model's own values.
+        weights: (d,), where the loss is taken.
+
+    Raises:
+        WoodburyError: If the weights do not fit the space, or the batches can be read only once.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> batches = [(torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]))]
+        >>> objective = Objective.from_model(model, batches)
+        >>> zeros = objective.at(torch.zeros(8))  # 6 weights and 2 biases; the model keeps its own
+        >>> round(zeros.loss(), 4)
+        0.6931
     """
 
     model: nn.Module
-    batches: Iterable[Batch]
+    batches: Samples
     likelihood: Likelihood
     space: ParameterSpace
     weights: Tensor
 
     def __post_init__(self) -> None:
-        if self.weights.shape != (self.space.d,):
-            raise WoodburyError(
-                f"Weights of shape {tuple(self.weights.shape)} met a space of {self.space.d} weights."
-            )
+        # Also after replace(objective, batches=[...]), so that all code below reads Samples.
+        object.__setattr__(self, "batches", Samples.of(self.batches))
+        self.space.check_vector(self.weights)
 
     @classmethod
     def from_model(
@@ -47,124 +63,180 @@ class Objective:
         likelihood: Likelihood = cross_entropy,
         space: ParameterSpace | None = None,
     ) -> Objective:
-        """The objective at the model's own weights.
+        """The objective at a model's own weights.
 
-        Raises WoodburyError when a weight is NaN or infinite, or a BatchNorm has no running statistics.
+        Args:
+            model: The network.
+            batches: Re-iterable pairs (inputs, target), such as a list or a DataLoader. Nothing is
+                read yet.
+            likelihood: The loss; classes by default.
+            space: Which weights are variables; None for all parameters.
+
+        Returns:
+            The objective, with a copy of the weights.
+
+        Raises:
+            WrongType: If the likelihood is no `Likelihood`, or the model no module.
+            WoodburyError: If the batches can be read only once, a weight is not finite, or a
+                BatchNorm has no running statistics.
         """
         if not isinstance(likelihood, Likelihood):
-            raise WoodburyError(
+            raise WrongType(
                 f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
             )
-        if isinstance(batches, Iterator):
-            raise WoodburyError(
-                "batches can be read only once: give a list or a DataLoader, not a generator."
-            )
+        samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         for name in space.shapes:
             if name in parameters and not torch.isfinite(parameters[name]).all():
                 raise WoodburyError(f"Parameter {name!r} is not finite: load a sound checkpoint.")
-        return cls(model, batches, likelihood, space, space.flatten(parameters))
+        return cls(model, samples, likelihood, space, space.flatten(parameters))
 
     def at(self, weights: Tensor, space: ParameterSpace | None = None) -> Objective:
-        """The same loss at other weights (d,), in another space if given; the model is untouched."""
+        """The same loss at other weights; the model is untouched.
+
+        Args:
+            weights: (d,), in `space`.
+            space: Another space; None for the same.
+
+        Returns:
+            The objective there.
+
+        Raises:
+            WoodburyError: If the weights do not fit the space.
+        """
         return replace(self, weights=weights, space=space or self.space)
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
-        """name -> tensor: the weights in the space (removed ones 0)."""
+        """Name -> tensor of the weights in the space, removed ones 0."""
         return self.space.unflatten(self.weights)
 
     def forward(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
-        """The model's output under `parameters`; what is not named there is the model's own."""
-        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
-        positional = (
-            ()
-            if isinstance(inputs, Mapping)
-            else tuple(inputs)
-            if isinstance(inputs, (tuple, list))
-            else (inputs,)
-        )
-        return functional_call(self.model, dict(parameters), positional, keywords)
+        """The model's output.
+
+        Args:
+            parameters: Name -> tensor; what is not named here is the model's own.
+            inputs: A batch's inputs.
+
+        Returns:
+            What the model returns.
+        """
+        return call_model(self.model, inputs, parameters)
 
     def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
-        """The mean loss of one batch, a scalar. Raises WoodburyError without labels, or if the likelihood gives anything else."""
+        """The mean loss of one batch.
+
+        Args:
+            parameters: As in `forward`.
+            inputs: The batch's inputs.
+            target: Its labels.
+
+        Returns:
+            A scalar tensor.
+
+        Raises:
+            WoodburyError: If there are no labels.
+            WrongType: If the likelihood's loss gives no scalar tensor.
+        """
         if target is None:
             raise WoodburyError(
                 "The batches carry no labels (None) and a loss needs them: give labels."
             )
         loss = self.likelihood.loss(self.forward(parameters, inputs), target)
         if not isinstance(loss, Tensor) or loss.ndim:
-            given = (
-                f"a tensor of shape {tuple(loss.shape)}"
-                if isinstance(loss, Tensor)
-                else type(loss).__name__
-            )
-            raise WoodburyError(
-                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar tensor."
+            given = type(loss).__name__
+            if isinstance(loss, Tensor):
+                given = f"a tensor of shape {tuple(loss.shape)}"
+            raise WrongType(
+                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar "
+                "tensor."
             )
         return loss
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Raises WoodburyError, with the reason in one sentence, unless model and likelihood take the first batch.
+        """Try the model and the loss on the first batch.
 
-        Batches without labels (None) pass if the likelihood can draw some.
+        Raises:
+            WoodburyError: With the reason in one sentence, if either refuses it; also if it has no
+                labels and the likelihood cannot draw any.
         """
-        with eval_mode(self.model):
-            for inputs, target in checked(self.batches):
-                if target is None and self.likelihood.sample is None:
-                    raise WoodburyError(
-                        "The batches carry no labels (None), and this likelihood draws none: give them."
-                    )
-                try:
-                    if (
-                        target is None
-                    ):  # whoever needs the data's own says so; a generator leaves torch's own alone
-                        assert self.likelihood.sample is not None
-                        generator = torch.Generator(self.weights.device).manual_seed(0)
-                        target = self.likelihood.sample(
-                            self.forward(self.parameters, inputs), generator
-                        )
-                    self.batch_loss(self.parameters, inputs, target)
-                except WoodburyError:
-                    raise
-                except Exception as error:  # whatever the user's network or loss raises
-                    why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no reason'}"
-                    raise WoodburyError(
-                        f"The model or its loss refuses the first batch: does the data fit? ({why})"
-                    ) from error
-                return
+        first = next(iter(self.batches), None)
+        if first is None:
+            return
+        inputs, target = first
+        if target is None and self.likelihood.sample is None:
+            raise WoodburyError(
+                "The batches carry no labels (None), and this likelihood draws none: give them."
+            )
+        refusal = "The model or its loss refuses the first batch: does the data fit?"
+        with eval_mode(self.model), user_code(refusal):
+            if target is None and self.likelihood.sample is not None:
+                # Whoever needs the data's own labels says so. torch's own generator is left alone.
+                generator = torch.Generator(self.weights.device).manual_seed(0)
+                output = self.forward(self.parameters, inputs)
+                target = self.likelihood.sample(output, generator)
+            self.batch_loss(self.parameters, inputs, target)
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:
-        """The mean loss per sample over `batches` (default: the objective's own)."""
-        losses, samples = 0.0, 0
+        """The mean loss per sample.
+
+        Args:
+            batches: Other data; None for the objective's own. A generator will do.
+
+        Returns:
+            Σ loss of the samples ÷ samples.
+
+        Raises:
+            WoodburyError: If there is no sample, or a batch has no labels.
+        """
+        total = 0.0
+        samples = 0
         with eval_mode(self.model):
             for inputs, target in checked(self.batches if batches is None else batches):
                 size = samples_in(inputs)
                 if not size:  # its mean is 0/0
                     continue
-                losses += size * float(self.batch_loss(self.parameters, inputs, target))
+                total += size * float(self.batch_loss(self.parameters, inputs, target))
                 samples += size
         if not samples:
             raise WoodburyError("No batch was given: a loss needs at least one sample.")
-        return losses / samples
+        return total / samples
 
     @torch.no_grad()
     def write(self) -> None:
-        """Copy the weights into the model's parameters, in place; removed ones become exact zeros."""
+        """Copy the weights into the model's parameters in place; removed ones become zeros."""
         parameters = dict(self.model.named_parameters())
         for name, tensor in self.parameters.items():
             parameters[name].copy_(tensor)
 
 
+def check_dependence(loss: Tensor, what: str = "parameters") -> None:
+    """Raise unless a loss can be differentiated by what was chosen.
+
+    Args:
+        loss: A scalar, computed from what requires a gradient.
+        what: What was chosen, for the sentence.
+
+    Raises:
+        WoodburyError: If the loss requires no gradient.
+    """
+    if not loss.requires_grad:
+        raise WoodburyError(
+            f"The loss does not depend on the chosen {what}: "
+            "does the model or the loss detach them?"
+        )
+
+
 def _check_norms(model: nn.Module) -> None:
-    """An error for a BatchNorm in which the samples of a batch would depend on each other even in eval mode."""
+    """Raise for a BatchNorm that makes samples depend on each other even in eval mode."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise WoodburyError(
-                f"BatchNorm {name!r} has no running statistics, so that no sample has a gradient of its own: build it with "
-                "track_running_stats=True and let recalibrate(model, batches) fill them."
+                f"BatchNorm {name!r} has no running statistics, so that no sample has a gradient "
+                "of its own: build it with track_running_stats=True and let "
+                "recalibrate(model, batches) fill them."
             )

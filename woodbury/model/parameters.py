@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.linalg.precision import dtype_name
 from woodbury.model.space import ParameterSpace
 
 Keep = ParameterSpace | Mapping[Any, Tensor]
 """Which weights are kept: a space, such as `pruned.objective.space`, or bool masks, True = kept.
 
-A mask has the shape of its parameter. Its key is the parameter's name, or, where an optimizer is given
-parameters without names, the parameter itself. A parameter without a mask is kept whole.
+A mask has the shape of its parameter. Its key is the parameter's name, or, where an optimizer is
+given parameters without names, the parameter itself. A parameter without a mask is kept whole.
 """
 
 
@@ -29,8 +30,11 @@ def masks_of(keep: Keep | None) -> Mapping[Any, Tensor]:
         Parameter or name -> bool mask of the parameter's shape, True = kept.
 
     Example:
-        >>> space = ParameterSpace.from_model(nn.Linear(2, 1)).restrict(torch.arange(3) != 1)
-        >>> masks_of(space)["weight"]
+        >>> import torch
+        >>> from torch import nn
+        >>> import woodbury
+        >>> space = woodbury.ParameterSpace.from_model(nn.Linear(2, 1))
+        >>> masks_of(space.restrict(torch.tensor([True, False, True])))["weight"]
         tensor([[ True, False]])
     """
     if not isinstance(keep, ParameterSpace):
@@ -50,9 +54,8 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         WoodburyError: If the mask is not bool, or of another shape than the parameter.
     """
     if mask.dtype != torch.bool or mask.shape != parameter.shape:
-        dtype = str(mask.dtype).removeprefix("torch.")
         raise WoodburyError(
-            f"keep for {name} is {dtype} of shape {tuple(mask.shape)}: "
+            f"keep for {name} is {dtype_name(mask.dtype)} of shape {tuple(mask.shape)}: "
             f"give a bool mask of shape {tuple(parameter.shape)}, True = kept."
         )
 
@@ -87,8 +90,8 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside the wrappers of accelerate and Lightning.
 
     Args:
-        optimizer: A torch optimizer, or a wrapper that has one as `optimizer` and whose `step` calls
-            the step of that.
+        optimizer: A torch optimizer, or a wrapper that has one as `optimizer` and whose `step`
+            calls the step of that.
 
     Returns:
         The innermost optimizer, whose hooks run with every step.
@@ -123,6 +126,8 @@ def optimized_parameters(
         WoodburyError: If there is none.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> list(optimized_parameters(torch.optim.SGD(model[1].parameters()), model))
         ['1.weight', '1.bias']

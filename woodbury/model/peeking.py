@@ -12,8 +12,9 @@ from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.model.batches import Batch, checked, samples_in
 
 Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
-"""The calibration set: batches (inputs, target) that can be iterated over again and again, or a function
-optimizer step -> such batches, for fresh samples each time."""
+"""The calibration set: batches (inputs, target) that can be iterated over again and again.
+
+Or a function, optimizer step -> such batches, for fresh samples each time."""
 
 
 def batches_for_step(calibration: Calibration, step: int) -> Iterable[Batch]:
@@ -31,7 +32,7 @@ def batches_for_step(calibration: Calibration, step: int) -> Iterable[Batch]:
 
 @contextmanager
 def preserving_rng(calibration: Calibration) -> Iterator[None]:
-    """A context after which torch's random numbers on the CPU go on as if nothing had been drawn in it.
+    """A context that leaves torch's random numbers on the CPU as it found them.
 
     A loader that shuffles draws from them, and the training loop would see another order. A
     `PeekingLoader` reads ahead before they are set aside, as what it draws belongs to the loop.
@@ -65,11 +66,14 @@ class PeekingLoader:
 
     Raises:
         WrongType: If `samples` is no whole number.
-        WoodburyError: If `samples` is below 1, or the stream has no batches when they are asked for.
+        WoodburyError: If `samples` is below 1, or the stream has no batches when they are asked
+            for.
 
     Example:
+        >>> import torch
+        >>> import woodbury
         >>> batches = [(torch.tensor([i]), torch.tensor([0])) for i in range(4)]
-        >>> loader = PeekingLoader(batches, samples=2)
+        >>> loader = woodbury.PeekingLoader(batches, samples=2)
         >>> for inputs, target in loader:
         ...     print(int(inputs), [int(upcoming) for upcoming, _ in loader()])
         0 [1, 2]

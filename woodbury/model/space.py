@@ -12,16 +12,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
+from woodbury.linalg.precision import dtype_name
 
 Patterns = str | Sequence[str]
+"""One shell pattern, such as "*.weight", or several."""
+
+NAMES_SHOWN = 8
+"""In a sentence, at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterSpace:
-    """The weights under study, as one vector: tensors in the order of `shapes`, each row-major, removed weights left out.
+    """Chosen weights of a model as one vector.
 
-    shapes: name -> shape of every tensor, n weights in all. kept: (n,) bool, the d weights that are left; None = all.
+    The tensors follow each other in the order of `shapes`, each row-major, without the removed
+    weights.
+
+    Attributes:
+        shapes: Name -> shape of every tensor: n weights in all.
+        kept: (n,) bool, True for each of the d weights that are kept; None if all are.
+
+    Raises:
+        WoodburyError: If there is no tensor, or `kept` is no bool mask over all n weights.
+
+    Example:
+        >>> space = ParameterSpace.from_model(nn.Linear(2, 1))
+        >>> smaller = space.restrict(torch.tensor([True, False, True]))
+        >>> smaller.n, smaller.d
+        (3, 2)
+        >>> smaller.unflatten(torch.tensor([5.0, 7.0]))
+        {'weight': tensor([[5., 0.]]), 'bias': tensor([7.])}
     """
 
     shapes: Mapping[str, torch.Size]
@@ -29,104 +50,117 @@ class ParameterSpace:
 
     def __post_init__(self) -> None:
         if not self.shapes:
-            raise WoodburyError("The space is empty: no parameter was chosen.")
-        if self.kept is not None and (
-            self.kept.dtype != torch.bool or self.kept.shape != (self.n,)
-        ):
-            raise WoodburyError(
-                f"kept has shape {tuple(self.kept.shape)}: give a bool mask over all {self.n} weights."
-            )
+            raise WoodburyError("The space is empty: choose at least one parameter.")
+        if self.kept is not None:
+            _check_mask(self.kept, self.n, "kept", f"all {self.n} weights")
 
     @classmethod
     def from_model(
         cls, model: nn.Module, include: Patterns = "*", exclude: Patterns = (), *, min_ndim: int = 1
     ) -> ParameterSpace:
-        """The parameters of `model` whose names match `include` and not `exclude` (shell patterns); tied ones once.
+        """The parameters of a model that are chosen by name.
 
-        min_ndim: leave out tensors with fewer dimensions (2 leaves out biases and norms). Raises WoodburyError for a
-        pattern that matches no parameter, for lazy layers, or when nothing is left.
+        Args:
+            model: The model. Its tied parameters are taken once, those without elements never.
+            include: Shell patterns of the names to take; all by default.
+            exclude: Shell patterns of the names to leave out of these.
+            min_ndim: Dimensions that a tensor must have: 2 leaves out biases and norms.
+
+        Returns:
+            The space, in the order of the model's parameters.
+
+        Raises:
+            WrongType: If the model is no module.
+            WoodburyError: If a pattern matches no parameter, a layer is lazy, or nothing is chosen.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+            >>> list(ParameterSpace.from_model(model, exclude="1.*", min_ndim=2).shapes)
+            ['0.weight']
         """
         if not isinstance(model, nn.Module):
-            raise WoodburyError(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
+            raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
         parameters = dict(model.named_parameters())
         if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
             raise WoodburyError(
-                f"{lazy[0]!r} has no shape yet: show the model some data once, as its layers are lazy."
+                f"{lazy[0]!r} has no shape yet: "
+                "show the model some data once, as its layers are lazy."
             )
-        included, excluded = (
-            _matches(parameters, include, "include"),
-            _matches(parameters, exclude, "exclude"),
-        )
+        included = _matches(parameters, include, "include")
+        included -= _matches(parameters, exclude, "exclude")
         chosen = {
             name: parameter.shape
             for name, parameter in parameters.items()
-            if name in included
-            and name not in excluded
-            and parameter.ndim >= min_ndim
-            and parameter.numel()
+            if name in included and parameter.ndim >= min_ndim and parameter.numel()
         }
         if not chosen:
             raise WoodburyError(
-                f"No parameter is left: include={include!r}, exclude={exclude!r}, at least {min_ndim} dimension(s). "
-                f"The model has {_some(parameters)}."
+                f"No parameter is left: include={include!r}, exclude={exclude!r}, at least "
+                f"{min_ndim} dimension(s). The model has {_listed(parameters)}."
             )
         return cls(chosen)
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each tensor lies among all n weights."""
+        """Name -> where its tensor lies among all n weights."""
         ends = list(accumulate(shape.numel() for shape in self.shapes.values()))
+        starts = [0, *ends[:-1]]
         return {
             name: slice(start, end)
-            for name, start, end in zip(self.shapes, [0, *ends], ends, strict=False)
+            for name, start, end in zip(self.shapes, starts, ends, strict=True)
         }
 
     @cached_property
     def n(self) -> int:
-        """How many weights the space began with."""
+        """Weights of all tensors, kept or removed."""
         return sum(shape.numel() for shape in self.shapes.values())
 
     @cached_property
     def d(self) -> int:
-        """How many weights are left."""
+        """Weights that are kept."""
         return self.n if self.kept is None else int(self.kept.sum())
 
     @property
     def keep(self) -> Tensor:
-        """(n,) bool, True = stays."""
+        """(n,) bool, True = kept."""
         return torch.ones(self.n, dtype=torch.bool) if self.kept is None else self.kept
 
     @property
     def sparsity(self) -> float:
-        """Removed ÷ all weights of the original space."""
+        """Removed ÷ all n weights."""
         return 1 - self.d / self.n
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """name -> (…, *shape) to (…, d); leading dimensions (samples) are carried along."""
-        lead = None
-        for name, shape in self.shapes.items():
-            if name not in tensors:
-                raise WoodburyError(
-                    f"Parameter {name!r} is missing: the space needs {_some(self.shapes)}."
-                )
-            found = tensors[name].shape
-            lead = found[: max(0, len(found) - len(shape))] if lead is None else lead
-            if found != (*lead, *shape):
-                wanted = (*lead, *shape)
-                raise WoodburyError(
-                    f"Parameter {name!r} has shape {tuple(found)}, not {wanted}: is this the model?"
-                )
-        vector = torch.cat(
-            [tensors[name].reshape(*(lead or ()), -1) for name in self.shapes], dim=-1
-        )
+        """Named tensors as one vector, without the removed weights.
+
+        Args:
+            tensors: Name -> (…, *shape) for every tensor of the space. Leading dimensions, such as
+                samples, are equal for all.
+
+        Returns:
+            (…, d).
+
+        Raises:
+            WoodburyError: If a tensor is missing or of another shape.
+        """
+        lead = self._leading_dimensions(tensors)
+        flat = [tensors[name].reshape(*lead, -1) for name in self.shapes]
+        vector = torch.cat(flat, dim=-1)
         return vector if self.kept is None else vector[..., self.kept.to(vector.device)]
 
     def expand(self, vector: Tensor) -> Tensor:
-        """(d,) to (n,): removed weights come back as 0."""
-        if vector.shape != (self.d,):
-            raise WoodburyError(
-                f"A vector of shape {tuple(vector.shape)} met a space of {self.d} weights."
-            )
+        """A vector of the kept weights as one of all weights.
+
+        Args:
+            vector: (d,).
+
+        Returns:
+            (n,), 0 for the removed weights.
+
+        Raises:
+            WoodburyError: If the vector has another shape.
+        """
+        self.check_vector(vector)
         if self.kept is None:
             return vector
         full = vector.new_zeros(self.n)
@@ -134,52 +168,162 @@ class ParameterSpace:
         return full
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """(d,) to name -> tensor: removed weights come back as 0."""
+        """A vector of the kept weights as named tensors.
+
+        Args:
+            vector: (d,).
+
+        Returns:
+            Name -> tensor, 0 for the removed weights.
+
+        Raises:
+            WoodburyError: If the vector has another shape.
+        """
         full = self.expand(vector)
-        return {name: full[part].view(self.shapes[name]) for name, part in self.slices.items()}
+        return {name: full[where].view(self.shapes[name]) for name, where in self.slices.items()}
+
+    def check_vector(self, vector: Tensor) -> None:
+        """Raise unless a vector has one number per kept weight.
+
+        Args:
+            vector: Any tensor.
+
+        Raises:
+            WoodburyError: If its shape is not (d,).
+        """
+        if vector.shape != (self.d,):
+            raise WoodburyError(
+                f"A space of {self.d} kept weights got a vector of shape {tuple(vector.shape)}: "
+                f"give ({self.d},)."
+            )
 
     def tensor_index(self) -> Tensor:
         """(n,) int64: the index of the tensor that each weight belongs to."""
         sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
+    def name_of(self, index: int) -> str:
+        """The name of the parameter that a kept weight belongs to.
+
+        Args:
+            index: One of the d kept weights.
+
+        Example:
+            >>> space = ParameterSpace.from_model(nn.Linear(2, 1))
+            >>> space.restrict(torch.arange(3) > 0).name_of(1)
+            'bias'
+        """
+        return self.name_at(int(self.keep.nonzero()[index]))
+
+    def name_at(self, position: int) -> str:
+        """The name of the parameter that a weight belongs to, kept or removed.
+
+        Args:
+            position: One of all n weights.
+        """
+        return next(
+            name for name, where in self.slices.items() if where.start <= position < where.stop
+        )
+
     def block_sizes(self, size: int | None = None) -> tuple[int, ...]:
-        """Lengths of the runs that tile the d weights left, each inside one tensor and, if given, at most `size` long."""
-        if size is not None and size < 1:
-            raise WoodburyError(f"A block of {size} weights is empty: give a size of at least 1.")
-        lengths = torch.bincount(
-            self.tensor_index()[self.keep.cpu()], minlength=len(self.shapes)
-        ).tolist()
+        """The sizes of blocks that tile the kept weights, each block inside one tensor.
+
+        Args:
+            size: The largest; None for one block per tensor.
+
+        Returns:
+            Sizes that add up to d.
+
+        Raises:
+            WoodburyError: If `size` is below 1.
+
+        Example:
+            >>> ParameterSpace.from_model(nn.Linear(5, 1)).block_sizes(3)
+            (3, 2, 1)
+        """
+        if size is not None:
+            check_block_size(size)
+        owner = self.tensor_index()[self.keep.cpu()]
+        kept_per_tensor = torch.bincount(owner, minlength=len(self.shapes)).tolist()
         return tuple(
-            min(size or length, length - start)
-            for length in lengths
-            for start in range(0, length, size or length or 1)
+            min(size or kept, kept - start)
+            for kept in kept_per_tensor
+            for start in range(0, kept, size or kept or 1)
         )
 
     def restrict(self, keep: Tensor) -> ParameterSpace:
-        """The space of the weights that stay: keep (d,) bool."""
-        if keep.dtype != torch.bool or keep.shape != (self.d,):
-            raise WoodburyError(
-                f"keep has shape {tuple(keep.shape)}: give a bool mask over the {self.d} weights left."
-            )
+        """The space without some more weights.
+
+        Args:
+            keep: (d,) bool, True = kept.
+
+        Returns:
+            The space of the weights that are kept.
+
+        Raises:
+            WoodburyError: If `keep` is no bool mask over the d weights.
+        """
+        _check_mask(keep, self.d, "keep", f"the {self.d} kept weights")
         kept = self.keep.clone()
         kept[self.keep] = keep.to(kept.device)
         return replace(self, kept=kept)
 
+    def _leading_dimensions(self, tensors: Mapping[str, Tensor]) -> torch.Size:
+        """The dimensions before the parameters' own in all tensors; raises if they differ."""
+        lead: torch.Size | None = None
+        for name, shape in self.shapes.items():
+            if name not in tensors:
+                raise WoodburyError(
+                    f"Parameter {name!r} is missing: the space needs {_listed(self.shapes)}."
+                )
+            given = tensors[name].shape
+            if lead is None:
+                lead = given[: max(0, len(given) - len(shape))]
+            expected = (*lead, *shape)
+            if given != expected:
+                raise WoodburyError(
+                    f"Parameter {name!r} has shape {tuple(given)}, not {expected}: "
+                    "is this the model?"
+                )
+        return lead or torch.Size()
+
+
+def check_block_size(size: int) -> None:
+    """Raise unless blocks have a weight.
+
+    Args:
+        size: Weights per block.
+
+    Raises:
+        WoodburyError: If it is below 1.
+    """
+    if size < 1:
+        raise WoodburyError(f"A block of {size} weights is empty: give a size of at least 1.")
+
+
+def _check_mask(mask: Tensor, length: int, name: str, over: str) -> None:
+    if mask.dtype != torch.bool or mask.shape != (length,):
+        kind = WoodburyError if mask.dtype == torch.bool else WrongType
+        raise kind(
+            f"{name} is {dtype_name(mask.dtype)} of shape {tuple(mask.shape)}: "
+            f"give a bool mask over {over}."
+        )
+
 
 def _matches(names: Iterable[str], patterns: Patterns, which: str) -> set[str]:
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = {
-        pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns
-    }
-    for pattern, matched in found.items():
+    """The names that match any of the patterns; raises for a pattern that matches none."""
+    result: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             raise WoodburyError(
-                f"{which} pattern {pattern!r} matches no parameter: the model has {_some(names)}."
+                f"{which} pattern {pattern!r} matches no parameter: the model has {_listed(names)}."
             )
-    return set().union(*found.values())
+        result |= matched
+    return result
 
 
-def _some(names: Iterable[str], most: int = 8) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Optimizers: M-FAC with its moving Fisher, and any Fisher as a preconditioner of any other optimizer."""
+"""Optimizers: M-FAC, and any Fisher as a preconditioner of any other optimizer."""
 
 from woodbury.optim.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.optim.optimizer import MFAC as MFAC

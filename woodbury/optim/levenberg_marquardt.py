@@ -18,21 +18,25 @@ HIGH_REDUCTION_RATIO = 0.75
 
 
 class LevenbergMarquardt:
-    """Grows the damping where the loss falls short of its prediction, shrinks it where that holds (eq. 42).
+    """Moves the damping of an MFAC by how well its quadratic predicts the loss (eq. 42).
 
-    Call `step(loss)` before every step of the optimizer, with the loss there *on the samples of the step
-    before*; for a fixed set of points that is the loss at hand. The predicted decrease is
-    (lr − lr²/2)·gᵀF⁻¹g and costs nothing (eq. 41). It is that of a plain step, hence no momentum and one
-    lr for all parameter groups, which must all minimize or all maximize. The object stands beside the
-    optimizer, as torch's learning rate schedulers do.
+    The damping grows where the loss decreases by less than a quarter of the prediction, and shrinks
+    where it decreases by more than three quarters.
 
-    Levenberg 1944; Marquardt 1963; for the damping of a Fisher Martens & Grosse 2015, section 6.5.
+    Call `step(loss)` before every step of the optimizer, with the loss there *on the samples of the
+    step before*; for a fixed set of points that is the loss at hand. The predicted decrease,
+    (lr − lr²/2)·gᵀF⁻¹g, costs nothing (eq. 41). It is that of a plain step, hence no momentum and
+    one lr for all parameter groups, which must all minimize or all maximize. The object stands
+    beside the optimizer, as torch's learning rate schedulers do.
+
+    Sources: Levenberg 1944; Marquardt 1963; for the damping of a Fisher Martens & Grosse 2015,
+    section 6.5.
 
     Args:
-        optimizer: The optimizer whose damping moves, the same factor for all parameter groups.
-        factor: By which the damping grows or shrinks at once; above 1.
-        min_damping: The damping never falls below it.
-        max_damping: The damping never rises above it.
+        optimizer: The optimizer whose damping is set, in all parameter groups alike.
+        factor: By which the damping grows or shrinks in one step; above 1.
+        min_damping: Where it stops shrinking, so that F stays positive definite.
+        max_damping: Where it stops growing, should the loss be NaN from step to step.
 
     Attributes:
         optimizer: As given.
@@ -46,10 +50,11 @@ class LevenbergMarquardt:
 
     Example:
         >>> import torch
+        >>> import woodbury
         >>> weights = torch.nn.Parameter(torch.zeros(2))
         >>> points = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
-        >>> optimizer = MFAC([weights], lr=1.0, window=3, damping=0.1)
-        >>> damping = LevenbergMarquardt(optimizer)
+        >>> optimizer = woodbury.MFAC([weights], lr=1.0, window=3, damping=0.1)
+        >>> damping = woodbury.LevenbergMarquardt(optimizer)
         >>> for _ in range(5):
         ...     residuals = points @ weights.detach() - torch.tensor([1.0, 3.0, 5.0])
         ...     damping.step(residuals.square().mean() / 2)
@@ -79,7 +84,7 @@ class LevenbergMarquardt:
         self._lr()
 
     def step(self, loss: float | Tensor) -> None:
-        """Compare the loss with that of the call before, and set the damping of all parameter groups.
+        """Compare the loss with that of the call before, and set the damping of all groups.
 
         Args:
             loss: The loss at the weights reached, on the samples of the step that led there.
@@ -99,7 +104,7 @@ class LevenbergMarquardt:
         ratio = decrease / predicted if predicted > 0 else 0.0
         if LOW_REDUCTION_RATIO <= ratio <= HIGH_REDUCTION_RATIO:
             return
-        # A loss that is not finite makes no ratio above any number: the damping grows.
+        # NaN is above no number: with a loss that is not finite the damping grows.
         factor = 1 / self.factor if ratio > HIGH_REDUCTION_RATIO else self.factor
         for group in self.optimizer.param_groups:
             damping = group["damping"] * factor
@@ -122,8 +127,7 @@ class LevenbergMarquardt:
         groups = self.optimizer.param_groups
         if len({bool(group["maximize"]) for group in groups}) > 1:
             raise WoodburyError(
-                "LevenbergMarquardt compares one loss: "
-                "let all groups minimize it, or all maximize."
+                "LevenbergMarquardt compares one loss: let all groups minimize it, or all maximize."
             )
         rates = {float(group["lr"]) for group in groups}
         if len(rates) > 1 or max(rates) >= 2 or any(group["momentum"] for group in groups):

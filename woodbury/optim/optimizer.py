@@ -13,7 +13,8 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.model.parameters import Keep, masks_of
-from woodbury.optim.layout import Layout, check_param_group, moving_indices
+from woodbury.optim.layout import Layout
+from woodbury.optim.param_groups import check_param_group, moving_indices
 from woodbury.optim.partitions import Partition, whole
 from woodbury.optim.update import coupled_decay, update_parameters
 from woodbury.optim.windows import Windows
@@ -24,37 +25,39 @@ ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 class MFAC(torch.optim.Optimizer):
     """M-FAC: w ← w − lr·F⁻¹g, with F the damped empirical Fisher of the last gradients (eq. 8, 13).
 
-    F = damping·I + (1/m) Σ gᵢgᵢᵀ over the last m gradients, at most `window`; before the window is full,
-    m is the number seen. A step takes O(dm) time and memory: two reads of the window. This is the
-    dynamic algorithm of M-FAC (Frantar, Kurtic & Alistarh, NeurIPS 2021). With a large damping a step
-    is that of SGD with the learning rate lr/damping.
+    F = damping·I + (1/m) Σ gᵢgᵢᵀ over the last m gradients, at most `window`; before the window is
+    full, m is the number seen. A step takes O(dm) time and memory: two reads of the window. This is
+    the dynamic algorithm of M-FAC (Frantar, Kurtic & Alistarh, NeurIPS 2021). With a large damping
+    a step is that of SGD with the learning rate lr/damping.
 
-    A gradient that is not finite, or whose square overflows float32, skips the whole step. A parameter
-    without a gradient does not move, and the window takes zeros for it.
+    A gradient that is not finite, or whose square overflows float32, skips the whole step. A
+    parameter without a gradient does not move, and the window takes zeros for it.
 
-    `lr`, `damping`, `momentum`, `weight_decay`, `decoupled` and `maximize` may differ between parameter
-    groups; groups that share a window need the same damping.
+    `lr`, `damping`, `momentum`, `weight_decay`, `decoupled` and `maximize` may differ between
+    parameter groups; groups that share a window need the same damping.
 
     Args:
         params: Parameters, parameter groups, or `model.named_parameters()`.
         lr: Learning rate.
-        window: The most gradients that F is made of. It takes window × d numbers of memory.
-        damping: Added to F's diagonal, in the units of F.
+        window: The most gradients that F is made of. It takes window × d numbers of memory, and a
+            step reads them twice.
+        damping: Added to F's diagonal. A step is at most lr·‖g‖/damping long.
         momentum: As in SGD, of the steps F⁻¹g; in [0, 1).
-        weight_decay: w ← w − lr·weight_decay·w if decoupled. Else the step is F⁻¹(g + weight_decay·w),
-            and F sees g alone.
-        decoupled: Which of the two; by default as in AdamW.
-        maximize: Whether to maximize the objective.
-        partition: Which weights share a window: `whole`, `per_group`, `per_parameter`, `blocks(size)`,
-            or a function like them. F is block diagonal, one block for each window.
-        dtype: Of the window's rows: float32, bfloat16 or float64. By default float32, and float64 if a
-            parameter is float64.
-        device: Where the window lives; by default with the parameters, which then must share a device.
-        keep: Which weights move, as a ParameterSpace, or as bool masks by parameter or name. The others
-            are never touched and take no memory in the window. By default all move.
-        group: A torch.distributed process group, whose ranks share the window: each holds some of its
-            columns. Gradients must be equal on all ranks (as under DistributedDataParallel), or the
-            parameters sharded DTensors (as under FSDP2). None for one process alone.
+        weight_decay: If decoupled, w ← w − lr·weight_decay·w beside the step. Else the step is
+            F⁻¹(g + weight_decay·w), with F made of g alone.
+        decoupled: Which of the two; True as in AdamW, so that the decay does not depend on F.
+        maximize: Whether to maximize the loss.
+        partition: Which weights share a window: `whole`, `per_group`, `per_parameter`,
+            `blocks(size)`, or a function like them. F is block diagonal, one block for each window.
+        dtype: Of the window's rows: float32, bfloat16 or float64. By default float32, and float64
+            if a parameter is float64.
+        device: Where the window lives; by default with the parameters, which then must share a
+            device.
+        keep: Which weights move, as a ParameterSpace, or as bool masks by parameter or name. The
+            others are never touched and take no memory in the window. By default all move.
+        group: A torch.distributed process group, whose ranks share the window: each holds some of
+            its columns. Gradients must be equal on all ranks (as under DistributedDataParallel), or
+            the parameters sharded DTensors (as under FSDP2). None for one process alone.
 
     Attributes:
         skipped: How many steps were skipped.
@@ -62,19 +65,25 @@ class MFAC(torch.optim.Optimizer):
 
     Raises:
         WrongType: If `window` is no whole number.
-        WoodburyError: If an argument is out of range, a mask fits no parameter, or the parameters are
-            on several devices and `device` is None.
+        WoodburyError: If an argument is out of range, a mask fits no parameter, or the parameters
+            are on several devices and `device` is None.
 
     Example:
-        >>> weights = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
-        >>> scales = torch.tensor([1.0, 100.0])
-        >>> optimizer = MFAC([weights], lr=0.01, window=16, damping=1e-3)
+        >>> import torch
+        >>> import woodbury
+        >>> generator = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(4, 3)
+        >>> inputs = torch.randn(64, 4)
+        >>> labels = inputs[:, :3].argmax(1)
+        >>> optimizer = woodbury.MFAC(
+        ...     model.parameters(), lr=0.01, window=32, damping=1e-3, momentum=0.9
+        ... )
         >>> for _ in range(50):
-        ...     loss = (scales * weights.square()).sum() / 2
+        ...     loss = torch.nn.functional.cross_entropy(model(inputs), labels)
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     optimizer.step()
-        >>> bool(loss < 0.01 * 50.5)  # of the loss at the start
+        >>> loss.item() < 0.3  # from 1.09
         True
     """
 
@@ -128,8 +137,8 @@ class MFAC(torch.optim.Optimizer):
             param_group: `params`, and options for which the defaults do not hold, as in torch.
 
         Raises:
-            WoodburyError: If an option is out of range, a mask does not fit, the partition cuts the old
-                weights in another way, or ranks share the window and a step was made.
+            WoodburyError: If an option is out of range, a mask does not fit, the partition cuts the
+                old weights in another way, or ranks share the window and a step was made.
         """
         super().add_param_group(param_group)
         added = self.param_groups[-1]
@@ -155,8 +164,8 @@ class MFAC(torch.optim.Optimizer):
     ) -> Any:
         """Make one step, from the parameters' gradients or from rows of a Jacobian.
 
-        With rows Jᵢ and residuals rᵢ the loss is ½·mean(rᵢ²), its gradient g = mean(rᵢJᵢ), and all rows
-        enter the window: F is the damped Gauss–Newton matrix (eq. 40).
+        With rows Jᵢ and residuals rᵢ the loss is ½·mean(rᵢ²), its gradient g = mean(rᵢJᵢ), and all
+        rows enter the window: F is the damped Gauss–Newton matrix (eq. 40).
 
         Args:
             closure: Computes loss and gradients, as in torch.
@@ -168,8 +177,8 @@ class MFAC(torch.optim.Optimizer):
             What the closure returned; None without a closure.
 
         Raises:
-            WoodburyError: If only one of rows and residuals is given, a shape does not fit, a gradient
-                is sparse or complex, or groups that share a window differ in damping.
+            WoodburyError: If only one of rows and residuals is given, a shape does not fit, a
+                gradient is sparse or complex, or groups that share a window differ in damping.
         """
         loss = None
         if closure is not None:
@@ -202,15 +211,15 @@ class MFAC(torch.optim.Optimizer):
 
     @property
     def slope(self) -> float:
-        """gᵀF⁻¹g of the last step: how fast the loss falls at the start of the step F⁻¹g (eq. 41)."""
+        """The decrease gᵀF⁻¹g of the loss, to first order, along the last F⁻¹g (eq. 41)."""
         return 0.0 if self._windows is None else self._windows.slope
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on bit for bit, in a form that `weights_only` can load.
 
         Returns:
-            torch's state and, under `windows`, that of the windows. The tensors are references, as in
-            torch: save or copy them before the next step.
+            torch's state and, under `windows`, that of the windows. The tensors are references, as
+            in torch: save or copy them before the next step.
         """
         layout = self._layout()
         windows = {
@@ -228,8 +237,8 @@ class MFAC(torch.optim.Optimizer):
         """Go on from a saved state.
 
         Args:
-            state_dict: What `state_dict` gave, of an optimizer with the same parameters, masks, window
-                and partition.
+            state_dict: What `state_dict` gave, of an optimizer with the same parameters, masks,
+                window and partition.
 
         Raises:
             WoodburyError: If it does not fit; then nothing has changed.
@@ -268,7 +277,7 @@ class MFAC(torch.optim.Optimizer):
         if self._settings.process_group is None:
             spans = [span for span in spans if span.stop > span.start]
         if not spans:
-            raise WoodburyError("No weight is left to move: keep is False everywhere.")
+            raise WoodburyError("No weight moves: keep is False everywhere; keep at least one.")
         return spans
 
     def _open(self, layout: Layout) -> Windows:

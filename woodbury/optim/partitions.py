@@ -24,7 +24,8 @@ def whole(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
         The number of weights of each window.
 
     Example:
-        >>> whole([[20, 5], [15, 3]])
+        >>> import woodbury
+        >>> woodbury.optim.whole([[20, 5], [15, 3]])
         [43]
     """
     return [sum(map(sum, sizes))]
@@ -40,7 +41,8 @@ def per_group(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
         The number of weights of each window.
 
     Example:
-        >>> per_group([[20, 5], [15, 3]])
+        >>> import woodbury
+        >>> woodbury.optim.per_group([[20, 5], [15, 3]])
         [25, 18]
     """
     return [sum(group) for group in sizes]
@@ -56,7 +58,8 @@ def per_parameter(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
         The number of weights of each window.
 
     Example:
-        >>> per_parameter([[20, 5], [15, 3]])
+        >>> import woodbury
+        >>> woodbury.optim.per_parameter([[20, 5], [15, 3]])
         [20, 5, 15, 3]
     """
     return [size for group in sizes for size in group]
@@ -74,9 +77,10 @@ class blocks:
         WoodburyError: If it is below 1.
 
     Example:
-        >>> blocks(20)
+        >>> import woodbury
+        >>> woodbury.optim.blocks(20)
         blocks(size=20)
-        >>> blocks(20)([[20, 5], [15, 3]])
+        >>> woodbury.optim.blocks(20)([[20, 5], [15, 3]])
         [20, 20, 3]
     """
 

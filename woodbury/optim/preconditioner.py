@@ -1,4 +1,4 @@
-"""Preconditioner: any Fisher in front of any torch optimizer, taken anew as training goes on."""
+"""Preconditioner: any Fisher in front of any torch optimizer, for natural gradients."""
 
 from __future__ import annotations
 
@@ -7,30 +7,73 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
-from woodbury.model.parameters import local, unwrapped
+from woodbury.model.parameters import is_dtensor, optimized_parameters, unwrapped
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
 from woodbury.model.space import ParameterSpace
 
-EARLY = (1, 4, 16, 64)
-"""Steps after which the Fisher is taken again before the first `every` are over: at first curvature and statistics move fast."""
+EARLY_ESTIMATE_STEPS = (1, 4, 16, 64)
+"""Steps with an estimate of their own before the first `every` are over: at first curvature and
+activation statistics change fast."""
 
 
 class Preconditioner:
-    """Before every step of `optimizer` the gradient g becomes λF⁻¹g, λ the damping: natural gradients  (eq. 62; Amari 1998).
+    """Replaces the gradient g by damping·F⁻¹g before every step of an optimizer (eq. 62).
 
-    A direction of curvature μ is slowed to λ/(λ + μ) of the optimizer's own step and flat ones keep it, so that a higher rate
-    may be safe. With `kfac` this is K-FAC (Martens & Grosse 2015) under any optimizer.
+    This is the natural gradient (Amari 1998) in the units of the gradient. A direction of curvature
+    μ is slowed to damping/(damping + μ) of the optimizer's own step, and flat ones keep it, so that
+    a higher learning rate may be stable. With `kfac` it is K-FAC (Martens & Grosse 2015) under any
+    optimizer.
 
-    estimate: a recipe, such as kfac(1024, 0.03). calibration: batches, or step -> batches, such as an `Ahead` over the
-    training data, which takes no others than those. every: the steps between estimates; a few more come early. space: what is
-    preconditioned, by default the matrices and kernels that the optimizer moves; other parameters keep their gradients.
-    `Gradual` and `hold_zeros` cut off what would revive a weight, after the step. On several ranks give all the same data.
-    Gradients that are not finite are left as they are. Raises WoodburyError for what the optimizer does not move.
+    F is estimated at the first step, at steps 1, 4, 16 and 64, and from then on every `every`
+    steps, in eval mode. Gradients that are not finite are left as they are. `Gradual` and
+    `hold_zeros` hold pruned weights at zero all the same, as they act after the step. On several
+    ranks give all the same data.
+
+    Args:
+        optimizer: The optimizer, bare or wrapped by accelerate or Lightning. Its `step` must not be
+            called with a closure.
+        model: The model that it trains.
+        estimate: The recipe of F, such as `kfac(1024, damping=0.03)`.
+        calibration: The samples that F is estimated on: batches, or step -> batches. With a
+            `PeekingLoader` over the training data they are those that are trained on next.
+        every: Steps between two estimates, which cost a pass over the calibration samples each.
+        space: The parameters whose gradients are preconditioned; all others keep theirs. By default
+            the matrices and kernels that the optimizer moves.
+        likelihood: Says what the loss is, and its curvature; by default that of classifiers.
+
+    Attributes:
+        optimizer: The torch optimizer, unwrapped.
+        space: As given, or the default.
+        step: How many steps have been made.
+        fisher: The current estimate; None before the first.
+
+    Raises:
+        WrongType: If `every` is no whole number, or there is no torch optimizer.
+        WoodburyError: If `every` is below 1, or the space has weights that the optimizer does not
+            move, or only some weights of a tensor, or the model is sharded.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import woodbury
+        >>> generator = torch.manual_seed(0)
+        >>> model = nn.Linear(4, 3)
+        >>> batches = [(torch.randn(8, 4), torch.arange(8) % 3) for _ in range(4)]
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> preconditioner = woodbury.Preconditioner(
+        ...     optimizer, model, woodbury.kfac(32, damping=0.1), calibration=batches
+        ... )
+        >>> for inputs, target in batches:
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(model(inputs), target).backward()
+        ...     optimizer.step()
+        >>> preconditioner.step, preconditioner.fisher.d  # the weights, without the biases
+        (4, 12)
     """
 
     def __init__(
@@ -44,121 +87,128 @@ class Preconditioner:
         space: ParameterSpace | None = None,
         likelihood: Likelihood = cross_entropy,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise WoodburyError(
-                f"every is {every}: it is the number of steps between estimates, at least 1."
-            )
+        check_whole_number(every, "every", "the number of steps between estimates")
         self.optimizer = unwrapped(optimizer)
-        moved = _moved(self.optimizer, model)
+        moved = optimized_parameters(self.optimizer, model, trainable=True)
+        _check_not_sharded(moved)
         self.space = space or ParameterSpace(
-            {name: p.shape for name, p in moved.items() if p.ndim >= 2}
+            {name: parameter.shape for name, parameter in moved.items() if parameter.ndim >= 2}
         )
-        _check(self.space, moved)
+        _check_space(self.space, moved)
         self._parameters = {name: moved[name] for name in self.space.shapes}
-        self._model, self._likelihood = model, likelihood
-        self._estimate, self._calibration, self._every = estimate, calibration, every
+        self._model = model
+        self._likelihood = likelihood
+        self._estimate = estimate
+        self._calibration = calibration
+        self._every = every
         self.step = 0
         self.fisher: Fisher | None = None
-        self._handle = self.optimizer.register_step_pre_hook(self._before)
+        self._handle = self.optimizer.register_step_pre_hook(self._precondition)
 
     def renew(self) -> None:
-        """Take the Fisher anew at the next step: a run that goes on from there is then the run that was not stopped."""
+        """Estimate F at the next step, whether it is due there or not.
+
+        Call it with every save: the estimate is not saved, and the run that goes on and the run
+        that was never stopped then both make one there, and agree.
+        """
         self.fisher = None
 
     def remove(self) -> None:
-        """Take the hook away: gradients are the optimizer's own again."""
+        """Remove the hook: the optimizer gets its gradients as they are."""
         self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps. The Fisher is not saved: call `renew` with every save, and both runs take it there."""
+        """The number of steps; not the estimate, for which see `renew`."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the Fisher is taken at the next step."""
+        """Go on from a saved state; F is estimated at the next step.
+
+        Args:
+            state: What `state_dict` gave.
+        """
         self.step = state["step"]
         self.renew()
 
     @torch.no_grad()
-    def _before(self, optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _precondition(
+        self, optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        """The hook before every step: change the gradients in place."""
         if any(callable(given) for given in (*arguments, *named.values())):
             raise WoodburyError(
-                "A step with a closure makes its gradients too late to be preconditioned: call backward first."
+                "A step with a closure makes its gradients too late to be preconditioned: "
+                "call backward first."
             )
-        fisher = self._now()
+        fisher = self._current_fisher()
         self.step += 1
-        gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
-        seen = {
-            name: _dense(name, gradient)
-            for name, gradient in gradients.items()
-            if gradient is not None
+        gradients = {
+            name: _checked_gradient(name, parameter.grad)
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
         }
-        if not seen or not all(bool(gradient.isfinite().all()) for gradient in seen.values()):
+        finite = all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+        if not gradients or not finite:
             return
-        whole = {
-            name: seen.get(name, torch.zeros_like(parameter))
+        # A parameter without a gradient takes part as zeros; its own stays None.
+        filled = {
+            name: gradients[name] if name in gradients else torch.zeros_like(parameter)
             for name, parameter in self._parameters.items()
         }
-        natural = self.space.unflatten(fisher.solve(self.space.flatten(whole)) * fisher.damping)
-        for name, gradient in seen.items():
-            gradient.copy_(natural[name])
+        natural = fisher.solve(self.space.flatten(filled)) * fisher.damping
+        for name, values in self.space.unflatten(natural).items():
+            if name in gradients:
+                gradients[name].copy_(values)
 
-    def _now(self) -> Fisher:
-        """The latest Fisher, taken anew if it is due."""
-        due = self.step % self._every == 0 or (self.step in EARLY and self.step < self._every)
-        if self.fisher is None or due:
-            device = next(iter(self._parameters.values())).device.type
-            with (
-                preserving_rng(self._calibration),
-                torch.enable_grad(),
-                torch.autocast(device, enabled=False),
-            ):
-                batches = batches_for_step(self._calibration, self.step)
-                self.fisher = self._estimate(
-                    Objective.from_model(self._model, batches, self._likelihood, self.space)
-                )
-            if not self.fisher.damping > 0:
-                raise WoodburyError(
-                    "A Fisher without a damping of its own, as `pi_corrected` makes it, cannot precondition."
-                )
-        return self.fisher
+    def _current_fisher(self) -> Fisher:
+        """The latest estimate, or a new one if it is due."""
+        early = self.step in EARLY_ESTIMATE_STEPS and self.step < self._every
+        if self.fisher is not None and self.step % self._every and not early:
+            return self.fisher
+        device = next(iter(self._parameters.values())).device.type
+        with (
+            preserving_rng(self._calibration),
+            torch.enable_grad(),
+            torch.autocast(device, enabled=False),
+        ):
+            batches = batches_for_step(self._calibration, self.step)
+            objective = Objective.from_model(self._model, batches, self._likelihood, self.space)
+            fisher = self._estimate(objective)
+        self.fisher = fisher
+        if not fisher.damping > 0:
+            raise WoodburyError(
+                "A Fisher without a damping of its own, as `pi_corrected` makes it, "
+                "cannot precondition: use one with damping·I."
+            )
+        return fisher
 
 
-def _moved(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the optimizer moves of the model, by name. Raises WoodburyError if that is nothing, or not whole."""
-    own = {
-        parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    }
-    moved = {name: parameter for name, parameter in model.named_parameters() if parameter in own}
-    if not moved:
-        raise WoodburyError(
-            "The optimizer moves none of the model's parameters: make it from this model's."
-        )
-    for name, parameter in moved.items():
-        if local(parameter) is not parameter:
+def _check_not_sharded(parameters: dict[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        if is_dtensor(parameter):
             raise WoodburyError(
                 f"Parameter {name!r} is a DTensor: a sharded model cannot be preconditioned."
             )
-    return moved
 
 
-def _check(space: ParameterSpace, moved: dict[str, nn.Parameter]) -> None:
+def _check_space(space: ParameterSpace, moved: dict[str, nn.Parameter]) -> None:
     if space.kept is not None:
         raise WoodburyError(
-            "The space leaves weights out: give one of whole parameters, and hold_zeros keeps the zeros."
+            "The space leaves weights out: give one of whole parameters; "
+            "hold_zeros holds the zeros all the same."
         )
     for name, shape in space.shapes.items():
         if name not in moved or moved[name].shape != shape:
             raise WoodburyError(
-                f"The space has {name!r} of shape {tuple(shape)}, and the optimizer moves no such parameter of this model."
+                f"The space has {name!r} of shape {tuple(shape)}, "
+                "and the optimizer moves no such parameter of this model."
             )
 
 
-def _dense(name: str, gradient: Tensor) -> Tensor:
+def _checked_gradient(name: str, gradient: Tensor) -> Tensor:
     if gradient.layout != torch.strided:
         raise WoodburyError(
-            f"The gradient of {name!r} is sparse: leave it out by a space of the others."
+            f"The gradient of {name!r} is sparse: "
+            f"pass space=ParameterSpace.from_model(model, exclude={name!r}, min_ndim=2)."
         )
     return gradient

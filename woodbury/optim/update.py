@@ -41,7 +41,7 @@ def update_parameters(
     state: MutableMapping[Tensor, Any],
     step: Tensor,
 ) -> None:
-    """w ← w − lr·(momentum of the step) − lr·weight_decay·w, with the last term where it is decoupled.
+    """Apply a step: w ← w − lr·(momentum of the step), and w ← w − lr·weight_decay·w if decoupled.
 
     Args:
         moving: The parameters that this step moves.
@@ -79,7 +79,7 @@ def _with_momentum(
     """The momentum buffer of a parameter with this update in it; the first update begins it."""
     memory = state[parameter]
     if "momentum_buffer" not in memory:
-        # In the parameter's dtype, as torch's SGD keeps it; a copy, as `update` is a view of the step.
+        # In the parameter's dtype, as torch's SGD keeps it. A copy: `update` is a view of the step.
         memory["momentum_buffer"] = update.to(parameter.dtype, copy=True)
     else:
         memory["momentum_buffer"].mul_(momentum).add_(update)

@@ -26,8 +26,8 @@ class Windows:
         dtype: Of the rows.
         device: Of the rows.
         process_group: The ranks that share the windows; None for one process alone.
-        sharded: Whether each rank has a vector of its own, the shards of the whole one. Else all have
-            the same vector, and each rank holds some columns of every span.
+        sharded: Whether each rank has a vector of its own, the shards of the whole one. Else all
+            have the same vector, and each rank holds some columns of every span.
 
     Attributes:
         spans: The slices of the vector, one for each window.
@@ -66,15 +66,15 @@ class Windows:
 
     @property
     def slope(self) -> float:
-        """gᵀF⁻¹g of the last step, over all windows  (eq. 41)."""
+        """gᵀF⁻¹g of the last step, over all windows (eq. 41)."""
         return sum(window.slope for window in self.windows)
 
     def extend(self, spans: Sequence[slice], dampings: Sequence[float]) -> None:
         """Go on with a longer vector: the last window is widened, further ones are opened.
 
         Args:
-            spans: Those of the longer vector. All but the last of the old ones must be among them, and
-                that one must begin where it began.
+            spans: Those of the longer vector. All but the last of the old ones must be among them,
+                and that one must begin where it began.
             dampings: One for each of them.
 
         Raises:
@@ -177,7 +177,7 @@ class Windows:
             window.load_state_dict(saved)
 
     def _check_same_number(self, count: int) -> None:
-        """Each window of a rank is summed with the same window of the others: all must have as many."""
+        """Raise unless all ranks have as many windows: sums pair them in order."""
         group = self._process_group
         if group is None:
             return
@@ -217,8 +217,8 @@ class Windows:
     def _all_gather(self, vector: Tensor) -> None:
         """Fill in what the other ranks hold of a vector (d,).
 
-        Each rank has written its own columns of every span. One message for all spans: in it each span
-        takes the same place on every rank, padded with zeros where a rank holds fewer columns.
+        Each rank has written its own columns of every span. One message for all spans: in it each
+        span takes the same place on every rank, padded with zeros where a rank holds fewer columns.
         """
         widths = [self._columns_per_rank(span) for span in self.spans]
         places = [

@@ -7,17 +7,15 @@ from dataclasses import replace
 
 from torch import nn
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.pruning.autoconfig import choose
-from woodbury.pruning.budget import current_sparsity
-from woodbury.pruning.damping_search import DampingSearch
+from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.presets import Effort, standard
-from woodbury.pruning.pruner import Pruned, Pruner, Recipe
-from woodbury.pruning.refit.with_refit import WithRefit
+from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, geometric
 from woodbury.pruning.staged import run_stages
 
@@ -28,43 +26,86 @@ def prune(
     sparsity: Targets,
     *,
     effort: Effort = standard,
-    pruner: Recipe | None = None,
+    pruner: PruningRecipe | None = None,
     stages: int = 1,
     likelihood: Likelihood = cross_entropy,
     include: Patterns = "*",
     exclude: Patterns = (),
     keep_zeros: bool = False,
 ) -> Pruned:
-    """Prune the matrices and kernels of `model` that the patterns choose, in place; calibrated on `batches`.
+    """Prune the weight matrices and kernels of a model, in place.
 
-    batches: re-iterable (inputs, target). sparsity: removed ÷ all weights, or one for each of several patterns, such as
-    {"conv1*": 0.0, "*": 0.9}. effort: how much time to take; the best known settings for it are chosen, and
-    `Pruned.settings` says which. pruner: your own settings instead, in `stages` with fresh gradients each. keep_zeros:
-    weights that are zero already stay zero. Parameters that do not require a gradient are pruned too, unless excluded.
-    Raises WoodburyError before the model is touched.
+    Args:
+        model: The trained network; only its weights change, removed ones to exact zeros.
+        batches: The calibration set: re-iterable (inputs, target). A target may be None.
+        sparsity: Removed ÷ all weights in [0, 1), or one for each pattern of parameter names, of
+            which the first match counts: {"conv1*": 0.0, "*": 0.9}.
+        effort: How much time to take: `presets.quick`, `standard` or `thorough`. The best known
+            settings for it are chosen, and `Pruned.settings` reports them.
+        pruner: A recipe of your own in place of `effort`, such as Pruner(mfac(500)).
+        stages: Prunings of `pruner`, each with fresh gradients; an effort has its own.
+        likelihood: The loss: `cross_entropy`, `squared_error` or a Likelihood of your own.
+        include: Shell patterns of the parameter names to prune.
+        exclude: Shell patterns of the names to leave out. Frozen parameters are pruned too,
+            unless they are left out.
+        keep_zeros: Whether weights that are zero already are kept at zero and count as removed.
+
+    Returns:
+        The pruned objective; `.sparsity`, `.keep`, `.predicted` and `.settings` describe it.
+
+    Raises:
+        WrongType: If the model is no torch.nn.Module, or the pruner no recipe.
+        WoodburyError: If the data does not fit the model, or the sparsity cannot be reached;
+            always before the model is touched.
+
+    Example:
+        >>> import torch, woodbury
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
+        ... )
+        >>> batches = [(torch.randn(64, 8), torch.arange(64) % 2)]
+        >>> woodbury.prune(model, batches, sparsity=0.75).sparsity
+        0.75
+        >>> int((model[0].weight == 0).sum() + (model[2].weight == 0).sum())
+        120
     """
-    if pruner is not None and not isinstance(pruner, Pruner | DampingSearch | WithRefit):
-        raise WoodburyError(
-            f"The pruner is a {type(pruner).__name__}: give Pruner(fisher=...), such as Pruner(mfac(500))."
+    if pruner is not None and not isinstance(pruner, PruningRecipe):
+        raise WrongType(
+            f"The pruner is a {type(pruner).__name__}: "
+            "give Pruner(fisher=...), such as Pruner(mfac(500))."
         )
     if pruner is None and stages != 1:
         raise WoodburyError(
-            "The effort says how many stages there are: leave them out, or give a pruner of your own."
+            f"stages is {stages} and an effort chooses its own stages: "
+            "leave stages out, or give a pruner of your own."
         )
+    objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
+    if pruner is None:
+        choice = choose(objective, sparsity, effort)
+        pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
+        pruned = replace(pruned, settings=choice.settings)
+    else:
+        start: Targets = 0.0
+        if stages > 1:  # weights that are zero already count as removed
+            start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
+        pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
+    pruned.write()
+    return pruned
+
+
+def _objective(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    likelihood: Likelihood,
+    include: Patterns,
+    exclude: Patterns,
+    keep_zeros: bool,
+) -> Objective:
+    """The loss on the chosen matrices and kernels, seen to take the first batch."""
     space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
     objective = Objective.from_model(model, batches, likelihood, space)
     objective.probe()
-    if keep_zeros:
-        nonzero = objective.weights != 0
-        objective = objective.at(objective.weights[nonzero], space.restrict(nonzero))
-    if pruner is not None:
-        start = current_sparsity(objective.space, sparsity, pruner.cost) if stages > 1 else 0.0
-        pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
-    else:
-        choice = choose(objective, sparsity, effort)
-        pruned = replace(
-            run_stages(choice.recipe, choice.objective, choice.sparsities),
-            settings=choice.settings,
-        )
-    pruned.write()
-    return pruned
+    if not keep_zeros:
+        return objective
+    nonzero = objective.weights != 0
+    return objective.at(objective.weights[nonzero], space.restrict(nonzero))

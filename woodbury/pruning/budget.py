@@ -1,10 +1,8 @@
-"""Contest: the units that compete for removal, what each costs, and how much must go."""
+"""Budget: the units that compete for removal, what each costs, and how much to remove."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 
 import torch
@@ -12,109 +10,165 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.costs import Cost, weights
-from woodbury.pruning.schedule import Targets, check_sparsity
-from woodbury.pruning.scopes import Scope, global_, layerwise
+from woodbury.pruning.costs import Cost
+from woodbury.pruning.feasibility import (
+    Account,
+    account_of,
+    check_enough,
+    check_inside,
+    exceeds,
+    sum_by,
+    weight_costs,
+)
+from woodbury.pruning.schedule import Targets
+from woodbury.pruning.scopes import Scope, layerwise
 from woodbury.pruning.units import Unit
 
-TOO_LITTLE = (
-    "The units that may fall cost {:.6g} too little: ask for less, for smaller units such as single weights, for units that "
-    "cover more, or for a higher ceiling."
-)
+CUMSUM_ROUNDING = 1e-15
+"""Error of a difference of two running sums, relative to the whole sum."""
 
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """Units of the d weights left, and the rules by which they fall.
+    """Which units may be removed, what each costs, and how much to remove from each pool.
 
-    groups: the units, each tensor (g_i, s_i) of indices in [0, d), g = Σ g_i in that order; None: single weights.
-    costs, labels, layers: (g,). budgets: what must go per label; ceilings: what may go at most per layer. per: (g,), what
-    scores are divided by; None: nothing, as for equal units.
+    The units of one pool compete. A step to a budget removes the units of lowest score in each pool
+    while they fit its budget  (eq. 18, 51).
+
+    Attributes:
+        d: Weights that are kept so far.
+        groups: The units by size, each (g_i, s_i) int64 indices in [0, d), g = Σ g_i in this order;
+            None for single weights, g = d.
+        costs: (g,) float64, the cost of each unit.
+        pools: (g,) int64, the pool of each unit.
+        pool_budgets: (p,) float64, the cost to remove from each pool.
+        layers: (g,) int64, the tensor of each unit.
+        layer_limits: (l,) float64, the cost that may be removed at most from each tensor; None
+            without a max layer sparsity.
+        divisors: (g,) float64, what scores are divided by before they compete; None for nothing, as
+            between equal units.
     """
 
     d: int
     groups: tuple[Tensor, ...] | None
     costs: Tensor
-    labels: Tensor
-    budgets: Tensor
+    pools: Tensor
+    pool_budgets: Tensor
     layers: Tensor
-    ceilings: Tensor | None = None
-    per: Tensor | None = None
+    layer_limits: Tensor | None = None
+    divisors: Tensor | None = None
 
     def cheapest(self, scores: Tensor) -> Tensor:
-        """The units that fall by their scores (g,), divided by `per`: (g,) bool.
+        """The units to remove by their scores  (eq. 18, 51).
 
-        Raises WoodburyError if too few are there to fall  (eq. 51).
+        Args:
+            scores: (g,), low ones are removed first, after division by `divisors`.
+
+        Returns:
+            (g,) bool on the CPU, True = removed.
+
+        Raises:
+            WoodburyError: If a score is not finite, or too few units can be removed.
         """
-        scores = scores.cpu() if self.per is None else scores.cpu().double() / self.per
-        labels, budgets = self.labels, self.budgets
-        if (
-            self.ceilings is not None
-        ):  # the units that a layer cannot spare compete under a label without a budget
-            spare = select(scores, self.costs, self.layers, self.ceilings)
-            labels, budgets = (
-                labels.masked_fill(~spare, len(budgets)),
-                torch.cat([budgets, budgets.new_zeros(1)]),
-            )
-        remove = select(scores, self.costs, labels, budgets)
-        self._check_enough(remove, labels)
+        scores = scores.cpu()
+        if self.divisors is not None:
+            scores = scores.double() / self.divisors
+        pools = self.pools
+        pool_budgets = self.pool_budgets
+        if self.layer_limits is not None:
+            # 1. Each layer offers its cheapest units, as many as it may lose.
+            # 2. All others compete in one more pool, whose budget of 0 keeps them.
+            offered = select(scores, self.costs, self.layers, self.layer_limits)
+            pools = pools.masked_fill(~offered, len(pool_budgets))
+            pool_budgets = torch.cat([pool_budgets, pool_budgets.new_zeros(1)])
+        remove = select(scores, self.costs, pools, pool_budgets)
+        self._check_spent(remove, pools)
         return remove
 
     def keep(self, remove: Tensor) -> Tensor:
-        """(d,) bool: the weights that stay when the units `remove` (g,) fall."""
+        """The weights that are kept when units are removed.
+
+        Args:
+            remove: (g,) bool, True = removed.
+
+        Returns:
+            (d,) bool, True = kept.
+        """
         if self.groups is None:
             return ~remove
         keep = torch.ones(self.d, dtype=torch.bool)
-        for groups, fallen in zip(
-            self.groups, remove.split([len(groups) for groups in self.groups]), strict=True
-        ):
-            keep[groups[fallen].flatten()] = False
+        by_size = remove.split([len(groups) for groups in self.groups])
+        for groups, removed in zip(self.groups, by_size, strict=True):
+            keep[groups[removed].flatten()] = False
         return keep
 
     def after_removing(self, remove: Tensor) -> Budget:
-        """The contest that is left when the units `remove` (g,) have fallen, over the weights that stay."""
-        keep, left = self.keep(remove), ~remove
-        groups = self.groups
-        if groups is not None:
-            place, parts = keep.cumsum(0) - 1, left.split([len(some) for some in groups])
-            groups = tuple(place[some[part]] for some, part in zip(groups, parts, strict=True))
+        """The budget of the kept weights, once units are removed.
+
+        Args:
+            remove: (g,) bool, True = removed.
+
+        Returns:
+            The units that are left, over the kept weights, and what is still to be removed.
+        """
+        left = ~remove
+        spent = sum_by(self.costs[remove], self.pools[remove], len(self.pool_budgets))
+        limits = self.layer_limits
+        if limits is not None:
+            limits = limits - sum_by(self.costs[remove], self.layers[remove], len(limits))
         return replace(
             self,
-            d=int(keep.sum()),
-            groups=groups,
+            d=int(self.keep(remove).sum()),
+            groups=self._groups_after_removing(remove),
             costs=self.costs[left],
-            labels=self.labels[left],
+            pools=self.pools[left],
+            pool_budgets=self.pool_budgets - spent,
             layers=self.layers[left],
-            per=None if self.per is None else self.per[left],
-            budgets=self.budgets
-            - _sums(self.costs[remove], self.labels[remove], len(self.budgets)),
-            ceilings=None
-            if self.ceilings is None
-            else self.ceilings - _sums(self.costs[remove], self.layers[remove], len(self.ceilings)),
+            layer_limits=limits,
+            divisors=None if self.divisors is None else self.divisors[left],
         )
 
     def first_step_of(self, steps: int) -> Budget:
-        """The same with the budgets of the first of `steps` that each keep the same fraction  (eq. 20)."""
-        left = (1 - self.budgets / self._totals.clamp_min(1e-300)).clamp_min(0)
-        return replace(
-            self, budgets=self._totals * (1 - left ** (1 / steps)) if steps > 1 else self.budgets
-        )
+        """The same units with the budgets of the first of several steps  (eq. 20).
+
+        Args:
+            steps: Steps to the budget, each of which keeps the same fraction of what it finds.
+
+        Returns:
+            The budget of the first step.
+        """
+        if steps == 1:
+            return self
+        totals = self._pool_costs
+        # A pool without units has nothing to keep a fraction of: 0 is left, and 0 removed.
+        kept_fraction = (1 - self.pool_budgets / totals).nan_to_num(0, neginf=0).clamp_min(0)
+        return replace(self, pool_budgets=totals * (1 - kept_fraction ** (1 / steps)))
 
     @cached_property
-    def _totals(self) -> Tensor:
-        return _sums(self.costs, self.labels, len(self.budgets))
+    def _pool_costs(self) -> Tensor:
+        """The cost of all units of each pool: (p,)."""
+        return sum_by(self.costs, self.pools, len(self.pool_budgets))
 
-    def _check_enough(self, remove: Tensor, labels: Tensor) -> None:
-        spent = _sums(self.costs[remove], self.labels[remove], len(self.budgets))
-        open_ = torch.bincount(labels[~remove], minlength=len(self.budgets))[: len(self.budgets)]
-        largest = float(self.costs.max()) if len(self.costs) else 0.0
-        short = (self.budgets - spent)[
-            (open_ == 0) & (self.budgets - spent >= max(largest, 1e-9))
-        ].sum()
-        if (
-            short > 0
-        ):  # the cheapest of a layer are all that it can spare, and they may compete elsewhere
-            raise WoodburyError(TOO_LITTLE.format(float(short)))
+    def _groups_after_removing(self, remove: Tensor) -> tuple[Tensor, ...] | None:
+        """The units that are left, as indices into the kept weights."""
+        if self.groups is None:
+            return None
+        index_among_kept = self.keep(remove).cumsum(0) - 1
+        left = (~remove).split([len(groups) for groups in self.groups])
+        return tuple(
+            index_among_kept[groups[part]] for groups, part in zip(self.groups, left, strict=True)
+        )
+
+    def _check_spent(self, remove: Tensor, pools: Tensor) -> None:
+        """An error for a budget that is missed with no unit left in its pool.
+
+        With a max layer sparsity the units that a layer offers may be those of one pool, where
+        another pool needs them.
+        """
+        count = len(self.pool_budgets)
+        spent = sum_by(self.costs[remove], self.pools[remove], count)
+        empty = torch.bincount(pools[~remove], minlength=count)[:count] == 0
+        check_enough(self.pool_budgets[empty], spent[empty], self.costs)
 
 
 def budget_for(
@@ -123,224 +177,87 @@ def budget_for(
     unit: Unit,
     scope: Scope,
     cost: Cost,
-    ceiling: float = 1.0,
-    per: Cost | None = None,
+    max_layer_sparsity: float = 1.0,
+    normalize_by: Cost | None = None,
 ) -> Budget:
-    """The contest over the weights left in `space`, in O(n). per: what scores are divided by, None for the cost  (eq. 51).
+    """The budget of a step from the kept weights of a space to its targets.
 
-    Raises WoodburyError for targets and ceilings that cannot be met, costs that are no costs, and units across scopes.
+    Args:
+        space: The n weights, and which of them are kept.
+        targets: Removed ÷ all in the unit of the cost, or one for each of several name patterns.
+        unit: Which weights are removed together.
+        scope: Which weights compete.
+        cost: What each weight counts.
+        max_layer_sparsity: Share of a tensor's cost that may be removed at most; 1 for no limit.
+        normalize_by: What scores are divided by, summed over a unit; None for the cost  (eq. 51).
+
+    Returns:
+        The budget.
+
+    Raises:
+        WoodburyError: If the targets cannot be reached, a cost is not positive, or a unit lies in
+            two pools.
     """
-    account = _account(space, targets, scope, cost)
-    account.check()
+    account = account_of(space, targets, scope, cost)
+    return budget_of(account, unit, max_layer_sparsity, normalize_by)
+
+
+def budget_of(
+    account: Account, unit: Unit, max_layer_sparsity: float, normalize_by: Cost | None
+) -> Budget:
+    """The budget of a step, from the account of its costs; see `budget_for`."""
+    account.check_sum()
+    space = account.space
     keep = space.keep.cpu()
-    owner, labels = space.tensor_index()[keep], account.labels[keep]
+    pools = account.pools[keep]
+    layers = space.tensor_index()[keep]
     units = unit(space)
     groups = None if units is None else tuple(units)
-    first = torch.arange(space.d) if groups is None else torch.cat([some[:, 0] for some in groups])
-    if groups is not None:
-        _check_inside(space, groups, labels, "scopes, or two targets: let all weights compete")
-    costs = _by_unit(account.prices[keep], groups)
-    divisor = costs if per is None else _by_unit(_prices(per, space)[keep], groups)
-    made = Budget(
+    if groups is None:
+        first = torch.arange(space.d)
+    else:
+        check_inside(space, groups, pools, "scopes, or two targets", "let all weights compete")
+        first = torch.cat([members[:, 0] for members in groups])
+    costs = _by_unit(account.costs[keep], groups)
+    divisors = costs
+    if normalize_by is not None:
+        divisors = _by_unit(weight_costs(normalize_by, space)[keep], groups)
+    budget = Budget(
         d=space.d,
         groups=groups,
         costs=costs,
-        labels=labels[first],
-        budgets=account.room(),
-        layers=owner[first],
-        ceilings=None if ceiling == 1 else _ceilings(space, ceiling, cost, groups, owner),
-        per=None if bool((divisor == divisor[0]).all()) else divisor,
+        pools=pools[first],
+        pool_budgets=account.to_remove,
+        layers=layers[first],
+        layer_limits=_layer_limits(account, max_layer_sparsity, groups),
+        divisors=None if bool((divisors == divisors[0]).all()) else divisors,
     )
-    _check_enough_units(made)
-    return made
+    check_enough(budget.pool_budgets, _most_removable(budget), costs)
+    return budget
 
 
-def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:
-    """(d,) summed over the units: (g,)."""
-    return values if groups is None else torch.cat([values[some].sum(1) for some in groups])
+def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -> Tensor:
+    """The units of lowest score in each pool whose costs fit its budget  (eq. 18).
 
+    Equal scores are removed in the order of their index, so that unit costs meet a whole budget
+    exactly.
 
-def _ceilings(
-    space: ParameterSpace,
-    ceiling: float,
-    cost: Cost,
-    groups: tuple[Tensor, ...] | None,
-    owner: Tensor,
-) -> Tensor:
-    if not 0 < ceiling < 1:
-        raise WoodburyError(
-            f"The ceiling is {ceiling}: it is the share of a tensor that may go and must lie in (0, 1]."
-        )
-    if groups is not None:
-        _check_inside(space, groups, owner, "tensors: leave the ceiling out")
-    return _account(space, ceiling, layerwise, cost).room()
+    Args:
+        scores: (g,).
+        costs: (g,), positive.
+        pools: (g,) int64 in [0, p).
+        pool_budgets: (p,).
 
+    Returns:
+        (g,) bool, True = removed.
 
-def _check_inside(
-    space: ParameterSpace, groups: tuple[Tensor, ...], labels: Tensor, across: str
-) -> None:
-    for some in groups:
-        astray = (labels[some] != labels[some][:, :1]).any(1).nonzero()[:, 0]
-        if len(astray):
-            name = _name(space, int(space.keep.cpu().nonzero()[int(some[astray[0], 0]), 0]))
-            raise WoodburyError(
-                f"A unit that begins in {name!r} lies in two {across}, or give smaller units."
-            )
+    Raises:
+        WoodburyError: If a score is not finite, or a cost is not positive.
 
-
-def _check_enough_units(made: Budget) -> None:
-    """An error if the units under a label cannot add up to its budget, whatever their scores will be."""
-    there = _sums(made.costs, made.labels, len(made.budgets))
-    if made.ceilings is not None:
-        count = len(made.ceilings)
-        pairs, pair = (made.labels * count + made.layers).unique(return_inverse=True)
-        there = torch.minimum(_sums(made.costs, pair, len(pairs)), made.ceilings[pairs % count])
-        there = _sums(there, pairs // count, len(made.budgets))
-    short = made.budgets - there
-    short = float(short[short >= max(float(made.costs.max()), 1e-9)].sum())
-    if short:
-        raise WoodburyError(TOO_LITTLE.format(short))
-
-
-def current_sparsity(space: ParameterSpace, targets: Targets, cost: Cost) -> Targets:
-    """How much is gone already, at most what `targets` ask for: a share of the cost, or one for each of their patterns."""
-    prices, gone = _prices(cost, space), ~space.keep.cpu()
-    if not isinstance(targets, Mapping):
-        return min(targets, float((prices * gone).sum() / prices.sum()))
-    patterns, shares = list(targets), {}
-    owner = torch.tensor([_first_match(name, patterns) for name in space.shapes])[
-        space.tensor_index()
-    ]
-    for index, pattern in enumerate(patterns):
-        own = prices * (owner == index)
-        shares[pattern] = min(
-            targets[pattern], float((own * gone).sum() / own.sum().clamp_min(1e-300))
-        )
-    return shares
-
-
-def kept_count(space: ParameterSpace, targets: Targets) -> float:
-    """How many weights stay at `targets`. Raises WoodburyError for targets that match no parameter, and for missing ones."""
-    account = _account(space, targets, global_, weights)
-    return float((account.original - account.wanted).sum())
-
-
-def check_reachable(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> None:
-    """An error if some label has lost more already than its target would take."""
-    account = _account(space, targets, scope, cost)
-    over = (account.gone > account.wanted * (1 + 1e-9)).nonzero()[:, 0]
-    if len(over):
-        first = _name(space, int((account.labels == over[0]).nonzero()[0]))
-        raise WoodburyError(
-            f"sparsity {_format_targets(targets)} is below what is reached already: {float(account.gone[over[0]]):.6g} of what competes "
-            f"with {first!r} is gone, {float(account.wanted[over[0]]):.6g} would go; pruned weights stay."
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Account:
-    """What each of the n weights costs and competes with, and per label what there was, must go and is gone."""
-
-    space: ParameterSpace
-    targets: Targets
-    prices: Tensor
-    labels: Tensor
-    original: Tensor
-    wanted: Tensor
-    gone: Tensor
-
-    def room(self) -> Tensor:
-        return (self.wanted - self.gone).clamp_min(0)
-
-    def check(self) -> None:
-        if float(self.wanted.sum()) >= float(self.original.sum()):
-            raise WoodburyError(
-                f"sparsity {_format_targets(self.targets)} leaves none of {self.space.n} weights: ask for less."
-            )
-        if float(self.wanted.sum()) < float(self.gone.sum()) * (1 - 1e-9):
-            reached = float(self.gone.sum() / self.original.sum())
-            raise WoodburyError(
-                f"sparsity {_format_targets(self.targets)} is below the {reached:.4f} reached already: pruned weights stay."
-            )
-
-
-def _account(space: ParameterSpace, targets: Targets, scope: Scope, cost: Cost) -> _Account:
-    prices, keep = _prices(cost, space), space.keep.cpu()
-    labels, goals = _labels(space, targets, scope)
-    original = _sums(prices, labels, len(goals))
-    wanted = original * goals
-    if bool((prices == 1).all()):
-        wanted = wanted.round()
-    gone = _sums(prices[~keep], labels[~keep], len(goals))
-    return _Account(space, targets, prices, labels, original, wanted, gone)
-
-
-def _prices(cost: Cost, space: ParameterSpace) -> Tensor:
-    prices = cost(space).double().cpu()
-    if prices.shape != (space.n,):
-        raise WoodburyError(
-            f"The cost gave shape {tuple(prices.shape)}: give one number for each of {space.n} weights."
-        )
-    bad = ~(torch.isfinite(prices) & (prices > 0))
-    if bool(bad.any()):
-        name = _name(space, int(bad.nonzero()[0]))
-        raise WoodburyError(
-            f"A cost in {name!r} is zero, negative or not finite: every weight must cost something."
-        )
-    return prices
-
-
-def _labels(space: ParameterSpace, targets: Targets, scope: Scope) -> tuple[Tensor, Tensor]:
-    """The label of each of the n weights and the target of each label: the scope's, within each of the targets' groups."""
-    labels = scope(space)
-    if not isinstance(targets, Mapping):
-        return labels, torch.full(
-            (int(labels.max()) + 1,), check_sparsity(targets), dtype=torch.float64
-        )
-    names, patterns = list(space.shapes), list(targets)
-    unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
-    if unused:
-        raise WoodburyError(
-            f"The target {unused[0]!r} matches no parameter: the space has {', '.join(names[:8])}."
-        )
-    group_of = [_first_match(name, patterns) for name in names]
-    group = torch.tensor(group_of)[space.tensor_index()]
-    goals = torch.tensor(
-        [check_sparsity(targets[pattern]) for pattern in patterns], dtype=torch.float64
-    )
-    pairs, own = (labels * len(patterns) + group).unique(return_inverse=True)
-    return own, goals[pairs % len(patterns)]
-
-
-def _first_match(name: str, patterns: Sequence[str]) -> int:
-    for index, pattern in enumerate(patterns):
-        if fnmatchcase(name, pattern):
-            return index
-    raise WoodburyError(f"No target is given for {name!r}: add one, such as '*' for the rest.")
-
-
-def _format_targets(targets: Targets) -> str:
-    return (
-        ", ".join(f"{p}={t}" for p, t in targets.items())
-        if isinstance(targets, Mapping)
-        else str(targets)
-    )
-
-
-def _name(space: ParameterSpace, weight: int) -> str:
-    return next(name for name, part in space.slices.items() if part.start <= weight < part.stop)
-
-
-def _sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.float64).index_add_(0, labels, values.double())
-
-
-def select(scores: Tensor, costs: Tensor, labels: Tensor, budgets: Tensor) -> Tensor:
-    """The units to remove, (g,) bool: per label the lowest scores whose costs add up to at most its budget  (eq. 18).
-
-    scores, costs, labels: (g,), labels from 0; budgets: one per label. Equal scores fall in the order of their index, so
-    that unit costs meet a whole budget exactly. Raises WoodburyError on scores that are not finite or costs that are not
-    positive.
+    Example:
+        >>> scores = torch.tensor([3.0, 1.0, 2.0, 4.0])
+        >>> select(scores, torch.ones(4), torch.tensor([0, 0, 0, 1]), torch.tensor([2.0, 0.0]))
+        tensor([False,  True,  True, False])
     """
     if not bool(torch.isfinite(scores).all()):
         worst = int((~torch.isfinite(scores)).nonzero()[0])
@@ -349,13 +266,55 @@ def select(scores: Tensor, costs: Tensor, labels: Tensor, budgets: Tensor) -> Te
         )
     if not bool((costs > 0).all()):
         raise WoodburyError("A cost is zero, negative or NaN: every unit must cost something.")
+    # 1. The units by pool, within a pool by score: two stable sorts.
     order = scores.argsort(stable=True)
-    order = order[labels[order].argsort(stable=True)]  # by label, then by score
-    spent = torch.cat([costs.new_zeros(1, dtype=torch.float64), costs[order].double().cumsum(0)])
-    members = torch.bincount(labels, minlength=len(budgets))
-    label = labels[order]
-    before = spent[members.cumsum(0) - members][label]
-    affordable = spent[1:] - before <= budgets[label] * (1 + 1e-12) + 1e-15 * spent[-1]
-    return torch.zeros(len(scores), dtype=torch.bool, device=scores.device).index_fill_(
-        0, order[affordable], True
-    )
+    order = order[pools[order].argsort(stable=True)]
+    # 2. What is spent before each unit and, at the end, by all of them.
+    running = torch.cat([costs.new_zeros(1, dtype=torch.float64), costs[order].double().cumsum(0)])
+    # 3. From it what the pool of each unit has spent with it: less what the pools before it spend.
+    sizes = torch.bincount(pools, minlength=len(pool_budgets))
+    pool_starts = sizes.cumsum(0) - sizes
+    pool = pools[order]
+    spent = running[1:] - running[pool_starts][pool]
+    # 4. A difference carries the rounding of the whole sum, however small the pool.
+    too_dear = exceeds(spent - CUMSUM_ROUNDING * running[-1], pool_budgets[pool].double())
+    remove = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    return remove.index_fill_(0, order[~too_dear], True)
+
+
+def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:
+    """Values (d,) summed over the units: (g,)."""
+    if groups is None:
+        return values
+    return torch.cat([values[members].sum(1) for members in groups])
+
+
+def _layer_limits(
+    account: Account, max_layer_sparsity: float, groups: tuple[Tensor, ...] | None
+) -> Tensor | None:
+    """The cost that may still be removed from each tensor, (l,); None for no limit."""
+    if max_layer_sparsity == 1:
+        return None
+    if not 0 < max_layer_sparsity < 1:
+        raise WoodburyError(
+            f"max_layer_sparsity is {max_layer_sparsity}: it is the share of a tensor that may be "
+            "removed at most and must lie in (0, 1]."
+        )
+    space = account.space
+    if groups is not None:
+        layers = space.tensor_index()[space.keep.cpu()]
+        check_inside(space, groups, layers, "tensors", "leave max_layer_sparsity at 1")
+    return Account.of(space, max_layer_sparsity, layerwise, account.costs).to_remove
+
+
+def _most_removable(budget: Budget) -> Tensor:
+    """The cost that can be removed from each pool at most, whatever the scores: (p,)."""
+    count = len(budget.pool_budgets)
+    if budget.layer_limits is None:
+        return sum_by(budget.costs, budget.pools, count)
+    # A pool and a layer in one number: what they have in common, and what the layer may lose.
+    layers = len(budget.layer_limits)
+    pairs, pair_of = (budget.pools * layers + budget.layers).unique(return_inverse=True)
+    shared = sum_by(budget.costs, pair_of, len(pairs))
+    removable = torch.minimum(shared, budget.layer_limits[pairs % layers])
+    return sum_by(removable, pairs // layers, count)

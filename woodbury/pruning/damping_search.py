@@ -1,4 +1,4 @@
-"""Tuned: the damping, and how much of the gradient to follow, chosen by the measured loss on data held back."""
+"""DampingSearch: the damping, and how far to follow the gradient, chosen by a measured loss."""
 
 from __future__ import annotations
 
@@ -6,31 +6,53 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
-from woodbury.model.space import ParameterSpace
-from woodbury.pruning.costs import Cost
+from woodbury.pruning.budget import Budget
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.scopes import Scope
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""The candidates for the damping, a decade apart."""
 
 
 TRUST = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)
+"""The candidates for the fraction of the gradient that is followed, from all of it to none."""
 
 
 @dataclass(frozen=True)
 class DampingSearch:
-    """A Pruner that tries several dampings at every step, and keeps the weights of least measured loss.
+    """A Pruner that tries several dampings at every step, and takes the one of least measured loss.
 
-    held_back: batches that the Fisher does not see, of the *training* data; neither the test data. dampings: candidates, all
-    on one estimate of the curvature  (eq. 60). trust: with the first-order term, the shares of the gradient to follow: the
-    quadratic promises most for all of it, the measured loss decides (a trust region by trial).
+    All dampings use one estimate of the curvature  (eq. 60). With the first-order term it tries
+    fractions of the gradient too: the quadratic promises most for all of it, and the measured loss
+    decides. That is a trust region by trial.
+
+    Attributes:
+        pruner: The recipe whose damping is chosen; it needs a Fisher.
+        held_back: Re-iterable batches of *training* data that the Fisher does not see.
+        dampings: Candidates for the damping, at least one, all positive.
+        trust: Candidates for the fraction of the gradient to follow, in [0, 1]; used if the pruner
+            has the first-order term.
+
+    Raises:
+        WrongType: If `pruner` is no Pruner.
+        WoodburyError: If the pruner has no Fisher, `held_back` can be read only once, or a
+            candidate is out of its range.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model, labels = torch.nn.Linear(3, 4), torch.arange(20) % 4
+        >>> objective = woodbury.Objective.from_model(model, [(torch.randn(20, 3), labels)])
+        >>> held_back = [(torch.randn(20, 3), labels)]
+        >>> search = DampingSearch(woodbury.Pruner(woodbury.mfac(20)), held_back, (1e-3, 1e-1))
+        >>> search(objective, 0.5).steps[0].damping in (1e-3, 1e-1)
+        True
     """
 
     pruner: Pruner
@@ -40,8 +62,9 @@ class DampingSearch:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pruner, Pruner):
-            raise WoodburyError(
-                f"Tuned got a {type(self.pruner).__name__}: give it a Pruner, and put others around Tuned."
+            raise WrongType(
+                f"DampingSearch got a {type(self.pruner).__name__}: give a Pruner, "
+                "and put other recipes around DampingSearch."
             )
         if self.pruner.fisher is None:
             raise WoodburyError(
@@ -53,60 +76,65 @@ class DampingSearch:
             )
         if not self.dampings or not self.trust:
             raise WoodburyError(
-                "There is nothing to choose from: give at least one damping and one share of the gradient."
+                "There is nothing to choose from: "
+                "give at least one damping and one fraction of the gradient."
             )
         for damping in self.dampings:
             check_damping(damping)
-        if any(not 0 <= share <= 1 for share in self.trust):
-            raise WoodburyError(
-                f"The shares of the gradient are {self.trust}: each must lie in [0, 1]."
-            )
+        if any(not 0 <= fraction <= 1 for fraction in self.trust):
+            raise WoodburyError(f"trust is {self.trust}: each fraction must lie in [0, 1].")
 
     @property
-    def cost(self) -> Cost:
-        """What counts towards the sparsity."""
-        return self.pruner.cost
-
-    @property
-    def scope(self) -> Scope:
-        """What competes."""
-        return self.pruner.scope
-
-    def check(self, space: ParameterSpace, sparsity: Targets) -> None:
-        """Raises WoodburyError if steps that end at `sparsity` cannot be."""
-        self.pruner.check(space, sparsity)
+    def rules(self) -> Pruner:
+        """The Pruner inside, whose unit, scope, cost and limits hold."""
+        return self.pruner
 
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
-        self.pruner.budget(objective.space, sparsity)
+        """Prune once with every candidate, and take the one of least loss on `held_back`.
+
+        Args:
+            objective: The network; its batches are the calibration set.
+            sparsity: Removed ÷ all weights of the original space, after this step.
+
+        Returns:
+            The best of the candidates; its step has the `damping` and `trust` chosen. The model is
+            untouched.
+
+        Raises:
+            WoodburyError: As the pruner, or if no candidate has a finite loss.
+        """
+        # Impossible targets are named before any gradient is taken.
+        budget = self.pruner.budget(objective.space, sparsity)
         quadratic = self.pruner.quadratic(objective)
         fisher = quadratic.curvature("Choosing a damping")
         if isinstance(fisher, LowRank) and len(self.dampings) > 1:
-            fisher = fisher.spectral()
-        best, least = None, math.inf
+            fisher = fisher.spectral()  # one eigendecomposition serves all dampings
+        best = None
+        least = math.inf
         for damping in self.dampings:
-            for candidate in self._candidates(
-                replace(quadratic, fisher=fisher.with_damping(damping)), objective, sparsity
-            ):
+            damped = replace(quadratic, fisher=fisher.with_damping(damping))
+            for candidate in self._candidates(damped, objective, sparsity, budget):
                 loss = candidate.objective.loss(self.held_back)
-                if loss < least:  # never a NaN
-                    best, least = candidate, loss
+                if loss < least:  # False for a NaN
+                    best = candidate
+                    least = loss
         if best is None:
             raise WoodburyError(
-                "Every damping gave a network whose held-back loss is not finite: add larger dampings."
+                "Every damping gave a network whose held-back loss is not finite: "
+                "add larger dampings."
             )
         return best
 
     def _candidates(
-        self, quadratic: Quadratic, objective: Objective, sparsity: Targets
-    ) -> Iterable[Pruned]:
-        gradient = quadratic.gradient
-        for share in (1.0,) if gradient is None else self.trust:
-            scaled = (
-                quadratic if gradient is None else replace(quadratic, gradient=share * gradient)
-            )
-            pruned = self.pruner.on_quadratic(scaled, objective, sparsity)
-            followed = None if gradient is None else share
+        self, quadratic: Quadratic, objective: Objective, sparsity: Targets, budget: Budget
+    ) -> Iterator[Pruned]:
+        """What the pruner reaches on one quadratic, with each fraction of its gradient."""
+        if quadratic.gradient is None:
+            yield self.pruner.on_quadratic(quadratic, objective, sparsity, budget)
+            return
+        for fraction in self.trust:
+            scaled = replace(quadratic, gradient=fraction * quadratic.gradient)
+            pruned = self.pruner.on_quadratic(scaled, objective, sparsity, budget)
             yield replace(
-                pruned, steps=tuple(replace(step, trust=followed) for step in pruned.steps)
+                pruned, steps=tuple(replace(step, trust=fraction) for step in pruned.steps)
             )

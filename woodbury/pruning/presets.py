@@ -1,20 +1,39 @@
-"""Effort: how much time to give, and the best known settings for it."""
+"""Effort: how much time `prune` may take, and three presets of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.fisher.checks import check_damping
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to spend on one pruning.
+    """How much time one call of `prune` may take.
 
-    samples: to estimate the curvature from, at most; mc_samples: rows to a sample, one where refits are by iterations; keep_per_stage: the
-    fraction of the weights that a stage keeps at least, each with fresh gradients; held_back: the share of the samples on
-    which every stage chooses among `dampings`, 0 for the first of them; refits: steps towards the dense network's outputs
-    after each stage.
+    The presets are `quick`, `standard` and `thorough`; `replace(standard, samples=500)` changes one
+    field of a preset.
+
+    Attributes:
+        samples: Samples of the calibration set that are used at most, at least 1.
+        mc_samples: GGN samples per input, at least 1. `prune` takes one where the refits are
+            solved by conjugate gradients, as those correct what a second one would.
+        keep_per_stage: The least fraction of the weights that a stage keeps, in [0, 1); every
+            stage has fresh gradients. 0 prunes in one stage.
+        dampings: Candidates for the damping, at least one, all positive.
+        held_back: The fraction of the samples, in [0, 1), on which each stage chooses among
+            `dampings`; 0 takes the first of them.
+        refits: Gauss–Newton steps of the refit that follows each stage; 0 for no refit.
+
+    Raises:
+        WoodburyError: If a field is out of its range; the sentence names it.
+        WrongType: If a count is no whole number.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> replace(standard, samples=500).keep_per_stage
+        0.7
     """
 
     samples: int
@@ -25,23 +44,34 @@ class Effort:
     refits: int = 1
 
     def __post_init__(self) -> None:
-        shares = 0 <= self.keep_per_stage < 1 and 0 <= self.held_back < 1
-        if (
-            min(self.samples, self.mc_samples) < 1
-            or self.refits < 0
-            or not self.dampings
-            or not shares
+        check_whole_number(self.samples, "samples", "the number of calibration samples")
+        check_whole_number(self.mc_samples, "mc_samples", "the number of GGN samples per input")
+        if self.refits != 0:
+            check_whole_number(self.refits, "refits", "0 for no refit, else its number of steps")
+        for name, fraction in (
+            ("keep_per_stage", self.keep_per_stage),
+            ("held_back", self.held_back),
         ):
-            raise WoodburyError(f"This effort cannot be: {self}.")
+            if not 0 <= fraction < 1:
+                raise WoodburyError(
+                    f"{name} is {fraction}: it is a fraction and must lie in [0, 1)."
+                )
+        if not self.dampings:
+            raise WoodburyError("dampings is empty: give at least one damping.")
+        for damping in self.dampings:
+            check_damping(damping)
 
 
 quick = Effort(500, 1, 0.0)
-"""One stage: seconds on a small net."""
+"""One stage: seconds on a small network."""
 
 
 standard = Effort(1000, 2, 0.7)
-"""Stages that keep 70 % each."""
+"""Stages that keep at least 70 % of the weights each."""
 
 
 thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2, 2)
-"""More samples, stages that keep 85 % each, two refits after each, and a damping chosen at each on samples held back."""
+"""More samples, stages that keep at least 85 % each, a refit of two steps after each.
+
+Each stage chooses its damping on a fifth of the samples.
+"""

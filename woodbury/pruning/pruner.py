@@ -1,10 +1,10 @@
-"""Pruner and Pruned: the steps in order."""
+"""One pruning step: a quadratic, the units to remove by it, and the update of the kept weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
+from woodbury.io.representation import readable
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.budget import Budget, budget_for, check_reachable
+from woodbury.pruning.budget import Budget, budget_for, budget_of
 from woodbury.pruning.costs import Cost, weights
+from woodbury.pruning.feasibility import account_of
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency, obs
 from woodbury.pruning.schedule import Targets
@@ -24,8 +26,8 @@ from woodbury.pruning.selections.greedy_selection import Selection, greedy
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.updates import Update, joint
 
-NO_DAMPING = 1e-30
-"""A damping that leaves a diagonal to the curvature."""
+NEGLIGIBLE_DAMPING = 1e-30
+"""A damping that leaves the diagonal to the curvature."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,18 @@ class Quantiles:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step did: the sparsity it reached and the loss increase that the quadratic predicted for it.
+class StageResult:
+    """What one stage of pruning did.
 
-    saliencies: name -> the saliencies of its units before the step; empty if the selection asked for none.
-    damping: of the Fisher, None without one; trust: the share of the gradient that was followed, None without it.
-    distance: how far a refit has left the outputs from the dense network's  (eq. 61), None without one.
+    Attributes:
+        sparsity: Removed ÷ all weights after it.
+        predicted: The increase of the loss by the quadratic (eq. 14); None without a Fisher.
+        saliencies: Tensor name -> quantiles of the saliencies of its units before the stage; empty
+            if the selection asked for none.
+        damping: Of the Fisher; None without one.
+        trust: Share of the gradient that was followed; None without the first-order term.
+        distance: How far a refit has left the outputs from the dense network's (eq. 61); None
+            without a refit.
     """
 
     sparsity: float
@@ -73,18 +81,30 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """A pruned objective: its weights lie in the space of the weights that stay.
+    """A pruned objective: its weights are the kept ones, and its space knows which these are.
 
-    steps: one per round. settings: what was chosen for the user, in words.
+    Attributes:
+        objective: At the weights reached; the model is untouched until `write`.
+        steps: One result for each stage.
+        settings: Name -> what was chosen for the user; empty if nothing was.
+
+    Example:
+        >>> import torch, woodbury
+        >>> model = torch.nn.Linear(4, 2, bias=False)
+        >>> batches = [(torch.randn(8, 4), torch.arange(8) % 2)]
+        >>> objective = woodbury.Objective.from_model(model, batches)
+        >>> pruned = woodbury.Pruner(woodbury.mfac(8))(objective, 0.5)
+        >>> pruned.sparsity, int((pruned.weights == 0).sum())
+        (0.5, 4)
     """
 
     objective: Objective
-    steps: tuple[Step, ...]
+    steps: tuple[StageResult, ...]
     settings: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def keep(self) -> Tensor:
-        """(n,) bool over the original space, True = stays."""
+        """(n,) bool over the original space, True = kept."""
         return self.objective.space.keep
 
     @property
@@ -99,44 +119,73 @@ class Pruned:
 
     @property
     def predicted(self) -> float | None:
-        """The predicted loss increase: what the last refit left, else the sum of all steps; None without a Fisher."""
+        """The predicted increase of the loss; None without a Fisher.
+
+        After a refit it is the distance that the last one left, else the sum over the stages.
+        """
         if self.steps and self.steps[-1].distance is not None:
             return self.steps[-1].distance
-        parts = [step.predicted for step in self.steps if step.predicted is not None]
-        return sum(parts) if len(parts) == len(self.steps) else None
+        increases = [step.predicted for step in self.steps if step.predicted is not None]
+        return sum(increases) if len(increases) == len(self.steps) else None
 
     def before_update(self, dense: Objective) -> Objective:
-        """The dense objective with the weights that fell at zero and all others as they were: the removal alone."""
+        """The removal alone: the kept weights at their dense values.
+
+        Args:
+            dense: The objective before pruning.
+
+        Returns:
+            `dense` on the kept weights.
+        """
         space = self.objective.space
-        return dense.at(
-            dense.space.expand(dense.weights)[space.keep.to(dense.weights.device)], space
-        )
+        weights = dense.space.expand(dense.weights)
+        return dense.at(weights[space.keep.to(weights.device)], space)
 
     def write(self) -> None:
         """Copy the weights into the model, in place."""
         self.objective.write()
 
 
-class Recipe(Protocol):
-    """What prunes once: a Pruner, or something around one."""
+@runtime_checkable
+class PruningRecipe(Protocol):
+    """What prunes once: a Pruner, or something around one, such as a DampingSearch or WithRefit."""
 
     @property
-    def cost(self) -> Cost: ...
-    @property
-    def scope(self) -> Scope: ...
-    def check(self, space: ParameterSpace, sparsity: Targets) -> None: ...
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned: ...
+    def rules(self) -> Pruner:
+        """The Pruner inside, whose unit, scope, cost and limits hold."""
+        ...
+
+    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+        """Prune once; the model is untouched."""
+        ...
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """A recipe: every field is an object or a function with the behaviour.
+    """How to prune once: every field is a function or object with the behaviour.
 
-    fisher: objective -> Fisher, None for magnitude. saliency: what each unit is worth; selection: how saliencies become
-    the weights that stay; update: how those move. unit × scope × cost: what falls together, competes, and counts towards
-    the sparsity; normalize_by: what saliencies are divided by, None for the cost itself; ceiling: the share of a tensor that may go
-    at most. first_order: give the gradient of the mean loss over the objective's batches to saliency and update
-    (WoodTaylor), for nets that are not converged.
+    Attributes:
+        fisher: The estimate of the curvature, objective -> Fisher (eq. 1); None for magnitude
+            pruning.
+        saliency: What the removal of each unit costs (eq. 15-17).
+        update: How the kept weights move (eq. 9, 12, 19).
+        unit: The granularity: which weights are removed together.
+        scope: Which weights compete: all, those of a layer, or m in a row (eq. 18).
+        first_order: Whether saliency and update see the gradient of the mean loss (eq. 12, 17), for
+            networks that are not converged.
+        selection: How saliencies become the kept weights (eq. 18, 28, 53, 58, 59).
+        cost: What each weight counts towards the sparsity: 1, or its FLOPs (eq. 50).
+        max_layer_sparsity: Share of each tensor that is removed at most; 1 for no limit.
+        normalize_by: What saliencies are divided by, None for the cost itself (eq. 51).
+
+    Example:
+        >>> import torch, woodbury
+        >>> pruner = Pruner(woodbury.mfac(16), scope=woodbury.scopes.layerwise)
+        >>> batches = [(torch.randn(16, 4), torch.arange(16) % 2)]
+        >>> woodbury.prune(torch.nn.Linear(4, 2), batches, 0.75, pruner=pruner).sparsity
+        0.75
+        >>> Pruner(None, woodbury.saliencies.magnitude, woodbury.updates.zero).saliency.__name__
+        'magnitude'
     """
 
     fisher: Estimate | None = field(default_factory=mfac)
@@ -147,94 +196,173 @@ class Pruner:
     first_order: bool = False
     selection: Selection = greedy
     cost: Cost = weights
-    ceiling: float = 1.0
+    max_layer_sparsity: float = 1.0
     normalize_by: Cost | None = None
 
+    __repr__ = readable
+
+    @property
+    def rules(self) -> Pruner:
+        """This pruner: its own unit, scope, cost and limits hold."""
+        return self
+
     def budget(self, space: ParameterSpace, sparsity: Targets) -> Budget:
-        """What competes on the way to `sparsity`. Raises WoodburyError if it cannot be reached: cheap, to be seen early."""
+        """What competes on the way to a sparsity; cheap, so that errors come before any gradient.
+
+        Args:
+            space: The n weights, and which of them are kept.
+            sparsity: Removed ÷ all in the unit of the cost, or one for each of several name
+                patterns.
+
+        Returns:
+            The budget of one stage.
+
+        Raises:
+            WoodburyError: If the sparsity cannot be reached.
+        """
         return budget_for(
-            space, sparsity, self.unit, self.scope, self.cost, self.ceiling, self.normalize_by
+            space,
+            sparsity,
+            self.unit,
+            self.scope,
+            self.cost,
+            self.max_layer_sparsity,
+            self.normalize_by,
         )
 
     def check(self, space: ParameterSpace, sparsity: Targets) -> None:
-        """Raises WoodburyError if steps that end at `sparsity` cannot be."""
-        check_reachable(space, sparsity, self.scope, self.cost)
-        self.budget(space, sparsity)
+        """Raise if stages that end at a sparsity are impossible.
+
+        Args:
+            space: The n weights, and which of them are kept.
+            sparsity: That of the last stage.
+
+        Raises:
+            WoodburyError: If the sparsity cannot be reached, or some pool is beyond it already.
+        """
+        account = account_of(space, sparsity, self.scope, self.cost)
+        account.check_each_pool()
+        budget_of(account, self.unit, self.max_layer_sparsity, self.normalize_by)
 
     def quadratic(self, objective: Objective) -> Quadratic:
-        """The loss as this recipe sees it from the objective's weights."""
+        """The model of the loss around the objective's weights  (eq. 14).
+
+        Args:
+            objective: The network and its calibration set.
+
+        Returns:
+            The quadratic with the Fisher and gradient that this pruner asks for.
+
+        Raises:
+            WoodburyError: If the estimate fails, or no gradient reached one of the tensors.
+        """
         quadratic = Quadratic(
             objective.weights,
             self.fisher(objective) if self.fisher else None,
             mean_gradient(objective) if self.first_order else None,
         )
-        _check_reached(quadratic, objective.space)
+        _check_every_tensor_is_curved(quadratic, objective.space)
         return quadratic
 
-    def on_quadratic(self, quadratic: Quadratic, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once on a quadratic that is known already; the model is untouched. Raises WoodburyError."""
-        space, units, heard = objective.space, self.budget(objective.space, sparsity), []
-        keep = self.selection(quadratic, units, _heard(self.saliency, units, heard)).to(
-            objective.weights.device
-        )
+    def on_quadratic(
+        self,
+        quadratic: Quadratic,
+        objective: Objective,
+        sparsity: Targets,
+        budget: Budget | None = None,
+    ) -> Pruned:
+        """Prune once on a quadratic that is known already.
+
+        Args:
+            quadratic: On the d kept weights of the objective.
+            objective: The network before the stage.
+            sparsity: Removed ÷ all in the unit of the cost, or one for each of several name
+                patterns.
+            budget: What `budget(objective.space, sparsity)` gave; None makes it.
+
+        Returns:
+            The pruned objective; the model is untouched.
+
+        Raises:
+            WoodburyError: If the sparsity cannot be reached, or the update is not finite.
+        """
+        space = objective.space
+        if budget is None:
+            budget = self.budget(space, sparsity)
+        recorded: list[Tensor] = []
+        saliency = _recording(self.saliency, budget, recorded)
+        keep = self.selection(quadratic, budget, saliency).to(objective.weights.device)
         delta = self.update(quadratic, keep)
-        remaining = (quadratic.weights + delta)[keep]
-        if not bool(torch.isfinite(remaining).all()):
+        kept_weights = (quadratic.weights + delta)[keep]
+        if not bool(torch.isfinite(kept_weights).all()):
             raise WoodburyError("The update gave weights that are not finite: raise the damping.")
-        pruned = objective.at(remaining, space.restrict(keep))
-        step = Step(
+        pruned = objective.at(kept_weights, space.restrict(keep))
+        result = StageResult(
             sparsity=pruned.space.sparsity,
-            predicted=quadratic.increase(delta) if quadratic.fisher is not None else None,
-            saliencies=_quantiles(heard, units, space),
-            damping=quadratic.fisher.damping if quadratic.fisher is not None else None,
+            predicted=None if quadratic.fisher is None else quadratic.increase(delta),
+            saliencies=_quantiles(recorded, budget, space),
+            damping=None if quadratic.fisher is None else quadratic.fisher.damping,
             trust=1.0 if self.first_order else None,
         )
-        return Pruned(pruned, (step,))
+        return Pruned(pruned, (result,))
 
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once, to `sparsity` of the original weights; the model is untouched. Raises WoodburyError."""
-        self.budget(objective.space, sparsity)  # seen to be possible before any gradient is taken
-        return self.on_quadratic(self.quadratic(objective), objective, sparsity)
+        """Prune once.
+
+        Args:
+            objective: The network and its calibration set.
+            sparsity: Removed ÷ all in the unit of the cost, counted from the original weights, or
+                one for each of several name patterns.
+
+        Returns:
+            The pruned objective; the model is untouched.
+
+        Raises:
+            WoodburyError: If the sparsity cannot be reached, before any gradient is taken; or what
+                `quadratic` and `on_quadratic` raise.
+        """
+        budget = self.budget(objective.space, sparsity)
+        return self.on_quadratic(self.quadratic(objective), objective, sparsity, budget)
 
 
-def _heard(saliency: Saliency, units: Budget, heard: list[Tensor]) -> Saliency:
-    """The saliency, and what it says of all units at first is noted in `heard`."""
-    whole = 1 if units.groups is None else len(units.groups)
+def _recording(saliency: Saliency, budget: Budget, recorded: list[Tensor]) -> Saliency:
+    """The saliency, whose scores of all units, when first asked for, are appended to `recorded`."""
+    calls = 1 if budget.groups is None else len(budget.groups)
 
-    def noted(quadratic: Quadratic, groups: Tensor | None) -> Tensor:
+    def and_record(quadratic: Quadratic, groups: Tensor | None) -> Tensor:
         scores = saliency(quadratic, groups)
-        if len(heard) < whole:
-            heard.append(scores.detach().cpu())
+        if len(recorded) < calls:
+            recorded.append(scores.detach().cpu())
         return scores
 
-    return noted
+    return and_record
 
 
 def _quantiles(
-    heard: Sequence[Tensor], units: Budget, space: ParameterSpace
+    recorded: Sequence[Tensor], budget: Budget, space: ParameterSpace
 ) -> dict[str, Quantiles]:
-    if sum(map(len, heard)) != len(
-        units.layers
-    ):  # a selection of the user's own may ask for other units
+    """The quantiles of each tensor's scores; none if those of other units were asked for."""
+    if sum(map(len, recorded)) != len(budget.layers):
         return {}
-    scores, count = torch.cat(list(heard)).double(), len(space.shapes)
-    parts = scores[units.layers.argsort(stable=True)].split(
-        torch.bincount(units.layers, minlength=count).tolist()
-    )
+    scores = torch.cat(list(recorded)).double()
+    sizes = torch.bincount(budget.layers, minlength=len(space.shapes)).tolist()
+    by_layer = scores[budget.layers.argsort(stable=True)].split(sizes)
     return {
-        name: Quantiles.of(part)
-        for name, part in zip(space.shapes, parts, strict=True)
-        if len(part)
+        name: Quantiles.of(layer_scores)
+        for name, layer_scores in zip(space.shapes, by_layer, strict=True)
+        if len(layer_scores)
     }
 
 
-def _check_reached(quadratic: Quadratic, space: ParameterSpace) -> None:
-    """An error for a tensor that no gradient reached: the quadratic would give all of it away for nothing."""
+def _check_every_tensor_is_curved(quadratic: Quadratic, space: ParameterSpace) -> None:
+    """An error for a tensor that no gradient reached: its removal would seem to cost nothing."""
     if quadratic.fisher is None or space.kept is not None:
         return
-    curved = quadratic.fisher.with_damping(NO_DAMPING).diagonal() > 2 * NO_DAMPING
+    diagonal = quadratic.fisher.with_damping(NEGLIGIBLE_DAMPING).diagonal()
+    curved = diagonal > 2 * NEGLIGIBLE_DAMPING
     for name, part in space.slices.items():
         if not bool(curved[part].any()) and bool((quadratic.weights[part] != 0).any()):
             raise WoodburyError(
-                f"No gradient reached {name!r}: is it unused, detached or under no_grad? Leave it out with exclude={name!r}."
+                f"No gradient reached {name!r}: is it unused, detached or under no_grad? "
+                f"Leave it out with exclude={name!r}."
             )

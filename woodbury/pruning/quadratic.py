@@ -1,4 +1,4 @@
-"""Quadratic: the loss as the Fisher sees it from where the weights are."""
+"""The second-order model of the loss around the present weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,20 @@ from woodbury.fisher.base import Fisher
 class Quadratic:
     """The local model of the loss: increase(δ) = gᵀδ + ½ δᵀFδ  (eq. 14).
 
-    weights (d,); fisher on d weights, None where none is needed; gradient (d,), None to take the net as converged.
+    Attributes:
+        weights: w (d,), where the model is expanded.
+        fisher: F (d, d); None where no curvature is needed, as for magnitude pruning.
+        gradient: g (d,) of the mean loss; None takes the network as converged, g = 0.
+
+    Raises:
+        WoodburyError: If a weight is not finite, or the Fisher is on another number of weights.
+
+    Example:
+        >>> import torch
+        >>> from woodbury.fisher import Diagonal
+        >>> quadratic = Quadratic(torch.tensor([1.0, 2.0]), Diagonal(torch.tensor([3.0, 4.0]), 1.0))
+        >>> quadratic.increase(torch.tensor([-1.0, 0.0]))
+        2.0
     """
 
     weights: Tensor
@@ -28,61 +41,121 @@ class Quadratic:
             raise WoodburyError("A weight is NaN or infinite: load a sound checkpoint.")
         if self.fisher is not None and self.fisher.d != len(self.weights):
             raise WoodburyError(
-                f"The Fisher is on {self.fisher.d} weights, the model on {len(self.weights)}."
+                f"The Fisher is on {self.fisher.d} weights, the model on {len(self.weights)}: "
+                "estimate it on the space that is pruned."
             )
 
     def curvature(self, why: str) -> Fisher:
-        """The Fisher, or an error that says who needs it."""
+        """The Fisher, where one is needed.
+
+        Args:
+            why: Who needs it, the subject of the error's sentence.
+
+        Returns:
+            The Fisher.
+
+        Raises:
+            WoodburyError: If there is none.
+        """
         if self.fisher is None:
             raise WoodburyError(f"{why} needs a Fisher: give the Pruner a recipe such as mfac().")
         return self.fisher
 
     def slope(self, why: str) -> Tensor:
-        """The gradient, or an error that says who needs it."""
+        """The gradient, where one is needed.
+
+        Args:
+            why: Who needs it, the subject of the error's sentence.
+
+        Returns:
+            g (d,).
+
+        Raises:
+            WoodburyError: If there is none.
+        """
         if self.gradient is None:
             raise WoodburyError(f"{why} needs the gradient: set first_order=True.")
         return self.gradient
 
     @cached_property
     def from_minimum(self) -> Tensor:
-        """(d,): how far each weight at zero lies from the free minimum, w − F⁻¹g, which is w without a gradient  (eq. 17)."""
+        """The free minimum of the quadratic, (d,): w − F⁻¹g  (eq. 17).
+
+        Entry q is also how far weight q lies from the minimum when it is set to zero. Without a
+        gradient it is w.
+
+        Raises:
+            WoodburyError: If there is no Fisher.
+        """
         fisher = self.curvature("The free minimum")
         weights = self.weights.to(fisher.dtype)
-        return (
-            weights
-            if self.gradient is None
-            else weights - fisher.solve(self.gradient.to(fisher.dtype))
-        )
+        if self.gradient is None:
+            return weights
+        return weights - fisher.solve(self.gradient.to(fisher.dtype))
 
     def restrict(self, keep: Tensor) -> Quadratic:
-        """The quadratic of the weights that stay, keep (d,) bool, moved to where it is least without the others  (eq. 9, 12)."""
+        """The quadratic of the kept weights at their optimum without the others  (eq. 9, 12).
+
+        Args:
+            keep: (d,) bool, True = kept.
+
+        Returns:
+            A quadratic on the k kept weights, whose gradient is zero if this one has a gradient.
+            Without a Fisher the weights stay where they are.
+        """
         weights = self.weights[keep]
         if self.fisher is None:
             return Quadratic(weights)
         removed = self.weights.to(self.fisher.dtype).masked_fill(keep, 0)
         gradient = None if self.gradient is None else self.gradient.to(self.fisher.dtype)
-        return self.at_optimum(
-            keep, weights + self.fisher.compensate(keep, removed, gradient).to(weights.dtype)
-        )
+        step = self.fisher.compensate(keep, removed, gradient)
+        return self.at_optimum(keep, weights + step.to(weights.dtype))
 
     def at_optimum(self, keep: Tensor, weights: Tensor) -> Quadratic:
-        """The quadratic of the weights that stay, at `weights` (k,), its optimum without the others; keep (d,) bool."""
+        """The quadratic of the kept weights around their optimum without the others.
+
+        Args:
+            keep: (d,) bool, True = kept.
+            weights: (k,), the optimum.
+
+        Returns:
+            A quadratic on the k kept weights. Its gradient is zero if this one has a gradient.
+        """
         fisher = None if self.fisher is None else self.fisher.restrict(keep)
-        return Quadratic(
-            weights, fisher, None if self.gradient is None else torch.zeros_like(weights)
-        )
+        gradient = None if self.gradient is None else torch.zeros_like(weights)
+        return Quadratic(weights, fisher, gradient)
 
     def slope_at(self, delta: Tensor) -> Tensor:
-        """The quadratic's gradient when the weights have moved by delta (d,): F δ + g, (d,)."""
+        """The gradient of the quadratic after a step: Fδ + g.
+
+        Args:
+            delta: δ (d,), the step from `weights`.
+
+        Returns:
+            (d,), in the dtype of the Fisher.
+
+        Raises:
+            WoodburyError: If there is no Fisher.
+        """
         fisher = self.curvature("A slope")
-        found = fisher @ delta.to(fisher.dtype)
-        return found if self.gradient is None else found + self.gradient.to(fisher.dtype)
+        product = fisher @ delta.to(fisher.dtype)
+        return product if self.gradient is None else product + self.gradient.to(fisher.dtype)
 
     def increase(self, delta: Tensor, slope: Tensor | None = None) -> float:
-        """The predicted increase of the loss when the weights move by delta (d,); slope (d,): that of `slope_at`, if known.
+        """The predicted increase of the loss by a step: ½ δᵀ(Fδ + 2g)  (eq. 14).
 
-        ½ δᵀ(Fδ + 2g)  (eq. 14).
+        Args:
+            delta: δ (d,), the step from `weights`.
+            slope: (d,), what `slope_at(delta)` gave; None computes it.
+
+        Returns:
+            The increase, in the unit of the loss.
+
+        Raises:
+            WoodburyError: If there is no Fisher.
         """
-        twice = (self.slope_at(delta) if slope is None else slope).double()
-        twice = twice if self.gradient is None else twice + self.gradient.double()
-        return 0.5 * float((delta.double() * twice).sum())
+        # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
+        doubled = (self.slope_at(delta) if slope is None else slope).double()
+        if self.gradient is not None:
+            doubled = doubled + self.gradient.double()
+        return 0.5 * float((delta.double() * doubled).sum())

@@ -1,50 +1,155 @@
-"""Schedules: step -> sparsity, as plain functions that return the whole list."""
+"""Schedules: the sparsity after each stage, and the training steps after which to prune."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 
 Targets = float | Mapping[str, float]
-"""A sparsity for all, or one for each shell pattern of tensor names, of which the first that matches counts."""
+"""A sparsity for all, or one for each of several name patterns, of which the first match counts."""
 
 
 def one_shot(sparsity: Targets) -> list[Targets]:
-    """One step to `sparsity`."""
+    """One stage to the sparsity.
+
+    Args:
+        sparsity: In [0, 1), or one for each name pattern.
+
+    Returns:
+        The sparsity alone.
+
+    Raises:
+        WoodburyError: If a sparsity is not in [0, 1).
+
+    Example:
+        >>> one_shot(0.9)
+        [0.9]
+    """
     return [check_targets(sparsity)]
 
 
 def geometric(sparsity: Targets, count: int, start: Targets = 0.0) -> list[Targets]:
-    """`count` steps from `start` to `sparsity`, each keeping the same fraction of what was left  (eq. 20)."""
+    """Stages that each keep the same fraction of the weights  (eq. 20).
+
+    Args:
+        sparsity: Of the last stage, in [0, 1), or one for each name pattern.
+        count: Stages, at least 1.
+        start: Sparsity before the first stage, or one for each pattern.
+
+    Returns:
+        The sparsity after each of the `count` stages.
+
+    Raises:
+        WoodburyError: If there is no stage, or a sparsity is not in [start, 1).
+
+    Example:
+        >>> geometric(0.75, 2)
+        [0.5, 0.75]
+    """
     if count < 1:
         raise WoodburyError(f"{count} stages were asked for: give at least 1.")
     return _for_each(sparsity, start, partial(_geometric, count=count))
 
 
+def stage_count(sparsity: Targets, start: Targets, keep_per_stage: float) -> int:
+    """The fewest stages of `geometric` that keep at least a fraction of the weights each.
+
+    Args:
+        sparsity: Of the last stage, in [0, 1), or one for each name pattern.
+        start: Sparsity before the first stage, or one for each pattern.
+        keep_per_stage: The least fraction that a stage keeps, in [0, 1); 0 for one stage.
+
+    Returns:
+        At least 1.
+
+    Example:
+        >>> stage_count(0.9, 0.0, keep_per_stage=0.5)
+        4
+    """
+    if not keep_per_stage:
+        return 1
+    goals = sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}
+    starts = start if isinstance(start, Mapping) else dict.fromkeys(goals, start)
+    kept = min((1 - goal) / (1 - starts[pattern]) for pattern, goal in goals.items())
+    # Where a whole number of stages fits exactly, rounding must not ask for one more.
+    return max(1, math.ceil(math.log(kept) / math.log(keep_per_stage) - 1e-9))
+
+
 def polynomial(
     sparsity: Targets, count: int, start: Targets = 0.0, power: float = 3.0
 ) -> list[Targets]:
-    """`count` steps from `start` to `sparsity`, fast first and slow last; cubic by default (Zhu & Gupta 2018)  (eq. 21)."""
+    """Stages that remove much at first and little at the end  (eq. 21).
+
+    The schedule of gradual pruning (Zhu & Gupta, ICLR workshop 2018).
+
+    Args:
+        sparsity: Of the last stage, in [0, 1), or one for each name pattern.
+        count: Stages, at least 1.
+        start: Sparsity before the first stage, or one for each pattern.
+        power: Of the polynomial, positive; 3, as in the paper, is cubic, 1 linear.
+
+    Returns:
+        The sparsity after each of the `count` stages.
+
+    Raises:
+        WoodburyError: If there is no stage, the power is not positive, or a sparsity is not in
+            [start, 1).
+
+    Example:
+        >>> polynomial(0.875, 2)
+        [0.765625, 0.875]
+    """
     if count < 1 or power <= 0:
         raise WoodburyError(
-            f"{count} steps of power {power} were asked for: give at least 1 step and a positive power."
+            f"{count} steps of power {power} were asked for: "
+            "give at least 1 step and a positive power."
         )
     return _for_each(sparsity, start, partial(_polynomial, count=count, power=power))
 
 
 def check_sparsity(sparsity: float) -> float:
-    """`sparsity`, or an error unless it lies in [0, 1)."""
-    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
-        raise WoodburyError(
-            f"sparsity is {sparsity}: it is removed ÷ all weights and must lie in [0, 1), such as 0.9."
+    """The sparsity, if it is one.
+
+    Args:
+        sparsity: Removed ÷ all weights.
+
+    Returns:
+        The same.
+
+    Raises:
+        WrongType: If it is not a number.
+        WoodburyError: If it is not in [0, 1).
+    """
+    try:
+        valid = 0 <= sparsity < 1
+        kind = WoodburyError
+    except TypeError:
+        valid = False
+        kind = WrongType
+    if not valid:
+        raise kind(
+            f"sparsity is {sparsity}: it is removed ÷ all weights and must lie in [0, 1), "
+            "such as 0.9."
         )
     return sparsity
 
 
 def check_targets(targets: Targets) -> Targets:
-    """`targets`, or an error unless all of them lie in [0, 1)."""
+    """The targets, if each of them is a sparsity.
+
+    Args:
+        targets: A sparsity, or one for each of several name patterns.
+
+    Returns:
+        The same.
+
+    Raises:
+        WrongType: If one is not a number.
+        WoodburyError: If there is none, or one is not in [0, 1).
+    """
     if isinstance(targets, Mapping) and not targets:
         raise WoodburyError(
             "No target is given: give a sparsity, or one for each of several patterns of names."
@@ -62,15 +167,16 @@ def _geometric(sparsity: float, start: float, count: int) -> list[float]:
 
 def _polynomial(sparsity: float, start: float, count: int, power: float) -> list[float]:
     _check_rise(start, sparsity)
-    return [
+    before = [
         sparsity + (start - sparsity) * (1 - step / count) ** power for step in range(1, count)
-    ] + [sparsity]
+    ]
+    return [*before, sparsity]
 
 
 def _for_each(
     targets: Targets, start: Targets, path: Callable[[float, float], list[float]]
 ) -> list[Targets]:
-    """The path of one sparsity, or of each of several side by side, each from its own start."""
+    """The path of one sparsity, or those of several side by side, each from its own start."""
     if not isinstance(targets, Mapping):
         if isinstance(start, Mapping):
             raise WoodburyError(
@@ -94,13 +200,31 @@ def _check_rise(start: float, sparsity: float) -> None:
 def pruning_steps(
     start: int, end: int, *, every: int | None = None, steps: int | None = None
 ) -> list[int]:
-    """The optimizer steps after which to prune, from `start` to at most `end`: one every so many, or so many in all  (eq. 30).
+    """The optimizer steps after which to prune  (eq. 30).
 
-    Raises WoodburyError for a schedule that ends before it starts or has no room for its steps.
+    Args:
+        start: The first of them; steps count from 1.
+        end: No pruning after this step.
+        every: Optimizer steps from one pruning to the next; the last may lie before `end`.
+        steps: Prunings in all, spread evenly from `start` to `end`. Give this or `every`.
+
+    Returns:
+        The steps, ascending.
+
+    Raises:
+        WoodburyError: If the schedule ends before it starts or has no room for its steps, or if not
+            exactly one of `every` and `steps` is given.
+
+    Example:
+        >>> pruning_steps(10, 50, every=15)
+        [10, 25, 40]
+        >>> pruning_steps(10, 50, steps=3)
+        [10, 30, 50]
     """
     if start < 1:
         raise WoodburyError(
-            f"The schedule starts at step {start}: steps count from 1, the first after which to prune."
+            f"The schedule starts at step {start}: "
+            "steps count from 1, the first after which to prune."
         )
     if end < start:
         raise WoodburyError(
@@ -113,12 +237,12 @@ def pruning_steps(
             raise WoodburyError(f"Pruning every {every} steps is no schedule: give at least 1.")
         return list(range(start, end + 1, every))
     assert steps is not None  # one of the two is given
-    if not 1 <= steps <= end - start + 1:
+    longest = end - start + 1
+    if not 1 <= steps <= longest:
         raise WoodburyError(
-            f"{steps} pruning steps do not fit from step {start} to step {end}: give 1 to {end - start + 1}."
+            f"{steps} pruning steps do not fit from step {start} to step {end}: "
+            f"give 1 to {longest}."
         )
-    return (
-        [end]
-        if steps == 1
-        else [start + round((end - start) * i / (steps - 1)) for i in range(steps)]
-    )
+    if steps == 1:
+        return [end]
+    return [start + round((end - start) * i / (steps - 1)) for i in range(steps)]

@@ -1,9 +1,10 @@
-"""n:m patterns: a scope, a sparsity and a selection that belong together."""
+"""n:m sparsity: a scope, a sparsity and a selection that belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from woodbury.errors import WoodburyError
 from woodbury.pruning.pruner import Pruner
@@ -11,18 +12,54 @@ from woodbury.pruning.scopes import consecutive
 from woodbury.pruning.selections.subset_search import exhaustive
 
 
+class SemiStructured(NamedTuple):
+    """What `n_of_m` gives.
+
+    Attributes:
+        sparsity: 1 − n/m.
+        pruner: Prunes to it with exactly n kept weights in every m.
+    """
+
+    sparsity: float
+    pruner: Pruner
+
+
 def n_of_m(
     n: int, m: int, pruner: Pruner | None = None, *, dim: int | Mapping[str, int] = 1
-) -> tuple[float, Pruner]:
-    """The sparsity 1 − n/m, and the pruner in a scope in which n of every m weights along `dim` stay.
+) -> SemiStructured:
+    """The sparsity and the pruner of an n:m pattern, such as 2:4  (eq. 53).
 
-    `sparsity, pruner = n_of_m(2, 4)` and then `prune(model, batches, sparsity, pruner=pruner)`. With a Fisher each run
-    loses its exactly best subset (`exhaustive`), without one the smallest scores. dim: as for `runs`.
+    With a Fisher each group of m loses the subset of least joint cost (`selections.exhaustive`),
+    without one its smallest scores.
+
+    Args:
+        n: Weights kept in each group.
+        m: Weights in a group, neighbours along `dim`.
+        pruner: What else to use; None takes `Pruner()`.
+        dim: As in `scopes.consecutive`: 1 is the inputs of a matrix or a kernel, as the sparse
+            tensor cores of GPUs need it.
+
+    Returns:
+        The sparsity 1 − n/m, and the pruner in a scope where n of every m weights are kept.
+
+    Raises:
+        WoodburyError: If not 0 < n < m.
+
+    Example:
+        >>> import torch, woodbury
+        >>> model = torch.nn.Linear(8, 2, bias=False)
+        >>> sparsity, pruner = woodbury.n_of_m(2, 4, woodbury.Pruner(woodbury.mfac(6)))
+        >>> batches = [(torch.randn(6, 8), torch.arange(6) % 2)]
+        >>> pruned = woodbury.prune(model, batches, sparsity, pruner=pruner)
+        >>> pruned.keep.view(-1, 4).sum(1)
+        tensor([2, 2, 2, 2])
     """
     if not 0 < n < m:
         raise WoodburyError(
-            f"The pattern is {n}:{m}: n weights stay of every m, so give 0 < n < m, such as 2:4."
+            f"The pattern is {n}:{m}: n weights are kept of every m, so give 0 < n < m, such as "
+            "2:4."
         )
     pruner = pruner or Pruner()
     selection = exhaustive if pruner.fisher else pruner.selection
-    return 1 - n / m, replace(pruner, scope=consecutive(m, dim), selection=selection)
+    in_groups = replace(pruner, scope=consecutive(m, dim), selection=selection)
+    return SemiStructured(1 - n / m, in_groups)

@@ -1,4 +1,4 @@
-"""One pruning after the other: stages, each with gradients taken anew, or inner stages on one quadratic for all."""
+"""Stages: one pruning after the other, on fresh gradients or on one quadratic."""
 
 from __future__ import annotations
 
@@ -9,50 +9,87 @@ from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
-from woodbury.pruning.pruner import Pruned, Pruner, Recipe
+from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.updates import joint
 
 
 def stages(
-    recipe: Recipe,
+    recipe: PruningRecipe,
     objective: Objective,
     sparsities: Sequence[Targets],
     fresh: Callable[[int], Iterable[Batch]] | None = None,
 ) -> Iterator[Pruned]:
-    """Prune to one sparsity after the other, with fresh gradients at the weights reached each time: what each stage reached.
+    """Prune to one sparsity after the other, with fresh gradients at the weights reached each time.
 
-    fresh: stage 0, 1, … -> its own batches; by default the objective's serve all. The model is untouched. Raises
-    WoodburyError.
+    Args:
+        recipe: A Pruner, a DampingSearch or a WithRefit.
+        objective: The dense network; the model is untouched.
+        sparsities: Of the original space after each stage, rising; such as `geometric(0.9, 5)`.
+        fresh: Stage 0, 1, … -> the calibration set of that stage; None takes the objective's own
+            batches in every stage.
+
+    Returns:
+        What each stage reached, as it is reached. The steps of the stages before come first.
+
+    Raises:
+        WoodburyError: At once if there is no sparsity, or the last one is impossible.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> batches = [(torch.randn(20, 3), torch.arange(20) % 4)]
+        >>> dense = woodbury.Objective.from_model(torch.nn.Linear(3, 4), batches)
+        >>> pruner = woodbury.Pruner(woodbury.mfac(20, damping=1e-2))
+        >>> [pruned.sparsity for pruned in stages(pruner, dense, [0.25, 0.5])]
+        [0.25, 0.5]
     """
-    if not sparsities:
-        raise WoodburyError("There is no sparsity to prune to: give at least one.")
-    recipe.check(objective.space, sparsities[-1])
-    return _stages(recipe, Pruned(objective, ()), sparsities, fresh)
+    _check_not_empty(sparsities)
+    recipe.rules.check(objective.space, sparsities[-1])
+    return _stages(recipe, objective, sparsities, fresh)
 
 
 def _stages(
-    recipe: Recipe,
-    pruned: Pruned,
+    recipe: PruningRecipe,
+    objective: Objective,
     sparsities: Sequence[Targets],
     fresh: Callable[[int], Iterable[Batch]] | None,
 ) -> Iterator[Pruned]:
+    reached = Pruned(objective, ())
     for stage, sparsity in enumerate(sparsities):
-        here = (
-            pruned.objective if fresh is None else replace(pruned.objective, batches=fresh(stage))
-        )
-        step = recipe(here, sparsity)
-        pruned = replace(step, steps=pruned.steps + step.steps)
-        yield pruned
+        here = reached.objective
+        if fresh is not None:
+            here = replace(here, batches=fresh(stage))
+        reached = _appended(reached, recipe(here, sparsity))
+        yield reached
 
 
 def run_stages(
-    recipe: Recipe,
-    objective: Objective,
-    sparsities: Sequence[Targets],
+    recipe: PruningRecipe, objective: Objective, sparsities: Sequence[Targets]
 ) -> Pruned:
-    """The last of the `stages`, on the objective's own batches; the model is untouched."""
+    """The last of the `stages`, on the objective's own batches; their progress is reported.
+
+    Args:
+        recipe: A Pruner, a DampingSearch or a WithRefit.
+        objective: The dense network; the model is untouched.
+        sparsities: Of the original space after each stage, rising.
+
+    Returns:
+        What the last stage reached, with the steps of all.
+
+    Raises:
+        WoodburyError: As `stages`.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> batches = [(torch.randn(20, 3), torch.arange(20) % 4)]
+        >>> dense = woodbury.Objective.from_model(torch.nn.Linear(3, 4), batches)
+        >>> pruner = woodbury.Pruner(woodbury.mfac(20, damping=1e-2))
+        >>> len(run_stages(pruner, dense, [0.25, 0.5]).steps)
+        2
+    """
     reached = Pruned(objective, ())
     for done, pruned in enumerate(stages(recipe, objective, sparsities), 1):
         reached = pruned
@@ -63,31 +100,64 @@ def run_stages(
 def inner_stages(
     pruner: Pruner, quadratic: Quadratic, objective: Objective, sparsities: Sequence[Targets]
 ) -> Iterator[Pruned]:
-    """Prune to one sparsity after the other on one quadratic: what is left is scored anew from its optimum, and no gradient is
-    taken  (eq. 28). What each reached, so that one path gives all sparsities; their predicted increases add up exactly.
+    """Prune to one sparsity after the other on one quadratic, without fresh gradients  (eq. 28).
 
-    quadratic: what `pruner.quadratic(objective)` gave, with any damping. Raises WoodburyError if the update is not `joint`.
+    Each stage scores the weights that are left from the optimum over them, so that one path gives
+    all sparsities. The predicted increases of the stages add up exactly.
+
+    Args:
+        pruner: With the joint update; its Fisher is not asked again.
+        quadratic: What `pruner.quadratic(objective)` gave, with any damping.
+        objective: The dense network; the model is untouched.
+        sparsities: Of the original space after each stage, rising.
+
+    Returns:
+        What each stage reached, as it is reached. The steps of the stages before come first.
+
+    Raises:
+        WoodburyError: At once if the update is not `joint`, there is no sparsity, or the last one
+            is impossible.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> batches = [(torch.randn(20, 3), torch.arange(20) % 4)]
+        >>> dense = woodbury.Objective.from_model(torch.nn.Linear(3, 4), batches)
+        >>> pruner = woodbury.Pruner(woodbury.mfac(20, damping=1e-2))
+        >>> path = inner_stages(pruner, pruner.quadratic(dense), dense, [0.25, 0.5])
+        >>> [pruned.sparsity for pruned in path]
+        [0.25, 0.5]
     """
-    if not sparsities:
-        raise WoodburyError("There is no sparsity to prune to: give at least one.")
+    _check_not_empty(sparsities)
     if pruner.update is not joint:
         raise WoodburyError(
-            "One quadratic goes on only from its optimum: take the joint update, or stages."
+            "inner_stages() goes on from the optimum of one quadratic: "
+            "use update=joint, or stages() for other updates."
         )
     pruner.check(objective.space, sparsities[-1])
-    return _inner_stages(pruner, quadratic, Pruned(objective, ()), sparsities)
+    return _inner_stages(pruner, quadratic, objective, sparsities)
 
 
 def _inner_stages(
-    pruner: Pruner, quadratic: Quadratic, pruned: Pruned, sparsities: Sequence[Targets]
+    pruner: Pruner, quadratic: Quadratic, objective: Objective, sparsities: Sequence[Targets]
 ) -> Iterator[Pruned]:
-    space = pruned.objective.space
+    reached = Pruned(objective, ())
+    space = objective.space  # the space of `quadratic`, one stage behind
     for sparsity in sparsities:
-        here = pruned.objective
-        if pruned.steps:
-            quadratic = quadratic.at_optimum(
-                here.space.keep[space.keep].to(here.weights.device), here.weights
-            )
-        space, step = here.space, pruner.on_quadratic(quadratic, here, sparsity)
-        pruned = replace(step, steps=pruned.steps + step.steps)
-        yield pruned
+        here = reached.objective
+        if reached.steps:
+            kept = here.space.keep[space.keep].to(here.weights.device)
+            quadratic = quadratic.at_optimum(kept, here.weights)
+        space = here.space
+        reached = _appended(reached, pruner.on_quadratic(quadratic, here, sparsity))
+        yield reached
+
+
+def _appended(reached: Pruned, stage: Pruned) -> Pruned:
+    """What a stage reached, with the steps before it."""
+    return replace(stage, steps=reached.steps + stage.steps)
+
+
+def _check_not_empty(sparsities: Sequence[Targets]) -> None:
+    if not sparsities:
+        raise WoodburyError("There is no sparsity to prune to: give at least one.")

@@ -1,4 +1,4 @@
-"""Units: the weights that fall together."""
+"""Units: the granularity of pruning, i.e. which weights are removed together."""
 
 from __future__ import annotations
 
@@ -13,23 +13,41 @@ from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 
 Unit = Callable[[ParameterSpace], Sequence[Tensor] | None]
-"""space -> the units of each size, (g, s) int64 over the d weights left; None for single weights."""
+"""space -> its units by size, each (g, s) int64 indices into the d kept weights.
+
+None stands for single weights.
+"""
+
+NAMES_IN_ERROR = 8
+"""Parameter names that an error lists at most."""
 
 
 def single(space: ParameterSpace) -> None:
-    """Every weight on its own."""
+    """Unstructured pruning: every weight is a unit.
+
+    Args:
+        space: The weights to prune.
+
+    Returns:
+        None, which stands for single weights and needs no list of them.
+
+    Example:
+        >>> import woodbury
+        >>> woodbury.Pruner().unit is woodbury.units.single
+        True
+    """
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class block:
     """Tiles of neighbouring weights.
 
-    `block(4)` takes 4 weights in a row as they lie in memory, `block(4, 1)` 4 outputs × 1 input of a
-    matrix. Dimensions that are not named are 1 long, so that `block(1, 4)` tiles a kernel position by
-    position. Of a tile that has lost weights already, the remaining ones compete.
+    `block(4)` takes 4 weights in a row as they lie in memory, `block(4, 1)` 4 outputs × 1 input of
+    a matrix. Dimensions that are not named are 1 long, so that `block(1, 4)` tiles a kernel
+    position by position. Of a tile that has lost weights already, the remaining ones compete.
 
     Args:
-        shape: Weights of a tile along each dimension.
+        *shape: Weights of a tile along each dimension.
 
     Raises:
         WoodburyError: When it is called, for a tensor that the tiles do not cover.
@@ -37,51 +55,89 @@ class block:
     Example:
         >>> import torch, woodbury
         >>> space = woodbury.ParameterSpace.from_model(torch.nn.Linear(8, 2, bias=False))
-        >>> [group.shape for group in woodbury.units.block(4)(space)]
+        >>> [groups.shape for groups in block(4)(space)]
         [torch.Size([4, 4])]
+        >>> block(4, 1)
+        block(4, 1)
     """
 
     shape: tuple[int, ...]
 
     def __init__(self, *shape: int) -> None:
+        """Take the shape of a tile."""
         object.__setattr__(self, "shape", shape)
 
+    def __repr__(self) -> str:
+        return f"block({', '.join(map(str, self.shape))})"
+
     def __call__(self, space: ParameterSpace) -> list[Tensor]:
-        """The tiles by size, each (g, s) int64 indices into the d weights of the space."""
-        tiles = [_tiles(name, numbers, self.shape) for name, numbers in _numbered(space).items()]
-        return _left(space, tiles)
+        """The tiles by size, each (g, s) int64 indices into the d kept weights of the space."""
+        tiles = [_tiles(name, indices, self.shape) for name, indices in _indices(space).items()]
+        return _kept_parts(space, tiles)
 
 
 def output_channels(space: ParameterSpace) -> list[Tensor]:
-    """All that leads to one output: the rows of a matrix, the filters of a kernel (dimension 0)."""
-    return _left(space, [numbers.flatten(1) for numbers in _numbered(space, 1).values()])
+    """Output channels: the rows of a matrix, the filters of a kernel (dimension 0).
+
+    Args:
+        space: The weights to prune.
+
+    Returns:
+        The units by size, each (g, s) int64 indices into the d kept weights.
+
+    Raises:
+        WoodburyError: If no unit has a kept weight.
+
+    Example:
+        >>> import torch, woodbury
+        >>> output_channels(woodbury.ParameterSpace.from_model(torch.nn.Linear(3, 2, bias=False)))
+        [tensor([[0, 1, 2],
+                [3, 4, 5]])]
+    """
+    return _kept_parts(space, [indices.flatten(1) for indices in _indices(space, 1).values()])
 
 
 def input_channels(space: ParameterSpace) -> list[Tensor]:
-    """All that comes from one input: the columns of a matrix, the input channels of a kernel (dimension 1)."""
-    return _left(
-        space, [numbers.transpose(0, 1).flatten(1) for numbers in _numbered(space, 2).values()]
-    )
+    """Input channels: the columns of a matrix, what a kernel reads of one channel (dimension 1).
+
+    Args:
+        space: The weights to prune.
+
+    Returns:
+        The units by size, each (g, s) int64 indices into the d kept weights.
+
+    Raises:
+        WoodburyError: If a tensor has fewer than two dimensions, or no unit has a kept weight.
+
+    Example:
+        >>> import torch, woodbury
+        >>> input_channels(woodbury.ParameterSpace.from_model(torch.nn.Linear(3, 2, bias=False)))
+        [tensor([[0, 3],
+                [1, 4],
+                [2, 5]])]
+    """
+    columns = [indices.transpose(0, 1).flatten(1) for indices in _indices(space, 2).values()]
+    return _kept_parts(space, columns)
 
 
 @dataclass(frozen=True, init=False)
 class custom:
-    """Units of your own, each the parts of tensors that are pruned together.
+    """Units of your own, each made of parts of tensors that are pruned together.
 
-    A channel with all that reads it: `{"conv1.weight": 3, "conv2.weight": (slice(None), 3)}`. Weights
-    in no unit are kept.
+    A channel with all that reads it: `{"conv1.weight": 3, "conv2.weight": (slice(None), 3)}`.
+    Weights in no unit are kept.
 
     Args:
         members: For each unit, name -> any index of that tensor.
 
     Raises:
-        WoodburyError: When it is called, for names and indices that do not exist, and for units that
-            overlap or are empty.
+        WoodburyError: When it is called, for names and indices that do not exist, and for units
+            that overlap or are empty.
 
     Example:
         >>> import torch, woodbury
         >>> space = woodbury.ParameterSpace.from_model(torch.nn.Linear(3, 2, bias=False))
-        >>> woodbury.units.custom([{"weight": 0}, {"weight": 1}])(space)
+        >>> custom([{"weight": 0}, {"weight": 1}])(space)
         [tensor([[0, 1, 2],
                 [3, 4, 5]])]
     """
@@ -89,104 +145,125 @@ class custom:
     members: tuple[Mapping[str, Any], ...]
 
     def __init__(self, members: Iterable[Mapping[str, Any]]) -> None:
+        """Take the members of the units."""
         object.__setattr__(self, "members", tuple(members))
 
     def __call__(self, space: ParameterSpace) -> list[Tensor]:
-        """The units by size, each (g, s) int64 indices into the d weights of the space."""
-        numbers = _numbered(space)
-        units = [_members(numbers, index, parts) for index, parts in enumerate(self.members)]
+        """The units by size, each (g, s) int64 indices into the d kept weights of the space."""
+        indices = _indices(space)
+        units = [_unit(indices, number, parts) for number, parts in enumerate(self.members)]
         _check_disjoint(units, space)
         sizes = sorted({len(unit) for unit in units})
         by_size = [torch.stack([unit for unit in units if len(unit) == size]) for size in sizes]
-        return _left(space, by_size)
+        return _kept_parts(space, by_size)
 
 
-def _numbered(space: ParameterSpace, dimensions: int = 0) -> dict[str, Tensor]:
-    """name -> the numbers of its weights among all n, in its shape."""
+def _indices(space: ParameterSpace, min_ndim: int = 0) -> dict[str, Tensor]:
+    """By name, the indices of the weights of each tensor among all n, in its shape."""
     for name, shape in space.shapes.items():
-        if len(shape) < dimensions:
+        if len(shape) < min_ndim:
             raise WoodburyError(
                 f"{name!r} has shape {tuple(shape)}, too few dimensions for this unit: exclude it."
             )
-    numbers = torch.arange(space.n)
-    return {name: numbers[part].view(space.shapes[name]) for name, part in space.slices.items()}
+    indices = torch.arange(space.n)
+    return {name: indices[part].view(space.shapes[name]) for name, part in space.slices.items()}
 
 
-def _tiles(name: str, numbers: Tensor, tile: Sequence[int]) -> Tensor:
-    """(g, s): the numbers of one tensor in tiles."""
-    shape = list(numbers.shape)
-    if len(tile) == 1:  # a run in memory may go on in the next row
-        numbers, shape = numbers.flatten(), [numbers.numel()]
-    sides = [*tile, *[1] * (len(shape) - len(tile))]
-    if (
-        not tile
-        or len(sides) > len(shape)
-        or any(s < 1 or length % s for s, length in zip(sides, shape, strict=True))
-    ):
+def _tiles(name: str, indices: Tensor, tile: Sequence[int]) -> Tensor:
+    """The indices of one tensor in tiles: (g, s)."""
+    shape = tuple(indices.shape)
+    if len(tile) == 1:
+        indices = indices.flatten()  # weights in a row in memory may go on in the next row
+    sides = [*tile, *[1] * (indices.ndim - len(tile))]
+    if not tile or not _divide(sides, indices.shape):
         given = " × ".join(map(str, tile))
         raise WoodburyError(
-            f"Blocks of {given} do not tile {name!r} of {numbers.numel()} weights in the shape {tuple(shape)}: exclude it."
+            f"Blocks of {given} do not tile {name!r} of {indices.numel()} weights in the shape "
+            f"{shape}: exclude it."
         )
-    split = numbers.view(
-        [part for s, length in zip(sides, shape, strict=True) for part in (length // s, s)]
-    )
-    axes = range(0, 2 * len(sides), 2)
-    return split.permute(*axes, *(axis + 1 for axis in axes)).reshape(-1, torch.Size(sides).numel())
+    # 1. Each dimension becomes two: the tile's place along it, and the place within the tile.
+    split = [
+        part for s, length in zip(sides, indices.shape, strict=True) for part in (length // s, s)
+    ]
+    # 2. The places of tiles come first, those within a tile after them.
+    places = range(0, 2 * len(sides), 2)
+    within = range(1, 2 * len(sides), 2)
+    return indices.view(split).permute(*places, *within).reshape(-1, torch.Size(sides).numel())
 
 
-def _members(numbers: Mapping[str, Tensor], index: int, parts: Mapping[str, Any]) -> Tensor:
-    found = []
+def _divide(sides: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether each side divides the length of its dimension, and every dimension has one."""
+    if len(sides) != len(shape):
+        return False
+    return all(side >= 1 and length % side == 0 for side, length in zip(sides, shape, strict=True))
+
+
+def _unit(indices: Mapping[str, Tensor], number: int, parts: Mapping[str, Any]) -> Tensor:
+    """The indices (s,) of one custom unit among all n weights."""
+    members = []
     for name, where in parts.items():
-        if name not in numbers:
+        if name not in indices:
+            known = ", ".join(list(indices)[:NAMES_IN_ERROR])
             raise WoodburyError(
-                f"Unit {index} names {name!r}, which is not in the space: {', '.join(list(numbers)[:8])}."
+                f"Unit {number} names {name!r}, which is not in the space: {known}."
             )
         try:
-            found.append(numbers[name][where].flatten())
+            members.append(indices[name][where].flatten())
         except (IndexError, TypeError, ValueError) as error:
-            shape = tuple(numbers[name].shape)
+            shape = tuple(indices[name].shape)
             raise WoodburyError(
-                f"Unit {index} names {where} of {name!r}, which has shape {shape}: give an index of it."
+                f"Unit {number} names {where} of {name!r}, which has shape {shape}: "
+                "give an index of it."
             ) from error
-    if not sum(map(len, found)):
-        raise WoodburyError(f"Unit {index} holds no weight: leave it out.")
-    return torch.cat(found)
+    if not sum(map(len, members)):
+        raise WoodburyError(f"Unit {number} holds no weight: leave it out.")
+    return torch.cat(members)
 
 
-def _check_disjoint(members: Sequence[Tensor], space: ParameterSpace) -> None:
-    if not members:
+def _check_disjoint(units: Sequence[Tensor], space: ParameterSpace) -> None:
+    """An error if two units, or one unit twice, hold the same weight."""
+    if not units:
         raise WoodburyError("There is no unit: give at least one group of weights.")
-    every = torch.cat(list(members))
-    if len(every.unique()) == len(every):
+    members = torch.cat(list(units))
+    if len(members.unique()) == len(members):
         return
-    owner = torch.repeat_interleave(
-        torch.arange(len(members)), torch.tensor([len(own) for own in members])
-    )
-    order = every.argsort(stable=True)
-    twice = int((every[order].diff() == 0).nonzero()[0])
-    first, second = owner[order[twice]], owner[order[twice + 1]]
-    name = next(
-        name for name, part in space.slices.items() if part.start <= every[order[twice]] < part.stop
-    )
+    sizes = torch.tensor([len(unit) for unit in units])
+    owner = torch.repeat_interleave(torch.arange(len(units)), sizes)
+    order = members.argsort(stable=True)
+    repeated = int((members[order].diff() == 0).nonzero()[0])
+    first = int(owner[order[repeated]])
+    second = int(owner[order[repeated + 1]])
+    weight = int(members[order[repeated]])
+    name = next(name for name, part in space.slices.items() if part.start <= weight < part.stop)
     raise WoodburyError(
-        f"Units {int(first)} and {int(second)} share a weight of {name!r}: it can fall only once."
+        f"Units {first} and {second} share a weight of {name!r}: it can be removed only once."
     )
 
 
-def _left(space: ParameterSpace, units: Sequence[Tensor]) -> list[Tensor]:
-    """Units of numbers among all n as units over the d weights left, by size: what is gone is gone, the rest competes."""
+def _kept_parts(space: ParameterSpace, units: Sequence[Tensor]) -> list[Tensor]:
+    """Units over all n weights as units over the d kept ones, by size.
+
+    Of a unit that has lost weights already, the kept ones are a smaller unit.
+
+    Args:
+        space: The weights that are kept.
+        units: Each (g, s) int64 indices among all n.
+
+    Returns:
+        Each (g, s) int64 indices in [0, d), one tensor for each size.
+    """
     keep = space.keep.cpu()
-    place = keep.cumsum(0) - 1
+    index_among_kept = keep.cumsum(0) - 1
     by_size: dict[int, list[Tensor]] = {}
-    for some in units:
-        stays = keep[some]
-        sizes = stays.sum(1)
+    for groups in units:
+        kept = keep[groups]
+        sizes = kept.sum(1)
         for size in sizes.unique().tolist():
-            own = sizes == size
-            by_size.setdefault(size, []).append(
-                place[some[own][stays[own]]].view(-1, size) if size else some[:0]
-            )
-    by_size.pop(0, None)
+            if size:
+                same = sizes == size
+                # A mask reads row by row, and each of these rows has `size` kept weights.
+                members = groups[same][kept[same]].view(-1, size)
+                by_size.setdefault(size, []).append(index_among_kept[members])
     if not by_size:
-        raise WoodburyError("No unit has a weight left: there is nothing that could fall.")
+        raise WoodburyError("No unit has a weight left: there is nothing to remove.")
     return [torch.cat(parts) for _, parts in sorted(by_size.items())]

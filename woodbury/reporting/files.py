@@ -1,4 +1,4 @@
-"""Results as files: CSV, strict JSON, and what they were made with."""
+"""Results as files: CSV, strict JSON, and the versions they were made with."""
 
 from __future__ import annotations
 
@@ -15,35 +15,57 @@ from typing import Any
 
 import torch
 
-from woodbury.evaluation.comparison import Result
+from woodbury.evaluation.results import Result
 
 
 def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
-    """One line per result; the settings as columns of their own."""
-    extra = list(dict.fromkeys(key for result in results for key in result.settings))
-    columns = [column.name for column in fields(Result) if column.name != "settings"] + extra
+    """Write one line for each result.
+
+    Args:
+        path: The file.
+        results: What `compare` gave. The columns are the fields of `Result`, then its settings,
+            each as a column of its own.
+    """
+    setting_names = list(dict.fromkeys(name for result in results for name in result.settings))
+    columns = [field.name for field in fields(Result) if field.name != "settings"]
+    columns += setting_names
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for result in results:
             row = asdict(result)
-            writer.writerow({column: {**row, **row["settings"]}.get(column) for column in columns})
+            row |= row.pop("settings")
+            writer.writerow({column: row.get(column) for column in columns})
 
 
 def write_json(path: str | os.PathLike, facts: Mapping[str, Any]) -> None:
-    """Any facts (dataclasses, mappings, sequences, numbers) as strict JSON: what is not finite becomes null."""
-    Path(path).write_text(
-        json.dumps(_plain(facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-    )
+    """Write facts as strict JSON.
+
+    Args:
+        path: The file.
+        facts: Mappings, sequences, dataclasses, numbers and texts, in any nesting. Numbers that are
+            not finite become null; whatever else becomes its text.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(f"{folder}/report.json", {"loss": math.nan, "levels": (0.5, 0.9)})
+        ...     json.loads(Path(folder, "report.json").read_text())
+        {'loss': None, 'levels': [0.5, 0.9]}
+    """
+    text = json.dumps(_plain(facts), indent=2, ensure_ascii=False, allow_nan=False)
+    Path(path).write_text(text + "\n", "utf-8")
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    own = next(
-        (found.version for found in distributions(name="woodbury")), "a checkout, not installed"
-    )
+    """The versions and the machine that numbers are made with.
+
+    Returns:
+        woodbury, torch, python, the system and how many threads torch uses.
+    """
+    installed = [distribution.version for distribution in distributions(name="woodbury")]
     return {
-        "woodbury": own,
+        "woodbury": installed[0] if installed else "a checkout, not installed",
         "torch": str(torch.__version__),  # it comes as a type of its own
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -52,6 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
+    """The value in the types that JSON has."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):

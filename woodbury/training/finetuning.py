@@ -1,13 +1,13 @@
-"""A plain loop of fine-tuning, that can go on in the middle of an epoch."""
+"""Fine-tuning: a plain training loop that can go on in the middle of an epoch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
@@ -17,21 +17,49 @@ from woodbury.monitor import report
 
 
 def shuffled(samples: int, size: int, seed: int, done: int = 0) -> Iterator[Tensor]:
-    """Endless batches of indices, (size,) int64 below `samples`, each epoch in an order of its own; the first `done` skipped.
+    """Endless batches of sample indices, in another order every epoch.
 
-    An epoch is `batches_in` batches, which leave out what fills none: a batch of one sample is too few for BatchNorm.
+    Epochs have `batches_in(samples, size)` batches; the samples that fill no batch are left out, as
+    a batch of one sample is too few for BatchNorm. The order depends on the seed and the epoch
+    alone, so that a resumed run skips indices and reads no data.
+
+    Args:
+        samples: How many samples there are.
+        size: Samples per batch.
+        seed: Of the order.
+        done: Batches to skip at the beginning.
+
+    Yields:
+        (size,) int64, below `samples`.
+
+    Example:
+        >>> batches = shuffled(samples=5, size=2, seed=0)
+        >>> [len(next(batches)) for _ in range(3)]
+        [2, 2, 2]
     """
     epoch, skipped = divmod(done, batches_in(samples, size))
     while True:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        yield from torch.randperm(samples, generator=generator).split(min(size, samples))[
-            skipped : batches_in(samples, size)
-        ]
-        epoch, skipped = epoch + 1, 0
+        batches = torch.randperm(samples, generator=generator).split(min(size, samples))
+        yield from batches[skipped : batches_in(samples, size)]
+        epoch += 1
+        skipped = 0
 
 
 def batches_in(samples: int, size: int) -> int:
-    """How many batches of `size` an epoch has: at least one, which may be smaller."""
+    """How many batches an epoch has.
+
+    Args:
+        samples: How many samples there are.
+        size: Samples per batch.
+
+    Returns:
+        At least one, which is smaller where there are fewer samples.
+
+    Example:
+        >>> batches_in(5, 2), batches_in(5, 8)
+        (2, 1)
+    """
     return max(1, samples // size)
 
 
@@ -42,13 +70,33 @@ def finetune(
     steps: range,
     *,
     likelihood: Likelihood = cross_entropy,
-    scheduler: Any = None,
+    scheduler: LRScheduler | None = None,
     after: Callable[[int], None] | None = None,
 ) -> None:
-    """Train `model` in place, in train mode, one batch a step, and leave it in eval mode.
+    """Train a model in place, one batch a step.
 
-    steps: the numbers of the steps, such as range(1, 101). scheduler: of torch.optim.lr_scheduler, one step a batch.
-    after: called with a step's number when the step is complete. Raises WoodburyError once the loss is not finite.
+    It trains in train mode and leaves the model in eval mode. To hold pruned weights at zero, call
+    `hold_zeros(optimizer, model)` before.
+
+    Args:
+        model: The network.
+        optimizer: Of the model's parameters.
+        batches: (inputs, target); read until the steps or the batches end.
+        steps: The numbers of the steps, such as range(1, 101).
+        likelihood: The loss.
+        scheduler: Of the learning rate; it makes one step per batch.
+        after: Called with the number of each step once it is complete.
+
+    Raises:
+        WoodburyError: If the loss is not finite; it names the step.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> batches = [(torch.randn(8, 3), torch.arange(8) % 2)] * 3
+        >>> finetune(model, optimizer, batches, range(1, 3), after=print)
+        1
+        2
     """
     objective = Objective.from_model(model, [], likelihood)
     model.train()

@@ -1,4 +1,4 @@
-"""Gradual: pruning in steps while a model trains, in the user's own loop."""
+"""Gradual pruning: a model is pruned step by step while an optimizer trains it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
 from woodbury.model.batches import samples_in
@@ -19,28 +19,35 @@ from woodbury.model.objective import Objective
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.pruning.autoconfig import best_step
-from woodbury.pruning.budget import check_reachable, current_sparsity
-from woodbury.pruning.damping_search import DampingSearch
+from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.refit.with_refit import WithRefit
+from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
 from woodbury.training.masks import Hold
 
 Prune = Callable[[Objective, Targets], Pruned]
-"""A Pruner, or a function like one: (objective, sparsity) -> Pruned."""
+"""(objective, sparsity) -> Pruned: a Pruner, another recipe, or a function of your own."""
 
 
 Schedule = Callable[[Targets, int, Targets], list[Targets]]
-"""(sparsity, count, start sparsity) -> the sparsity after each of `count` steps, the last one `sparsity`."""
+"""(sparsity, count, start sparsity) -> the sparsity after each of `count` pruning steps.
 
-
-USUAL_COUNT = 1000
+The last one is `sparsity`; `geometric` and `polynomial` are such functions.
+"""
 
 
 @dataclass(frozen=True)
 class PruningStep:
-    """One pruning step: the optimizer step it followed, what it reached and predicted, the score right before and after."""
+    """What one pruning step did.
+
+    Attributes:
+        step: The optimizer step that it followed, from 1.
+        sparsity: Removed ÷ all weights of the chosen parameters, after it.
+        predicted: The increase of the mean loss that the quadratic predicted, in the loss's own
+            unit; None without a Fisher.
+        before: The score right before it; None without a score.
+        after: The score right after it; None without a score.
+    """
 
     step: int
     sparsity: float
@@ -50,18 +57,62 @@ class PruningStep:
 
 
 class Gradual:
-    """Prunes `model` to `sparsity` in steps while `optimizer` trains it, and holds what it removed at zero  (eq. 30, 32).
+    """Gradual pruning in a training loop of your own  (eq. 30, 32).
 
-    Counts the optimizer's steps by a hook: make it, then train as ever. After each of `moments` it takes new gradients at
-    the weights reached (in eval mode, whatever mode the model is in), prunes on by `pruner` among the weights that are left,
-    and writes the result. Random numbers drawn by the loop stay those of a loop without pruning.
+    It counts the optimizer's steps by a hook: make it, then train as before. After each of
+    `pruning_steps`:
 
-    batches: calibration data, or step -> such data. start, end, every or steps: when to prune, in optimizer steps. schedule:
-    how the sparsity rises. pruner: by default one step of `prune` without a refit, on the first 1,000 samples or as many as
-    there are; pin its engine for runs that agree bit for bit. keep_zeros: weights that are zero already stay zero, and the
-    schedule starts from there. score: measured right before and after each step, for `history`. decay_off: no weight decay
-    after the last step. On several ranks give all the same calibration data.
-    Raises WoodburyError, before any work, for what cannot be done.
+    1. It estimates the curvature at the weights reached, in eval mode whatever the model's mode.
+    2. It prunes among the weights that are left and writes the result into the model.
+    3. It holds the removed weights at zero from then on.
+
+    Random numbers that the loop draws are those of a loop without pruning. On several ranks give
+    all of them the same calibration set.
+
+    Args:
+        model: The network, pruned in place.
+        optimizer: What trains it; a wrapper of accelerate or Lightning will do.
+        batches: The calibration set: re-iterable (inputs, target), or optimizer step -> such
+            batches for fresh samples each time.
+        sparsity: Removed ÷ all weights at the end, or one for each pattern of names.
+        end: The last optimizer step after which to prune, at most.
+        start: The first optimizer step after which to prune, from 1.
+        every: Optimizer steps between two pruning steps. Give this or `steps`.
+        steps: How many pruning steps there are in all. Give this or `every`.
+        pruner: What prunes at each step; by default one step of `prune` without a refit, on the
+            first 1,000 samples or as many as there are. Pin its engine where two runs must agree
+            bit for bit.
+        schedule: How the sparsity rises; `polynomial` is cubic, fast first.
+        likelihood: The loss.
+        include: Shell patterns of the parameter names to prune.
+        exclude: Shell patterns of the names to leave out.
+        keep_zeros: Whether weights that are zero already are kept at zero; the schedule starts from
+            there.
+        score: Measured right before and after each pruning step, for `history`; None for none.
+        decay_off: Whether weight decay ends with the last pruning step.
+
+    Attributes:
+        pruning_steps: The optimizer steps after which it prunes, increasing.
+        step: Optimizer steps made so far.
+        history: The pruning steps made so far.
+        space: The weights that are kept.
+
+    Raises:
+        WoodburyError: Before any work, if the schedule, the sparsity, the data or the optimizer is
+            impossible.
+        WrongType: If the pruner takes no (objective, sparsity).
+
+    Example:
+        >>> model = nn.Linear(8, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> batches = [(torch.randn(16, 8), torch.arange(16) % 3)]
+        >>> gradual = Gradual(model, optimizer, batches, sparsity=0.5, end=4, steps=2)
+        >>> for inputs, target in batches * 5:
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(model(inputs), target).backward()
+        ...     optimizer.step()
+        >>> gradual.pruning_steps, int((model.weight == 0).sum())
+        ([1, 4], 12)
     """
 
     def __init__(
@@ -89,42 +140,26 @@ class Gradual:
         self.pruning_steps = pruning_steps(start, end, every=every, steps=steps)
         self.step = 0
         self.history: tuple[PruningStep, ...] = ()
-        self._model, self._batches, self._likelihood, self._score = (
-            model,
-            batches,
-            likelihood,
-            score,
-        )
-        self._decay_off = decay_off
         self.space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+        self._model = model
+        self._batches = batches
+        self._likelihood = likelihood
+        self._score = score
+        self._decay_off = decay_off
         with preserving_rng(batches):
             objective = self._objective(self.pruning_steps[0])
             objective.probe()
-            self._pruner: Prune = (
-                pruner
-                or best_step(
-                    objective, _samples(objective), standard.mc_samples, standard.dampings[0]
-                )[0]
-            )
-        rules = pruner if isinstance(pruner, Pruner | DampingSearch | WithRefit) else Pruner(None)
+            self._pruner: Prune = pruner or _default_pruner(objective)
+        # The last sparsity must be reachable from today's zeros, which every pruning step removes.
+        rules = pruner.rules if isinstance(pruner, PruningRecipe) else Pruner(None)
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)
-        self.space = nonzero if keep_zeros else self.space
-        self._sparsities = schedule(
-            sparsity, len(self.pruning_steps), current_sparsity(self.space, sparsity, rules.cost)
-        )
+        if keep_zeros:
+            self.space = nonzero
+        start_sparsity = current_sparsity(self.space, sparsity, rules.cost)
+        self._sparsities = schedule(sparsity, len(self.pruning_steps), start_sparsity)
         check_reachable(self.space, self._sparsities[0], rules.scope, rules.cost)
-        self._settings = flattened(
-            {
-                "sparsity": sparsity,
-                "pruning_steps": self.pruning_steps,
-                "schedule": described(schedule),
-                "parameters": {name: list(shape) for name, shape in self.space.shapes.items()},
-                "pruner": described(self._pruner),
-                "keep_zeros": keep_zeros,
-                "decay_off": decay_off,
-            }
-        )
+        self._settings = self._facts(sparsity, schedule, keep_zeros)
         self._hold = Hold(optimizer, model, self.space)
         self._handle = self._hold.optimizer.register_step_post_hook(lambda *_: self._count())
 
@@ -134,41 +169,69 @@ class Gradual:
         return self.space.sparsity
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on beside the states of model and optimizer; readable weights_only."""
-        history = [asdict(done) for done in self.history]
-        where = {
+        """What is needed to resume, beside the states of the model and the optimizer.
+
+        Returns:
+            Numbers, strings and tensors: torch.load reads it with weights_only=True.
+        """
+        return {
             "step": self.step,
             "keep": self.space.keep.cpu(),
             "sparsities": self._sparsities,
-            "history": history,
+            "history": [asdict(done) for done in self.history],
+            "settings": dict(self._settings),
         }
-        return {**where, "settings": dict(self._settings)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises WoodburyError, and changes nothing, where the settings differ: it says which."""
+        """Resume from a saved state.
+
+        Args:
+            state: What `state_dict` gave, of a Gradual with the same settings.
+
+        Raises:
+            WoodburyError: If it is no such state, or a setting differs; it names the first one, and
+                nothing has changed.
+        """
         if set(state) != {"step", "keep", "sparsities", "history", "settings"}:
             raise WoodburyError("This is no state of a Gradual: give what its state_dict() gave.")
         check_same(state["settings"], self._settings, "The saved state")
         space = ParameterSpace(self.space.shapes, state["keep"])
         self._hold.tighten(space)
-        self.space, self.step, self._sparsities = space, state["step"], list(state["sparsities"])
+        self.space = space
+        self.step = state["step"]
+        self._sparsities = list(state["sparsities"])
         self.history = tuple(PruningStep(**done) for done in state["history"])
 
     def remove(self) -> None:
-        """Take the hooks away: nothing is counted, pruned or held any more. The zeros stay until something moves them."""
+        """Remove the hooks: nothing is counted, pruned or held at zero any more."""
         self._handle.remove()
         self._hold.remove()
 
-    def _objective(self, step: int) -> Objective:
-        return Objective.from_model(
-            self._model, batches_for_step(self._batches, step), self._likelihood, self.space
+    def _facts(self, sparsity: Targets, schedule: Schedule, keep_zeros: bool) -> dict[str, Any]:
+        """The settings that a resumed run must share, under dotted names."""
+        shapes = {name: list(shape) for name, shape in self.space.shapes.items()}
+        return flattened(
+            {
+                "sparsity": sparsity,
+                "pruning_steps": self.pruning_steps,
+                "schedule": described(schedule),
+                "parameters": shapes,
+                "pruner": described(self._pruner),
+                "keep_zeros": keep_zeros,
+                "decay_off": self._decay_off,
+            }
         )
+
+    def _objective(self, step: int) -> Objective:
+        batches = batches_for_step(self._batches, step)
+        return Objective.from_model(self._model, batches, self._likelihood, self.space)
 
     def _count(self) -> None:
         self.step += 1
         if self.step in self.pruning_steps:
+            index = self.pruning_steps.index(self.step)
             with preserving_rng(self._batches):
-                self._prune(self._sparsities[self.pruning_steps.index(self.step)])
+                self._prune(self._sparsities[index])
 
     def _prune(self, sparsity: Targets) -> None:
         objective = self._objective(self.step)
@@ -186,20 +249,28 @@ class Gradual:
 
 
 def _check_pruner(pruner: Prune | None) -> None:
+    if pruner is None:
+        return
     try:
-        if pruner is not None:
-            signature(pruner).bind(None, 0.0)
+        signature(pruner).bind(None, 0.0)
     except TypeError as error:
-        raise WoodburyError(
-            f"The pruner {type(pruner).__name__} takes no (objective, sparsity): give Pruner(fisher=...), such as "
-            "Pruner(mfac(500))."
+        raise WrongType(
+            f"The pruner {type(pruner).__name__} takes no (objective, sparsity): "
+            "give Pruner(fisher=...), such as Pruner(mfac(500))."
         ) from error
 
 
-def _samples(objective: Objective) -> int:
+def _default_pruner(objective: Objective) -> Pruner:
+    """One step of `prune` at its standard effort, without a refit."""
+    samples = _count_samples(objective, standard.samples)
+    return best_step(objective, samples, standard.mc_samples, standard.dampings[0]).pruner
+
+
+def _count_samples(objective: Objective, most: int) -> int:
+    """How many samples the calibration set has, counted up to `most`."""
     samples = 0
     for inputs, _ in objective.batches:
         samples += samples_in(inputs)
-        if samples >= USUAL_COUNT:
-            return USUAL_COUNT
+        if samples >= most:
+            return most
     return samples

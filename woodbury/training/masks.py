@@ -1,4 +1,4 @@
-"""Zeros that stay zero while an optimizer steps."""
+"""Masked training: removed weights that are held at zero while an optimizer steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from woodbury.errors import WoodburyError
 from woodbury.model.parameters import (
@@ -20,75 +21,142 @@ from woodbury.model.parameters import (
 
 
 class Hold:
-    """Removed weights held at zero, with their gradients and the optimizer's memory of them, from step to step  (eq. 32).
+    """Removed weights that are held at zero from step to step  (eq. 32).
 
-    Gradients are cleared as they come, before they are accumulated, clipped, or seen by the optimizer; weights and state
-    after every step, so that neither momentum nor weight decay revives a weight. `remove` lets go.
+    Hooks do it, so that any training loop will do:
+
+    1. Gradients are cleared as they arrive, before they are accumulated, clipped or given to the
+       optimizer.
+    2. Weights and the optimizer's state are cleared after every step, so that neither momentum nor
+       weight decay revives a weight.
+
+    `hold_zeros` makes one; `remove` ends it. It is what torch.nn.utils.prune does with a
+    parametrization, without new parameter names.
+
+    Args:
+        optimizer: What steps; a wrapper of accelerate or Lightning will do.
+        model: The pruned model.
+        keep: A space or masks, True = kept.
+
+    Attributes:
+        optimizer: The torch optimizer inside the wrappers.
+        removed: Parameter -> (*shape,) bool, True = held at zero.
+
+    Raises:
+        WoodburyError: If a mask does not fit, the optimizer has none of the model's parameters, or
+            the model is sharded.
+        WrongType: If there is no torch optimizer.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> hold = Hold(optimizer, model, {"weight": torch.tensor([[True, False]])})
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> float(model.weight[0, 1].detach()), float(model.weight.grad[0, 1])
+        (0.0, 0.0)
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> None:
         self.optimizer = unwrapped(optimizer)
+        self.removed: dict[nn.Parameter, Tensor] = {}
         self._parameters = dict(model.named_parameters())
-        optimized_parameters(self.optimizer, model)
-        self.gone: dict[nn.Parameter, Tensor] = {}
+        optimized_parameters(self.optimizer, model)  # raises if there are none
         self.tighten(keep)
-        self._handles: list[Any] = [self.optimizer.register_step_post_hook(lambda *_: self.clear())]
-        for parameter in self.gone:
+        after_step = self.optimizer.register_step_post_hook(lambda *_: self.clear())
+        self._handles: list[RemovableHandle] = [after_step]
+        for parameter in self.removed:
             if parameter.requires_grad:
-                self._handles.append(parameter.register_hook(partial(self._cleared, parameter)))
+                hook = partial(self._cleared, parameter)
+                self._handles.append(parameter.register_hook(hook))
 
     def tighten(self, keep: Keep) -> None:
-        """Hold by another `keep` from now on. Raises WoodburyError, and changes nothing, unless it fits the model."""
+        """Hold by other masks from now on, and clear what they remove.
+
+        Args:
+            keep: A space or masks, True = kept. Parameters without a mask are held as before.
+
+        Raises:
+            WoodburyError: If a mask does not fit; nothing has changed then.
+        """
         masks = masks_of(keep)
         for name, mask in masks.items():
             _check_mask(name, mask, self._parameters.get(name))
-        self.gone |= {
-            self._parameters[name]: ~mask.to(self._parameters[name].device)
-            for name, mask in masks.items()
-        }
-        for parameter, gone in self.gone.items():
+        for name, mask in masks.items():
+            parameter = self._parameters[name]
+            self.removed[parameter] = ~mask.to(parameter.device)
+        for parameter, removed in self.removed.items():
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(gone, 0)
+                parameter.grad.masked_fill_(removed, 0)
         self.clear()
 
     @torch.no_grad()
     def clear(self) -> None:
-        """Set the removed weights, and what the optimizer remembers of them, to zero."""
+        """Set the removed weights, and the optimizer's state of them, to zero."""
         # Filled, not multiplied: 0 · NaN is NaN, and 0 · −1 is −0, which a sparse file would store.
-        for parameter, gone in self.gone.items():
-            memory = self.optimizer.state.get(parameter, {}).values()
-            for tensor in (parameter, *(part for part in memory if _alike(part, parameter))):
-                tensor.masked_fill_(gone.to(tensor.device), 0)
+        for parameter, removed in self.removed.items():
+            state = self.optimizer.state.get(parameter, {}).values()
+            per_weight = [entry for entry in state if _is_per_weight(entry, parameter)]
+            for tensor in (parameter, *per_weight):
+                tensor.masked_fill_(removed.to(tensor.device), 0)
 
     def remove(self) -> None:
-        """Take the hooks away: the next step may revive what was removed."""
+        """Remove the hooks: the next step may revive the removed weights."""
         for handle in self._handles:
             handle.remove()
 
     def _cleared(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(self.gone[parameter].to(gradient.device), 0)
+        return gradient.masked_fill(self.removed[parameter].to(gradient.device), 0)
 
 
 def hold_zeros(
     optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep | None = None
 ) -> Hold:
-    """Hold removed weights at zero from now on, whatever loop calls `optimizer.step()`  (eq. 32).
+    """Hold removed weights at zero in any loop that calls `optimizer.step()`  (eq. 32).
 
-    keep: a ParameterSpace or name -> bool mask, True = stays; None: what is zero now in matrices and kernels goes on to
-    be. Raises WoodburyError for masks that do not fit and for an optimizer of another model.
+    Args:
+        optimizer: What steps; a wrapper of accelerate or Lightning will do.
+        model: The pruned model, before it is sharded.
+        keep: A space, such as `pruned.objective.space`, or name -> bool mask, True = kept. None
+            takes what is zero now in matrices and kernels.
+
+    Returns:
+        The hold; its `remove()` ends it.
+
+    Raises:
+        WoodburyError: If a mask does not fit, the optimizer has none of the model's parameters, or
+            the model is sharded.
+        WrongType: If there is no torch optimizer.
+
+    Example:
+        >>> import woodbury
+        >>> model = nn.Linear(3, 2)
+        >>> batches = [(torch.randn(20, 3), torch.arange(20) % 2)]
+        >>> pruned = woodbury.prune(model, batches, sparsity=0.5)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> hold = hold_zeros(optimizer, model)
+        >>> model(torch.ones(1, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> int((model.weight == 0).sum())
+        3
     """
     if keep is None:
         keep = {
-            name: (p != 0)
-            for name, p in model.named_parameters()
-            if p.ndim >= 2 and bool((p == 0).any())
+            name: parameter != 0
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 and bool((parameter == 0).any())
         }
     return Hold(optimizer, model, keep)
 
 
-def _alike(part: Any, parameter: nn.Parameter) -> bool:
-    """Whether an entry of the optimizer's state holds a number for each weight; codes of 8-bit optimizers are none."""
-    return isinstance(part, Tensor) and part.shape == parameter.shape and part.is_floating_point()
+def _is_per_weight(entry: Any, parameter: nn.Parameter) -> bool:
+    """Whether an entry of the optimizer's state holds a number for each weight.
+
+    The codes of 8-bit optimizers have the weights' shape and are no numbers.
+    """
+    if not isinstance(entry, Tensor):
+        return False
+    return entry.shape == parameter.shape and entry.is_floating_point()
 
 
 def _check_mask(name: str, mask: Tensor, parameter: nn.Parameter | None) -> None:

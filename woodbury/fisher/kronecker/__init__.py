@@ -1,7 +1,8 @@
-"""Kronecker products of two factors, and their part on the kept weights."""
+"""Kronecker products of two factors, and their restriction to the kept weights."""
 
+from woodbury.fisher.kronecker.elements import Elements as Elements
+from woodbury.fisher.kronecker.elements import exact as exact
+from woodbury.fisher.kronecker.elements import upper_bound as upper_bound
 from woodbury.fisher.kronecker.operator import Kronecker as Kronecker
 from woodbury.fisher.kronecker.operator import pi_corrected as pi_corrected
 from woodbury.fisher.kronecker.restricted import Restricted as Restricted
-from woodbury.fisher.kronecker.restricted import exact as exact
-from woodbury.fisher.kronecker.restricted import upper_bound as upper_bound

@@ -1,4 +1,4 @@
-"""Output reconstruction: the kept weights move until the network's outputs are the dense network's again."""
+"""Output reconstruction: moving the kept weights until the network's outputs are the dense ones."""
 
 from woodbury.pruning.refit.least_squares import Refit as Refit
 from woodbury.pruning.refit.reconstruction import Reconstruction as Reconstruction

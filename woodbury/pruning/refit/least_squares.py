@@ -1,53 +1,86 @@
-"""Refit: what stays moves until the network says again what the dense one said, by Gauss–Newton and without labels."""
+"""Refit: output reconstruction by damped Gauss–Newton steps, without labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import check_whole_number
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import layer_fits
 from woodbury.estimation.output_residuals import Residuals
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
+from woodbury.io.representation import readable
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
-from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.reconstruction import LayerTerms, Reconstruction
 
-SHARES = (1.0, 0.5, 0.25, 0.125)
-"""How much of a step is tried, until the outputs come closer."""
-
-
-PROBES = 20
-"""Backward passes that tell iterations how much the outputs depend on each layer's."""
+STEP_FRACTIONS = (1.0, 0.5, 0.25, 0.125)
+"""Fractions of a step that are tried in this order, until the outputs come closer."""
 
 
-TOLERANCE = 1e-6
-"""The relative residual at which iterations end early."""
+DIAGONAL_PROBES = 20
+"""Backward passes that estimate the diagonal of JᵀJ/m where there are no rows  (eq. 66)."""
 
 
-Aims = Callable[[Tensor], tuple[Metric, Tensor]]
-"""The diagonal of what the network's outputs say (d,) -> what a step is measured by, and from where (d,)."""
+CG_TOLERANCE = 1e-6
+"""Relative residual at which conjugate gradients end early."""
+
+
+_LayerTermsOf = Callable[[Tensor], LayerTerms]
+"""The diagonal of JᵀJ/m (d,) -> the damping term by layers."""
 
 
 @dataclass(frozen=True)
 class Refit:
-    """Steps of damped Gauss–Newton towards the outputs of another network, on the objective's own samples  (eq. 61).
+    """Output reconstruction: Gauss–Newton steps to the outputs of another network  (eq. 61).
 
-    The distance is the one that the Fisher measures, in `mc_samples` directions to a sample, drawn anew in each of the `steps`;
-    to second order it is the divergence between what the two networks predict. samples: the first so many of the batches,
-    None for all. iterations: None solves each step exactly, from mc_samples × samples rows of d floats; a number solves it by so
-    many conjugate gradients on products through the network, without a row, at a cost that `mc_samples` does not raise  (eq. 63).
-    reconstruction: the outputs of the layers as a second aim, for the weights of linear and convolutional layers, which
-    `damping` then does not hold; None for none  (eq. 65).
+    A step minimises mean (r + Jδ)² + λ‖δ‖² over the kept weights, where the residuals r are the
+    differences of the two networks' outputs along random directions. The distance is the one that
+    the Fisher measures: to second order the KL divergence between the predictions of the two
+    networks. A step is shortened until the outputs come closer, and left out if they never do. No
+    label is read. It is distillation (Hinton et al. 2015) by least squares.
+
+    Attributes:
+        steps: Gauss–Newton steps, each with new random directions.
+        mc_samples: GGN samples per input: random directions along which outputs are compared. A
+            step by rows holds mc_samples × samples rows of d floats, so that the default is
+            small.
+        damping: λ, positive.
+        samples: Samples that are read at most, the first ones of the objective; None for all.
+        iterations: None solves a step exactly from the rows of J; a number solves it by that many
+            conjugate gradients on products with the network's Jacobian, without a row in memory and
+            at a cost that does not grow with `mc_samples`  (eq. 63).
+        reconstruction: The outputs of the layers as a second goal, in place of λ‖δ‖² for the
+            weights of linear and convolutional layers  (eq. 65); None for the network's outputs
+            alone.
+        seed: Of the random directions.
+        engine: `vmapped` or `looped` for the rows; None for the faster of the two.
+
+    Raises:
+        WoodburyError: If the damping is not positive, or a count is below 1.
+        WrongType: If a count is no whole number.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 4)
+        >>> batches = [(torch.randn(20, 3), None)]
+        >>> dense = woodbury.Objective.from_model(model, batches)
+        >>> pruned = woodbury.Pruner(woodbury.gauss_newton(woodbury.mfac(40)))(dense, 0.5)
+        >>> refit = Refit(damping=1e-2)
+        >>> closer = refit(pruned.objective, dense)
+        >>> refit.distance(closer, dense) < refit.distance(pruned.objective, dense)
+        True
     """
 
     steps: int = 1
@@ -59,88 +92,120 @@ class Refit:
     seed: int = 0
     engine: Engine | None = None
 
+    __repr__ = readable
+
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        numbers = {
-            "steps": self.steps,
-            "mc_samples": self.mc_samples,
-            "samples": self.samples,
-            "iterations": self.iterations,
-        }
-        for name, number in numbers.items():
-            left_out = number is None and name in ("samples", "iterations")
-            if not left_out and not (isinstance(number, int) and number > 0):
-                raise WoodburyError(
-                    f"A refit with {name}={number} cannot be: give a whole number of at least 1."
-                )
+        check_whole_number(self.steps, "steps", "the number of Gauss–Newton steps of a refit")
+        check_whole_number(self.mc_samples, "mc_samples", "the number of GGN samples per input")
+        if self.samples is not None:
+            check_whole_number(self.samples, "samples", "None for all samples, else their number")
+        if self.iterations is not None:
+            meaning = "None for an exact solve, else the number of conjugate gradients"
+            check_whole_number(self.iterations, "iterations", meaning)
 
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
-        """The objective where its outputs are closest to those of `dense`; no model is touched. Raises WoodburyError."""
+        """Move the weights until the outputs are close to those of the dense network.
+
+        Args:
+            objective: The pruned network; the residuals are taken on its batches.
+            dense: The network whose outputs are the goal; its batches are not read.
+
+        Returns:
+            The objective at the weights reached, in the same space; no model is touched.
+
+        Raises:
+            WoodburyError: If there are no samples, the likelihood has no directions, or
+                `iterations` are asked of a model that cannot be differentiated forward.
+        """
         for step in range(self.steps):
             objective = self._step(objective, dense, step)
         return objective
 
     def distance(self, objective: Objective, dense: Objective) -> float:
-        """How far the outputs are from those of `dense`, in directions that no step has fitted  (eq. 61)."""
-        return _half_square(self._residuals(objective, dense, self.steps).at(objective.weights))
+        """Half the mean squared residual, along directions that no step has fitted  (eq. 61).
+
+        Args:
+            objective: The network to measure, on its own batches.
+            dense: The network whose outputs are the goal.
+
+        Returns:
+            The distance in nats, to second order the KL divergence.
+        """
+        residuals = self._residuals(objective, dense, draw=self.steps)
+        return _half_mean_square(residuals.at(objective.weights))
 
     def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
-        """What the outputs differ by, along other directions after each pruning."""
+        """The residuals along the directions of one draw; every space has draws of its own."""
         seed = self.seed + objective.space.d * (self.steps + 1) + draw
         return Residuals.between(objective, dense, self.mc_samples, seed, self.samples)
 
     def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
         residuals = self._residuals(objective, dense, draw)
         here = residuals.at(objective.weights)
-        solve = self._by_rows if self.iterations is None else self._by_products
-        step = solve(residuals, here, self._aims(residuals, dense)).to(objective.weights.dtype)
-        for share in SHARES:
-            moved = objective.weights - share * step
-            if _half_square(residuals.at(moved)) < _half_square(here):  # never with a NaN
+        distance = _half_mean_square(here)
+        solve = self._solve_by_rows if self.iterations is None else self._solve_by_cg
+        step = solve(residuals, here, self._layer_terms(residuals, dense))
+        step = step.to(objective.weights.dtype)
+        for fraction in STEP_FRACTIONS:
+            moved = objective.weights - fraction * step
+            # A comparison with NaN is False, so that such a step is never taken.
+            if _half_mean_square(residuals.at(moved)) < distance:
                 return objective.at(moved)
         return objective
 
-    def _aims(self, residuals: Residuals, dense: Objective) -> Aims | None:
-        objective, layers = residuals.objective, self.reconstruction
-        if layers is None:
+    def _layer_terms(self, residuals: Residuals, dense: Objective) -> _LayerTermsOf | None:
+        """What gives the damping term by layers, on the samples of the residuals; None without."""
+        if self.reconstruction is None:
             return None
-        fits = layer_fits(objective, dense, residuals.m // self.mc_samples)
-        return lambda curvature: layers(fits, objective.space, curvature, self.damping)
+        objective = residuals.objective
+        samples = residuals.m // self.mc_samples
+        fits = layer_fits(objective, dense, samples)
+        return partial(self.reconstruction, fits, objective.space, damping=self.damping)
 
-    def _by_rows(self, residuals: Residuals, here: Tensor, aims: Aims | None) -> Tensor:
+    def _solve_by_rows(
+        self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
+    ) -> Tensor:
+        """−δ of one step by the m rows of J, from the residuals `here` (m,): (d,)  (eq. 61, 65)."""
         jacobian = residuals.jacobian(self.engine)
-        if aims is None:
+        if layer_terms is None:
             return LowRank(jacobian, self.damping).solve_range(here / len(here))
         jacobian = at_least_float32(jacobian)  # triangles are not solved in half precision
-        metric, target = aims(vector_norm(jacobian, dim=0).square_() / len(jacobian))
-        left = here + jacobian @ target.to(jacobian.dtype)
-        step = LowRank(metric.whiten(jacobian), self.damping).solve_range(left / len(left))
+        curvature = vector_norm(jacobian, dim=0).square_() / len(jacobian)
+        metric, target = layer_terms(curvature)
+        # With δ = target + L⁻ᵀη it is the plain step in η: rows J L⁻ᵀ, residuals r + J target.
+        rhs = here + jacobian @ target.to(jacobian.dtype)
+        rows = metric.whiten(jacobian)
+        step = LowRank(rows, self.damping).solve_range(rhs / len(rhs))
         return metric.coloured(step) - target
 
-    def _by_products(self, residuals: Residuals, here: Tensor, aims: Aims | None) -> Tensor:
-        slope = residuals.gradient(here)
-        if aims is None:
-            return self._iterated(residuals, slope, Metric(()))
-        metric, target = aims(residuals.diagonal(PROBES))
-        return (
-            self._iterated(residuals, at_least_float32(slope + residuals.curved(target)), metric)
-            - target
-        )
+    def _solve_by_cg(
+        self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
+    ) -> Tensor:
+        """−δ of one step without rows, from the residuals `here` (m,): (d,)  (eq. 63, 65)."""
+        gradient = residuals.gradient(here)
+        if layer_terms is None:
+            return self._conjugate_gradients(residuals, gradient, Metric(()))
+        metric, target = layer_terms(residuals.diagonal(DIAGONAL_PROBES))
+        rhs = at_least_float32(gradient + residuals.gauss_newton_product(target))
+        return self._conjugate_gradients(residuals, rhs, metric) - target
 
-    def _iterated(self, residuals: Residuals, left: Tensor, metric: Metric) -> Tensor:
-        """(JᵀJ/m + λM)⁻¹ left, by iterations: (d,) -> (d,)."""
-        most = self.iterations or 0
+    def _conjugate_gradients(self, residuals: Residuals, rhs: Tensor, metric: Metric) -> Tensor:
+        """(JᵀJ/m + λM)⁻¹ rhs, where M = LLᵀ, by iterations on L⁻¹JᵀJL⁻ᵀ/m + λI: (d,) -> (d,)."""
+        max_steps = self.iterations or 0
         done = count(1)
 
         def multiply(v: Tensor) -> Tensor:
-            product = residuals.curved(metric.coloured(v[:, 0])).to(v.dtype)
-            report("iterations of a refit", next(done), most)
-            return (metric.whitened(product) + self.damping * v[:, 0])[:, None]
+            column = v[:, 0]
+            product = residuals.gauss_newton_product(metric.coloured(column)).to(v.dtype)
+            report("iterations of a refit", next(done), max_steps)
+            return (metric.whitened(product) + self.damping * column)[:, None]
 
-        step, _ = conjugate_gradients(multiply, metric.whitened(left)[:, None], most, TOLERANCE)
-        report("iterations of a refit", most, most)  # it may have ended early
-        return metric.coloured(step[:, 0])
+        whitened = metric.whitened(rhs)[:, None]
+        solution, _ = conjugate_gradients(multiply, whitened, max_steps, CG_TOLERANCE)
+        report("iterations of a refit", max_steps, max_steps)  # it may have ended early
+        return metric.coloured(solution[:, 0])
 
 
-def _half_square(residuals: Tensor) -> float:
+def _half_mean_square(residuals: Tensor) -> float:
     return 0.5 * float(residuals.double().square().mean())

@@ -1,9 +1,11 @@
-"""Reconstruction: every layer's outputs as a second aim of a refit, beside those of the network."""
+"""Layer-wise reconstruction: the outputs of every layer as a second goal of a refit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,60 +17,114 @@ from woodbury.linalg.metric import Metric
 from woodbury.model.space import ParameterSpace
 
 
+class LayerTerms(NamedTuple):
+    """The damping term of a refit step: (λ/2) (δ − target)ᵀ M (δ − target).
+
+    Attributes:
+        metric: M (d, d), block-diagonal; it replaces the identity in the damping λI.
+        target: (d,), the step δ that the layers alone ask for.
+    """
+
+    metric: Metric
+    target: Tensor
+
+
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the layers by themselves ask of a step, and what it costs to do otherwise  (eq. 64, 65).
+    """Layer-wise reconstruction as the damping term of a refit  (eq. 64, 65).
 
-    weight: of the layers' outputs beside the network's own. share: how much of each layer's own least-squares step is
-    aimed at, as all layers move at once and each would mend what those before it have mended already. ridge: added to the
-    inputs' second moments, as a share of their mean.
+    Each output of a linear or convolutional layer is a least-squares problem on the layer's inputs.
+    The sum of these problems takes the place of the damping λ‖δ‖².
+
+    Attributes:
+        weight: ω, of the layers' outputs relative to the network's own; above 0.
+        target_fraction: τ, the fraction of each layer's own least-squares step that the refit aims
+            at, in [0, 1]. It is below 1 as all layers move at once, and each would correct what the
+            layers before it have corrected already.
+        ridge: ρ, added to the second moments of a layer's inputs, as a fraction of their mean;
+            above 0.
+
+    Raises:
+        WoodburyError: If a field is out of its range; the sentence names it.
+
+    Example:
+        >>> import woodbury
+        >>> woodbury.Refit(reconstruction=Reconstruction(weight=1e-2)).reconstruction.ridge
+        0.01
     """
 
     weight: float = 1e-3
-    share: float = 0.3
+    target_fraction: float = 0.3
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
-        if not (
-            0 < self.weight < float("inf")
-            and 0 <= self.share <= 1
-            and 0 < self.ridge < float("inf")
-        ):
+        for name, value in (("weight", self.weight), ("ridge", self.ridge)):
+            if not 0 < value < math.inf:
+                raise WoodburyError(f"{name} is {value}: it must be positive and finite.")
+        if not 0 <= self.target_fraction <= 1:
             raise WoodburyError(
-                f"{self} cannot be: give a weight and a ridge above 0, and a share from 0 to 1."
+                f"target_fraction is {self.target_fraction}: it must lie in [0, 1]."
             )
 
     def __call__(
         self, fits: Mapping[str, LayerFit], space: ParameterSpace, curvature: Tensor, damping: float
-    ) -> tuple[Metric, Tensor]:
-        """The metric of the damping, and the target (d,) from which a step is measured.
+    ) -> LayerTerms:
+        """The damping term of one refit step.
 
-        curvature: (d,), the diagonal of what the network's outputs say, which sets each layer's output in their scale.
+        Args:
+            fits: Parameter name -> its layer's normal equations; a parameter without them keeps the
+                plain damping.
+            space: The kept weights.
+            curvature: (d,), the diagonal of JᵀJ/m of the network's outputs. It brings each layer's
+                output to their scale.
+            damping: λ of the refit.
+
+        Returns:
+            The metric of the damping and its target, both in the dtype of `curvature`.
         """
-        target, factors = torch.zeros_like(curvature), []
-        for name, output, where, kept in _rows(fits, space):
-            size, scale = fits[name].size, float(curvature[where].sum())
-            if not (size > 0 and scale > 0):  # nothing ever came in, or nothing depends on it
+        target = torch.zeros_like(curvature)
+        factors = []
+        for row in _output_rows(fits, space):
+            fit = fits[row.name]
+            size = fit.size
+            scale = float(curvature[row.where].sum())
+            # A layer without input, or on which no output depends, has no scale: plain damping.
+            if not (size > 0 and scale > 0):
                 continue
-            moments, missed = fits[name].of(output, kept)
-            own = damped_cholesky(moments, self.ridge * size)
-            target[where] = (self.share * torch.cholesky_solve(missed[:, None], own)[:, 0]).to(
-                target.dtype
-            )
-            weight = self.weight / damping * scale / float(own.square().sum())
-            factors.append((where, (weight**0.5 * own).to(target.dtype)))
-        return Metric(tuple(factors)), target
+            equations = fit.of(row.output, row.kept)
+            factor = damped_cholesky(equations.moments, self.ridge * size)
+            step = torch.cholesky_solve(equations.cross_moments[:, None], factor)[:, 0]
+            target[row.where] = (self.target_fraction * step).to(target.dtype)
+            # ‖L‖² is the trace of LLᵀ: the block's trace becomes weight · scale / damping.
+            weight = self.weight / damping * scale / float(factor.square().sum())
+            factors.append((row.where, (weight**0.5 * factor).to(target.dtype)))
+        return LayerTerms(Metric(tuple(factors)), target)
 
 
-def _rows(
-    fits: Mapping[str, LayerFit], space: ParameterSpace
-) -> Iterator[tuple[str, int, slice, Tensor]]:
-    """Each output of each layer that has kept weights: its layer, its index, where they lie in d, and which inputs they take."""
+class _OutputRow(NamedTuple):
+    """The kept weights of one output of one layer.
+
+    Attributes:
+        name: The parameter.
+        output: Index of the output in the layer.
+        where: Where its k kept weights lie among the d of the space.
+        kept: (k,) int64, the inputs that they multiply.
+    """
+
+    name: str
+    output: int
+    where: slice
+    kept: Tensor
+
+
+def _output_rows(fits: Mapping[str, LayerFit], space: ParameterSpace) -> Iterator[_OutputRow]:
+    """Each output with kept weights, of each layer with normal equations."""
     start = 0
     for name, part in space.slices.items():
         outputs = space.shapes[name][0]
         for output, keep in enumerate(space.keep[part].view(outputs, -1)):
             kept = keep.nonzero()[:, 0]
+            end = start + len(kept)
             if name in fits and len(kept):
-                yield name, output, slice(start, start + len(kept)), kept
-            start += len(kept)
+                yield _OutputRow(name, output, slice(start, end), kept)
+            start = end

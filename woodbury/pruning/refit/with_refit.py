@@ -1,68 +1,105 @@
-"""Refit: what stays moves until the network says again what the dense one said, by Gauss–Newton and without labels."""
+"""WithRefit: a pruning recipe with a refit after each of its steps."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.objective import Objective
-from woodbury.model.space import ParameterSpace
-from woodbury.pruning.costs import Cost
-from woodbury.pruning.pruner import Pruned, Recipe
+from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.scopes import Scope
 
 
 @dataclass(frozen=True)
 class WithRefit:
-    """A recipe, and after each of its steps a refit to the outputs of `dense`  (eq. 61).
+    """A recipe whose every step is followed by a refit to the dense network's outputs  (eq. 61).
 
-    dense: where it all started, of which a copy is kept; its own batches are not read. Each step remembers the distance that is
-    left.
+    Build it with `WithRefit.around(recipe, dense)`, which copies the dense network. The constructor
+    takes `dense` as it is, so that `replace` copies nothing: its model must not change afterwards.
+
+    Attributes:
+        recipe: A Pruner or a DampingSearch.
+        dense: The network before any pruning, at its own weights. Its batches are not read.
+        refit: The refit.
+
+    Raises:
+        WrongType: If `recipe` does not prune, or `dense` is no Objective.
+        WoodburyError: If the likelihood has no directions.
+
+    Example:
+        >>> import torch
+        >>> import woodbury
+        >>> model = torch.nn.Linear(3, 4)
+        >>> dense = woodbury.Objective.from_model(model, [(torch.randn(20, 3), None)])
+        >>> pruner = woodbury.Pruner(woodbury.gauss_newton(woodbury.mfac(40)))
+        >>> recipe = WithRefit.around(pruner, dense, woodbury.Refit(damping=1e-2))
+        >>> recipe(dense, 0.5).sparsity
+        0.5
     """
 
-    recipe: Recipe
+    recipe: PruningRecipe
     dense: Objective
     refit: Refit = field(default_factory=Refit)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dense, Objective) or not hasattr(self.recipe, "check"):
-            raise WoodburyError(
-                f"Refitted got a {type(self.recipe).__name__} and a {type(self.dense).__name__}: give a Pruner, or a Tuned "
-                "one, and the Objective of the dense network."
+        if not isinstance(self.dense, Objective) or not isinstance(self.recipe, PruningRecipe):
+            raise WrongType(
+                f"WithRefit got a {type(self.recipe).__name__} and a {type(self.dense).__name__}: "
+                "give a Pruner or a DampingSearch, and the Objective of the dense network."
             )
         if self.dense.likelihood.directions is None:
             raise WoodburyError(
                 "This likelihood has no directions of the output: prune without a refit."
             )
-        # its biases and statistics must not follow a model that is trained on
-        object.__setattr__(
-            self, "dense", replace(self.dense, model=copy.deepcopy(self.dense.model))
-        )
+
+    @classmethod
+    def around(
+        cls, recipe: PruningRecipe, dense: Objective, refit: Refit | None = None
+    ) -> WithRefit:
+        """The recipe with a refit to a copy of the dense network, made now.
+
+        The copy keeps biases and statistics of BatchNorm as they are, also where the model is
+        trained on.
+
+        Args:
+            recipe: A Pruner or a DampingSearch.
+            dense: The network before any pruning.
+            refit: The refit; by default `Refit()`.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            WoodburyError: As the constructor.
+        """
+        checked = cls(recipe, dense, refit or Refit())
+        return replace(checked, dense=replace(dense, model=copy.deepcopy(dense.model)))
 
     @property
-    def cost(self) -> Cost:
-        """What counts towards the sparsity."""
-        return self.recipe.cost
-
-    @property
-    def scope(self) -> Scope:
-        """What competes."""
-        return self.recipe.scope
-
-    def check(self, space: ParameterSpace, sparsity: Targets) -> None:
-        """Raises WoodburyError if steps that end at `sparsity` cannot be."""
-        self.recipe.check(space, sparsity)
+    def rules(self) -> Pruner:
+        """The Pruner inside, whose unit, scope, cost and limits hold."""
+        return self.recipe.rules
 
     def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once, to `sparsity` of the original weights, and refit; the model is untouched. Raises WoodburyError."""
+        """Prune once and refit.
+
+        Args:
+            objective: The network at the weights reached so far; its batches are the calibration
+                set.
+            sparsity: Removed ÷ all weights of the original space, after this step.
+
+        Returns:
+            The pruned objective; its last step has the `distance` that the refit left. The model is
+            untouched.
+
+        Raises:
+            WoodburyError: As the recipe and the refit.
+        """
         pruned = self.recipe(objective, sparsity)
-        objective = self.refit(pruned.objective, self.dense)
-        left = self.refit.distance(objective, self.dense)
-        return replace(
-            pruned,
-            objective=objective,
-            steps=(*pruned.steps[:-1], replace(pruned.steps[-1], distance=left)),
-        )
+        refitted = self.refit(pruned.objective, self.dense)
+        distance = self.refit.distance(refitted, self.dense)
+        *earlier, last = pruned.steps
+        steps = (*earlier, replace(last, distance=distance))
+        return replace(pruned, objective=refitted, steps=steps)

@@ -1,4 +1,4 @@
-"""Selections: how saliencies become the weights that are kept."""
+"""Selections: how the saliencies of units become the weights that are kept."""
 
 from woodbury.pruning.selections.greedy_selection import Selection as Selection
 from woodbury.pruning.selections.greedy_selection import greedy as greedy

@@ -1,4 +1,4 @@
-"""Selections: how the saliencies of a quadratic become the weights that stay."""
+"""Greedy selections: the units of lowest saliency, at once or in several inner steps."""
 
 from __future__ import annotations
 
@@ -8,26 +8,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import check_whole_number
 from woodbury.pruning.budget import Budget
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency
 
 Selection = Callable[[Quadratic, Budget, Saliency], Tensor]
-"""(quadratic, contest, saliency) -> keep (d,) bool on the CPU."""
+"""(quadratic, budget, saliency) -> keep (d,) bool on the CPU, True = kept."""
 
 
-def greedy(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:
-    """The cheapest units by their saliencies as they are, blind to how the removed interact (both papers)  (eq. 18)."""
-    return contest.keep(contest.cheapest(unit_scores(quadratic, contest, saliency)))
+def greedy(quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
+    """The units of lowest saliency are removed at once  (eq. 18).
+
+    The selection of WoodFisher and M-FAC. It neglects how the removed weights interact.
+
+    Args:
+        quadratic: The model of the loss.
+        budget: Which units compete, and how much of each pool to remove.
+        saliency: What the removal of each unit costs.
+
+    Returns:
+        (d,) bool on the CPU, True = kept.
+
+    Raises:
+        WoodburyError: If a score is not finite, or too few units can be removed.
+
+    Example:
+        >>> import torch, woodbury
+        >>> space = woodbury.ParameterSpace.from_model(torch.nn.Linear(4, 1, bias=False))
+        >>> budget = woodbury.Pruner().budget(space, sparsity=0.5)
+        >>> quadratic = Quadratic(torch.tensor([4.0, -1.0, 2.0, -3.0]))
+        >>> greedy(quadratic, budget, woodbury.saliencies.magnitude)
+        tensor([ True, False, False,  True])
+    """
+    return budget.keep(budget.cheapest(unit_scores(quadratic, budget, saliency)))
 
 
 @dataclass(frozen=True)
 class iterative_greedy:
-    """Greedy in several inner steps on one quadratic, each of which keeps the same fraction  (eq. 28).
+    """Greedy in several inner steps on one quadratic  (eq. 28).
 
-    After each step the kept weights move to their optimum, and their saliencies are computed again
-    from the inverse of the restricted Fisher.
+    Each step keeps the same fraction. After each step the kept weights move to their optimum, and
+    their saliencies are computed again from the inverse of the restricted Fisher. One weight a step
+    is Optimal Brain Surgeon as first published (Hassibi & Stork, NeurIPS 1992).
 
     Args:
         steps: Inner steps; more of them see more of how the removed weights interact.
@@ -37,15 +60,14 @@ class iterative_greedy:
 
     Example:
         >>> import woodbury
-        >>> woodbury.Pruner(woodbury.mfac(100), selection=woodbury.selections.iterative_greedy(16)).selection
+        >>> woodbury.Pruner(woodbury.mfac(100), selection=iterative_greedy(16)).selection
         iterative_greedy(steps=16)
     """
 
     steps: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise WoodburyError(f"{self.steps} inner steps were asked for: give at least 1.")
+        check_whole_number(self.steps, "steps", "the number of inner steps")
 
     def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
         """The weights to keep, (d,) bool on the CPU."""
@@ -53,6 +75,7 @@ class iterative_greedy:
         for steps_to_do in range(self.steps, 0, -1):
             step = budget.first_step_of(steps_to_do)
             remove = step.cheapest(unit_scores(quadratic, budget, saliency))
+            # Which of the weights that were kept so far are kept further.
             kept = budget.keep(remove)
             keep[keep.clone()] = kept
             if steps_to_do > 1:
@@ -61,13 +84,18 @@ class iterative_greedy:
         return keep
 
 
-def unit_scores(quadratic: Quadratic, contest: Budget, saliency: Saliency) -> Tensor:
-    """The saliency of every unit of the contest: (g,)."""
-    if contest.groups is None:
+def unit_scores(quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
+    """The saliency of every unit of a budget.
+
+    Args:
+        quadratic: The model of the loss.
+        budget: Holds the units.
+        saliency: What the removal of each unit costs.
+
+    Returns:
+        (g,) on the CPU.
+    """
+    if budget.groups is None:
         return saliency(quadratic, None).cpu()
-    return torch.cat(
-        [
-            saliency(quadratic, groups.to(quadratic.weights.device)).cpu()
-            for groups in contest.groups
-        ]
-    )
+    device = quadratic.weights.device
+    return torch.cat([saliency(quadratic, groups.to(device)).cpu() for groups in budget.groups])

@@ -1,0 +1,349 @@
+"""woodbury prune: what it writes, and what each option does."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.cli import report, same_weights, succeeds, weights, woodbury
+from support.limits import Limited
+
+NET = Path(__file__).with_name("net.py")
+PRUNE = "prune net.py:build net.py:both --sparsity 0.5 --count 100 --damping 1e-3 --out out"
+
+
+def test_prune_writes_three_files_and_says_what_it_did(here: Path) -> None:
+    result = succeeds(PRUNE)
+    assert "50.00 % of 456 weights removed" in result.stdout
+    assert "woodbury.load_sparse" in result.stdout
+    names = ["report.html", "report.json", "weights.safetensors"]
+    assert sorted(entry.name for entry in Path("out").iterdir()) == names
+    assert "What stays of each tensor" in Path("out/report.html").read_text("utf-8")
+
+
+def test_the_report_has_every_number(here: Path) -> None:
+    succeeds(PRUNE)
+    numbers = report("out")
+    assert numbers["command"] == "prune" and numbers["measure"] == "accuracy"
+    assert numbers["sparsity"] == 0.5 and numbers["damping"] == 1e-3
+    assert numbers["measured_increase"] == pytest.approx(
+        numbers["loss_after"] - numbers["loss_before"]
+    )
+    assert numbers["score_before"] > 0.8 and 0 <= numbers["score_after"] <= 1
+    assert numbers["seconds"] > 0 and numbers["predicted_increase"] > 0
+    assert numbers["peak_megabytes"] > 1
+    assert {"woodbury", "torch", "python"} <= set(numbers["versions"])
+
+
+def test_all_keys_of_the_report_are_snake_case(here: Path) -> None:
+    succeeds(PRUNE)
+    numbers = report("out")
+    for keys in (numbers, numbers["settings"], *numbers["layers"]):
+        assert all(key.isidentifier() and key == key.lower() for key in keys)
+
+
+def test_the_settings_of_the_report_are_those_asked_for_and_decided(here: Path) -> None:
+    succeeds(PRUNE)
+    settings = report("out")["settings"]
+    assert settings["count"] == 100 and settings["method"] == "gauss-newton"
+    assert settings["stages"] == 2 and settings["mc_samples"] == 2
+    assert settings["parameters"] == ["1.weight", "4.weight"] and settings["weights"] == 456
+
+
+def test_the_layers_of_the_report_add_up(here: Path) -> None:
+    succeeds(PRUNE)
+    layers = report("out")["layers"]
+    written = weights("out")
+    assert sum(layer["kept"] for layer in layers) == 228
+    assert sum(int(written[layer["name"]].count_nonzero()) for layer in layers) == 228
+    assert [layer["flops"] for layer in layers] == [2 * 384, 2 * 72]
+    assert all(layer["flops_left"] == 2 * layer["kept"] for layer in layers)
+    assert all(len(layer["saliencies"]) == 3 for layer in layers)
+
+
+def test_the_written_weights_score_as_reported(here: Path) -> None:
+    succeeds(PRUNE, "--recalibrate --method woodfisher --block 20")
+    spec = importlib.util.spec_from_file_location("pruned_net", here / "net.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.build()
+    model.load_state_dict(weights("out"))
+    x, y = module.data(100, 1)
+    score = float((model(torch.tensor(x).float()).argmax(1).numpy() == y).mean())
+    assert score == pytest.approx(report("out")["score_after"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--method magnitude",
+        "--method diagonal-fisher --scope layerwise",
+        "--method kfac --update independent",
+        "--first-order --stages 2",
+        "--method mfac --batch 2 --exclude 4.*",
+        "--include 1.weight",
+        "--damping 1e-4,1e-2",
+        "--selection iterative-greedy:4",
+        "--selection swaps:3",
+        "--selection iht:3 --flops-power 0.5",
+        "--max-layer-sparsity 0.8",
+        "--flops-power 0.5",
+        "--pattern 1:4 --include 1.weight",
+        "--pattern 1:4 --method magnitude",
+    ],
+)
+def test_every_option_prunes_exactly(options: str, here: Path) -> None:
+    target = "" if "--pattern" in options else "--sparsity 0.75"
+    succeeds("prune net.py:build net.py:both --count 60 --out out", target, options)
+    layers = report("out")["layers"]
+    removed = sum(layer["weights"] - layer["kept"] for layer in layers)
+    assert removed == round(0.75 * sum(layer["weights"] for layer in layers))
+    if "1e-4,1e-2" in options:
+        assert report("out")["damping"] in (1e-4, 1e-2)
+
+
+ONE_FISHER = "prune net.py:build net.py:both --count 100 --damping 1e-3 --stages 1 --refit 0"
+
+
+def predicted(options: str) -> float:
+    """The predicted increase of the loss at 75 % in one stage."""
+    folder = f"out{len(list(Path().iterdir()))}"
+    succeeds(ONE_FISHER, "--sparsity 0.75", options, "--out", folder)
+    return report(folder)["predicted_increase"]
+
+
+@pytest.mark.parametrize("selection", ["iterative-greedy:8", "swaps:3", "iht:3"])
+def test_a_selection_predicts_less_than_the_greedy_one(selection: str, here: Path) -> None:
+    assert predicted(f"--selection {selection}") < predicted("--selection greedy")
+
+
+def test_more_swaps_predict_less(here: Path) -> None:
+    assert predicted("--selection swaps:20") < predicted("--selection swaps:1")
+
+
+def test_the_joint_update_predicts_less_than_the_others(here: Path) -> None:
+    others = [predicted(f"--update {update}") for update in ("independent", "zero")]
+    assert predicted("--update joint") < min(others)
+
+
+def test_a_layerwise_scope_prunes_every_tensor_alike(here: Path) -> None:
+    succeeds(ONE_FISHER, "--sparsity 0.75 --scope layerwise --out out")
+    assert [layer["sparsity"] for layer in report("out")["layers"]] == [0.75, 0.75]
+
+
+def test_the_largest_sparsity_of_a_tensor_is_kept(here: Path) -> None:
+    largest = {}
+    for limit in (1.0, 0.8):
+        options = f"--sparsity 0.75 --max-layer-sparsity {limit} --out out{limit}"
+        succeeds("prune net.py:build net.py:both --method magnitude", options)
+        largest[limit] = max(layer["sparsity"] for layer in report(f"out{limit}")["layers"])
+    assert largest[0.8] == pytest.approx(0.8, abs=1 / 72) and largest[1.0] > largest[0.8]
+
+
+def test_more_ggn_samples_make_another_fisher(here: Path) -> None:
+    for samples in (1, 2, 4):
+        succeeds(ONE_FISHER, f"--sparsity 0.9 --mc-samples {samples} --out out{samples}")
+    succeeds(ONE_FISHER, "--sparsity 0.9 --out usual")
+    assert same_weights("usual", "out2")
+    assert not same_weights("out1", "out2") and not same_weights("out2", "out4")
+
+
+def test_targets_by_the_names_of_parameters(here: Path) -> None:
+    command = "prune net.py:build net.py:both --count 60 --damping 1e-3 --out out"
+    succeeds(command, "--sparsity 4.*=0,*=0.75")
+    assert [layer["sparsity"] for layer in report("out")["layers"]] == [0.75, 0.0]
+
+
+@pytest.mark.parametrize("options", ["--unit block:1x4", "--unit block:4 --flops"])
+def test_blocks_are_removed_whole(options: str, here: Path) -> None:
+    command = "prune net.py:build net.py:both --count 60 --damping 1e-3 --sparsity 0.5 --out out"
+    succeeds(command, options)
+    written = weights("out")
+    sizes = [
+        (written[layer["name"]].view(-1, 4) != 0).sum(1).tolist()
+        for layer in report("out")["layers"]
+    ]
+    assert {size for tensor in sizes for size in tensor} == {0, 4}
+    assert sum(map(sum, sizes)) == 228
+
+
+@pytest.mark.parametrize(("unit", "dim"), [("channels", 1), ("rows", 1), ("columns", 0)])
+def test_channels_are_removed_whole(unit: str, dim: int, here: Path) -> None:
+    command = "prune net.py:build net.py:both --sparsity 0.5 --count 60 --damping 1e-3"
+    succeeds(command, "--include 1.weight --unit", unit, "--out out")
+    kept = (weights("out")["1.weight"] != 0).sum(dim).tolist()
+    half = len(kept) // 2
+    assert sorted(kept) == [0] * half + [384 // len(kept)] * half
+
+
+def test_the_same_seed_gives_the_same_weights(here: Path) -> None:
+    for folder, seed in (("a", 5), ("b", 5), ("c", 6)):
+        succeeds(PRUNE.replace("--out out", f"--out {folder} --seed {seed}"))
+    assert same_weights("a", "b") and not same_weights("a", "c")
+
+
+def test_a_sparse_file_is_an_eighth_and_can_be_pruned_on(here: Path) -> None:
+    layers = "nn.Linear(16, 3000, bias=False), nn.Linear(3000, 3)"
+    Path("big.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        f"def net():\n    torch.manual_seed(0)\n    return nn.Sequential({layers})\n"
+    )
+    succeeds("prune big.py:net net.py:both --sparsity 0.9 --method magnitude --out out")
+    pruned = weights("out")
+    save_file(pruned, "dense.safetensors")
+    sparse_size = Path("out/weights.safetensors").stat().st_size
+    assert 7 < Path("dense.safetensors").stat().st_size / sparse_size < 8.5
+    succeeds(
+        "prune big.py:net net.py:both --checkpoint out/weights.safetensors --sparsity 0.95",
+        "--keep-zeros --method magnitude --out again",
+    )
+    later = weights("again")
+    assert all(not later[name][pruned[name] == 0].any() for name in ("0.weight", "1.weight"))
+
+
+def test_regression_is_scored_by_r_squared(here: Path) -> None:
+    command = "prune net.py:linear net.py:regression --loss squared_error --sparsity 0.25"
+    result = succeeds(command, "--count 50 --out out")
+    numbers = report("out")
+    assert numbers["measure"] == "r_squared" and "R² 9" in result.stdout
+    # The labels are the network's own outputs + 0.1, of variance 0.3 to 0.4.
+    assert numbers["score_before"] == pytest.approx(1, abs=0.05)
+    assert numbers["score_after"] > 0.5
+
+
+def test_whole_numbers_are_regressed_on_too(here: Path) -> None:
+    command = "prune net.py:linear net.py:counts --loss squared_error --sparsity 0.5"
+    succeeds(command, "--damping 1 --out out")
+    assert report("out")["score_before"] < 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "magnitude",
+        "diagonal-fisher",
+        "hessian-diagonal",
+        "woodfisher",
+        "mfac",
+        "kfac",
+        "kfac-upper-bound",
+    ],
+)
+def test_data_without_labels(method: str, here: Path) -> None:
+    command = "prune net.py:build net.py:without_labels --labels sampled --sparsity 0.5"
+    result = succeeds(command, f"--method {method} --damping 1e-2,1 --count 40 --out out")
+    assert "what the dense network says stands for them" in result.stderr
+    numbers = report("out")
+    assert numbers["measure"] == "agreement" and numbers["settings"]["labels"] == "sampled"
+    assert numbers["score_before"] == 1 and 0.3 < numbers["score_after"] <= 1
+
+
+UNLABELLED = "--labels sampled --damping 1e-2 --count 40 --sparsity 0.25 --out out"
+
+
+def test_labels_of_the_test_data_alone(here: Path) -> None:
+    result = succeeds("prune net.py:build net.py:only_test_labels", UNLABELLED)
+    assert "no labels" not in result.stderr
+    assert report("out")["measure"] == "accuracy" and report("out")["score_before"] > 0.3
+
+
+def test_regression_without_labels(here: Path) -> None:
+    words = "prune net.py:linear net.py:regression_without_labels --loss squared_error"
+    succeeds(words, UNLABELLED)
+    numbers = report("out")
+    assert numbers["score_before"] == pytest.approx(1) and 0.5 < numbers["score_after"] < 1
+
+
+def test_sampled_labels_make_another_fisher(here: Path) -> None:
+    command = "prune net.py:build net.py:both --sparsity 0.9 --damping 1e-3 --count 20"
+    for labels in ("observed", "sampled", "own"):
+        options = f"--method mfac --update independent --labels {labels} --out {labels}"
+        succeeds(command, options)
+    assert same_weights("own", "observed") and not same_weights("own", "sampled")
+
+
+def test_too_little_data_for_the_usual_count_is_said(here: Path) -> None:
+    result = succeeds("prune net.py:build net.py:both --sparsity 0.5 --damping 1e-3 --out out")
+    assert "made of 300 gradients" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "net.py:few",
+        "net.py:both --count 10",
+        "net.py:without_labels --labels sampled --count 10",
+    ],
+)
+def test_ten_samples_will_do(data: str, here: Path) -> None:
+    succeeds(f"prune net.py:build {data} --sparsity 0.5 --out out")
+    assert report("out")["sparsity"] == 0.5
+
+
+REFIT = "prune net.py:build net.py:both --sparsity 0.8 --damping 1e-3 --count 60 --stages 2"
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ("", 1),
+        ("--refit 0", 0),
+        ("--refit 2", 2),
+        ("--method mfac", 0),
+        ("--first-order", 0),
+        ("--method magnitude --refit 1", 1),
+    ],
+)
+def test_refits_follow_stages_by_default_and_as_asked(options: str, steps: int, here: Path) -> None:
+    succeeds(REFIT, options, "--out out")
+    numbers = report("out")
+    assert numbers["settings"]["refit"] == steps
+    if "magnitude" in options:  # what is left of the distance to the dense outputs
+        assert numbers["predicted_increase"] > 0
+
+
+def test_a_refit_lowers_the_loss(here: Path) -> None:
+    succeeds(REFIT, "--out usual")
+    succeeds(REFIT, "--refit 0 --out none")
+    assert report("usual")["measured_increase"] < report("none")["measured_increase"]
+
+
+@pytest.mark.parametrize(
+    ("room", "refit"),
+    [
+        (2**33, "1 step by rows, 4 GGN samples per input"),
+        (4 * 4 * 60 * 456 - 1, "1 step by rows, 3 GGN samples per input"),
+        (4 * 60 * 456 - 1, "none"),
+    ],
+)
+def test_a_refit_is_made_to_fit_or_left_out(
+    room: int, refit: str, here: Path, limited: Limited
+) -> None:
+    limited(memory=room)
+    command = "prune net.py:build net.py:both --damping 1e-3 --count 60 --sparsity 0.5 --stages 1"
+    result = succeeds(command, "--out out")
+    assert f"after each: {refit}" in result.stderr
+    assert report("out")["settings"]["refit"] == (refit != "none")
+
+
+def test_a_refit_that_was_asked_for_is_iterated_where_it_has_no_room(
+    here: Path, limited: Limited
+) -> None:
+    limited(memory=4 * 60 * 456 - 1)
+    command = "prune net.py:build net.py:both --damping 1e-3 --count 60 --sparsity 0.5 --stages 1"
+    succeeds(command, "--out out")
+    result = succeeds(command, "--refit 1 --out asked")
+    assert "after each" not in result.stderr and report("asked")["settings"]["refit"] == 1
+    # What is left of the distance to the dense network's outputs.
+    assert report("asked")["predicted_increase"] < report("out")["predicted_increase"]
+
+
+def test_ctrl_c_leaves_nothing(here: Path) -> None:
+    result = woodbury("prune net.py:build net.py:interrupted --sparsity 0.5 --out deep/out")
+    assert result.exit_code == 130
+    assert result.stderr.strip().endswith("Interrupted: nothing was written.")
+    assert not Path("deep").exists()

@@ -1,0 +1,98 @@
+"""Output folders and files: whole or not at all, and refused before any work."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from woodbury.errors import WoodburyError
+from woodbury.io.folders import output_folder, write_atomically
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    goal = tmp_path / "a" / "b"
+    with output_folder(goal) as folder:
+        (folder / "report.json").write_text("{}")
+        assert not goal.exists() and folder.parent == goal.parent
+    assert [entry.name for entry in goal.iterdir()] == ["report.json"]
+    assert [entry.name for entry in goal.parent.iterdir()] == ["b"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with output_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+    assert (tmp_path / "out" / "x").exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_or_not_at_all_and_new_parents_are_removed_too(
+    end: type[BaseException], tmp_path: Path
+) -> None:
+    with pytest.raises(end), output_folder(tmp_path / "a" / "b") as folder:
+        (folder / "half").touch()
+        raise end
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_folders_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    cases = {
+        tmp_path / "full": "is not empty: choose a new one",
+        tmp_path / "full" / "precious": "is a file: choose another name",
+        tmp_path / "full" / "precious" / "below": "cannot be written",
+    }
+    for path, sentence in cases.items():
+        with pytest.raises(WoodburyError, match=sentence), output_folder(path):
+            raise AssertionError("work began")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WoodburyError, match="name a new folder inside it"), output_folder("."):
+        raise AssertionError("work began")
+
+    def refuse(**_: object) -> str:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with (
+        pytest.raises(WoodburyError, match=r"cannot be written \(no\): choose a place"),
+        output_folder(tmp_path / "new"),
+    ):
+        raise AssertionError("work began")
+    assert (tmp_path / "full" / "precious").exists()
+
+
+def test_a_place_that_is_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    goal = tmp_path / "out"
+    with (
+        pytest.raises(WoodburyError, match=r"cannot be finished .*: let nothing else write there"),
+        output_folder(goal),
+    ):
+        goal.mkdir()
+        (goal / "theirs").touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"] and (goal / "theirs").exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError("disk full")])
+def test_a_file_is_replaced_whole_or_not_at_all(end: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    path.write_text("first")
+
+    def succeed(partial: Path) -> None:
+        partial.write_text("second")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise end
+
+    with pytest.raises((KeyboardInterrupt, WoodburyError)):
+        write_atomically(path, fail)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["numbers"]
+    assert path.read_text() == "first"
+    write_atomically(path, succeed)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["numbers"]
+    assert path.read_text() == "second"

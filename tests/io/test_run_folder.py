@@ -1,0 +1,118 @@
+"""The folder of a run: a state is there whole, results take its place, bad folders are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from woodbury.errors import WoodburyError
+from woodbury.io.run_folder import PARTIAL_RESULTS, PARTIAL_STATE, STATE_FILE, run_folder
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"settings": {"lr": 0.1}, "step": step, "weights": torch.arange(3)}
+
+
+def stopped(path: Path, step: int = 1) -> None:
+    with run_folder(path) as folder:
+        folder.save(state(step))
+
+
+def test_a_run_begins_without_a_state_and_goes_on_with_the_last(tmp_path: Path) -> None:
+    with run_folder(tmp_path / "a" / "run", resume=True) as folder:
+        assert folder.saved is None
+        folder.save(state(1))
+        folder.save(state(2))
+    assert [entry.name for entry in folder.path.iterdir()] == [STATE_FILE]
+    with run_folder(tmp_path / "a" / "run", resume=True) as folder:
+        assert folder.saved is not None and folder.saved["step"] == 2
+        assert torch.equal(folder.saved["weights"], torch.arange(3))
+
+
+def test_results_take_the_place_of_the_state(tmp_path: Path) -> None:
+    with run_folder(tmp_path / "run") as folder:
+        folder.save(state(1))
+        with folder.finishing() as results:
+            (results / "report.json").write_text("{}")
+    assert [entry.name for entry in folder.path.iterdir()] == ["report.json"]
+
+
+def test_results_that_fail_leave_the_state(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), run_folder(tmp_path / "run") as folder:
+        folder.save(state(1))
+        with folder.finishing() as results:
+            (results / "report.json").write_text("{}")
+            raise RuntimeError
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == [STATE_FILE]
+
+
+def test_the_remains_of_a_killed_run_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / PARTIAL_STATE).touch()
+    (tmp_path / PARTIAL_RESULTS).mkdir()
+    (tmp_path / PARTIAL_RESULTS / "half").touch()
+    with run_folder(tmp_path) as folder:
+        folder.save(state(1))
+        with folder.finishing() as results:
+            assert not list(results.iterdir())
+            (results / "report.json").touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_a_folder_in_which_nothing_was_saved_is_removed(
+    end: type[BaseException], tmp_path: Path
+) -> None:
+    with pytest.raises(end), run_folder(tmp_path / "a" / "run", on_interrupt="go on"):
+        raise end
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_says_how_to_go_on_once_a_state_was_saved(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt, match="type this"),
+        run_folder(tmp_path / "run", on_interrupt="type this") as folder,
+    ):
+        folder.save(state(1))
+        raise KeyboardInterrupt
+
+
+def refused(sentence: str, path: Path, **options: Any) -> None:
+    with pytest.raises(WoodburyError, match=sentence), run_folder(path, **options):
+        raise AssertionError("work began")
+
+
+def test_bad_folders_are_refused_before_any_work(tmp_path: Path) -> None:
+    stopped(tmp_path / "run")
+    refused("holds an unfinished run: go on with resume=True, or choose", tmp_path / "run")
+    refused("go on with --resume", tmp_path / "run", how_to_resume="--resume")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "report.json").touch()
+    refused("is not empty", tmp_path / "full")
+    refused("is finished: there is nothing to resume", tmp_path / "full", resume=True)
+    refused("is a file: choose another name", tmp_path / "full" / "report.json")
+    refused("cannot be written", tmp_path / "full" / "report.json" / "below")
+    for content in (b"half", None):
+        if content is None:
+            torch.save({"weights": torch.ones(2)}, tmp_path / "run" / STATE_FILE)
+        else:
+            (tmp_path / "run" / STATE_FILE).write_bytes(content)
+        refused("unfinished.pt is damaged or no state of a run", tmp_path / "run", resume=True)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    with run_folder(tmp_path / "run") as folder:
+        folder.save(state(1))
+        with monkeypatch.context() as patch, pytest.raises(WoodburyError, match="disk full"):
+            patch.setattr(os, "fsync", fail)
+            folder.save(state(2))
+    with run_folder(tmp_path / "run", resume=True) as folder:
+        assert folder.saved is not None and folder.saved["step"] == 1

@@ -1,0 +1,49 @@
+"""The architecture that the documentation shows is that of the code."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import woodbury
+
+DOCS = Path(__file__).parents[1] / "docs"
+NAMESPACES = ("costs", "saliencies", "scopes", "selections", "units", "updates", "presets")
+
+
+def public_functions() -> Iterator[str]:
+    """Names of the functions and recipes at the top level and in the namespaces."""
+    packages = [woodbury, *(getattr(woodbury, name) for name in NAMESPACES)]
+    for package in packages:
+        for name, value in vars(package).items():
+            if not name.startswith("_") and callable(value):
+                yield name
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    modules = {info.name.rpartition(".")[2] for info in pkgutil.walk_packages(woodbury.__path__)}
+    assert not modules & set(public_functions())
+
+
+def test_the_picture_is_drawn_from_the_imports() -> None:
+    pytest.importorskip("grimp")
+    sys.path.insert(0, str(DOCS))
+    try:
+        picture: ModuleType = importlib.import_module("picture")
+    finally:
+        sys.path.remove(str(DOCS))
+    assert picture.mermaid() in (DOCS / "architecture.md").read_text("utf-8")
+
+
+def test_every_package_says_what_it_is_in_one_sentence() -> None:
+    for info in pkgutil.walk_packages(woodbury.__path__, "woodbury."):
+        if info.ispkg:
+            text = importlib.import_module(info.name).__doc__ or ""
+            assert text.strip().endswith("."), info.name
+            assert "\n" not in text.strip(), info.name

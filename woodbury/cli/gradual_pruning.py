@@ -1,0 +1,337 @@
+"""`woodbury prune --epochs`: pruning in steps with fine-tuning between them, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from woodbury.cli.console import progress_bars
+from woodbury.cli.inputs.splits import stream
+from woodbury.cli.methods import MethodPlan
+from woodbury.cli.names import ENGINES, EngineName
+from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
+from woodbury.cli.options import (
+    FineTuningOptions,
+    OptimizerOptions,
+    PruningOptions,
+    given,
+    settings_of,
+)
+from woodbury.cli.output import PruneReport, score_label
+from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.session import Parts, Session, resumable
+from woodbury.errors import WoodburyError
+from woodbury.estimation.gradients import fastest
+from woodbury.evaluation.methods import run
+from woodbury.model.batches import Samples
+from woodbury.model.batchnorm import recalibrate
+from woodbury.model.objective import Objective
+from woodbury.pruning.pruner import Pruned
+from woodbury.pruning.schedule import Targets
+from woodbury.reporting.per_layer import summarize_tensors
+from woodbury.reporting.records import GradualNumbers, PruningStepNumbers
+from woodbury.reporting.tables import Grid, percent
+from woodbury.training.finetuning import batches_in, shuffled
+from woodbury.training.gradual import Gradual, Prune
+from woodbury.training.learning_rate import cosine_restarts
+
+WEIGHT_DECAY = 1e-4
+"""The usual one while a network is pruned."""
+PROBED_SAMPLES = 64
+"""Samples on which the engines of per-sample gradients are timed."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a network is trained while it is pruned.
+
+    Attributes:
+        epochs: Times through the training data.
+        options: The options that count with --epochs alone.
+        optimizer: The options of the optimizer.
+        settings: What the optimizer is made with.
+    """
+
+    epochs: int
+    options: FineTuningOptions
+    optimizer: OptimizerOptions
+    settings: OptimizerSettings
+
+    @classmethod
+    def of(cls, options: FineTuningOptions, optimizer: OptimizerOptions) -> FineTuning | None:
+        """What the options ask for; None without --epochs.
+
+        Raises:
+            WoodburyError: For numbers out of their range, and for options that need --epochs.
+        """
+        if options.epochs is None:
+            if idle := given(options, optimizer):
+                raise WoodburyError(f"{idle[0]} is for fine-tuning: give --epochs too.")
+            return None
+        if not 0 < options.prune_until <= 1:
+            raise WoodburyError(
+                f"--prune-until is {options.prune_until}: it is a fraction of the training, over "
+                "0, up to 1."
+            )
+        settings = optimizer_settings(
+            options.optimizer,
+            lr=optimizer.lr,
+            momentum=optimizer.momentum,
+            weight_decay=WEIGHT_DECAY if optimizer.weight_decay is None else optimizer.weight_decay,
+        )
+        return cls(options.epochs, options, optimizer, settings)
+
+
+def prune_gradually(
+    model: str,
+    data: str,
+    sparsity: Targets,
+    out: Path,
+    plan: MethodPlan,
+    training: FineTuning,
+    options: PruningOptions,
+) -> None:
+    """Prune and fine-tune, and write the results.
+
+    Args:
+        model: MODEL as the user wrote it.
+        data: DATA as the user wrote it.
+        sparsity: To prune to.
+        out: The folder of the run.
+        plan: The method.
+        training: How the network is trained meanwhile.
+        options: All other options.
+
+    Raises:
+        WoodburyError: For whatever is wrong. Stopped in any other way, `--resume` goes on.
+    """
+    settings = {
+        "model": model,
+        "data": data,
+        "sparsity": sparsity,
+        "method": plan.name,
+        "update": plan.update,
+        **settings_of(options, training.options, training.optimizer),
+        "lr": training.settings.lr,
+        "weight_decay": training.settings.weight_decay,
+    }
+    with resumable(out, training.optimizer.resume, settings) as folder:
+        with progress_bars():
+            problem = load_problem(model, data, options, choosing=True)
+            samples = len(problem.calibration)  # type: ignore[arg-type]
+            session = Session(folder, settings, problem.model, samples)
+            pruning = GradualRun(problem, sparsity, plan, training, session)
+            pruning.train()
+        space = pruning.gradual.space
+        numbers = pruning.numbers()
+        decided = {"count": problem.count, "engine": pruning.engine}
+        report = PruneReport(
+            title=f"{Path(model).name} at {percent(space.sparsity, 2)}",
+            line=_line(numbers, space.n),
+            settings=problem.settings() | settings | decided,
+            numbers=numbers,
+            tensors=summarize_tensors(space, problem.flops()),
+            grids=(_steps_table(numbers),),
+        )
+        with folder.finishing() as results:
+            report.write(results, problem.model)
+    report.show(out)
+
+
+class GradualRun:
+    """Gradual pruning of a problem, in a session that can be stopped.
+
+    Attributes:
+        gradual: What prunes while the model trains.
+        engine: The name of the engine of per-sample gradients.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        sparsity: Targets,
+        plan: MethodPlan,
+        training: FineTuning,
+        session: Session,
+    ) -> None:
+        """Begin the run, or restore it from its session.
+
+        Args:
+            problem: The dense model and its data.
+            sparsity: To prune to.
+            plan: The method.
+            training: How the network is trained meanwhile.
+            session: What is saved.
+
+        Raises:
+            WoodburyError: For what cannot be done.
+        """
+        self._problem = problem
+        self._session = session
+        self._batch_size = training.optimizer.batch_size
+        self._samples = len(problem.calibration)  # type: ignore[arg-type]
+        self._epoch = batches_in(self._samples, self._batch_size)
+        self._total = training.epochs * self._epoch
+        if session.is_new:
+            session.record |= _first_record(problem)
+        self.engine: EngineName = session.record["engine"]
+        options = training.options
+        optimizer = make_optimizer(options.optimizer, _trainable(problem), training.settings)
+        seed = problem.options.inputs.seed
+        self.gradual = Gradual(
+            problem.model,
+            optimizer,
+            lambda step: problem.calibration_set(seed + step),
+            sparsity,
+            end=max(1, round(options.prune_until * self._total)),
+            steps=options.steps,
+            pruner=self._pruner(plan, sparsity),
+            likelihood=problem.loss.likelihood,
+            include=list(problem.space.shapes),
+            keep_zeros=problem.options.parameters.keep_zeros,
+            score=problem.held_out_score,
+            decay_off=options.decay_off,
+        )
+        rate = cosine_restarts(self.gradual.pruning_steps, self._total)
+        scheduler = LambdaLR(optimizer, rate)
+        torch.manual_seed(seed)
+        session.restore(Parts(problem.model, optimizer, scheduler, {"gradual": self.gradual}))
+
+    def train(self) -> None:
+        """Train to the end; the model is then as it is used after it."""
+        problem, session = self._problem, self._session
+        if session.is_new:
+            session.save(0)
+        seed = problem.options.inputs.seed
+        order = shuffled(self._samples, self._batch_size, seed, session.done)
+        batches = stream(problem.calibration, order)
+        session.train(batches, self._total, problem.loss.likelihood, self._after)
+        self.gradual.remove()
+        problem.model.requires_grad_(False)
+        session.record["after"] = problem.score(self._objective())
+        if problem.options.stage.recalibrate:
+            recalibrate(problem.model, self._objective().batches)
+
+    def numbers(self) -> GradualNumbers:
+        """What was measured, for the report."""
+        record = self._session.record
+        steps = (
+            PruningStepNumbers(
+                step=done.step,
+                epoch=done.step / self._epoch,
+                sparsity=done.sparsity,
+                predicted_increase=done.predicted,
+                damping=damping,
+                held_out_score_before=done.before,
+                held_out_score_after=done.after,
+            )
+            for done, damping in zip(self.gradual.history, record["dampings"], strict=True)
+        )
+        return GradualNumbers(
+            measure=self._problem.measure,
+            sparsity=self.gradual.sparsity,
+            score_before=record["before"],
+            score_pruned=record["pruned"],
+            score_after=record["after"],
+            seconds=self._session.seconds,
+            steps=tuple(steps),
+        )
+
+    def _pruner(self, plan: MethodPlan, sparsity: Targets) -> Prune:
+        """(objective, sparsity) -> Pruned; it records the damping that was chosen."""
+        problem, record = self._problem, self._session.record
+        engine = ENGINES[self.engine]
+        refit = problem.refit(plan.refit_steps, sparsity)
+        refit = replace(refit, engine=engine) if refit else None
+        method = plan.method(replace(problem.sampling(), engine=engine), problem.flops(), refit)
+
+        def prune(objective: Objective, sparsity: Targets) -> Pruned:
+            result = run(method, objective, sparsity, problem.validate)
+            record["dampings"] = [*record["dampings"], result.damping]
+            return result.pruned
+
+        return prune
+
+    def _after(self, step: int) -> None:
+        """What is measured and saved after a step of training."""
+        if step == self.gradual.pruning_steps[-1]:
+            self._session.record["pruned"] = self._problem.score(self._objective())
+        at_a_turn = step % self._epoch == 0 or step in self.gradual.pruning_steps
+        if at_a_turn or self._session.is_save_due:
+            self._session.save(step)
+
+    def _objective(self) -> Objective:
+        problem = self._problem
+        calibration_set = problem.calibration_set(problem.options.inputs.seed)
+        likelihood = problem.loss.likelihood
+        return Objective.from_model(problem.model, calibration_set, likelihood, self.gradual.space)
+
+
+def _trainable(problem: Problem) -> list[nn.Parameter]:
+    """What is trainable, which requires a gradient from now on."""
+    parameters = dict(problem.model.named_parameters())
+    trainable = [parameters[name] for name in problem.trainable]
+    for parameter in trainable:
+        parameter.requires_grad_()
+    return trainable
+
+
+def _first_record(problem: Problem) -> dict[str, Any]:
+    """What is known when a run begins.
+
+    The clock chooses the engine once, as two engines differ in the last bit.
+    """
+    objective = problem.objective(problem.options.inputs.seed)
+    inputs, target = next(Samples.of(objective.batches).in_batches(PROBED_SAMPLES))
+    chosen = fastest(objective, inputs, target)
+    engine = next(name for name, engine in ENGINES.items() if engine is chosen)
+    return {"before": problem.dense_score(), "engine": engine, "dampings": []}
+
+
+def _steps_table(numbers: GradualNumbers) -> Grid:
+    rows = tuple(
+        (
+            f"{step.epoch:.2f}",
+            percent(step.sparsity, 2),
+            _optional(step.damping, "{:.3g}".format),
+            _optional(step.predicted_increase, "{:.3g}".format),
+            _optional(step.held_out_score_before, _in_percent),
+            _optional(step.held_out_score_after, _in_percent),
+        )
+        for step in numbers.steps
+    )
+    measure = score_label(numbers.measure)
+    header = (
+        "epoch",
+        "sparsity",
+        "damping",
+        "predicted increase",
+        f"{measure} before",
+        f"{measure} after",
+    )
+    note = "On held-out training data, right before and after each step."
+    return Grid("Pruning steps", header, rows, note=note)
+
+
+def _optional(value: float | None, form: Callable[[float], str]) -> str:
+    return "–" if value is None else form(value)
+
+
+def _in_percent(value: float) -> str:
+    return percent(value, 2)
+
+
+def _line(numbers: GradualNumbers, weights: int) -> str:
+    """The result in one line."""
+    return (
+        f"{percent(numbers.sparsity, 2)} of {weights:,} weights removed: "
+        f"{score_label(numbers.measure)} {percent(numbers.score_before, 2)} → "
+        f"{percent(numbers.score_pruned, 2)} right after the last pruning step → "
+        f"{percent(numbers.score_after, 2)} at the end ({numbers.seconds:.1f} s)."
+    )

@@ -1,0 +1,1 @@
+"""What the words MODEL and DATA become: a module, a training and a test split."""

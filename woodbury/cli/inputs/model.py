@@ -1,0 +1,132 @@
+"""MODEL and its checkpoint: from words on the command line to a module."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from woodbury.cli.names import nearest
+from woodbury.errors import WoodburyError, reason
+from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
+from woodbury.model.space import ParameterSpace
+
+MAX_NAMES = 8
+"""Functions of a file that an error names."""
+
+
+def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
+    """Load the module that a function returns.
+
+    Args:
+        where: `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION`.
+        checkpoint: The file of the weights to load into it, None for its own.
+
+    Returns:
+        The module, in eval mode.
+
+    Raises:
+        WoodburyError: For whatever is wrong with either.
+    """
+    model = call_function(where)
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
+    if checkpoint is not None:
+        load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
+    ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
+    return model.eval()
+
+
+def call_function(where: str) -> Any:
+    """What `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION` returns.
+
+    Raises:
+        WoodburyError: If there is no such function, or it fails.
+    """
+    place, _, name = where.rpartition(":")
+    if not place or not name:
+        raise WoodburyError(
+            f"{where!r} does not name a function: write FILE.py:FUNCTION or "
+            "PACKAGE.MODULE:FUNCTION."
+        )
+    module = run_user_code(where, lambda: _imported(place))
+    function = vars(module).get(name)
+    if not callable(function):
+        names = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
+        near = nearest(name, names)
+        there = f"it has {', '.join(names[:MAX_NAMES]) or 'none'}."
+        meant = f"did you mean {near}?" if near else there
+        raise WoodburyError(f"{place} has no function {name!r}: {meant}")
+    return run_user_code(where, function)
+
+
+def run_user_code(where: str, function: Callable[[], Any]) -> Any:
+    """What a function of the user's returns.
+
+    Args:
+        where: Its name as the user wrote it.
+        function: It itself.
+
+    Raises:
+        WoodburyError: In place of any error; it names the user's line that raised it.
+    """
+    try:
+        return function()
+    except WoodburyError:
+        raise
+    except Exception as error:
+        lines = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+        ]
+        at = f" at {Path(lines[-1].filename).name}, line {lines[-1].lineno}" if lines else ""
+        raise WoodburyError(f"{where} failed{at}: {reason(error)}") from error
+
+
+def _imported(place: str) -> ModuleType:
+    return _from_file(place) if place.endswith(".py") else _from_package(place)
+
+
+def _from_file(place: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise WoodburyError(f"There is no file {place}: check the path before the colon.")
+    # A name of its own: the user's random.py must not pass for the standard library's.
+    name = f"_woodbury_cli_{path.stem}_{abs(hash(path)):x}"
+    if name in sys.modules:
+        return sys.modules[name]  # MODEL and DATA often live in one file
+    sys.path.insert(0, str(path.parent))  # its neighbours can be imported, as if it were run
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader  # a path that ends in .py has both
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _from_package(place: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and place.startswith(error.name):
+            raise WoodburyError(
+                f"There is no module {place!r}: give a file as PATH.py:FUNCTION, or install it."
+            ) from error
+        raise

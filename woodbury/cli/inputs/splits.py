@@ -1,0 +1,123 @@
+"""Data sets of a run: parts that are held out or drawn, and the batches they are read in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
+
+from woodbury.cli.inputs.images import Images
+from woodbury.errors import WoodburyError
+from woodbury.model.batches import Batch
+
+HELD_OUT_FRACTION = 0.2
+"""Of the data, where a part is held out."""
+BATCH_SAMPLES = 250
+"""Samples in a batch that nothing is trained on."""
+MAX_BYTES_IN_MEMORY = 2**30
+"""Bytes of a split that are kept decoded; larger ones are read again each time."""
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Split a data set at random.
+
+    Args:
+        dataset: What is split.
+        fraction: Of its samples that are held out.
+        seed: Of the split.
+
+    Returns:
+        The rest, and what is held out.
+
+    Raises:
+        WoodburyError: If one of them would be empty.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    held_out = round(fraction * total)
+    if not 0 < held_out < total:
+        raise WoodburyError(
+            f"{total} sample(s) are too few to hold {fraction:.0%} out: give more data."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rest, held = random_split(dataset, [total - held_out, held_out], generator)
+    return rest, held
+
+
+def draw(dataset: Dataset, count: int, seed: int) -> Subset:
+    """`count` samples of a data set, or all if it has fewer, drawn by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset), generator=generator)  # type: ignore[arg-type]
+    return Subset(dataset, order[:count].tolist())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A data set as re-iterable batches (inputs, target), in the types that networks expect.
+
+    Attributes:
+        dataset: Pairs (input, label).
+        size: Samples in a batch.
+    """
+
+    dataset: Dataset
+    size: int = BATCH_SAMPLES
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, read from the data set each time."""
+        return map(_pair, DataLoader(self.dataset, batch_size=self.size))
+
+
+def batches(dataset: Dataset) -> Iterable[Batch]:
+    """The batches of a data set, in memory where they fit."""
+    lazy = Batches(dataset)
+    first = next(iter(lazy))
+    size = sum(leaf.nbytes for leaf in tree_leaves(first) if isinstance(leaf, Tensor))
+    total = size * len(dataset) / lazy.size  # type: ignore[arg-type]
+    return list(lazy) if total < MAX_BYTES_IN_MEMORY else lazy
+
+
+def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
+    """Read a data set in a given order.
+
+    Args:
+        dataset: Pairs (input, label). Each sample is read again each time, as it may be augmented.
+        order: The indices of each batch.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=map(Tensor.tolist, order),  # type: ignore[arg-type]
+        # With a generator of its own it takes nothing from the one that a resumed run goes on with.
+        generator=torch.Generator(),
+    )
+    return map(_pair, loader)
+
+
+def labels_of(dataset: Dataset) -> Tensor | None:
+    """The labels of all samples, (n, …); None where the data set would have to be read for them."""
+    if isinstance(dataset, Subset):
+        whole = labels_of(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1]
+    return dataset.labels if isinstance(dataset, Images) else None
+
+
+def to_default_dtype(leaf: Any) -> Any:
+    """A tensor in the type that networks expect: float32 for numbers, int64 for whole ones."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.float() if leaf.is_floating_point() else leaf.long()
+
+
+def _pair(batch: Any) -> Batch:
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise WoodburyError(
+            "The dataset's items are not pairs (input, label): are the labels missing?"
+        )
+    inputs, target = batch
+    return tree_map(to_default_dtype, inputs), tree_map(to_default_dtype, target)

@@ -1,0 +1,383 @@
+"""The pruning methods by their names: what each is made of, and one as the options ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+from woodbury.cli.names import (
+    SCOPES,
+    UPDATES,
+    MethodName,
+    UpdateName,
+    parse_dampings,
+    parse_pattern,
+    parse_selection,
+    parse_unit,
+    pattern_sparsity,
+    pick,
+)
+from woodbury.cli.options import PruningOptions, SelectionOptions, settings_of
+from woodbury.errors import WoodburyError
+from woodbury.estimation.gradients import Engine, Labels, observed, sampled
+from woodbury.estimation.recipes import (
+    Estimate,
+    diagonal_fisher,
+    gauss_newton,
+    hessian_diagonal,
+    kfac,
+    mfac,
+    woodfisher,
+)
+from woodbury.evaluation.methods import Method
+from woodbury.fisher.base import Fisher
+from woodbury.fisher.kronecker import Elements, exact, upper_bound
+from woodbury.model.flop_count import Flops
+from woodbury.model.objective import Objective
+from woodbury.pruning.autoconfig import block_size, describe_refit
+from woodbury.pruning.costs import power
+from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs, woodtaylor
+from woodbury.pruning.scopes import Scope
+from woodbury.pruning.selections.greedy_selection import Selection
+from woodbury.pruning.semi_structured import n_of_m
+from woodbury.pruning.units import Unit
+
+WOODFISHER_BLOCK = 2000
+"""Weights per block that woodfisher usually has."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a Fisher is estimated from.
+
+    Attributes:
+        count: Gradients; for Gauss–Newton rows, inputs.
+        batch: Samples that one gradient averages.
+        mc_samples: GGN samples per input.
+        block: Weights per block, None for each method's own.
+        seed: Of what is drawn.
+        labels: None for each method's own.
+        engine: `vmapped` or `looped`; None for the faster of the two.
+    """
+
+    count: int
+    batch: int
+    mc_samples: int
+    block: int | None
+    seed: int
+    labels: Labels | None = None
+    engine: Engine | None = None
+
+    def check_single(self, method: MethodName) -> None:
+        """Raise WoodburyError if a gradient averages samples, which `method` cannot take."""
+        if self.batch > 1:
+            raise WoodburyError(
+                f"{method} takes single samples, not averages of {self.batch}: leave --batch out, "
+                "or take --method mfac."
+            )
+
+
+@dataclass(frozen=True)
+class gauss_newton_that_fits:
+    """Gauss–Newton rows in blocks of a size that suits the number of weights.
+
+    Attributes:
+        count: Rows in all.
+        mc_samples: GGN samples per input.
+        damping: Added to the diagonal.
+        block: Weights per block; None for the best known size, which the model decides.
+        seed: Of the random directions.
+        engine: `vmapped` or `looped`; None for the faster of the two.
+    """
+
+    count: int
+    mc_samples: int
+    damping: float
+    block: int | None = None
+    seed: int = 0
+    engine: Engine | None = None
+
+    def __call__(self, objective: Objective) -> Fisher:
+        """Estimate the Fisher at the objective's weights."""
+        block = self.block or block_size(objective.space.d)
+        rows = mfac(self.count, self.damping, block=block, engine=self.engine)
+        return gauss_newton(rows, self.mc_samples, seed=self.seed)(objective)
+
+
+def _diagonal_fisher(sampling: Sampling, damping: float) -> Estimate:
+    return diagonal_fisher(
+        sampling.count,
+        damping,
+        batch=sampling.batch,
+        labels=sampling.labels or observed,
+        seed=sampling.seed,
+        engine=sampling.engine,
+    )
+
+
+def _hessian_diagonal(sampling: Sampling, damping: float) -> Estimate:
+    sampling.check_single("hessian-diagonal")
+    labels = sampling.labels or observed
+    return hessian_diagonal(sampling.count, damping, labels=labels, seed=sampling.seed)
+
+
+def _woodfisher(sampling: Sampling, damping: float) -> Estimate:
+    return woodfisher(
+        sampling.count,
+        sampling.block or WOODFISHER_BLOCK,
+        damping,
+        batch=sampling.batch,
+        labels=sampling.labels or observed,
+        seed=sampling.seed,
+        engine=sampling.engine,
+    )
+
+
+def _mfac(sampling: Sampling, damping: float) -> Estimate:
+    return mfac(
+        sampling.count,
+        damping,
+        block=sampling.block,
+        batch=sampling.batch,
+        labels=sampling.labels or observed,
+        seed=sampling.seed,
+        engine=sampling.engine,
+    )
+
+
+def _gauss_newton(sampling: Sampling, damping: float) -> Estimate:
+    sampling.check_single("gauss-newton")
+    return gauss_newton_that_fits(
+        sampling.mc_samples * sampling.count,
+        sampling.mc_samples,
+        damping,
+        block=sampling.block,
+        seed=sampling.seed,
+        engine=sampling.engine,
+    )
+
+
+def _kfac(sampling: Sampling, damping: float, elements: Elements = exact) -> Estimate:
+    sampling.check_single("kfac")
+    labels = sampling.labels or sampled
+    return kfac(sampling.count, damping, labels=labels, seed=sampling.seed, elements=elements)
+
+
+class NamedMethod(NamedTuple):
+    """What a method's name stands for.
+
+    Attributes:
+        fisher: (sampling, damping) -> the recipe of its Fisher; None for a method without one.
+        saliency: Its saliency.
+        first_order_saliency: The one that heeds the gradient too, None where there is none.
+        update: Its usual update.
+    """
+
+    fisher: Callable[[Sampling, float], Estimate] | None
+    saliency: Saliency
+    first_order_saliency: Saliency | None
+    update: UpdateName
+
+
+METHODS: Mapping[MethodName, NamedMethod] = {
+    "gauss-newton": NamedMethod(_gauss_newton, obs, woodtaylor, "joint"),
+    "magnitude": NamedMethod(None, magnitude, None, "zero"),
+    "diagonal-fisher": NamedMethod(_diagonal_fisher, obd, None, "zero"),
+    "hessian-diagonal": NamedMethod(_hessian_diagonal, obd, None, "zero"),
+    "woodfisher": NamedMethod(_woodfisher, obs, woodtaylor, "joint"),
+    "mfac": NamedMethod(_mfac, obs, woodtaylor, "joint"),
+    "kfac": NamedMethod(_kfac, obs, woodtaylor, "joint"),
+    "kfac-upper-bound": NamedMethod(partial(_kfac, elements=upper_bound), obs, woodtaylor, "joint"),
+}
+
+
+@dataclass(frozen=True)
+class SelectionRules:
+    """Which weights are removed, as objects.
+
+    Attributes:
+        unit: What is removed together.
+        scope: What competes.
+        selection: How saliencies become the kept weights.
+        pattern: (n, m) of an n:m pattern, None without one.
+        flops: Whether the sparsity is a share of the FLOPs.
+        flops_power: Of the FLOPs that saliencies are divided by, None for the usual one.
+        max_layer_sparsity: The largest sparsity of a tensor.
+    """
+
+    unit: Unit
+    scope: Scope
+    selection: Selection
+    pattern: tuple[int, int] | None
+    flops: bool
+    flops_power: float | None
+    max_layer_sparsity: float
+
+    @classmethod
+    def of(cls, options: SelectionOptions) -> SelectionRules:
+        """The rules that options name.
+
+        Raises:
+            WoodburyError: For a name that there is not, or options that exclude each other.
+        """
+        pattern = parse_pattern(options.pattern) if options.pattern else None
+        if options.pattern:
+            pattern_sparsity(options.pattern)  # refuses 4:4
+            _check_alone_with_pattern(options)
+        if not 0 < options.max_layer_sparsity <= 1:
+            raise WoodburyError(
+                f"--max-layer-sparsity is {options.max_layer_sparsity}: it is the largest sparsity "
+                "of a tensor, in (0, 1]."
+            )
+        return cls(
+            unit=parse_unit(options.unit),
+            scope=SCOPES[options.scope],
+            selection=parse_selection(options.selection),
+            pattern=pattern,
+            flops=options.flops,
+            flops_power=options.flops_power,
+            max_layer_sparsity=options.max_layer_sparsity,
+        )
+
+    def applied(self, pruner: Pruner, flops: Flops | None) -> Pruner:
+        """The pruner that follows the rules.
+
+        Args:
+            pruner: One without rules of its own.
+            flops: Of the model; None leaves the rules about FLOPs out.
+        """
+        pruner = replace(
+            pruner,
+            unit=self.unit,
+            scope=self.scope,
+            selection=self.selection,
+            max_layer_sparsity=self.max_layer_sparsity,
+        )
+        if self.pattern:
+            pruner = n_of_m(*self.pattern, pruner).pruner
+        if flops and self.flops:
+            pruner = replace(pruner, cost=flops)
+        if flops and self.flops_power is not None:
+            pruner = replace(pruner, normalize_by=power(flops, self.flops_power))
+        return pruner
+
+
+def _check_alone_with_pattern(options: SelectionOptions) -> None:
+    """Raise WoodburyError for an option that a pattern leaves nothing to decide."""
+    usual = SelectionOptions()
+    for name in ("scope", "selection", "unit"):
+        value = getattr(options, name)
+        if value != getattr(usual, name):
+            raise WoodburyError(f"--pattern fixes the {name}: leave --{name} {value} out.")
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """A method as asked for, known to be possible before any work; `method` gives it its numbers.
+
+    Attributes:
+        name: Its name.
+        parts: What the name stands for.
+        update: What moves the kept weights.
+        rules: Which weights are removed.
+        first_order: Whether the gradient is heeded too.
+        stages: Stages with fresh gradients.
+        dampings: The candidates; empty for a method without a Fisher.
+        refit_steps: Steps of output reconstruction after every stage.
+        settings: The options about the selection, for tables.
+    """
+
+    name: MethodName
+    parts: NamedMethod
+    update: UpdateName
+    rules: SelectionRules
+    first_order: bool
+    stages: int
+    dampings: tuple[float, ...]
+    refit_steps: int
+    settings: Mapping[str, Any]
+
+    def method(
+        self, sampling: Sampling, flops: Flops | None = None, refit: Refit | None = None
+    ) -> Method:
+        """The method that estimates its Fisher so.
+
+        Args:
+            sampling: What the Fisher is estimated from. It begins with the first damping.
+            flops: Of the model, for rules that count them.
+            refit: After every stage.
+        """
+        saliency = self.parts.saliency
+        if self.first_order and self.parts.first_order_saliency:
+            saliency = self.parts.first_order_saliency
+        pruner = Pruner(
+            fisher=self.parts.fisher(sampling, self.dampings[0]) if self.parts.fisher else None,
+            saliency=saliency,
+            update=UPDATES[self.update],
+            first_order=self.first_order,
+        )
+        return Method(
+            pruner=self.rules.applied(pruner, flops),
+            stages=self.stages,
+            dampings=self.dampings,
+            settings={
+                "recipe": self.name,
+                "update": self.update,
+                "first_order": self.first_order,
+                **self.settings,
+                "refits": describe_refit(refit),
+            },
+            refit=refit,
+        )
+
+
+def plan_method(text: str, options: PruningOptions, update: UpdateName | None = None) -> MethodPlan:
+    """The plan of a method.
+
+    Args:
+        text: `NAME` or `NAME/UPDATE`, such as `mfac/independent`.
+        options: How it prunes.
+        update: For a text that names none; None for the method's usual one.
+
+    Raises:
+        WoodburyError: For a name that there is not, and for what the method cannot do.
+
+    Example:
+        >>> plan_method("mfac/independent", PruningOptions()).update
+        'independent'
+    """
+    name, _, named_update = text.partition("/")
+    parts = pick(METHODS, name, "method")
+    chosen = named_update or update or parts.update
+    pick(UPDATES, chosen, "update")
+    if parts.fisher is None and chosen != "zero":
+        raise WoodburyError(
+            f"{name} has no Fisher for the update {chosen!r}: leave the update out."
+        )
+    first_order = options.stage.first_order
+    if parts.first_order_saliency is None and first_order:
+        raise WoodburyError(
+            f"{name} has no first-order form: leave --first-order out, or take mfac or woodfisher."
+        )
+    rules = SelectionRules.of(options.selection)
+    if rules.pattern and parts.fisher and rules.max_layer_sparsity < 1:
+        raise WoodburyError(
+            "--pattern fixes the sparsity of every group, so --max-layer-sparsity has no effect: "
+            "leave it out."
+        )
+    dampings = parse_dampings(options.curvature.damping)
+    return MethodPlan(
+        name=cast(MethodName, name),  # METHODS has it
+        parts=parts,
+        update=cast(UpdateName, chosen),  # and UPDATES has this
+        rules=rules,
+        first_order=first_order,
+        stages=options.stage.stages or 1,
+        dampings=dampings if parts.fisher else (),
+        refit_steps=options.stage.refit or 0,
+        settings=settings_of(options.selection),
+    )

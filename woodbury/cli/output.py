@@ -1,0 +1,189 @@
+"""What the commands leave: weights, numbers, a page, and their last words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from woodbury.cli.console import print_note, print_plain, print_result
+from woodbury.errors import MissingDependency
+from woodbury.evaluation.results import Result, summary
+from woodbury.io.sparse_files import save_sparse
+from woodbury.reporting import plots, tables
+from woodbury.reporting.files import versions, write_csv, write_json
+from woodbury.reporting.page import Picture, write_page
+from woodbury.reporting.per_layer import TensorSummary
+from woodbury.reporting.records import (
+    MEASURE_LABELS,
+    GradualNumbers,
+    PruneNumbers,
+    labelled,
+)
+from woodbury.reporting.tables import Grid
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def score_label(measure: str) -> str:
+    """The name of a measure for people: `r_squared` is R²."""
+    return MEASURE_LABELS.get(measure, measure)
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` tells of a pruned network, in files and on the terminal.
+
+    Attributes:
+        title: The heading of the page.
+        line: The result in one line.
+        settings: What was asked for and what was decided.
+        numbers: What was measured.
+        tensors: What is kept of each parameter.
+        grids: Tables to show beside.
+    """
+
+    title: str
+    line: str
+    settings: Mapping[str, Any]
+    numbers: PruneNumbers | GradualNumbers
+    tensors: Sequence[TensorSummary]
+    grids: Sequence[Grid] = ()
+
+    def write(self, folder: Path, model: nn.Module) -> None:
+        """Write weights.safetensors, report.json and report.html.
+
+        Args:
+            folder: Where.
+            model: The pruned network.
+        """
+        names = [tensor.name for tensor in self.tensors]
+        save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
+        layers = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in self.tensors]
+        write_report(folder, "prune", self.settings, asdict(self.numbers) | {"layers": layers})
+        numbers = tables.facts("Numbers", labelled(self.numbers))
+        parts = [*_picture(self.tensors), tables.per_tensor(self.tensors), *self.grids, numbers]
+        write_page(folder / "report.html", self.title, self.line, parts, folded(self.settings))
+
+    def show(self, out: Path, remark: str = "") -> None:
+        """Print the tables, the result, what to look at, and how to load the weights.
+
+        Args:
+            out: The folder as the user wrote it.
+            remark: What else to look at.
+        """
+        for grid in (tables.per_tensor(self.tensors), *self.grids):
+            print_result(grid.rich())
+        print_result(self.line)
+        for tensor in self.tensors:
+            if not tensor.kept:
+                print_note(
+                    f"{tensor.name} lost all its weights: take --max-layer-sparsity 0.99, or leave "
+                    "it out with --exclude."
+                )
+        if remark:
+            print_note(remark)
+        print_how_to_load(out)
+
+
+def write_report(
+    folder: Path, command: str, settings: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> None:
+    """Write report.json: the command, its settings, the versions, and the numbers.
+
+    Args:
+        folder: Where.
+        command: Which command made it.
+        settings: What was asked for and what was decided.
+        numbers: The fields of one of `woodbury.reporting.records`, and more.
+    """
+    head = {"command": command, "settings": settings, "versions": versions()}
+    write_json(folder / "report.json", head | dict(numbers))
+
+
+def print_how_to_load(out: Path) -> None:
+    """Print the line of Python that loads the written weights."""
+    file = out / WEIGHTS_FILE
+    print_plain(f'Load it with  model.load_state_dict(woodbury.load_sparse("{file}"))')
+
+
+def folded(settings: Mapping[str, Any]) -> list[Grid]:
+    """The tables at the end of every page: the settings and the versions."""
+    return [tables.facts("Settings", settings), tables.facts("Versions", versions())]
+
+
+def write_comparison(
+    folder: Path,
+    title: str,
+    lead: str,
+    results: Sequence[Result],
+    dense: float,
+    settings: Mapping[str, Any],
+    measure: str = "accuracy",
+) -> None:
+    """Write results.csv, results.json, accuracy.png, report.html, and perhaps prediction.png.
+
+    Args:
+        folder: Where.
+        title: The heading of the page.
+        lead: The sentence below it.
+        results: What `woodbury.evaluation.comparison.compare` gave.
+        dense: The score of the dense network.
+        settings: What was asked for and what was decided.
+        measure: What the scores are.
+    """
+    write_csv(folder / "results.csv", results)
+    record = {
+        "settings": settings,
+        "versions": versions(),
+        "measure": measure,
+        "dense_score": dense,
+        "spread": "population standard deviation",
+        "summary": summary(results),
+        "results": list(results),
+    }
+    write_json(folder / "results.json", record)
+    label = score_label(measure)
+    light, dark = (
+        plots.accuracies(results, dense=dense, measure=label, dark=dark) for dark in (False, True)
+    )
+    (folder / "accuracy.png").write_bytes(light)
+    words = f"{label.capitalize()} on the test data; bars are the spread over the calibration sets."
+    parts: list[Picture | Grid] = [
+        Picture(light, dark, words),
+        tables.accuracies(results, dense=dense, measure=label),
+    ]
+    light, dark = (plots.predictions(results, dark=dark) for dark in (False, True))
+    if light and dark:
+        (folder / "prediction.png").write_bytes(light)
+        words = (
+            "Predicted and measured increase of the loss on the calibration set; each point is a "
+            "method at a sparsity."
+        )
+        parts.append(Picture(light, dark, words))
+    details = [
+        tables.accuracies_before_update(results, measure=label),
+        tables.losses_and_resources(results),
+    ]
+    write_page(folder / "report.html", title, lead, parts, [*details, *folded(settings)])
+
+
+def show_comparison(
+    out: Path, results: Sequence[Result], dense: float, measure: str = "accuracy"
+) -> None:
+    """Print the table, and where the rest is."""
+    print_result(tables.accuracies(results, dense=dense, measure=score_label(measure)).rich())
+    print_plain(f"Written: {out}/report.html, accuracy.png, results.csv and results.json.")
+
+
+def _picture(tensors: Sequence[TensorSummary]) -> list[Picture]:
+    """The picture of what is kept; none where matplotlib is missing."""
+    try:
+        light, dark = (plots.per_tensor(tensors, dark=dark) for dark in (False, True))
+    except MissingDependency:
+        return []
+    words = "What stays of each tensor, and its saliencies before the first step."
+    return [Picture(light, dark, words)]

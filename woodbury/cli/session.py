@@ -1,0 +1,204 @@
+"""A run of training that may be stopped at any moment and goes on to the same bits.
+
+It is the one driver of `train` and of `prune --epochs`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from woodbury.cli.console import print_note
+from woodbury.io.fingerprint import check_same, facts_of
+from woodbury.io.run_folder import RunFolder, run_folder
+from woodbury.model.batches import Batch
+from woodbury.model.likelihood import Likelihood
+from woodbury.reporting.files import versions
+from woodbury.training.finetuning import finetune
+
+SAVE_EVERY_SECONDS = 60.0
+"""After which the state of a run is saved also where nothing else asks for it."""
+
+
+class Stateful(Protocol):
+    """What has a state that can be saved and loaded."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run changes: all of it is saved.
+
+    Attributes:
+        model: The network.
+        optimizer: Its optimizer.
+        scheduler: The learning rate; one step a batch.
+        others: Whatever else has a state, by name.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    others: Mapping[str, Stateful] = field(default_factory=dict)
+
+    def by_name(self) -> dict[str, Stateful]:
+        """All of them."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            **self.others,
+        }
+
+
+@contextmanager
+def resumable(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """Yield the folder of a run that `--resume` goes on with; Ctrl-C says by which command.
+
+    Args:
+        out: The folder.
+        resume: Whether an unfinished run is gone on with.
+        settings: What the run is made with.
+
+    Raises:
+        WoodburyError: If the folder cannot be used, or holds a run with other settings.
+    """
+    words = sys.argv[1:]
+    resuming = [] if "--resume" in words else ["--resume"]
+    with run_folder(
+        out,
+        resume=resume,
+        how_to_resume="--resume",
+        on_interrupt=f"Interrupted. To go on:  {shlex.join(['woodbury', *words, *resuming])}",
+    ) as folder:
+        if folder.saved:
+            check_same(folder.saved["settings"], settings, f"The run in {out}")
+        yield folder
+
+
+class Session:
+    """A run of training: what is recorded, saved and restored.
+
+    Make it, make the parts, `restore` them, `train`.
+
+    Attributes:
+        record: What has happened so far, in numbers, texts and lists. It is saved with the parts.
+        done: Optimizer steps that are done.
+        is_new: Whether nothing was saved yet.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: Mapping[str, Any],
+        model: nn.Module,
+        samples: int,
+    ) -> None:
+        """See whether the saved run, if there is one, is of the same model and data.
+
+        Args:
+            folder: Where it is saved.
+            settings: What it is made with.
+            model: The network, as it is before the run.
+            samples: How many training samples there are.
+
+        Raises:
+            WoodburyError: If the saved run is of another model or other data.
+        """
+        self._folder = folder
+        self._settings = dict(settings)
+        self._facts = facts_of(model, samples)
+        saved = folder.saved
+        if saved:
+            check_same(saved["facts"], self._facts, "The unfinished run")
+        self.is_new = saved is None
+        self.done: int = saved["done"] if saved else 0
+        self.record: dict[str, Any] = (
+            dict(saved["record"]) if saved else {"seconds": 0.0, "made": versions()}
+        )
+        self._parts: Parts | None = None
+        self._began = self._saved_at = time.monotonic()
+
+    def restore(self, parts: Parts) -> None:
+        """Take the parts of the run, and give them the saved state if there is one."""
+        self._parts = parts
+        saved = self._folder.saved
+        if not saved:
+            return
+        for name, part in parts.by_name().items():
+            part.load_state_dict(saved[name])
+        torch.set_rng_state(saved["rng"])
+        for what, now in versions().items():
+            began = self.record["made"].get(what)
+            if began != now:
+                print_note(
+                    f"The run began with {what} {began} and goes on with {now}: its last bits may "
+                    "differ from then on."
+                )
+
+    def train(
+        self,
+        batches: Iterable[Batch],
+        total: int,
+        likelihood: Likelihood,
+        after: Callable[[int], None],
+    ) -> None:
+        """Train to the end, from wherever the run is.
+
+        Args:
+            batches: What is trained on next.
+            total: Optimizer steps of the whole run.
+            likelihood: The loss.
+            after: Called with the number of each step when it is done.
+        """
+        parts = self._needed()
+        finetune(
+            parts.model,
+            parts.optimizer,
+            batches,
+            range(self.done + 1, total + 1),
+            likelihood=likelihood,
+            scheduler=parts.scheduler,
+            after=after,
+        )
+
+    def save(self, step: int) -> None:
+        """Save the state after a step."""
+        states = {name: part.state_dict() for name, part in self._needed().by_name().items()}
+        self._folder.save(
+            {
+                "settings": self._settings,
+                "facts": self._facts,
+                "record": self.record | {"seconds": self.seconds},
+                "done": step,
+                "rng": torch.get_rng_state(),
+                **states,
+            }
+        )
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether the last save was long ago."""
+        return time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of all parts of the run."""
+        return self.record["seconds"] + time.monotonic() - self._began
+
+    def _needed(self) -> Parts:
+        assert self._parts, "restore comes first"
+        return self._parts

@@ -1,0 +1,220 @@
+"""`woodbury train`: a network from scratch or from a checkpoint, by MFAC or others; resumable."""
+
+# ruff: noqa: B008 (the options are frozen, so that one default serves all calls)
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+
+from woodbury.cli.console import print_note, print_result, progress_bars
+from woodbury.cli.inputs.data import load_data
+from woodbury.cli.inputs.fit import probe
+from woodbury.cli.inputs.model import load_model
+from woodbury.cli.inputs.splits import (
+    BATCH_SAMPLES,
+    HELD_OUT_FRACTION,
+    Batches,
+    batches,
+    draw,
+    hold_out,
+    labels_of,
+    stream,
+)
+from woodbury.cli.names import LOSSES, Loss
+from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
+from woodbury.cli.options import (
+    InputOptions,
+    LabelledData,
+    Model,
+    OptimizerOptions,
+    Out,
+    TrainingOptions,
+    settings_of,
+)
+from woodbury.cli.output import (
+    WEIGHTS_FILE,
+    folded,
+    print_how_to_load,
+    score_label,
+    write_report,
+)
+from woodbury.cli.session import Parts, Session, resumable
+from woodbury.estimation.kfac_factors import factored
+from woodbury.estimation.recipes import kfac
+from woodbury.io.sparse_files import save_sparse
+from woodbury.model.batches import Batch
+from woodbury.model.objective import Objective
+from woodbury.model.peeking import PeekingLoader
+from woodbury.optim.preconditioner import Preconditioner
+from woodbury.reporting.page import write_page
+from woodbury.reporting.records import EpochNumbers, TrainNumbers
+from woodbury.reporting.tables import Grid, percent
+from woodbury.training.finetuning import batches_in, shuffled
+from woodbury.training.learning_rate import cosine_restarts
+
+KFAC_SAMPLES = 1024
+"""Samples that kfac is estimated on: those next in line."""
+
+
+def train(
+    model: Model,
+    data: LabelledData,
+    /,
+    *,
+    out: Out,
+    training: TrainingOptions = TrainingOptions(),
+    optimizer: OptimizerOptions = OptimizerOptions(),
+    inputs: InputOptions = InputOptions(),
+) -> None:
+    """Train a network; write its weights and a report.
+
+    Example:  `woodbury train net.py:fresh data.npz --epochs 5 --out trained`
+    """
+    made_with = optimizer_settings(
+        training.optimizer,
+        lr=optimizer.lr,
+        momentum=optimizer.momentum,
+        weight_decay=optimizer.weight_decay or 0.0,
+        window=training.window,
+        damping=training.damping,
+    )
+    settings = {
+        "model": model,
+        "data": data,
+        **settings_of(training, optimizer, inputs),
+        **asdict(made_with),
+    }
+    with resumable(out, optimizer.resume, settings) as folder:
+        torch.manual_seed(inputs.seed)
+        network = load_model(model, inputs.checkpoint)
+        with progress_bars():
+            loaded = _load_data(network, data, inputs)
+            session = Session(folder, settings, network, loaded.samples)
+            numbers = _train(network, loaded, training, optimizer, made_with, inputs.seed, session)
+        table = _table(numbers)
+        line = _line(training, numbers)
+        with folder.finishing() as results:
+            save_sparse(results / WEIGHTS_FILE, network.state_dict(), {})
+            write_report(results, "train", settings, asdict(numbers))
+            title = f"{Path(model).name} by {training.optimizer}"
+            write_page(results / "report.html", title, line, [table], folded(settings))
+    print_result(table.rich())
+    print_result(line)
+    print_how_to_load(out)
+
+
+class TrainingData(NamedTuple):
+    """What a network is trained and judged on.
+
+    Attributes:
+        loss: The loss and its metric.
+        train: What it is trained on.
+        held_out: Training data that it is judged on after every epoch.
+        test: What it is judged on at the end.
+    """
+
+    loss: Loss
+    train: Dataset
+    held_out: Iterable[Batch]
+    test: Iterable[Batch]
+
+    @property
+    def samples(self) -> int:
+        """How many samples it is trained on."""
+        return len(self.train)  # type: ignore[arg-type]
+
+
+def _load_data(network: nn.Module, data: str, inputs: InputOptions) -> TrainingData:
+    """The data, seen to fit the network; what is decided for the user is said."""
+    loss = LOSSES[inputs.loss]
+    splits = load_data(data, seed=inputs.seed, size=inputs.size)
+    for note in splits.notes:
+        print_note(note)
+    train, aside = hold_out(splits.train, HELD_OUT_FRACTION, inputs.seed)
+    held_out = batches(aside)
+    test = batches(splits.test)
+    probe(network, held_out, loss.likelihood)
+    probe(network, test, loss.likelihood)
+    first_batch = Batches(draw(train, BATCH_SAMPLES, inputs.seed))
+    probe(network, first_batch, loss.likelihood, labels_of(train))
+    return TrainingData(loss, train, held_out, test)
+
+
+def _train(
+    network: nn.Module,
+    data: TrainingData,
+    training: TrainingOptions,
+    options: OptimizerOptions,
+    made_with: OptimizerSettings,
+    seed: int,
+    session: Session,
+) -> TrainNumbers:
+    """Train to the end, from wherever the run is."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(training.optimizer, trainable, made_with)
+    epoch = batches_in(data.samples, options.batch_size)
+    total = training.epochs * epoch
+    scheduler = LambdaLR(optimizer, cosine_restarts((), total))
+    order = shuffled(data.samples, options.batch_size, seed, session.done)
+    upcoming: Iterable[Batch] = stream(data.train, order)
+    preconditioner = None
+    if training.optimizer == "kfac":
+        count = min(KFAC_SAMPLES, data.samples)
+        upcoming = PeekingLoader(upcoming, count)
+        preconditioner = Preconditioner(
+            optimizer,
+            network,
+            kfac(count, made_with.damping or 0.0),  # OPTIMIZERS has one
+            upcoming,
+            space=factored(network),
+            likelihood=data.loss.likelihood,
+        )
+    others = {"preconditioner": preconditioner} if preconditioner else {}
+    session.restore(Parts(network, optimizer, scheduler, others))
+    epochs = [EpochNumbers(**saved) for saved in session.record.get("epochs", [])]
+
+    def after(step: int) -> None:
+        if step % epoch:
+            return
+        loss, score = _evaluate(network, data.loss, data.held_out)
+        epochs.append(EpochNumbers(step // epoch, loss, score))
+        session.record["epochs"] = [asdict(each) for each in epochs]
+        session.save(step)
+        if preconditioner:  # now, so that a run that was stopped here goes on to the same bits
+            preconditioner.renew()
+
+    session.train(upcoming, total, data.loss.likelihood, after)
+    _, score = _evaluate(network, data.loss, data.test)
+    return TrainNumbers(data.loss.measure, score, session.seconds, tuple(epochs))
+
+
+def _evaluate(network: nn.Module, loss: Loss, data: Iterable[Batch]) -> tuple[float, float]:
+    """The loss and the metric of a network on data."""
+    objective = Objective.from_model(network, [], loss.likelihood)
+    return objective.loss(data), loss.metric(objective, data)
+
+
+def _table(numbers: TrainNumbers) -> Grid:
+    cells = tuple(
+        (str(each.epoch), f"{each.held_out_loss:.4g}", percent(each.held_out_score, 2))
+        for each in numbers.epochs
+    )
+    header = ("epoch", "loss", score_label(numbers.measure))
+    return Grid("Held-out training data", header, cells)
+
+
+def _line(training: TrainingOptions, numbers: TrainNumbers) -> str:
+    """The result in one line."""
+    epochs = f"{training.epochs} epoch{'s' if training.epochs > 1 else ''}"
+    return (
+        f"{epochs} of {training.optimizer}: {score_label(numbers.measure)} "
+        f"{percent(numbers.score, 2)} on the test data ({numbers.seconds:.1f} s)."
+    )

@@ -1,0 +1,208 @@
+"""ScaledRows: the rows S G of a low-rank curvature, products with them, their Gram matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from woodbury.linalg import collectives
+from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.linalg.gram import gram_of
+from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.row_products import combine, times
+
+MIN_NEW_SHARE = 0.01
+"""Float64 is needed where less than this share of a row is independent of the rows before it."""
+
+
+MIN_PROBED_ROWS = 64
+"""A quarter of the rows, if at least this many, is tried in float32 before all are."""
+
+
+class KnownGram(NamedTuple):
+    """What is known of the Gram matrix of scaled rows, whatever the damping.
+
+    Attributes:
+        matrix: (m, m) float64, S G Gᵀ S over all ranks.
+        exact: Whether its products were taken in float64.
+        orthogonal: Whether it is diagonal, as `LowRank.spectral` makes it.
+        summed: (m,), the diagonal of the Gram matrix that this one was subtracted from, whose
+            rounding it shares; None where it was summed itself.
+    """
+
+    matrix: Tensor
+    exact: bool
+    orthogonal: bool = False
+    summed: Tensor | None = None
+
+
+class Factorization(NamedTuple):
+    """A damped Gram matrix and its factor.
+
+    Attributes:
+        gram: (m, m) float64, S G Gᵀ S.
+        factor: (m, m) float64, lower triangular L with L Lᵀ = gram + damping·I.
+        exact: Whether the products of the Gram matrix were taken in float64.
+    """
+
+    gram: Tensor
+    factor: Tensor
+    exact: bool
+
+    def solve(self, c: Tensor) -> Tensor:
+        """(L Lᵀ)⁻¹ c.
+
+        Args:
+            c: (m,) or (m, k) float64.
+
+        Returns:
+            The same shape.
+        """
+        columns = c if c.ndim == 2 else c[:, None]
+        return torch.cholesky_solve(columns, self.factor).view(c.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledRows:
+    """S G with S = diag(√(wᵢ/m)), so that (1/m) Σ wᵢ gᵢ gᵢᵀ = (SG)ᵀ(SG)  (eq. 2).
+
+    The rows stay as they are: S multiplies what is small.
+
+    Attributes:
+        rows: G (m, d), any float dtype.
+        weights: (m,), positive; None for 1.
+        group: The ranks over which the columns are spread; None for one process.
+
+    Example:
+        >>> import torch
+        >>> scaled = ScaledRows(torch.tensor([[1.0, 2.0], [0.0, 2.0]]))
+        >>> scaled.gram(torch.float64)
+        tensor([[2.5000, 2.0000],
+                [2.0000, 2.0000]], dtype=torch.float64)
+    """
+
+    rows: Tensor
+    weights: Tensor | None = None
+    group: Any = None
+
+    @property
+    def m(self) -> int:
+        """The number of rows."""
+        return self.rows.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows, float32 for halves."""
+        return wide_dtype(self.rows.dtype)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(m,) float64: √(wᵢ/m)."""
+        ones = torch.ones(self.m, dtype=torch.float64, device=self.rows.device)
+        weights = ones if self.weights is None else self.weights.double().to(self.rows.device)
+        return (weights / self.m).sqrt()
+
+    def times(self, v: Tensor) -> Tensor:
+        """S G v over all ranks, from products in the dtype of v.
+
+        Args:
+            v: (d,) or (d, k), the entries of this rank.
+
+        Returns:
+            (m,) or (m, k) float64.
+        """
+        return _scale_rows(self.scale, collectives.all_sum(times(self.rows, v), self.group))
+
+    def combine(self, c: Tensor, dtype: torch.dtype) -> Tensor:
+        """Gᵀ S c, for the columns of this rank.
+
+        Args:
+            c: (m,) or (m, k) float64.
+            dtype: What the products are taken in.
+
+        Returns:
+            (d,) or (d, k) in that dtype.
+        """
+        return combine(self.rows, _scale_rows(self.scale, c).to(dtype))
+
+    def unscaled(self, c: Tensor) -> Tensor:
+        """S⁻¹ c for c (m,) or (m, k)."""
+        return _scale_rows(1 / self.scale, c)
+
+    def gram(
+        self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None
+    ) -> Tensor:
+        """S G Gᵀ S over all ranks, summed in float64.
+
+        Args:
+            dtype: What the products are taken in.
+            columns: (c,) int64, the columns that count; None for all.
+            first: The number of leading rows that count; None for all.
+
+        Returns:
+            (m, m) float64.
+        """
+        gram = collectives.all_sum(gram_of(self.rows[:first], dtype, columns), self.group)
+        scale = self.scale[:first]
+        return scale[:, None] * gram * scale
+
+    def factorize(self, damping: float, columns: Tensor | None = None) -> Factorization:
+        """The factor of gram + damping·I, with products in float64 where float32 cannot carry it.
+
+        Args:
+            damping: λ > 0.
+            columns: (c,) int64, the columns that count; None for all.
+
+        Returns:
+            The Gram matrix, its factor, and whether float64 was needed.
+        """
+        exact = self.dtype == torch.float64 or self._quarter_needs_float64(damping, columns)
+        gram = self.gram(torch.float64 if exact else self.dtype, columns)
+        return self.refactor_if_inexact(gram, exact, damping, columns)
+
+    def _quarter_needs_float64(self, damping: float, columns: Tensor | None) -> bool:
+        """Whether the first quarter of the rows tells that float32 products will not do.
+
+        The share of a row that is new depends on its predecessors only, so that what holds of a
+        quarter holds of all. It costs a sixteenth, and mostly spares the float32 products.
+        """
+        quarter = self.m // 4
+        if quarter < MIN_PROBED_ROWS:
+            return False
+        factor = damped_cholesky(self.gram(self.dtype, columns, quarter), damping)
+        return _least_new_share(factor) < MIN_NEW_SHARE
+
+    def refactor_if_inexact(
+        self, gram: Tensor, exact: bool, damping: float, columns: Tensor | None = None
+    ) -> Factorization:
+        """The factor of a known Gram matrix, computed again in float64 if its digits do not do.
+
+        Args:
+            gram: (m, m) float64, S G Gᵀ S.
+            exact: Whether its products were taken in float64.
+            damping: λ > 0.
+            columns: (c,) int64, the columns whose Gram matrix it is; None for all.
+
+        Returns:
+            The Gram matrix, the old or the new one, its factor, and whether it is exact.
+        """
+        exact = exact or self.dtype == torch.float64
+        factor = damped_cholesky(gram, damping)
+        if exact or _least_new_share(factor) >= MIN_NEW_SHARE:
+            return Factorization(gram, factor, exact)
+        gram = self.gram(torch.float64, columns)
+        return Factorization(gram, damped_cholesky(gram, damping), True)
+
+
+def _scale_rows(scale: Tensor, c: Tensor) -> Tensor:
+    """diag(scale) c for c (m,) or (m, k)."""
+    return scale * c if c.ndim == 1 else scale[:, None] * c
+
+
+def _least_new_share(factor: Tensor) -> float:
+    """The smallest share of a row that is independent of the rows before it: min Lᵢᵢ²/Aᵢᵢ."""
+    return float((factor.diagonal().square() / factor.square().sum(1)).min())
