@@ -43,9 +43,8 @@ def reduced(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 def mermaid() -> str:
     """The picture as a Mermaid block."""
     arrows = reduced(packages())
-    lines = [
-        f"    {package} --> {other}" for package in sorted(arrows) for other in sorted(arrows[package])
-    ]
+    pairs = [(package, other) for package in sorted(arrows) for other in sorted(arrows[package])]
+    lines = [f"    {package} --> {other}" for package, other in pairs]
     return "\n".join(["```mermaid", "graph TD", *lines, "```"])
 
 

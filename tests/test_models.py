@@ -354,6 +354,6 @@ def test_an_output_that_is_no_tensor_says_how_to_read_it() -> None:
     net, training, _ = _trained("BERT")
     with pytest.raises(
         WoodburyError,
-        match=r"got a SequenceClassifierOutput .*reading\(lambda output: output\.logits\)",
+        match=r"got a SequenceClassifierOutput .*with_output\(lambda output: output\.logits\)",
     ):
         woodbury.prune(copy.deepcopy(net), training, 0.5)

@@ -1,4 +1,4 @@
-"""woodbury: second-order information about neural networks, to prune them, train them, understand them."""
+"""woodbury prunes, trains and explains neural networks with second-order information."""
 
 from woodbury import estimation as estimation
 from woodbury import fisher as fisher

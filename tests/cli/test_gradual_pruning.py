@@ -1,4 +1,4 @@
-"""woodbury prune --epochs: every number is there, and a run stopped anywhere ends as if it had not been."""
+"""woodbury prune --epochs: its numbers, and runs that are stopped anywhere and go on."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def dying_after(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(
     save: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped while its state is saved for the n-th time, and again at the optimizer's next step."""
+    """Stopped while its state is saved for the n-th time, and again at the next step."""
     command = f"{COMMAND} --method woodfisher --out"
     succeeds(command, "whole")
     with monkeypatch.context() as patch:

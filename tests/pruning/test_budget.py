@@ -14,6 +14,7 @@ from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.budget import Budget, budget_for
 from woodbury.pruning.costs import power, weights
+from woodbury.pruning.feasibility import check_reachable, current_sparsity, exceeds
 from woodbury.pruning.scopes import consecutive, global_, layerwise
 from woodbury.pruning.units import block, custom, output_channels, single
 
@@ -245,3 +246,24 @@ def test_a_sparsity_below_the_present_one_is_refused() -> None:
     keep[:30] = False
     with pytest.raises(WoodburyError, match=r"below the 0\.6000 reached"):
         budget_of(0.5, space=SPACE.restrict(keep))
+
+
+@given(seed=st.integers(0, 99), cost=st.sampled_from([0.1, 1 / 3, 1.7e-12, 3e8 + 0.1]))
+def test_the_sparsity_that_is_reached_can_be_asked_for_again(seed: int, cost: float) -> None:
+    """Sums of the same costs in another order differ by rounding, which must refuse nothing."""
+    keep = torch.rand(50, generator=torch.Generator().manual_seed(seed)) < 0.6
+    space = SPACE.restrict(keep)
+    costs = costs_of_layers(cost, 3 * cost, cost / 7)
+    for targets in (0.99, {"1.*": 0.99, "*": 0.98}):
+        reached = current_sparsity(space, targets, costs)
+        check_reachable(space, reached, global_, costs)
+        budget = budget_of(reached, space=space, cost=costs)
+        assert not bool(budget.cheapest(scores_of(budget)).any())
+
+
+def test_a_sum_exceeds_a_limit_by_more_than_rounding() -> None:
+    limit = torch.tensor([0.0, 1.0, 1e9], dtype=torch.float64)
+    assert not bool(exceeds(limit * (1 + 1e-10), limit).any())
+    assert exceeds(limit * (1 + 1e-8), limit).tolist() == [False, True, True]
+    weights_removed = torch.tensor(10**8 + 1, dtype=torch.float64)
+    assert bool(exceeds(weights_removed, torch.tensor(10**8, dtype=torch.float64)))

@@ -173,8 +173,8 @@ def test_more_inner_steps_lower_the_predicted_increase() -> None:
 def pair() -> tuple[Objective, Fisher]:
     """Four weights, of which the first two do the same.
 
-    To remove one of these costs 0.01, as the other takes over, but to remove both costs 2. To remove
-    one of the others costs 0.07.
+    To remove one of these costs 0.01, as the other takes over, but to remove both costs 2. To
+    remove one of the others costs 0.07.
     """
     model = nn.Linear(4, 1, bias=False).double()
     with torch.no_grad():

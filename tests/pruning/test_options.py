@@ -35,7 +35,7 @@ BY_MAGNITUDE = Pruner(None, magnitude, zero)
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe, its target, and the share of magnitude's loss, by the same rules, it stays below."""
+    """A recipe, its target, and the share of magnitude's loss that it must stay below."""
 
     name: str
     pruner: Pruner

@@ -234,7 +234,7 @@ def refuses(objective: Objective) -> Fisher:
             "below what is reached already",
         ),
         ({"stages": 2, "keep_zeros": True, "sparsity": 0.1}, "below what is reached already"),
-        ({"stages": 2, "pruner": None}, "The effort says how many stages"),
+        ({"stages": 2, "pruner": None}, "an effort chooses its own stages"),
         ({"batches": [], "pruner": Pruner(mfac(10))}, "0 of the 10 rows"),
         ({"pruner": Pruner(mfac(70))}, "60 of the 70 rows"),
         ({"pruner": Pruner(None)}, "obs needs a Fisher"),
@@ -279,7 +279,7 @@ def test_an_error_in_a_later_stage_leaves_the_model_untouched(
 
 
 def test_a_slow_schedule_with_a_budget_per_layer() -> None:
-    """Two layers of 3: at 0.5 each loses round(1.5) = 2, so 4 of 6 where globally 3 are asked for."""
+    """Two layers of 3: at 0.5 each loses round(1.5) = 2, so 4 of 6 and not 3."""
     model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 3, bias=False))
     objective = Objective.from_model(model, [(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))])
     pruned = run_stages(replace(BY_MAGNITUDE, scope=layerwise), objective, polynomial(0.51, 10))

@@ -88,6 +88,21 @@ def test_float_costs_that_add_up_to_the_budget_fit() -> None:
     ).all()
 
 
+def test_a_dear_pool_costs_the_others_no_unit_by_rounding() -> None:
+    """Beside a cost of 1e9, sums of 0.1 are off by 1e-7."""
+    count = 1000
+    costs = torch.full((4 * count + 1,), 0.1, dtype=torch.float64)
+    costs[0] = 1e9
+    remove = select(
+        torch.rand(len(costs), generator=torch.Generator().manual_seed(0)),
+        costs,
+        torch.cat([torch.tensor([0]), torch.arange(1, count + 1).repeat_interleave(4)]),
+        torch.full((count + 1,), 0.2, dtype=torch.float64),
+    )
+    assert not remove[0]
+    assert (remove[1:].view(count, 4).sum(1) == 2).all()
+
+
 @pytest.mark.parametrize(
     ("scores", "costs", "says"),
     [

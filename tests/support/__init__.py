@@ -1,1 +1,2 @@
-"""What several test files share: operators, networks, the float64 truth, random tensors, the command line."""
+"""What several test files share: operators, networks, the float64 truth, random tensors, the
+command line."""

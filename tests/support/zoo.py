@@ -1,4 +1,5 @@
-"""Models beyond the toy, built from configs, each with a small real task that ships with Python or scikit-learn."""
+"""Models beyond the toy, built from configs, each with a small real task that ships with Python or
+scikit-learn."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ LENGTH = 32
 
 
 class Model(NamedTuple):
-    """A network, its data, how its output is read, the parameters that pruning leaves alone, and whether vmap takes it."""
+    """A network, its data, how its output is read, the parameters that pruning leaves alone, and
+    whether vmap takes it."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -31,7 +33,8 @@ class Model(NamedTuple):
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions and the way around them (He et al. 2016); where the shape changes, the way is 1 × 1."""
+    """Two 3 × 3 convolutions and the way around them (He et al. 2016); where the shape changes, the
+    way is 1 × 1."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -60,7 +63,8 @@ def resnet(width: int = 6) -> nn.Module:
 
 
 def mobilenet(width: int = 16) -> nn.Module:
-    """Depthwise and pointwise convolutions by turns, the last pointwise one in groups (MobileNet, Howard et al. 2017)."""
+    """Depthwise and pointwise convolutions by turns, the last pointwise one in groups (MobileNet,
+    Howard et al. 2017)."""
 
     def separable(before: int, after: int, stride: int, groups: int = 1) -> Iterator[nn.Module]:
         yield from (
@@ -135,7 +139,8 @@ VOCABULARY = 512
 
 
 def passages() -> tuple[dict[str, Tensor], Tensor]:
-    """Runs of 8 to 15 words of Python's own help, 0 being the padding that the mask hides, and their topics."""
+    """Runs of 8 to 15 words of Python's own help, 0 being the padding that the mask hides, and
+    their topics."""
     from pydoc_data.topics import topics
 
     spoken = [re.findall(r"\w+", topics[topic].lower()) for topic in TOPICS]
@@ -158,7 +163,8 @@ def passages() -> tuple[dict[str, Tensor], Tensor]:
 
 
 def letters(count: int = 3000) -> tuple[Tensor, Tensor]:
-    """Pieces of Python's own help, letter by letter, and the letters that follow; every third piece ends early (−100)."""
+    """Pieces of Python's own help, letter by letter, and the letters that follow; every third piece
+    ends early (−100)."""
     from pydoc_data.topics import topics
 
     text = torch.tensor(
@@ -207,7 +213,8 @@ def train(
     lr: float = 3e-3,
     keep: dict[str, Tensor] | None = None,
 ) -> None:
-    """Plain steps of Adam, the learning rate falling to nothing; zeros held where `keep` is False."""
+    """Plain steps of Adam, the learning rate falling to nothing; zeros held where `keep` is
+    False."""
     optimizer = torch.optim.Adam(net.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     net.train()

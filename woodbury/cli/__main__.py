@@ -1,4 +1,4 @@
-"""python -m woodbury.cli"""
+"""`python -m woodbury.cli` is `woodbury`."""
 
 from woodbury.cli import main
 

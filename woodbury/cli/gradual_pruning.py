@@ -28,7 +28,8 @@ from woodbury.cli.problem import Problem, load_problem
 from woodbury.cli.session import Parts, Session, resumable
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
-from woodbury.evaluation.methods import run
+from woodbury.evaluation.methods import Method, run
+from woodbury.io.settings import described
 from woodbury.model.batches import Samples
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
@@ -38,7 +39,7 @@ from woodbury.reporting.per_layer import summarize_tensors
 from woodbury.reporting.records import GradualNumbers, PruningStepNumbers
 from woodbury.reporting.tables import Grid, percent
 from woodbury.training.finetuning import batches_in, shuffled
-from woodbury.training.gradual import Gradual, Prune
+from woodbury.training.gradual import Gradual
 from woodbury.training.learning_rate import cosine_restarts
 
 WEIGHT_DECAY = 1e-4
@@ -135,6 +136,7 @@ def prune_gradually(
             title=f"{Path(model).name} at {percent(space.sparsity, 2)}",
             line=_line(numbers, space.n),
             settings=problem.settings() | settings | decided,
+            recipe=described(pruning.method.pruner),
             numbers=numbers,
             tensors=summarize_tensors(space, problem.flops()),
             grids=(_steps_table(numbers),),
@@ -150,6 +152,7 @@ class GradualRun:
     Attributes:
         gradual: What prunes while the model trains.
         engine: The name of the engine of per-sample gradients.
+        method: The method of every pruning step.
     """
 
     def __init__(
@@ -181,6 +184,7 @@ class GradualRun:
         if session.is_new:
             session.record |= _first_record(problem)
         self.engine: EngineName = session.record["engine"]
+        self.method = self._method(plan, sparsity)
         options = training.options
         optimizer = make_optimizer(options.optimizer, _trainable(problem), training.settings)
         seed = problem.options.inputs.seed
@@ -191,7 +195,7 @@ class GradualRun:
             sparsity,
             end=max(1, round(options.prune_until * self._total)),
             steps=options.steps,
-            pruner=self._pruner(plan, sparsity),
+            pruner=self._prune,
             likelihood=problem.loss.likelihood,
             include=list(problem.space.shapes),
             keep_zeros=problem.options.parameters.keep_zeros,
@@ -243,20 +247,20 @@ class GradualRun:
             steps=tuple(steps),
         )
 
-    def _pruner(self, plan: MethodPlan, sparsity: Targets) -> Prune:
-        """(objective, sparsity) -> Pruned; it records the damping that was chosen."""
-        problem, record = self._problem, self._session.record
+    def _method(self, plan: MethodPlan, sparsity: Targets) -> Method:
+        """The method of the plan with the engine of this run."""
         engine = ENGINES[self.engine]
-        refit = problem.refit(plan.refit_steps, sparsity)
+        refit = self._problem.refit(plan.refit_steps, sparsity)
         refit = replace(refit, engine=engine) if refit else None
-        method = plan.method(replace(problem.sampling(), engine=engine), problem.flops(), refit)
+        sampling = replace(self._problem.sampling(), engine=engine)
+        return plan.method(sampling, self._problem.flops(), refit)
 
-        def prune(objective: Objective, sparsity: Targets) -> Pruned:
-            result = run(method, objective, sparsity, problem.validate)
-            record["dampings"] = [*record["dampings"], result.damping]
-            return result.pruned
-
-        return prune
+    def _prune(self, objective: Objective, sparsity: Targets) -> Pruned:
+        """One pruning step; the damping that it chose is recorded."""
+        result = run(self.method, objective, sparsity, self._problem.validate)
+        record = self._session.record
+        record["dampings"] = [*record["dampings"], result.damping]
+        return result.pruned
 
     def _after(self, step: int) -> None:
         """What is measured and saved after a step of training."""

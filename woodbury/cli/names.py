@@ -148,7 +148,7 @@ def parse_unit(text: str) -> Unit:
 
     Example:
         >>> parse_unit("block:4x1")
-        block(rows=4, columns=1)
+        block(4, 1)
     """
     name, colon, size = text.partition(":")
     if name != "block":
@@ -169,7 +169,7 @@ def parse_selection(text: str) -> Selection:
 
     Example:
         >>> parse_selection("swaps:20")
-        swaps(most=20)
+        swaps(max_steps=20, start=greedy)
     """
     name, colon, number = text.partition(":")
     if not colon and name in SELECTIONS:

@@ -44,6 +44,7 @@ class OptimizerSettings:
     damping: float | None = None
 
     def __post_init__(self) -> None:
+        """Refuse numbers that are out of their range."""
         if not 0 < self.lr < float("inf"):
             raise WoodburyError(f"--lr is {self.lr}: give a positive number.")
         if not 0 <= self.momentum < 1:

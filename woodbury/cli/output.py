@@ -12,6 +12,7 @@ from torch import nn
 from woodbury.cli.console import print_note, print_plain, print_result
 from woodbury.errors import MissingDependency
 from woodbury.evaluation.results import Result, summary
+from woodbury.io.settings import flattened
 from woodbury.io.sparse_files import save_sparse
 from woodbury.reporting import plots, tables
 from woodbury.reporting.files import versions, write_csv, write_json
@@ -41,6 +42,7 @@ class PruneReport:
         title: The heading of the page.
         line: The result in one line.
         settings: What was asked for and what was decided.
+        recipe: The pruner, by `woodbury.io.settings.described`.
         numbers: What was measured.
         tensors: What is kept of each parameter.
         grids: Tables to show beside.
@@ -49,6 +51,7 @@ class PruneReport:
     title: str
     line: str
     settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
     numbers: PruneNumbers | GradualNumbers
     tensors: Sequence[TensorSummary]
     grids: Sequence[Grid] = ()
@@ -63,10 +66,13 @@ class PruneReport:
         names = [tensor.name for tensor in self.tensors]
         save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
         layers = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in self.tensors]
-        write_report(folder, "prune", self.settings, asdict(self.numbers) | {"layers": layers})
+        more = {"layers": layers, "recipe": self.recipe}
+        write_report(folder, "prune", self.settings, asdict(self.numbers) | more)
         numbers = tables.facts("Numbers", labelled(self.numbers))
         parts = [*_picture(self.tensors), tables.per_tensor(self.tensors), *self.grids, numbers]
-        write_page(folder / "report.html", self.title, self.line, parts, folded(self.settings))
+        recipe = tables.facts("Recipe", flattened(self.recipe))
+        details = [recipe, *folded(self.settings)]
+        write_page(folder / "report.html", self.title, self.line, parts, details)
 
     def show(self, out: Path, remark: str = "") -> None:
         """Print the tables, the result, what to look at, and how to load the weights.

@@ -25,6 +25,7 @@ from woodbury.cli.problem import Problem, load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Run, run
 from woodbury.io.folders import output_folder
+from woodbury.io.settings import described
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
 from woodbury.pruning.autoconfig import describe_refit
@@ -47,7 +48,7 @@ def prune(
     /,
     *,
     out: Out,
-    method: MethodOptions = MethodOptions(),
+    asked: MethodOptions = MethodOptions(),
     tuning: FineTuningOptions = FineTuningOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
     options: PruningOptions = PruningOptions(),
@@ -58,9 +59,9 @@ def prune(
 
     Example:  `woodbury prune net.py:trained data.npz --sparsity 0.95 --epochs 10 --out pruned`
     """
-    target = _target(method.sparsity, options.selection.pattern)
+    target = _target(asked.sparsity, options.selection.pattern)
     training = FineTuning.of(tuning, optimizer)
-    plan = plan_method(method.method, options, method.update)
+    plan = plan_method(asked.method, options, asked.update)
     is_usual = plan.name == "gauss-newton" and plan.update == "joint" and training is None
     if options.stage.stages is None and is_usual:
         plan = replace(plan, stages=stage_count(target, 0.0, standard.keep_per_stage))
@@ -77,9 +78,8 @@ def prune(
             objective = problem.objective(options.inputs.seed)
             flops = problem.flops()
             refit = _refit(problem, plan, target, is_usual)
-            result = run(
-                plan.method(problem.sampling(), flops, refit), objective, target, problem.validate
-            )
+            method = plan.method(problem.sampling(), flops, refit)
+            result = run(method, objective, target, problem.validate)
             after = problem.score(result.pruned.objective)
         numbers = _numbers(problem, objective, result, before, after)
         space = result.pruned.objective.space
@@ -100,6 +100,7 @@ def prune(
                 "refit": refit.steps if refit else 0,
                 "refits": describe_refit(refit),
             },
+            recipe=described(method.pruner),
             numbers=numbers,
             tensors=summarize_tensors(space, flops, result.pruned.steps[0].saliencies),
         )

@@ -33,8 +33,13 @@ SAVE_EVERY_SECONDS = 60.0
 class Stateful(Protocol):
     """What has a state that can be saved and loaded."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Any, /) -> Any: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The state, readable by `torch.load(weights_only=True)`."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Go on from a saved state."""
+        ...
 
 
 @dataclass(frozen=True)

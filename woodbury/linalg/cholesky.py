@@ -37,11 +37,11 @@ def damped_cholesky(curvature: Tensor, damping: float) -> Tensor:
     damped = curvature.double().clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping)
     factor, info = torch.linalg.cholesky_ex(damped)
-    failed = info != 0
-    if not bool(failed.any()):
+    if not bool(info.any()):
         return factor
     if damped.ndim == 2:
         return _clamped_factor(damped, damping)
+    failed = info != 0
     factor[failed] = _clamped_factor(damped[failed], damping)
     return factor
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32
 
 IGNORED = -100
@@ -50,6 +51,8 @@ class Likelihood:
     ignored: int | None = None
     directions: Callable[[Any, int, torch.Generator | None], Tensor] | None = None
     output_of: Callable[[Any], Tensor] = _identity
+
+    __repr__ = readable
 
     def output_tensor(self, output: Any) -> Tensor:
         """The tensor of an output that the directions belong to.

@@ -234,9 +234,9 @@ def _check_disjoint(units: Sequence[Tensor], space: ParameterSpace) -> None:
     first = int(owner[order[repeated]])
     second = int(owner[order[repeated + 1]])
     weight = int(members[order[repeated]])
-    name = next(name for name, part in space.slices.items() if part.start <= weight < part.stop)
     raise WoodburyError(
-        f"Units {first} and {second} share a weight of {name!r}: it can be removed only once."
+        f"Units {first} and {second} share a weight of {space.name_at(weight)!r}: "
+        "it can be removed only once."
     )
 
 

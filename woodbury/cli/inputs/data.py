@@ -55,6 +55,7 @@ class Unlabelled(Dataset):
     inputs: Tensor
 
     def __len__(self) -> int:
+        """How many inputs there are."""
         return len(self.inputs)
 
 

@@ -74,6 +74,7 @@ class Images(Dataset):
         return [cls(split, form) for split in files]
 
     def __len__(self) -> int:
+        """How many images there are."""
         return len(self.files)
 
     @property
@@ -82,6 +83,11 @@ class Images(Dataset):
         return torch.tensor([file.label for file in self.files])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """An image and the number of its class.
+
+        Raises:
+            WoodburyError: If the file cannot be read.
+        """
         path, label = self.files[index]
         with _opened(path) as image:
             with _reading_explained(path):  # opening has read the header alone

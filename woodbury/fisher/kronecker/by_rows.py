@@ -187,13 +187,13 @@ class KroneckerRows(Fisher):
         return self._gathered(result * self.kept[..., None], v)
 
     def diagonal(self) -> Tensor:
-        """diag(F_KK)."""
+        """The diagonal of F_KK."""
         diagonal = self.blocks.to(self.dtype).diagonal(dim1=1, dim2=2)
         diagonal = diagonal.repeat(len(self.scales), 1)
         return (diagonal * self.row_scales[:, None] + self.damping)[self.kept]
 
     def inverse_diagonal(self) -> Tensor:
-        """diag(F_KK⁻¹), row by row, exactly."""
+        """The diagonal of F_KK⁻¹, row by row, exactly."""
         result = self.row_scales.new_zeros(self.kept.shape)
         for chunk in self._chunks(self._direct):
             inverse = torch.cholesky_inverse(self._factor(chunk))
@@ -235,7 +235,7 @@ class KroneckerRows(Fisher):
         return self._shared(damping=damping)
 
     def logdet(self) -> float:
-        """log det F_KK."""
+        """The logarithm of the determinant of F_KK."""
         total = float((self.kept.sum(1) * self.row_scales.log()).sum())
         for chunk in self._chunks(torch.ones_like(self._direct)):
             diagonal = self._factor(chunk).diagonal(dim1=1, dim2=2)
@@ -356,7 +356,7 @@ def _taken_local(values: Tensor, chunk: RowChunk) -> Tensor:
 
 
 def _put(result: Tensor, chunk: RowChunk, values: Tensor) -> None:
-    """result (o·b, s, …) at the chunk's places becomes values (c, k, …)."""
+    """Write values (c, k, …) at the chunk's places of result (o·b, s, …)."""
     rows = chunk.rows[:, None].expand(chunk.places.shape)[chunk.valid]
     result[rows, chunk.places[chunk.valid]] = values[chunk.valid]
 

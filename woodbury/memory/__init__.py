@@ -1,0 +1,5 @@
+"""Memory: what a run may use."""
+
+from woodbury.memory.budget import available_bytes as available_bytes
+from woodbury.memory.budget import budget_bytes as budget_bytes
+from woodbury.memory.budget import parse_bytes as parse_bytes
