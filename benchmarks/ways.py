@@ -12,6 +12,7 @@ import torch
 from one_shot import Task, batches
 from torch import nn
 
+from woodbury.limits import Limits
 from woodbury.model.batches import Batch
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -143,15 +144,20 @@ class Staged:
 
 @dataclass(frozen=True)
 class AsItComes:
-    """`woodbury.prune` with an effort's settings, from the dense net to each sparsity by itself."""
+    """`woodbury.prune` with an effort's settings, from the dense net to each sparsity by itself.
+
+    rows: bytes that gradient rows may take; None for the default.
+    """
 
     effort: Effort
+    rows: int | None = None
 
     def __call__(
         self, setting: Setting, objective: Objective, judge: list[Batch], seed: int
     ) -> Reached:
         for sparsity in setting.task.sparsities.values():
-            choice = choose(objective, sparsity, self.effort)
+            with replace(Limits.current(), memory=self.rows):
+                choice = choose(objective, sparsity, self.effort)
             yield sparsity, run_stages(choice.recipe, choice.objective, choice.sparsities)
 
 

@@ -13,11 +13,11 @@ from woodbury.errors import WoodburyError, WrongType
 class Limits:
     """How much may be held or tried at once.
 
-    It is a context: inside `with Limits(...)` these numbers hold. The defaults suit a machine of
-    16 GiB and more. All are positive.
+    It is a context: inside `with Limits(...)` these numbers hold. All are positive.
 
     Attributes:
-        memory: Bytes that the gradient rows, and the blocks made of them, may take each.
+        memory: Bytes that the gradient rows may take; None for half of the default budget, 60 % of
+            what the process may still have (`woodbury.memory`).
         gradient_chunk: Bytes of one chunk of gradient rows while they are computed.
         temporary: float64 elements of one temporary of the linear algebra.
         activations: Elements (inputs, activations or output projections) that pass through the
@@ -47,7 +47,7 @@ class Limits:
         True
     """
 
-    memory: int = 8 * 2**30
+    memory: int | None = None
     gradient_chunk: int = 512 * 2**20
     temporary: int = 2**24
     activations: int = 2**22
@@ -70,10 +70,15 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (is_number and value > 0):
-                kind = WoodburyError if is_number else WrongType
-                raise kind(f"Limits got {field.name}={value!r}: give a positive number.")
+            if value is None and field.name == "memory":
+                continue
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if value > 0:
+                    continue
+                kind = WoodburyError
+            else:
+                kind = WrongType
+            raise kind(f"Limits got {field.name}={value!r}: give a positive number.")
 
     @staticmethod
     def current() -> Limits:

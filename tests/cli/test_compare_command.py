@@ -47,6 +47,8 @@ def test_the_numbers_and_how_they_were_made_are_one_file(here: Path) -> None:
     assert record["settings"]["seeds"] == [0, 1] and record["settings"]["count"] == 60
     assert len(record["summary"]) == 6 and len(record["results"]) == 12
     assert record["versions"]["torch"]
+    assert record["recipes"]["mfac"]["fisher"]["count"] == 60
+    assert record["recipes"]["mfac/independent"]["update"] == "independent"
     assert all(key.isidentifier() and key == key.lower() for key in record)
 
 

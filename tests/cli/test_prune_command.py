@@ -53,6 +53,14 @@ def test_the_settings_of_the_report_are_those_asked_for_and_decided(here: Path) 
     assert settings["parameters"] == ["1.weight", "4.weight"] and settings["weights"] == 456
 
 
+def test_the_recipe_of_the_report_has_all_fields_of_the_pruner(here: Path) -> None:
+    succeeds(PRUNE, "--unit block:4 --selection iterative-greedy:3")
+    recipe = report("out")["recipe"]
+    assert recipe["fisher"]["count"] == 200 and recipe["fisher"]["mc_samples"] == 2
+    assert recipe["unit"]["name"] == "block" and recipe["selection"]["steps"] == 3
+    assert recipe["scope"] == "global_" and recipe["update"] == "joint"
+
+
 def test_the_layers_of_the_report_add_up(here: Path) -> None:
     succeeds(PRUNE)
     layers = report("out")["layers"]

@@ -25,7 +25,7 @@ from woodbury import (
 )
 from woodbury.errors import WrongType
 from woodbury.estimation.gradients import sampled
-from woodbury.pruning.autoconfig import choose_refit
+from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise

@@ -13,11 +13,12 @@ from woodbury.cli.console import progress_bars, unused_path
 from woodbury.cli.methods import MethodPlan, plan_method
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
 from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
-from woodbury.cli.output import show_comparison, write_comparison
+from woodbury.cli.output import ComparisonReport
 from woodbury.cli.problem import load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
 from woodbury.io.folders import output_folder
+from woodbury.io.settings import described
 from woodbury.reporting.figures import require_matplotlib
 
 SPARSITIES = "0.5,0.7,0.8,0.9,0.95"
@@ -49,7 +50,7 @@ def compare(
         with progress_bars():
             choosing = any(len(plan.dampings) > 1 for plan in plans.values())
             problem = load_problem(model, data, options, choosing=choosing)
-            dense = problem.dense_score()
+            dense_score = problem.dense_score()
             refit = problem.refit(options.stage.refit or 0, max(sparsities))
             methods = {
                 text: plan.method(problem.sampling(), problem.flops(), refit)
@@ -65,14 +66,21 @@ def compare(
                 problem.score,
                 validate=problem.validate,
             )
-        settings = {"model": model, "data": data, "seeds": list(seeds), **problem.settings()}
         lead = (
             f"{problem.space.n:,} weights of {Path(model).name}, calibrated on {choice.seeds} "
             f"set(s) of {problem.count} gradients."
         )
-        title = "Pruning methods compared"
-        write_comparison(folder, title, lead, results, dense, settings, problem.measure)
-    show_comparison(out, results, dense, problem.measure)
+        report = ComparisonReport(
+            title="Pruning methods compared",
+            lead=lead,
+            settings={"model": model, "data": data, "seeds": list(seeds), **problem.settings()},
+            recipes={text: described(method.pruner) for text, method in methods.items()},
+            results=results,
+            dense_score=dense_score,
+            measure=problem.measure,
+        )
+        report.write(folder)
+    report.show(out)
 
 
 def _sparsities(asked: str | None, pattern: str | None) -> list[float]:

@@ -83,7 +83,8 @@ def sentence_of(error: CycloptsError) -> str:
         return f"There is no command {word!r}: {hint(word, names)}"
     if isinstance(error, MissingArgumentError) and error.argument:
         wanted = error.argument.name
-        unknown = [word for word in error.unused_tokens or () if word.startswith("--")]
+        unused = [word for word in error.unused_tokens or () if word.startswith("--")]
+        unknown = [word for word in unused if word not in error.argument.names]
         if typed := nearest(wanted, unknown):
             return f"There is no option {typed}: did you mean {wanted}?"
         return f"{error.keyword or error.argument.name} is missing or has no value: {help_line}"

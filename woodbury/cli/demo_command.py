@@ -11,19 +11,20 @@ from typing import Annotated
 import torch
 from cyclopts import Parameter
 
+from woodbury import monitor
 from woodbury.cli.console import print_plain, progress_bars, unused_path
 from woodbury.cli.digits import load_digits, train_network
 from woodbury.cli.options import Seed
-from woodbury.cli.output import show_comparison, write_comparison
+from woodbury.cli.output import ComparisonReport
 from woodbury.estimation.recipes import diagonal_fisher, gauss_newton, mfac, woodfisher
 from woodbury.evaluation.comparison import choose_damping, compare
 from woodbury.evaluation.methods import Method
 from woodbury.evaluation.metrics import accuracy
 from woodbury.io.folders import output_folder
+from woodbury.io.settings import described
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.monitor import report
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.saliencies import magnitude, obd, obs
@@ -85,7 +86,6 @@ def demo(
             methods = with_chosen_dampings(seven_methods(), dense(seed), digits.held_out)
             seeds = range(seed, seed + CALIBRATION_SETS)
             results = compare(methods, SPARSITIES, seeds, dense, score)
-        dense_score = score(dense(seed))
         dampings = {
             f"damping of {name}": method.dampings[0]
             for name, method in methods.items()
@@ -105,9 +105,16 @@ def demo(
             f"damping was chosen on {len(digits.held_out[1])} other training images, never on the "
             "test images."
         )
-        title = "Seven ways to prune a network"
-        write_comparison(folder, title, lead, results, dense_score, settings)
-    show_comparison(out, results, dense_score)
+        report = ComparisonReport(
+            title="Seven ways to prune a network",
+            lead=lead,
+            settings=settings,
+            recipes={name: described(method.pruner) for name, method in methods.items()},
+            results=results,
+            dense_score=score(dense(seed)),
+        )
+        report.write(folder)
+    report.show(out)
     print_plain(WHAT_NEXT.format(out=out))
 
 
@@ -144,7 +151,7 @@ def with_chosen_dampings(
         if method.pruner.fisher is not None:
             best = choose_damping(method, DAMPINGS, SPARSITIES_TO_CHOOSE_AT, objective, validate)
             chosen[name] = replace(method, dampings=(best,))
-        report("dampings", done, len(methods))
+        monitor.report("dampings", done, len(methods))
     return chosen
 
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 from woodbury.cli.names import (
-    SCOPES,
     UPDATES,
     MethodName,
     UpdateName,
     parse_dampings,
-    parse_pattern,
-    parse_selection,
-    parse_unit,
-    pattern_sparsity,
     pick,
 )
-from woodbury.cli.options import PruningOptions, SelectionOptions, settings_of
+from woodbury.cli.options import PruningOptions, settings_of
+from woodbury.cli.rules import SelectionRules
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Engine, Labels, observed, sampled
 from woodbury.estimation.recipes import (
@@ -36,15 +32,11 @@ from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import Elements, exact, upper_bound
 from woodbury.model.flop_count import Flops
 from woodbury.model.objective import Objective
-from woodbury.pruning.autoconfig import block_size, describe_refit
-from woodbury.pruning.costs import power
+from woodbury.pruning.autoconfig import block_size
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs, woodtaylor
-from woodbury.pruning.scopes import Scope
-from woodbury.pruning.selections.greedy_selection import Selection
-from woodbury.pruning.semi_structured import n_of_m
-from woodbury.pruning.units import Unit
 
 WOODFISHER_BLOCK = 2000
 """Weights per block that woodfisher usually has."""
@@ -193,86 +185,6 @@ METHODS: Mapping[MethodName, NamedMethod] = {
     "kfac": NamedMethod(_kfac, obs, woodtaylor, "joint"),
     "kfac-upper-bound": NamedMethod(partial(_kfac, elements=upper_bound), obs, woodtaylor, "joint"),
 }
-
-
-@dataclass(frozen=True)
-class SelectionRules:
-    """Which weights are removed, as objects.
-
-    Attributes:
-        unit: What is removed together.
-        scope: What competes.
-        selection: How saliencies become the kept weights.
-        pattern: (n, m) of an n:m pattern, None without one.
-        flops: Whether the sparsity is a share of the FLOPs.
-        flops_power: Of the FLOPs that saliencies are divided by, None for the usual one.
-        max_layer_sparsity: The largest sparsity of a tensor.
-    """
-
-    unit: Unit
-    scope: Scope
-    selection: Selection
-    pattern: tuple[int, int] | None
-    flops: bool
-    flops_power: float | None
-    max_layer_sparsity: float
-
-    @classmethod
-    def of(cls, options: SelectionOptions) -> SelectionRules:
-        """The rules that options name.
-
-        Raises:
-            WoodburyError: For a name that there is not, or options that exclude each other.
-        """
-        pattern = parse_pattern(options.pattern) if options.pattern else None
-        if options.pattern:
-            pattern_sparsity(options.pattern)  # refuses 4:4
-            _check_alone_with_pattern(options)
-        if not 0 < options.max_layer_sparsity <= 1:
-            raise WoodburyError(
-                f"--max-layer-sparsity is {options.max_layer_sparsity}: it is the largest sparsity "
-                "of a tensor, in (0, 1]."
-            )
-        return cls(
-            unit=parse_unit(options.unit),
-            scope=SCOPES[options.scope],
-            selection=parse_selection(options.selection),
-            pattern=pattern,
-            flops=options.flops,
-            flops_power=options.flops_power,
-            max_layer_sparsity=options.max_layer_sparsity,
-        )
-
-    def applied(self, pruner: Pruner, flops: Flops | None) -> Pruner:
-        """The pruner that follows the rules.
-
-        Args:
-            pruner: One without rules of its own.
-            flops: Of the model; None leaves the rules about FLOPs out.
-        """
-        pruner = replace(
-            pruner,
-            unit=self.unit,
-            scope=self.scope,
-            selection=self.selection,
-            max_layer_sparsity=self.max_layer_sparsity,
-        )
-        if self.pattern:
-            pruner = n_of_m(*self.pattern, pruner).pruner
-        if flops and self.flops:
-            pruner = replace(pruner, cost=flops)
-        if flops and self.flops_power is not None:
-            pruner = replace(pruner, normalize_by=power(flops, self.flops_power))
-        return pruner
-
-
-def _check_alone_with_pattern(options: SelectionOptions) -> None:
-    """Raise WoodburyError for an option that a pattern leaves nothing to decide."""
-    usual = SelectionOptions()
-    for name in ("scope", "selection", "unit"):
-        value = getattr(options, name)
-        if value != getattr(usual, name):
-            raise WoodburyError(f"--pattern fixes the {name}: leave --{name} {value} out.")
 
 
 @dataclass(frozen=True)

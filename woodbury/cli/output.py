@@ -95,6 +95,95 @@ class PruneReport:
         print_how_to_load(out)
 
 
+@dataclass(frozen=True)
+class ComparisonReport:
+    """What `compare` and `demo` tell of several methods, in files and on the terminal.
+
+    Attributes:
+        title: The heading of the page.
+        lead: The sentence below it.
+        settings: What was asked for and what was decided.
+        recipes: The name of each method -> its pruner, by `woodbury.io.settings.described`.
+        results: What `woodbury.evaluation.comparison.compare` gave.
+        dense_score: Of the dense network on the test data.
+        measure: What the scores are.
+    """
+
+    title: str
+    lead: str
+    settings: Mapping[str, Any]
+    recipes: Mapping[str, Any]
+    results: Sequence[Result]
+    dense_score: float
+    measure: str = "accuracy"
+
+    def write(self, folder: Path) -> None:
+        """Write results.csv, results.json, accuracy.png, report.html, and perhaps prediction.png.
+
+        Args:
+            folder: Where.
+        """
+        write_csv(folder / "results.csv", self.results)
+        write_json(folder / "results.json", self._record())
+        scores = self._scores_picture()
+        (folder / "accuracy.png").write_bytes(scores.light)
+        parts: list[Picture | Grid] = [scores, self._scores_table()]
+        if predictions := self._predictions_picture():
+            (folder / "prediction.png").write_bytes(predictions.light)
+            parts.append(predictions)
+        details = [
+            tables.accuracies_before_update(self.results, measure=score_label(self.measure)),
+            tables.losses_and_resources(self.results),
+            *folded(self.settings),
+        ]
+        write_page(folder / "report.html", self.title, self.lead, parts, details)
+
+    def show(self, out: Path) -> None:
+        """Print the table, and where the rest is.
+
+        Args:
+            out: The folder as the user wrote it.
+        """
+        print_result(self._scores_table().rich())
+        print_plain(f"Written: {out}/report.html, accuracy.png, results.csv and results.json.")
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "versions": versions(),
+            "recipes": self.recipes,
+            "measure": self.measure,
+            "dense_score": self.dense_score,
+            "spread": "population standard deviation",
+            "summary": summary(self.results),
+            "results": list(self.results),
+        }
+
+    def _scores_table(self) -> Grid:
+        label = score_label(self.measure)
+        return tables.accuracies(self.results, dense=self.dense_score, measure=label)
+
+    def _scores_picture(self) -> Picture:
+        label = score_label(self.measure)
+        light, dark = (
+            plots.accuracies(self.results, dense=self.dense_score, measure=label, dark=dark)
+            for dark in (False, True)
+        )
+        words = f"{label.capitalize()} on the test data; bars are the spread over calibration sets."
+        return Picture(light, dark, words)
+
+    def _predictions_picture(self) -> Picture | None:
+        """None where no method predicts."""
+        light, dark = (plots.predictions(self.results, dark=dark) for dark in (False, True))
+        if light is None or dark is None:
+            return None
+        words = (
+            "Predicted and measured increase of the loss on the calibration set; each point is a "
+            "method at a sparsity."
+        )
+        return Picture(light, dark, words)
+
+
 def write_report(
     folder: Path, command: str, settings: Mapping[str, Any], numbers: Mapping[str, Any]
 ) -> None:
@@ -119,70 +208,6 @@ def print_how_to_load(out: Path) -> None:
 def folded(settings: Mapping[str, Any]) -> list[Grid]:
     """The tables at the end of every page: the settings and the versions."""
     return [tables.facts("Settings", settings), tables.facts("Versions", versions())]
-
-
-def write_comparison(
-    folder: Path,
-    title: str,
-    lead: str,
-    results: Sequence[Result],
-    dense: float,
-    settings: Mapping[str, Any],
-    measure: str = "accuracy",
-) -> None:
-    """Write results.csv, results.json, accuracy.png, report.html, and perhaps prediction.png.
-
-    Args:
-        folder: Where.
-        title: The heading of the page.
-        lead: The sentence below it.
-        results: What `woodbury.evaluation.comparison.compare` gave.
-        dense: The score of the dense network.
-        settings: What was asked for and what was decided.
-        measure: What the scores are.
-    """
-    write_csv(folder / "results.csv", results)
-    record = {
-        "settings": settings,
-        "versions": versions(),
-        "measure": measure,
-        "dense_score": dense,
-        "spread": "population standard deviation",
-        "summary": summary(results),
-        "results": list(results),
-    }
-    write_json(folder / "results.json", record)
-    label = score_label(measure)
-    light, dark = (
-        plots.accuracies(results, dense=dense, measure=label, dark=dark) for dark in (False, True)
-    )
-    (folder / "accuracy.png").write_bytes(light)
-    words = f"{label.capitalize()} on the test data; bars are the spread over the calibration sets."
-    parts: list[Picture | Grid] = [
-        Picture(light, dark, words),
-        tables.accuracies(results, dense=dense, measure=label),
-    ]
-    light, dark = (plots.predictions(results, dark=dark) for dark in (False, True))
-    if light and dark:
-        (folder / "prediction.png").write_bytes(light)
-        words = (
-            "Predicted and measured increase of the loss on the calibration set; each point is a "
-            "method at a sparsity."
-        )
-        parts.append(Picture(light, dark, words))
-    details = [
-        tables.accuracies_before_update(results, measure=label),
-        tables.losses_and_resources(results),
-    ]
-    write_page(folder / "report.html", title, lead, parts, [*details, *folded(settings)])
-
-
-def show_comparison(
-    out: Path, results: Sequence[Result], dense: float, measure: str = "accuracy"
-) -> None:
-    """Print the table, and where the rest is."""
-    print_result(tables.accuracies(results, dense=dense, measure=score_label(measure)).rich())
-    print_plain(f"Written: {out}/report.html, accuracy.png, results.csv and results.json.")
 
 
 def _picture(tensors: Sequence[TensorSummary]) -> list[Picture]:

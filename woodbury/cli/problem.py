@@ -32,10 +32,10 @@ from woodbury.model.batchnorm import recalibrate
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.autoconfig import choose_refit
 from woodbury.pruning.presets import standard
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
 
 MAX_HELD_OUT_SAMPLES = 2000

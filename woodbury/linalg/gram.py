@@ -60,7 +60,9 @@ def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
     """
     sums = torch.zeros(chunk.shape[1], dtype=chunk.dtype, device=chunk.device)
     for start, end in _panels(chunk.shape[0]):
-        # The transposed product: its norms are then taken along contiguous rows.
-        product = chunk[:end].mT @ whitener[start:end, :end].mT
-        sums += torch.linalg.vector_norm(product, dim=1).square_()
+        # The transposed product: its norms are then taken along contiguous rows. It has no name, as
+        # the next one would have to be made beside it.
+        sums += torch.linalg.vector_norm(
+            chunk[:end].mT @ whitener[start:end, :end].mT, dim=1
+        ).square_()
     return sums

@@ -3,3 +3,4 @@
 from woodbury.memory.budget import available_bytes as available_bytes
 from woodbury.memory.budget import budget_bytes as budget_bytes
 from woodbury.memory.budget import parse_bytes as parse_bytes
+from woodbury.memory.budget import row_bytes as row_bytes

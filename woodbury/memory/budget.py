@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
 
 DEFAULT_SHARE = 0.6
 """Share of the available memory that a run may use by default."""
@@ -69,6 +70,24 @@ def budget_bytes(
     if memory is not None:
         return parse_bytes(memory)
     return max(1, int(DEFAULT_SHARE * available_bytes(device)))
+
+
+def row_bytes() -> int:
+    """What the gradient rows of a run may take.
+
+    `Limits.memory` if it is set. Else half of the default budget: factors, whitened rows and blocks
+    take as much again beside them.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> with Limits(memory=1000):
+        ...     row_bytes()
+        1000
+    """
+    memory = Limits.current().memory
+    return budget_bytes() // 2 if memory is None else int(memory)
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 
 from torch import nn
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.limits import Limits
+from woodbury.memory.budget import budget_bytes
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -32,6 +35,7 @@ def prune(
     include: Patterns = "*",
     exclude: Patterns = (),
     keep_zeros: bool = False,
+    memory: int | str | None = None,
 ) -> Pruned:
     """Prune the weight matrices and kernels of a model, in place.
 
@@ -49,6 +53,8 @@ def prune(
         exclude: Shell patterns of the names to leave out. Frozen parameters are pruned too,
             unless they are left out.
         keep_zeros: Whether weights that are zero already are kept at zero and count as removed.
+        memory: What the run may hold, in bytes or as "6GiB", by which an effort chooses its
+            structure; None for 60 % of what the process may still have.
 
     Returns:
         The pruned objective; `.sparsity`, `.keep`, `.predicted` and `.settings` describe it.
@@ -79,9 +85,12 @@ def prune(
             f"stages is {stages} and an effort chooses its own stages: "
             "leave stages out, or give a pruner of your own."
         )
+    # Half of a budget is for the gradient rows, half for what is made of them.
+    rows = None if memory is None else budget_bytes(memory) // 2
     objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
     if pruner is None:
-        choice = choose(objective, sparsity, effort)
+        with replace(Limits.current(), memory=rows) if rows else nullcontext():
+            choice = choose(objective, sparsity, effort)
         pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
         pruned = replace(pruned, settings=choice.settings)
     else:

@@ -10,24 +10,26 @@ import torch
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Labels, observed, sampled
-from woodbury.estimation.output_residuals import supports_forward_mode
 from woodbury.estimation.recipes import gauss_newton, mfac
+from woodbury.estimation.row_recipes import kfac_by_rows
 from woodbury.limits import Limits
+from woodbury.memory.budget import row_bytes
 from woodbury.model.batches import Batch, samples_in
+from woodbury.model.layers import known_layers
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
-from woodbury.model.profile import ModelProfile
-from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
-from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
+from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.least_squares import Refit
 from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.solver_choice import choose_refit, describe_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count
 from woodbury.pruning.scopes import global_
+from woodbury.pruning.selections import iterative_greedy
 
 SAMPLES_PER_BATCH = 16
 """Samples of one batch of the calibration set; whole batches are held back."""
@@ -40,11 +42,14 @@ MIN_BLOCK_SIZE = 16
 """Weights of a block where the memory is short."""
 
 
-CG_ITERATIONS = 100
-"""Conjugate gradients of a refit that is solved by them (docs/results.md)."""
+INNER_STEPS = 4
+"""Inner steps of K-FAC by rows; eight were no better (docs/log.md)."""
 
-CG_MC_SAMPLES = 10
-"""GGN samples per input of such a refit, which cost it no more than one (docs/results.md)."""
+RIDGE = "a hundredth of the inputs' mean square"
+"""The damping of K-FAC by rows, in words."""
+
+BY_ROWS = "K-FAC by the rows of each tensor"
+"""That structure, in words."""
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
@@ -72,18 +77,20 @@ class StepChoice(NamedTuple):
 
     Attributes:
         pruner: The recipe.
-        rows: Rows that its Fisher is estimated from.
-        block: Weights per diagonal block; None for the whole matrix.
-        mc_samples: GGN samples per input; None for gradient rows by labels.
+        rows: Rows that its Fisher is estimated from, or samples of K-FAC's factors.
+        structure: That of the Fisher, in words.
+        mc_samples: GGN samples per input; None for labels.
     """
 
     pruner: Pruner
     rows: int
-    block: int | None
+    structure: str
     mc_samples: int | None
 
     def rows_in_words(self) -> str:
         """How many rows of which kind, for a report."""
+        if self.structure == BY_ROWS:
+            return f"none, factors of {self.rows} samples"
         if self.mc_samples is None:
             return f"{self.rows} gradient rows"
         return f"{self.rows} Gauss–Newton rows, {self.mc_samples} per input"
@@ -135,17 +142,18 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     mc_samples = 1 if refit is not None and refit.iterations is not None else effort.mc_samples
     labels = sampled if any(target is None for _, target in calibration) else observed
     step = best_step(objective, samples, mc_samples, effort.dampings[0], labels)
+    by_rows = step.structure == BY_ROWS
     dampings = effort.dampings if held_back else effort.dampings[:1]
-    stages = stage_count(sparsity, start, effort.keep_per_stage)
+    stages = 1 if by_rows else stage_count(sparsity, start, effort.keep_per_stage)
     recipe: PruningRecipe = step.pruner
-    if held_back:
+    if held_back and not by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
     if refit is not None:
         recipe = WithRefit.around(recipe, objective, refit)
     settings = {
         "rows": step.rows_in_words(),
-        "structure": f"blocks of {step.block}" if step.block else "whole matrix",
-        "damping": ", ".join(f"{damping:g}" for damping in dampings),
+        "structure": step.structure,
+        "damping": RIDGE if by_rows else ", ".join(f"{damping:g}" for damping in dampings),
         "samples_held_back": _count_samples(held_back),
         "stages": stages,
         "refit_per_stage": describe_refit(refit),
@@ -163,8 +171,9 @@ def best_step(
 ) -> StepChoice:
     """The best known recipe for one pruning step: Gauss–Newton rows and the joint update.
 
-    Where the likelihood has no directions, one gradient row per sample by `labels`. The rows are
-    fewer than the samples give where they have no room in `Limits.memory`.
+    Where the likelihood has no directions, one gradient row per sample by `labels`. Where not even
+    one row per sample has room in the memory, K-FAC by rows of each tensor; where its layers are
+    unknown, fewer rows.
 
     Args:
         objective: The network.
@@ -174,7 +183,7 @@ def best_step(
         labels: Of the gradient rows: `observed`, or `sampled` where the data has none.
 
     Returns:
-        The recipe, its rows and its blocks.
+        The recipe, its rows and its structure.
 
     Example:
         >>> import torch
@@ -184,16 +193,42 @@ def best_step(
         40
     """
     d = objective.space.d
+    rows_in_memory = row_bytes() // (BYTES_PER_FLOAT * d)
+    if rows_in_memory < samples and _has_kfac(objective):
+        return _step_by_rows(objective, samples, labels)
     block = block_size(d)
-    rows_in_memory = Limits.current().memory // (BYTES_PER_FLOAT * d)
+    structure = f"blocks of {block}" if block else "whole matrix"
     if objective.likelihood.directions is None:
         rows = max(1, min(samples, rows_in_memory))
-        return StepChoice(
-            Pruner(mfac(rows, damping, block=block, labels=labels)), rows, block, None
-        )
+        fisher = mfac(rows, damping, block=block, labels=labels)
+        return StepChoice(Pruner(fisher), rows, structure, None)
     rows = max(1, min(mc_samples * samples, rows_in_memory))
-    fisher = gauss_newton(mfac(rows, damping, block=block), mc_samples)
-    return StepChoice(Pruner(fisher), rows, block, mc_samples)
+    rows_of_ggn = gauss_newton(mfac(rows, damping, block=block), mc_samples)
+    return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples)
+
+
+def _step_by_rows(objective: Objective, samples: int, labels: Labels) -> StepChoice:
+    """K-FAC by rows and inner steps: for networks whose gradient rows have no room.
+
+    Its curvature is exact to solve with at any sparsity, so that inner steps on one estimate do
+    what stages with new gradients do elsewhere (docs/log.md).
+    """
+    selection = iterative_greedy(INNER_STEPS)
+    if objective.likelihood.directions is None:
+        return StepChoice(
+            Pruner(kfac_by_rows(samples, labels=labels), selection=selection),
+            samples,
+            BY_ROWS,
+            None,
+        )
+    fisher = gauss_newton(kfac_by_rows(samples, labels=observed), 1)
+    return StepChoice(Pruner(fisher, selection=selection), samples, BY_ROWS, 1)
+
+
+def _has_kfac(objective: Objective) -> bool:
+    """Whether every tensor of the space is the weight of a layer that K-FAC knows."""
+    known = {name for name, _ in known_layers(objective.model, objective.space.shapes)}
+    return known == set(objective.space.shapes)
 
 
 def block_size(d: int) -> int | None:
@@ -213,105 +248,7 @@ def block_size(d: int) -> int | None:
     limits = Limits.current()
     if d <= limits.whole_matrix:
         return None
-    return max(MIN_BLOCK_SIZE, min(MAX_BLOCK_SIZE, limits.memory // (8 * d)))
-
-
-def choose_refit(
-    refit: Refit, objective: Objective, samples: int, sparsity: Targets, required: bool = False
-) -> Refit | None:
-    """The solver of a refit, and whether the outputs of layers take part in it.
-
-    1. By rows: as many GGN samples per input as were asked for, fewer where the rows have no room
-       in `Limits.memory`.
-    2. By conjugate gradients: where they take fewer FLOPs than rows, their directions have room,
-       and the model can be differentiated forward.
-    3. None: where rows have no room, and conjugate gradients take more FLOPs than one row per input
-       would, or are impossible. A refit that is `required` takes the slower conjugate gradients.
-    4. Without the outputs of layers: where their matrices have no room, or the network's own
-       outputs give `Limits.equations_per_weight` equations per kept weight.
-
-    Args:
-        refit: What was asked for; its `mc_samples` is the most that rows take.
-        objective: The dense network.
-        samples: Samples of its calibration set that the refit reads.
-        sparsity: Of the last stage.
-        required: Whether the user asked for a refit, so that there is no way around it.
-
-    Returns:
-        The refit with the solver chosen, or None.
-
-    Raises:
-        WoodburyError: If a refit is required and impossible, or a target matches no parameter.
-
-    Example:
-        >>> import torch
-        >>> batches = [(torch.randn(20, 3), torch.arange(20) % 4)]
-        >>> dense = Objective.from_model(torch.nn.Linear(3, 4), batches)
-        >>> choose_refit(Refit(), dense, samples=20, sparsity=0.5).iterations is None
-        True
-    """
-    chosen = _choose_solver(refit, objective, samples, required)
-    if chosen is None or chosen.reconstruction is None:
-        return chosen
-    equations = chosen.mc_samples * samples
-    kept = kept_count(objective.space, sparsity)
-    outputs_suffice = equations >= Limits.current().equations_per_weight * kept
-    if outputs_suffice or not _layers_fit_in_memory(objective.space):
-        return replace(chosen, reconstruction=None)
-    return chosen
-
-
-def _choose_solver(
-    refit: Refit, objective: Objective, samples: int, required: bool
-) -> Refit | None:
-    """The refit by rows or by conjugate gradients: the first three rules of `choose_refit`."""
-    memory = Limits.current().memory
-    d = objective.space.d
-    profile = ModelProfile.measure(objective)
-    outputs = profile.output_elements
-    bytes_per_row = BYTES_PER_FLOAT * max(d, outputs)
-    mc_samples = min(refit.mc_samples, memory // (samples * bytes_per_row))
-    # Rows: their Gram matrix, and a forward and a backward pass for each, about three forward.
-    m = max(mc_samples, 1) * samples
-    rows_flops = m**2 * d + 3 * m * profile.forward_flops
-    # Conjugate gradients: forward mode and a backward pass per iteration, about five forward.
-    cg_flops = 5 * CG_ITERATIONS * samples * profile.forward_flops
-    directions_fit = BYTES_PER_FLOAT * samples * CG_MC_SAMPLES * outputs <= memory
-    wants_cg = cg_flops < rows_flops or (required and not mc_samples)
-    if wants_cg and directions_fit and supports_forward_mode(objective):
-        return replace(refit, mc_samples=CG_MC_SAMPLES, iterations=CG_ITERATIONS)
-    if mc_samples:
-        return replace(refit, mc_samples=mc_samples)
-    if required:
-        raise WoodburyError(
-            f"A refit on {samples} samples of {d:,} weights and {outputs:,} outputs takes more "
-            f"than {memory / 2**30:.3g} GiB by rows, and conjugate gradients are impossible here: "
-            "take fewer samples, or no refit."
-        )
-    return None
-
-
-def describe_refit(refit: Refit | None) -> str:
-    """A refit in words.
-
-    Args:
-        refit: The refit, or None for no refit.
-
-    Returns:
-        Its steps, solver and samples, for a report.
-
-    Example:
-        >>> describe_refit(Refit(steps=2))
-        '2 steps by rows, 4 GGN samples per input'
-        >>> describe_refit(None)
-        'none'
-    """
-    if refit is None:
-        return "none"
-    solver = "rows" if refit.iterations is None else f"{refit.iterations} conjugate gradients"
-    layers = "" if refit.reconstruction is None else ", with the outputs of layers"
-    steps = "1 step" if refit.steps == 1 else f"{refit.steps} steps"
-    return f"{steps} by {solver}, {refit.mc_samples} GGN samples per input{layers}"
+    return max(MIN_BLOCK_SIZE, min(MAX_BLOCK_SIZE, row_bytes() // (8 * d)))
 
 
 def _split_samples(objective: Objective, effort: Effort) -> _Split:
@@ -347,15 +284,3 @@ def _refit_of(
     damping = effort.dampings[0]
     wanted = Refit(effort.refits, damping=damping, reconstruction=Reconstruction())
     return choose_refit(wanted, objective, samples, sparsity)
-
-
-def _layers_fit_in_memory(space: ParameterSpace) -> bool:
-    """Whether the layers' least-squares problems have room.
-
-    For a tensor of r rows of i inputs: r float32 factors (i, i), a float64 sum (i, i) of moments,
-    and four such temporaries for one tensor at a time.
-    """
-    rows = [shape[0] for shape in space.shapes.values()]
-    squares = [shape[1:].numel() ** 2 for shape in space.shapes.values()]
-    lasting = sum((4 * r + 8) * square for r, square in zip(rows, squares, strict=True))
-    return lasting + 32 * max(squares) <= Limits.current().memory

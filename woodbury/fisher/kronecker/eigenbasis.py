@@ -69,8 +69,7 @@ class Eigenbasis:
         Returns:
             (d, k), at O(d (o + i)) for each column.
         """
-        columns = v.T.reshape(-1, *spectrum.shape)
-        inner = self.left.T @ columns @ self.right
+        inner = self.left.T @ v.T.reshape(-1, *spectrum.shape) @ self.right
         return (self.left @ (inner * spectrum) @ self.right.T).flatten(1).T
 
     def diagonal(self, spectrum: Tensor) -> Tensor:
@@ -96,8 +95,11 @@ class Eigenbasis:
         """
         left = self.left[index // len(self.right)]
         right = self.right[index % len(self.right)]
-        outer = left[:, :, None] * right[:, None, :]  # U_lᵀ E U_r of each unit matrix E
-        return (self.left @ (outer * spectrum) @ self.right.T).flatten(1)
+        # U_lᵀ E U_r ∘ spectrum for each unit matrix E, without a name: a temporary of c × d that is
+        # kept until the end costs a fifth more time.
+        return (
+            self.left @ (left[:, :, None] * right[:, None, :] * spectrum) @ self.right.T
+        ).flatten(1)
 
     def blocks(self, groups: Tensor, spectrum: Tensor) -> Tensor:
         """The blocks of the matrix on groups of weights.
