@@ -6,6 +6,7 @@ from woodbury.fisher.blocks_of_rows import dense_blocks as dense_blocks
 from woodbury.fisher.dense import Dense as Dense
 from woodbury.fisher.diagonal import Diagonal as Diagonal
 from woodbury.fisher.kronecker import Kronecker as Kronecker
+from woodbury.fisher.kronecker import KroneckerRows as KroneckerRows
 from woodbury.fisher.kronecker import exact as exact
 from woodbury.fisher.kronecker import pi_corrected as pi_corrected
 from woodbury.fisher.kronecker import upper_bound as upper_bound
