@@ -21,10 +21,10 @@ demo: $(READY)  ## train a small net, prune it by seven methods, show the table,
 	$(BIN)/woodbury demo --out runs/demo
 
 test: $(READY)  ## the fast tests, under 5 minutes on 2 cores
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: $(READY)  ## the slow ones too, such as ResNet-20, ViT, BERT and GPT-2
-	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
 
 lint: $(READY)  ## style, and the order of the packages
 	$(BIN)/ruff check .

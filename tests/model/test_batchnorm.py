@@ -79,7 +79,11 @@ def breaking() -> Any:
     raise OSError("disk gone")
 
 
-@pytest.mark.parametrize("batches", [BATCHES, breaking(), [], [(BATCHES[0][0],)]], ids=str)
+@pytest.mark.parametrize(
+    "batches",
+    [BATCHES, breaking(), [], [(BATCHES[0][0],)]],
+    ids=["all well", "data that break off", "no data", "no pairs"],
+)
 def test_modes_and_momentum_are_restored_whatever_happens(batches: Any) -> None:
     model = network().train()
     model[1].eval()  # type: ignore[index]
