@@ -216,5 +216,5 @@ def _picture(tensors: Sequence[TensorSummary]) -> list[Picture]:
         light, dark = (plots.per_tensor(tensors, dark=dark) for dark in (False, True))
     except MissingDependency:
         return []
-    words = "What stays of each tensor, and its saliencies before the first step."
+    words = "What is kept of each tensor, and its saliencies before the first step."
     return [Picture(light, dark, words)]
