@@ -25,8 +25,8 @@ from woodbury.estimation.recipes import gauss_newton, mfac, woodfisher
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.refit.least_squares import Refit
-from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.layer_goal import Reconstruction
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.saliencies import magnitude, obs
 from woodbury.pruning.selections.local_search import iterative_hard_thresholding, swaps
 from woodbury.pruning.updates import independent, joint, zero

@@ -20,7 +20,7 @@ from woodbury.pruning.autoconfig import choose
 from woodbury.pruning.damping_search import TRUST, DampingSearch
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import geometric, stage_count
 from woodbury.pruning.staged import inner_stages, run_stages, stages

@@ -36,8 +36,8 @@ from woodbury.pruning import updates as updates
 from woodbury.pruning.api import prune as prune
 from woodbury.pruning.pruner import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
-from woodbury.pruning.refit.least_squares import Refit as Refit
-from woodbury.pruning.refit.reconstruction import Reconstruction as Reconstruction
+from woodbury.pruning.refit.layer_goal import Reconstruction as Reconstruction
+from woodbury.pruning.refit.output_fit import Refit as Refit
 from woodbury.pruning.semi_structured import n_of_m as n_of_m
 from woodbury.training.gradual import Gradual as Gradual
 from woodbury.training.masks import hold_zeros as hold_zeros

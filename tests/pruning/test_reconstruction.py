@@ -21,8 +21,8 @@ from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.refit.least_squares import Refit
-from woodbury.pruning.refit.reconstruction import LayerTerms, Reconstruction
+from woodbury.pruning.refit.layer_goal import LayerTerms, Reconstruction
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero

@@ -23,7 +23,7 @@ from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise
@@ -185,7 +185,7 @@ def test_a_step_that_does_not_come_closer_is_not_taken(monkeypatch: pytest.Monke
     start = dense()
     pruned = Pruner(None, magnitude, zero)(start, 0.5).objective
     wild = torch.full_like(pruned.weights, torch.nan)
-    monkeypatch.setattr("woodbury.pruning.refit.least_squares.LowRank.solve_range", lambda *_: wild)
+    monkeypatch.setattr("woodbury.pruning.refit.output_fit.LowRank.solve_range", lambda *_: wild)
     torch.testing.assert_close(Refit()(pruned, start).weights, pruned.weights, rtol=0, atol=0)
 
 

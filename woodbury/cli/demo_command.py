@@ -26,7 +26,7 @@ from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.saliencies import magnitude, obd, obs
 from woodbury.pruning.updates import independent, joint, zero
 from woodbury.reporting.figures import require_matplotlib

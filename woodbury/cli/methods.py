@@ -34,7 +34,7 @@ from woodbury.model.flop_count import Flops
 from woodbury.model.objective import Objective
 from woodbury.pruning.autoconfig import block_size
 from woodbury.pruning.pruner import Pruner
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs, woodtaylor
 

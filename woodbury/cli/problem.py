@@ -33,8 +33,8 @@ from woodbury.model.flop_count import Flops, flops
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.presets import standard
-from woodbury.pruning.refit.least_squares import Refit
-from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.layer_goal import Reconstruction
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
 

@@ -29,7 +29,7 @@ from woodbury.io.settings import described
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
 from woodbury.pruning.presets import standard
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.schedule import Targets, stage_count
 from woodbury.reporting.per_layer import summarize_tensors

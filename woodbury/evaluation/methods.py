@@ -16,7 +16,7 @@ from woodbury.model.objective import Objective
 from woodbury.monitor import report
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, geometric
 from woodbury.pruning.staged import run_stages

@@ -1,4 +1,4 @@
-"""Fisher matrices on tensors: multiply by them, solve with them, read their inverses."""
+"""Damped Fisher matrices on tensors, and M-FAC's moving window of them: multiply, solve, invert."""
 
 from woodbury.fisher.base import Fisher as Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal as BlockDiagonal

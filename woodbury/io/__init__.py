@@ -1,1 +1,1 @@
-"""Files: sparse weights, checkpoints, fingerprints, folders written whole or not at all."""
+"""Files and facts: sparse weights, checkpoints, whole-or-nothing folders, recipes as facts."""

@@ -1,1 +1,1 @@
-"""Linear algebra on tensors: factors, Gram matrices, products with rows, solvers; no models."""
+"""Linear algebra on tensors: factors, Gram matrices, products with rows, sums over ranks."""

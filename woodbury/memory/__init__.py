@@ -1,4 +1,4 @@
-"""Memory: what a run may use."""
+"""The memory budget: how many bytes a run may hold."""
 
 from woodbury.memory.budget import available_bytes as available_bytes
 from woodbury.memory.budget import budget_bytes as budget_bytes

@@ -1,1 +1,1 @@
-"""The user's side: a model, its weights as one vector, its data and its loss."""
+"""The user's side: a model, its weights as one vector, its data, its loss, and what they cost."""

@@ -1,4 +1,4 @@
-"""What each removal costs, which weights to remove, and how the kept ones move."""
+"""prune() and its parts: what removals cost, what is removed, how the rest moves, in stages."""
 
 from woodbury.pruning.api import prune as prune
 from woodbury.pruning.damping_search import DampingSearch as DampingSearch

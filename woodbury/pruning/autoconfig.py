@@ -23,8 +23,8 @@ from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
-from woodbury.pruning.refit.least_squares import Refit
-from woodbury.pruning.refit.reconstruction import Reconstruction
+from woodbury.pruning.refit.layer_goal import Reconstruction
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit, describe_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count

@@ -12,7 +12,7 @@ from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.feasibility import kept_count
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.schedule import Targets
 
 CG_ITERATIONS = 100

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
-from woodbury.pruning.refit.least_squares import Refit
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.schedule import Targets
 
 

@@ -22,7 +22,7 @@ from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
-from woodbury.pruning.refit.reconstruction import LayerTerms, Reconstruction
+from woodbury.pruning.refit.layer_goal import LayerTerms, Reconstruction
 
 STEP_FRACTIONS = (1.0, 0.5, 0.25, 0.125)
 """Fractions of a step that are tried in this order, until the outputs come closer."""
