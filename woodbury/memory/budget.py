@@ -72,6 +72,22 @@ def budget_bytes(
     return max(1, int(DEFAULT_SHARE * available_bytes(device)))
 
 
+def rows_share(budget: int) -> int:
+    """The part of a budget that is for the gradient rows: half of it.
+
+    Args:
+        budget: Bytes that the whole run may hold.
+
+    Returns:
+        Bytes, at least 1.
+
+    Example:
+        >>> rows_share(1000)
+        500
+    """
+    return max(1, budget // 2)
+
+
 def row_bytes() -> int:
     """What the gradient rows of a run may take.
 
@@ -87,7 +103,7 @@ def row_bytes() -> int:
         1000
     """
     memory = Limits.current().memory
-    return budget_bytes() // 2 if memory is None else int(memory)
+    return rows_share(budget_bytes()) if memory is None else int(memory)
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.limits import Limits
-from woodbury.memory.budget import budget_bytes
+from woodbury.memory.budget import budget_bytes, rows_share
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -85,8 +85,7 @@ def prune(
             f"stages is {stages} and an effort chooses its own stages: "
             "leave stages out, or give a pruner of your own."
         )
-    # Half of a budget is for the gradient rows, half for what is made of them.
-    rows = None if memory is None else budget_bytes(memory) // 2
+    rows = None if memory is None else rows_share(budget_bytes(memory))
     objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
     if pruner is None:
         with replace(Limits.current(), memory=rows) if rows else nullcontext():

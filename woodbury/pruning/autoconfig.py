@@ -80,16 +80,18 @@ class StepChoice(NamedTuple):
         rows: Rows that its Fisher is estimated from, or samples of K-FAC's factors.
         structure: That of the Fisher, in words.
         mc_samples: GGN samples per input; None for labels.
+        by_rows: Whether it is K-FAC by rows, which has no rows, stages or dampings to choose.
     """
 
     pruner: Pruner
     rows: int
     structure: str
     mc_samples: int | None
+    by_rows: bool = False
 
     def rows_in_words(self) -> str:
         """How many rows of which kind, for a report."""
-        if self.structure == BY_ROWS:
+        if self.by_rows:
             return f"none, factors of {self.rows} samples"
         if self.mc_samples is None:
             return f"{self.rows} gradient rows"
@@ -142,18 +144,17 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     mc_samples = 1 if refit is not None and refit.iterations is not None else effort.mc_samples
     labels = sampled if any(target is None for _, target in calibration) else observed
     step = best_step(objective, samples, mc_samples, effort.dampings[0], labels)
-    by_rows = step.structure == BY_ROWS
     dampings = effort.dampings if held_back else effort.dampings[:1]
-    stages = 1 if by_rows else stage_count(sparsity, start, effort.keep_per_stage)
+    stages = 1 if step.by_rows else stage_count(sparsity, start, effort.keep_per_stage)
     recipe: PruningRecipe = step.pruner
-    if held_back and not by_rows:
+    if held_back and not step.by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
     if refit is not None:
         recipe = WithRefit.around(recipe, objective, refit)
     settings = {
         "rows": step.rows_in_words(),
         "structure": step.structure,
-        "damping": RIDGE if by_rows else ", ".join(f"{damping:g}" for damping in dampings),
+        "damping": RIDGE if step.by_rows else ", ".join(f"{damping:g}" for damping in dampings),
         "samples_held_back": _count_samples(held_back),
         "stages": stages,
         "refit_per_stage": describe_refit(refit),
@@ -220,9 +221,10 @@ def _step_by_rows(objective: Objective, samples: int, labels: Labels) -> StepCho
             samples,
             BY_ROWS,
             None,
+            by_rows=True,
         )
     fisher = gauss_newton(kfac_by_rows(samples, labels=observed), 1)
-    return StepChoice(Pruner(fisher, selection=selection), samples, BY_ROWS, 1)
+    return StepChoice(Pruner(fisher, selection=selection), samples, BY_ROWS, 1, by_rows=True)
 
 
 def _has_kfac(objective: Objective) -> bool:
