@@ -34,6 +34,7 @@ from woodbury.pruning import selections as selections
 from woodbury.pruning import units as units
 from woodbury.pruning import updates as updates
 from woodbury.pruning.api import prune as prune
+from woodbury.pruning.planning import plan as plan
 from woodbury.pruning.pruner import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
 from woodbury.pruning.refit.layer_goal import Reconstruction as Reconstruction

@@ -54,6 +54,19 @@ def report(what: str, done: int, total: int) -> None:
     callback(what, done, total)
 
 
+def announce(text: str) -> None:
+    """Say once what long work will do, as a line of its own in a terminal.
+
+    Nothing is shown where stderr is no terminal, or where `progress` has another callback.
+
+    Args:
+        text: One line.
+    """
+    if _callback.get() is None and sys.stderr.isatty():
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 @dataclass
 class _Work:
     """Work that is under way."""

@@ -25,6 +25,7 @@ class ModelProfile:
     Attributes:
         input_elements: Elements of the inputs; an integer counts for `ELEMENTS_PER_TOKEN`.
         activation_elements: The most elements that one module returns.
+        total_activation_elements: The elements that all modules without children return.
         output_elements: Elements of the output that the likelihood reads.
         flops: FLOPs of one weight of each parameter, per sample.
         forward_flops: FLOPs of the forward pass, by the weights of all parameters.
@@ -39,6 +40,7 @@ class ModelProfile:
 
     input_elements: int
     activation_elements: int
+    total_activation_elements: int
     output_elements: int
     flops: Flops
     forward_flops: float
@@ -69,11 +71,18 @@ class ModelProfile:
             )
             output_elements = objective.likelihood.output_of(output).numel()
         largest = max((use.output_elements for uses in calls.values() for use in uses), default=0)
+        total = sum(
+            use.output_elements
+            for module, uses in calls.items()
+            for use in uses
+            if next(module.children(), None) is None
+        )
         flops = flops_of_calls(model, calls, samples_in(inputs))
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         return cls(
             input_elements=_weighted_elements(inputs),
             activation_elements=largest,
+            total_activation_elements=total,
             output_elements=output_elements,
             flops=flops,
             forward_flops=sum(flops.per_weight[name] * size for name, size in sizes.items()),

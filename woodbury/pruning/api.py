@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 
 from torch import nn
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.limits import Limits
-from woodbury.memory.budget import budget_bytes, rows_share
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
-from woodbury.model.objective import Objective
-from woodbury.model.space import ParameterSpace, Patterns
-from woodbury.pruning.autoconfig import choose
+from woodbury.model.space import Patterns
+from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
+from woodbury.pruning.planning import planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, geometric
@@ -53,11 +50,12 @@ def prune(
         exclude: Shell patterns of the names to leave out. Frozen parameters are pruned too,
             unless they are left out.
         keep_zeros: Whether weights that are zero already are kept at zero and count as removed.
-        memory: What the run may hold, in bytes or as "6GiB", by which an effort chooses its
-            structure; None for 60 % of what the process may still have.
+        memory: What the run of an effort may hold, in bytes or as "6GiB"; None for 60 % of what the
+            process may still have. `woodbury.plan` says what it will take.
 
     Returns:
-        The pruned objective; `.sparsity`, `.keep`, `.predicted` and `.settings` describe it.
+        The pruned objective; `.sparsity`, `.keep`, `.predicted`, `.settings` and `.plan` describe
+            it.
 
     Raises:
         WrongType: If the model is no torch.nn.Module, or the pruner no recipe.
@@ -85,13 +83,12 @@ def prune(
             f"stages is {stages} and an effort chooses its own stages: "
             "leave stages out, or give a pruner of your own."
         )
-    rows = None if memory is None else rows_share(budget_bytes(memory))
-    objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
+    objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
     if pruner is None:
-        with replace(Limits.current(), memory=rows) if rows else nullcontext():
-            choice = choose(objective, sparsity, effort)
+        choice, plan = planned(objective, sparsity, effort, memory)
+        announce(plan.in_one_line())
         pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
-        pruned = replace(pruned, settings=choice.settings)
+        pruned = replace(pruned, settings=choice.settings, plan=plan)
     else:
         start: Targets = 0.0
         if stages > 1:  # weights that are zero already count as removed
@@ -99,21 +96,3 @@ def prune(
         pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
     pruned.write()
     return pruned
-
-
-def _objective(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    likelihood: Likelihood,
-    include: Patterns,
-    exclude: Patterns,
-    keep_zeros: bool,
-) -> Objective:
-    """The loss on the chosen matrices and kernels, seen to take the first batch."""
-    space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
-    objective = Objective.from_model(model, batches, likelihood, space)
-    objective.probe()
-    if not keep_zeros:
-        return objective
-    nonzero = objective.weights != 0
-    return objective.at(objective.weights[nonzero], space.restrict(nonzero))

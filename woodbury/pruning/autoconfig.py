@@ -63,12 +63,18 @@ class Choice:
         recipe: Prunes once; it is called at each stage.
         objective: The dense network on the samples that the recipe estimates curvature from.
         sparsities: Of the stages, rising.
+        step: One pruning step of the recipe.
+        refit: What follows each step; None for nothing.
+        samples: That curvature and refit are estimated from.
         settings: What was chosen, in words.
     """
 
     recipe: PruningRecipe
     objective: Objective
     sparsities: list[Targets]
+    step: StepChoice
+    refit: Refit | None
+    samples: int
     settings: Mapping[str, str | int]
 
 
@@ -80,6 +86,7 @@ class StepChoice(NamedTuple):
         rows: Rows that its Fisher is estimated from, or samples of K-FAC's factors.
         structure: That of the Fisher, in words.
         mc_samples: GGN samples per input; None for labels.
+        block: Weights of a diagonal block; None for the whole matrix.
         by_rows: Whether it is K-FAC by rows, which has no rows, stages or dampings to choose.
     """
 
@@ -87,6 +94,7 @@ class StepChoice(NamedTuple):
     rows: int
     structure: str
     mc_samples: int | None
+    block: int | None = None
     by_rows: bool = False
 
     def rows_in_words(self) -> str:
@@ -160,7 +168,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         "refit_per_stage": describe_refit(refit),
     }
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
-    return Choice(recipe, objective, sparsities, settings)
+    return Choice(recipe, objective, sparsities, step, refit, samples, settings)
 
 
 def best_step(
@@ -202,10 +210,10 @@ def best_step(
     if objective.likelihood.directions is None:
         rows = max(1, min(samples, rows_in_memory))
         fisher = mfac(rows, damping, block=block, labels=labels)
-        return StepChoice(Pruner(fisher), rows, structure, None)
+        return StepChoice(Pruner(fisher), rows, structure, None, block)
     rows = max(1, min(mc_samples * samples, rows_in_memory))
     rows_of_ggn = gauss_newton(mfac(rows, damping, block=block), mc_samples)
-    return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples)
+    return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples, block)
 
 
 def _step_by_rows(objective: Objective, samples: int, labels: Labels) -> StepChoice:

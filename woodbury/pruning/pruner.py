@@ -19,6 +19,7 @@ from woodbury.pruning.budget import Budget, budget_for, budget_of
 from woodbury.pruning.costs import Cost, weights
 from woodbury.pruning.feasibility import account_of
 from woodbury.pruning.quadratic import Quadratic
+from woodbury.pruning.run_plan import Plan
 from woodbury.pruning.saliencies import Saliency, obs
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.scopes import Scope, global_
@@ -87,6 +88,7 @@ class Pruned:
         objective: At the weights reached; the model is untouched until `write`.
         steps: One result for each stage.
         settings: Name -> what was chosen for the user; empty if nothing was.
+        plan: What the run was predicted to do and take; None for a recipe of the user's own.
 
     Example:
         >>> import torch, woodbury
@@ -101,6 +103,7 @@ class Pruned:
     objective: Objective
     steps: tuple[StageResult, ...]
     settings: Mapping[str, str | int] = field(default_factory=dict)
+    plan: Plan | None = None
 
     @property
     def keep(self) -> Tensor:

@@ -1,0 +1,208 @@
+"""plan(): what `prune` will do and take, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import nn
+
+from woodbury.errors import WoodburyError
+from woodbury.limits import Limits
+from woodbury.linalg.precision import dtype_name
+from woodbury.memory.budget import available_bytes, budget_bytes
+from woodbury.memory.machine_rates import MachineRates
+from woodbury.model.batches import Batch
+from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.objective import Objective
+from woodbury.model.profile import ModelProfile
+from woodbury.model.space import ParameterSpace, Patterns
+from woodbury.pruning.autoconfig import Choice, choose
+from woodbury.pruning.feasibility import kept_count
+from woodbury.pruning.forecast import Forecast, Trial, merged
+from woodbury.pruning.presets import Effort, standard
+from woodbury.pruning.refit.solver_choice import describe_refit
+from woodbury.pruning.run_plan import Phase, Plan, in_bytes
+from woodbury.pruning.schedule import Targets
+
+ROW_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1e-9)
+"""Shares of the budget for rows that are tried, until a whole run fits; the last leaves no room."""
+
+SPARE = 0.95
+"""Share of the available memory that an explicit budget may use at most."""
+
+
+class Planned(NamedTuple):
+    """A choice with its plan.
+
+    Attributes:
+        choice: What runs.
+        plan: What it will take.
+    """
+
+    choice: Choice
+    plan: Plan
+
+
+def plan(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    sparsity: Targets,
+    *,
+    effort: Effort = standard,
+    likelihood: Likelihood = cross_entropy,
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    keep_zeros: bool = False,
+    memory: int | str | None = None,
+) -> Plan:
+    """What `prune` with the same arguments will do, and the seconds and bytes that it will take.
+
+    A few samples go through the model and are timed. Nothing is changed.
+
+    Args:
+        model: The trained network.
+        batches: The calibration set, as for `prune`.
+        sparsity: As for `prune`.
+        effort: As for `prune`.
+        likelihood: As for `prune`.
+        include: As for `prune`.
+        exclude: As for `prune`.
+        keep_zeros: As for `prune`.
+        memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
+            still have.
+
+    Returns:
+        The plan; `print` shows it as a table.
+
+    Raises:
+        WoodburyError: If no way to prune fits the memory, with the nearest ways that would; or as
+            `prune`, for arguments that do not fit the model.
+
+    Example:
+        >>> import torch, woodbury
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2))
+        >>> batches = [(torch.randn(64, 8), torch.arange(64) % 2)]
+        >>> woodbury.plan(model, batches, sparsity=0.75).stages
+        4
+        >>> woodbury.plan(model, batches, sparsity=0.75, memory=1000)
+        Traceback (most recent call last):
+            ...
+        woodbury.errors.WoodburyError: ...
+    """
+    objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
+    return planned(objective, sparsity, effort, memory).plan
+
+
+def pruning_objective(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    likelihood: Likelihood,
+    include: Patterns,
+    exclude: Patterns,
+    keep_zeros: bool,
+) -> Objective:
+    """The loss on the matrices and kernels to prune, seen to take the first batch.
+
+    Args:
+        model: As for `prune`; so are the others.
+        batches: The calibration set.
+        likelihood: The loss.
+        include: Patterns of names.
+        exclude: Patterns of names.
+        keep_zeros: Whether zeros are left out of the space.
+
+    Returns:
+        The objective.
+
+    Raises:
+        WoodburyError: If the data does not fit the model, or no name matches.
+    """
+    space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+    objective = Objective.from_model(model, batches, likelihood, space)
+    objective.probe()
+    if not keep_zeros:
+        return objective
+    nonzero = objective.weights != 0
+    return objective.at(objective.weights[nonzero], space.restrict(nonzero))
+
+
+def planned(
+    objective: Objective, sparsity: Targets, effort: Effort, memory: int | str | None
+) -> Planned:
+    """The best choice that fits the memory, and its plan.
+
+    Args:
+        objective: The dense network on the calibration set.
+        sparsity: Removed ÷ all weights, or one for each pattern.
+        effort: How much time to take.
+        memory: As for `plan`.
+
+    Returns:
+        The choice and its plan.
+
+    Raises:
+        WoodburyError: If nothing fits.
+    """
+    device = objective.weights.device
+    available = available_bytes(device)
+    budget = min(budget_bytes(memory, device), int(SPARE * available))
+    limits = Limits.current()
+    trial: Trial | None = None
+    smallest: Plan | None = None
+    first: Plan | None = None
+    for share in ROW_SHARES:
+        rows = max(1, int(share * budget))
+        with replace(limits, memory=min(rows, limits.memory or rows)):
+            choice = choose(objective, sparsity, effort)
+            trial = trial or Trial.of(choice.objective, rows=not choice.step.by_rows)
+            made = _plan_of(choice, trial, budget)
+        if first is None:
+            first = made
+        if made.peak_bytes <= budget:
+            better = (
+                "" if made is first else f"with {in_bytes(first.peak_bytes)}: {first.structure}"
+            )
+            return Planned(choice, replace(made, better=better))
+        if smallest is None or made.peak_bytes < smallest.peak_bytes:
+            smallest = made
+    assert smallest is not None
+    raise WoodburyError(
+        f"Pruning {smallest.weights:,} weights takes at least {in_bytes(smallest.peak_bytes)} and "
+        f"may hold {in_bytes(budget)}: give memory={in_bytes(smallest.peak_bytes)!r}, prune fewer "
+        "tensors at a time with include=…, or take Pruner(None, magnitude, zero)."
+    )
+
+
+def _plan_of(choice: Choice, trial: Trial, budget: int) -> Plan:
+    objective = choice.objective
+    samples = choice.samples
+    forecast = Forecast(
+        trial=trial,
+        rates=MachineRates.measure(objective.weights.device),
+        profile=ModelProfile.measure(objective),
+        samples=samples,
+        n=objective.space.n,
+    )
+    return Plan(
+        weights=objective.space.n,
+        samples=samples,
+        rows=0 if choice.step.by_rows else choice.step.rows,
+        structure=choice.step.structure,
+        dtype=dtype_name(objective.weights.dtype),
+        stages=len(choice.sparsities),
+        refit=describe_refit(choice.refit),
+        phases=merged(list(_phases(choice, forecast))),
+        budget_bytes=budget,
+    )
+
+
+def _phases(choice: Choice, forecast: Forecast) -> Iterator[Phase]:
+    """The phases of every stage in order."""
+    space = choice.objective.space
+    kept: Sequence[int] = [int(kept_count(space, target)) for target in choice.sparsities]
+    for before, after in zip([space.d, *kept], kept, strict=False):
+        yield from forecast.stage(choice.step, before)
+        if choice.refit is not None:
+            yield forecast.refit(choice.refit, after)
