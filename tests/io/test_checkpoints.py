@@ -76,3 +76,17 @@ def test_weights_that_fit_are_copied() -> None:
     model = nn.Linear(3, 3)
     load_state_dict_checked(model, STATE, "w.pt")
     assert torch.equal(model.weight, STATE["weight"]) and torch.equal(model.bias, STATE["bias"])
+
+
+def test_no_flipped_bit_of_the_values_passes(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    weight = torch.arange(64.0)
+    torch.save({"weight": weight}, path)
+    whole = path.read_bytes()
+    start = whole.index(weight.numpy().tobytes())
+    for offset in (0, 7, 100, 255):
+        damaged = bytearray(whole)
+        damaged[start + offset] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(WoodburyError, match="is damaged"):
+            read_checkpoint(path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import warnings
 from pathlib import Path
 
 import pytest
@@ -121,20 +124,67 @@ def test_broken_files_are_one_sentence(tmp_path: Path) -> None:
         match=r"not a sparse file of woodbury: read it with safetensors.torch.load_file",
     ):
         load_sparse(path)
-    save_file({"weight": torch.ones(3)}, path, {"format": "woodbury-sparse", "version": "7"})
+    later = json.dumps({"format": "woodbury-sparse", "version": 7})
+    save_file({"weight": torch.ones(3)}, path, {"woodbury": later})
     with pytest.raises(WoodburyError, match="format version 7"):
         load_sparse(path)
-    header = {
-        "format": "woodbury-sparse",
-        "version": "1",
-        "shapes": '{"w": [3]}',
-        "tied": '{"w": "w"}',
-    }
-    save_file(
-        {"w#keep": torch.tensor([255], dtype=torch.uint8), "w#values": torch.ones(2)}, path, header
-    )
-    with pytest.raises(WoodburyError, match="is damaged"):
-        load_sparse(path)
-    save_file({"w#values": torch.ones(2)}, path, header)
-    with pytest.raises(WoodburyError, match="is damaged"):
-        load_sparse(path)
+
+
+def test_no_flipped_bit_passes(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    state = {"a": pruned(16, 8), "b.weight": torch.randn(5), "tied": torch.ones(3)}
+    state["other"] = state["tied"]
+    save_sparse(path, state, ["a"])
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(WoodburyError, match=r"damaged|truncated|not a sparse file|version"):
+            load_sparse(path)
+
+
+def test_two_saves_are_equal_files(tmp_path: Path) -> None:
+    state = {name: pruned(8, 8) for name in "abcdef"}
+    for file in ("one", "two"):
+        save_sparse(tmp_path / file, state)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_names_that_end_like_our_own_marks(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    state = {"a": pruned(8, 8), "a#keep": torch.ones(3), "a##values": torch.zeros(4)}
+    save_sparse(path, state, ["a"])
+    loaded = load_sparse(path)
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.zeros(3, device="meta"), "on meta"),
+        (torch.eye(3).to_sparse(), "sparse"),
+        (torch.zeros(3, dtype=torch.complex128), "complex128"),
+    ],
+    ids=["meta", "sparse", "complex128"],
+)
+def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: Tensor, words: str) -> None:
+    with pytest.raises(WoodburyError, match=f"'w' in the state dict is .*{words}"):
+        save_sparse(tmp_path / "w.safetensors", {"w": tensor})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantized_tensor_is_named(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that its quantization will go
+        tensor = torch.quantize_per_tensor(torch.rand(4), 0.1, 0, torch.qint8)
+        with pytest.raises(WoodburyError, match="'w' in the state dict is quantized"):
+            save_sparse(tmp_path / "w.safetensors", {"w": tensor})
+
+
+def test_a_conjugate_view_keeps_its_values(tmp_path: Path) -> None:
+    view = torch.randn(3, 4, dtype=torch.complex64).conj()
+    save_sparse(tmp_path / "w.safetensors", {"w": view})
+    assert torch.equal(load_sparse(tmp_path / "w.safetensors")["w"], view)

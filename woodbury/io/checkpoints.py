@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ SAVE_PLAINLY = "save it with torch.save(model.state_dict(), …)"
 
 def _load_plain(path: str | os.PathLike) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain Python values."""
+    _check_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a truncated file shows itself as one of half a dozen types
@@ -102,6 +104,19 @@ def _load_plain(path: str | os.PathLike) -> Any:
             f"{path} is truncated or no plain state dict ({_first_sentence(error)}): "
             f"{SAVE_PLAINLY}."
         ) from error
+
+
+def _check_zip(path: str | os.PathLike) -> None:
+    """Compare the checksums of a zip, which `torch.load` does not do."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        damaged = str(error)
+    if damaged:
+        raise WoodburyError(f"{path} is damaged ({damaged}): copy or write it again.")
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.folders import write_atomically
 
 FORMAT = "woodbury-sparse"
-VERSION = "1"
+VERSION = 2
+HEADER = "woodbury"
+"""The key of the metadata that holds all facts: safetensors writes several in random order."""
 KEEP_SUFFIX = "#keep"
 """A pruned tensor `name` is stored as `name#keep`, one bit per weight (1 = kept), …"""
 VALUES_SUFFIX = "#values"
@@ -31,8 +34,9 @@ def save_sparse(
 ) -> None:
     """Write a state dict as safetensors, pruned tensors as one bit per weight and the kept values.
 
-    The round trip through `load_sparse` is exact to the bit, whatever the dtype. Tied tensors are
-    stored once. Float32 at 90 % sparsity takes 0.13 of its dense bytes.
+    The round trip through `load_sparse` is exact to the bit, whatever the dtype. A checksum over
+    values, bits, names, shapes and ties is verified there. Tied tensors are stored once. Two saves
+    of one state are equal files. Float32 at 90 % sparsity takes 0.13 of its dense bytes.
 
     The file is for storage. For a network that runs faster, load it and hand its 2:4 weights to
     `torch.sparse.to_sparse_semi_structured`.
@@ -43,8 +47,9 @@ def save_sparse(
         names: The tensors to pack; None for all that become smaller by it.
 
     Raises:
-        WoodburyError: For a name that is not in the state dict, or a place that cannot be written.
-        WrongType: For an entry that is no tensor.
+        WoodburyError: For a name that is not in the state dict, a tensor that is quantized, sparse
+            or without values, or a place that cannot be written.
+        WrongType: For an entry that is no tensor, or a dtype that safetensors does not have.
 
     Example:
         >>> import tempfile
@@ -57,9 +62,7 @@ def save_sparse(
         (True, True)
     """
     for name, tensor in state_dict.items():
-        if not isinstance(tensor, Tensor):
-            kind = type(tensor).__name__
-            raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
+        _check_storable(name, tensor)
     names = None if names is None else set(names)
     if names and (unknown := sorted(names - set(state_dict))):
         raise WoodburyError(
@@ -68,23 +71,27 @@ def save_sparse(
         )
     first = _first_names(state_dict)
     packed = None if names is None else {first[name] for name in names}
+    marks = _unused_marks(state_dict)
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name in dict.fromkeys(first.values()):
-        tensor = state_dict[name].detach().cpu().contiguous()
+        tensor = state_dict[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
         keep = _any_bit(tensor)
         if _is_smaller(tensor, keep) if packed is None else name in packed:
             shapes[name] = list(tensor.shape)
-            stored[name + KEEP_SUFFIX] = torch.from_numpy(np.packbits(keep.numpy()))
-            stored[name + VALUES_SUFFIX] = tensor.flatten()[keep]
+            stored[name + marks.keep] = torch.from_numpy(np.packbits(keep.numpy()))
+            stored[name + marks.values] = tensor.flatten()[keep]
         else:
             stored[name] = tensor.clone()  # safetensors refuses two views of one memory
-    header = {
+    facts = {
         "format": FORMAT,
         "version": VERSION,
-        "shapes": json.dumps(shapes),
-        "tied": json.dumps(first),
+        "marks": list(marks),
+        "shapes": shapes,
+        "tied": first,
     }
+    facts["checksum"] = _checksum(facts, stored)
+    header = {HEADER: json.dumps(facts)}
     write_atomically(Path(path), lambda partial: save_file(stored, partial, header))
 
 
@@ -109,21 +116,27 @@ def load_sparse(path: str | os.PathLike) -> dict[str, Tensor]:
         {'w': tensor([0., 2.])}
     """
     header, stored = read_safetensors(path)
-    if header.get("format") != FORMAT:
+    facts = _facts(header)
+    if facts.get("format") != FORMAT:
         raise WoodburyError(
             f"{path} is not a sparse file of woodbury: read it with safetensors.torch.load_file."
         )
-    if header.get("version") != VERSION:
-        version = header.get("version")
+    if facts.get("version") != VERSION:
         raise WoodburyError(
-            f"{path} has format version {version}, this woodbury reads {VERSION}: "
-            "install a later one."
+            f"{path} has format version {facts.get('version')}, this woodbury reads {VERSION}: "
+            "read it with the woodbury that wrote it."
+        )
+    if facts.pop("checksum", None) != _checksum(facts, stored):
+        raise WoodburyError(
+            f"{path} is damaged (its checksum does not match): copy or write it again."
         )
     try:
-        shapes = json.loads(header["shapes"])
-        dense = {name: _unpacked(stored, name, shape) for name, shape in shapes.items()}
+        marks = _Marks(*facts["marks"])
+        dense = {
+            name: _unpacked(stored, name, shape, marks) for name, shape in facts["shapes"].items()
+        }
         everything = {**stored, **dense}
-        return {name: everything[first] for name, first in json.loads(header["tied"]).items()}
+        return {name: everything[first] for name, first in facts["tied"].items()}
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise WoodburyError(
             f"{path} is damaged ({error}): write it again with woodbury.save_sparse."
@@ -137,7 +150,7 @@ def is_sparse(path: str | os.PathLike) -> bool:
         WoodburyError: For a file that is missing, truncated or something else.
     """
     with _opened(path) as file:
-        return (file.metadata() or {}).get("format") == FORMAT
+        return _facts(file.metadata() or {}).get("format") == FORMAT
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -173,6 +186,57 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
         ) from error
 
 
+class _Marks(NamedTuple):
+    """The endings of the two parts of a pruned tensor; no tensor's own name has one of them."""
+
+    keep: str
+    values: str
+
+
+def _unused_marks(names: Iterable[str]) -> _Marks:
+    marks = _Marks(KEEP_SUFFIX, VALUES_SUFFIX)
+    while any(name.endswith(tuple(marks)) for name in names):
+        marks = _Marks(f"#{marks.keep}", f"#{marks.values}")
+    return marks
+
+
+def _facts(header: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata of a file say; nothing where they are not ours."""
+    try:
+        facts = json.loads(header.get(HEADER, "{}"))
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _checksum(facts: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
+    """The BLAKE2 of the facts, and of each stored tensor's name, dtype, shape and bytes."""
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+    for name, tensor in sorted(stored.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_storable(name: str, tensor: Tensor) -> None:
+    """Raise unless safetensors can hold an entry of a state dict."""
+    if not isinstance(tensor, Tensor):
+        kind = type(tensor).__name__
+        raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
+    if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = "quantized" if tensor.is_quantized else "on meta" if tensor.is_meta else "sparse"
+        raise WoodburyError(
+            f"{name!r} in the state dict is {kind}: give a plain dense tensor with values."
+        )
+    try:
+        save({"empty": torch.empty(0, dtype=tensor.dtype)})
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WrongType(
+            f"{name!r} in the state dict is {tensor.dtype}, which safetensors does not have: "
+            "convert it."
+        ) from error
+
+
 def _first_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """For each name the first name of the same memory seen in the same way: tied tensors."""
     first: dict[tuple, str] = {}
@@ -200,10 +264,10 @@ def _is_smaller(tensor: Tensor, keep: Tensor) -> bool:
     return keep.numel() / 8 + int(keep.sum()) * tensor.element_size() < tensor.nbytes
 
 
-def _unpacked(stored: Mapping[str, Tensor], name: str, shape: list[int]) -> Tensor:
+def _unpacked(stored: Mapping[str, Tensor], name: str, shape: list[int], marks: _Marks) -> Tensor:
     """The dense tensor from its bits and its values."""
-    values = stored[name + VALUES_SUFFIX]
-    bits = stored[name + KEEP_SUFFIX].numpy()
+    values = stored[name + marks.values]
+    bits = stored[name + marks.keep].numpy()
     dense = torch.zeros(shape, dtype=values.dtype)
     keep = torch.from_numpy(np.unpackbits(bits, count=dense.numel()).astype(bool))
     kept = int(keep.sum())
