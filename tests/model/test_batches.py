@@ -18,12 +18,12 @@ from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.batches import (
     Batch,
     Samples,
-    call_model,
     check_enough_data,
     checked,
     samples_in,
     tensors_in,
 )
+from woodbury.model.calling import call_model
 from woodbury.model.objective import Objective
 
 

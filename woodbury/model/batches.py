@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from woodbury.errors import WoodburyError, WrongType
@@ -109,7 +108,7 @@ def samples_in(inputs: Any) -> int:
     """How many samples a batch's inputs hold: the length of their first tensor.
 
     Args:
-        inputs: A tensor, or a tuple, list or mapping with a tensor.
+        inputs: A tensor, or a tuple, list or mapping with tensors, also nested.
 
     Returns:
         The length of dimension 0.
@@ -117,10 +116,9 @@ def samples_in(inputs: Any) -> int:
     Raises:
         WrongType: If the inputs hold no tensor.
     """
-    leaves = inputs.values() if isinstance(inputs, Mapping) else inputs
-    for leaf in leaves if isinstance(inputs, (Mapping, tuple, list)) else (inputs,):
-        if isinstance(leaf, Tensor):
-            return len(leaf)
+    for tensor in tensors_in(inputs):
+        if tensor.ndim:
+            return len(tensor)
     raise WrongType(
         f"A batch's inputs hold no tensor ({type(inputs).__name__}): "
         "give a tensor, a tuple or a dict of them."
@@ -142,30 +140,6 @@ def check_enough_data(given: int, needed: int, what: str = "samples") -> None:
         raise WoodburyError(
             f"The data gave {given} of the {needed} {what}: give more data or ask for less."
         )
-
-
-def call_model(
-    model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | None = None
-) -> Any:
-    """A model's output for a batch's inputs.
-
-    Args:
-        model: The model.
-        inputs: A tensor, a tuple or list of positional, or a mapping of keyword arguments.
-        parameters: Name -> tensor, in place of parameters of the model; None for its own.
-
-    Returns:
-        Whatever the model returns.
-    """
-    keywords: dict[str, Any] = {}
-    if isinstance(inputs, Mapping):
-        keywords = dict(inputs)
-        positional = ()
-    else:
-        positional = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if parameters is None:
-        return model(*positional, **keywords)
-    return functional_call(model, dict(parameters), positional, keywords)
 
 
 def slice_samples(tree: Any, start: int, end: int) -> Any:

@@ -12,12 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import (
     Batch,
-    call_model,
     checked,
     concatenated,
     same_structure,
     samples_in,
 )
+from woodbury.model.calling import call_model
 from woodbury.model.modes import eval_mode
 
 

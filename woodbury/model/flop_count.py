@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from woodbury.errors import WoodburyError, user_code
-from woodbury.model.batches import call_model, samples_in
+from woodbury.model.batches import samples_in
+from woodbury.model.calling import call_model
 from woodbury.model.hooks import ModuleCall, record_calls
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode

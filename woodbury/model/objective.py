@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from woodbury.errors import WoodburyError, WrongType, user_code
-from woodbury.model.batches import Batch, Samples, call_model, checked, samples_in
+from woodbury.model.batches import Batch, Samples, checked, samples_in
+from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
@@ -144,7 +145,9 @@ class Objective:
             raise WoodburyError(
                 "The batches carry no labels (None) and a loss needs them: give labels."
             )
-        loss = self.likelihood.loss(self.forward(parameters, inputs), target)
+        with attributes_kept(self.model):  # the loss may read what the forward pass has stored
+            output = run_model(self.model, inputs, parameters)
+            loss = self.likelihood.loss(output, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             given = type(loss).__name__
             if isinstance(loss, Tensor):

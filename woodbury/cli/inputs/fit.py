@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from woodbury.cli.inputs.splits import Batches
 from woodbury.errors import WoodburyError, user_code
-from woodbury.model.batches import Batch, call_model
+from woodbury.model.batches import Batch
+from woodbury.model.calling import call_model
 from woodbury.model.likelihood import IGNORED, Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
 

@@ -1,0 +1,151 @@
+"""Calling the user's model: other parameters for one call, and nothing of it left behind."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+CONTAINERS = (list, dict, set, deque)
+"""Attributes of these types may be changed without being assigned."""
+
+OWN_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
+"""What torch itself keeps on a module: parameters, buffers, submodules, hooks."""
+
+
+def call_model(
+    model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | None = None
+) -> Any:
+    """A model's output for a batch's inputs; the model and the inputs are left as they were.
+
+    Args:
+        model: The model.
+        inputs: A tensor, a tuple or list of positional, or a mapping of keyword arguments. The
+            model is given copies, as it may normalise in place.
+        parameters: Name -> tensor, in place of parameters of the model; None for its own. Then the
+            model also has copies of its buffers, but for those of BatchNorm.
+
+    Returns:
+        Whatever the model returns.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> call_model(layer, torch.tensor([3.0]), {"weight": torch.tensor([[2.0]])})
+        tensor([6.])
+    """
+    with attributes_kept(model):
+        return run_model(model, inputs, parameters)
+
+
+def run_model(model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
+    """The same, but for attributes that the forward pass stores: `attributes_kept` is around it.
+
+    Args:
+        model: As for `call_model`.
+        inputs: As for `call_model`.
+        parameters: As for `call_model`.
+
+    Returns:
+        Whatever the model returns.
+    """
+    copies = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    keywords: dict[str, Any] = {}
+    if isinstance(copies, Mapping):
+        keywords = dict(copies)
+        positional = ()
+    else:
+        positional = tuple(copies) if isinstance(copies, (tuple, list)) else (copies,)
+    if parameters is None:
+        return model(*positional, **keywords)
+    tensors = _in_every_place(model, parameters)
+    # Each tensor is named once for each module that has it: torch's own tie_weights would swap the
+    # tensor of a module that has two names twice, and put the wrong one back.
+    return functional_call(model, tensors, positional, keywords, tie_weights=False)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """A context after which every attribute of a model's modules is what it was before.
+
+    A forward pass may store features, masks or a history on its modules. Under `torch.func` they
+    would be tensors that cannot live outside.
+
+    Args:
+        model: The model. Parameters, buffers and submodules are not looked at, but for buffers that
+            were added.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> with attributes_kept(model):
+        ...     model.features = 3
+        >>> hasattr(model, "features")
+        False
+    """
+    before = [
+        (vars(module), _attributes(module), set(module._buffers)) for module in model.modules()
+    ]
+    contents = [
+        (value, value.copy())
+        for _, attributes, _ in before
+        for value in attributes.values()
+        if isinstance(value, CONTAINERS)
+    ]
+    try:
+        yield
+    finally:
+        for now, attributes, buffers in before:
+            for name in now.keys() - attributes.keys() - OWN_ATTRIBUTES:
+                del now[name]
+            now.update(attributes)
+            for name in now["_buffers"].keys() - buffers:
+                del now["_buffers"][name]
+        for container, content in contents:
+            _refill(container, content)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What the user's own code keeps on a module."""
+    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container its old content, unless it has it."""
+    if len(container) == len(content) and _identities(container) == _identities(content):
+        return
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+def _identities(container: Any) -> list[int]:
+    values = container.values() if isinstance(container, dict) else container
+    return [id(value) for value in values]
+
+
+def _in_every_place(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given parameters under one name for each module that has them, and copies of buffers."""
+    by_identity = {
+        id(parameter): given[name] for name, parameter in model.named_parameters() if name in given
+    }
+    tensors = {}
+    copied: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        lead = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            if id(parameter) in by_identity:
+                tensors[lead + name] = by_identity[id(parameter)]
+        if isinstance(module, _BatchNorm) and not module.training:
+            continue  # it writes to none of them
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                tensors[lead + name] = copied.setdefault(id(buffer), buffer.clone())
+    return tensors
