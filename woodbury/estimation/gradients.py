@@ -339,7 +339,8 @@ def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
     loss = objective.batch_loss(parameters, inputs, target)
     check_dependence(loss)
     slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    return objective.space.flatten(dict(zip(parameters, slopes, strict=True))).detach()
+    dense = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
+    return objective.space.flatten(dict(zip(parameters, dense, strict=True))).detach()
 
 
 def _seconds_per_sample(engine: Engine, objective: Objective, inputs: Any, target: Any) -> float:

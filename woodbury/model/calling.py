@@ -12,6 +12,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from woodbury.model.space import memory_of
+
 CONTAINERS = (list, dict, set, deque)
 """Attributes of these types may be changed without being assigned."""
 
@@ -133,16 +135,18 @@ def _identities(container: Any) -> list[int]:
 
 def _in_every_place(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The given parameters under one name for each module that has them, and copies of buffers."""
-    by_identity = {
-        id(parameter): given[name] for name, parameter in model.named_parameters() if name in given
+    by_memory = {
+        memory_of(parameter): given[name]
+        for name, parameter in model.named_parameters()
+        if name in given
     }
     tensors = {}
     copied: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         lead = f"{path}." if path else ""
         for name, parameter in module._parameters.items():
-            if id(parameter) in by_identity:
-                tensors[lead + name] = by_identity[id(parameter)]
+            if parameter is not None and memory_of(parameter) in by_memory:
+                tensors[lead + name] = by_memory[memory_of(parameter)]
         if isinstance(module, _BatchNorm) and not module.training:
             continue  # it writes to none of them
         for name, buffer in module._buffers.items():

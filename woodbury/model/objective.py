@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.linalg.precision import dtype_name
 from woodbury.model.batches import Batch, Samples, checked, samples_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -89,6 +90,7 @@ class Objective:
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        _check_dtypes({name: parameters[name] for name in space.shapes if name in parameters})
         for name in space.shapes:
             if name in parameters and not torch.isfinite(parameters[name]).all():
                 raise WoodburyError(f"Parameter {name!r} is not finite: load a sound checkpoint.")
@@ -211,7 +213,15 @@ class Objective:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Copy the weights into the model's parameters in place; removed ones become zeros."""
+        """Copy the weights into the model's parameters in place; removed ones become zeros.
+
+        Raises:
+            WoodburyError: If a weight is not finite; nothing is written then.
+        """
+        if not bool(torch.isfinite(self.weights).all()):
+            raise WoodburyError(
+                "A weight is not finite, so that none is written: raise the damping."
+            )
         parameters = dict(self.model.named_parameters())
         for name, tensor in self.parameters.items():
             parameters[name].copy_(tensor)
@@ -232,6 +242,23 @@ def check_dependence(loss: Tensor, what: str = "parameters") -> None:
             f"The loss does not depend on the chosen {what}: "
             "does the model or the loss detach them?"
         )
+
+
+def _check_dtypes(parameters: Mapping[str, Tensor]) -> None:
+    """Raise unless all are of one real dtype: they become one vector."""
+    first = next(iter(parameters), "")
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise WoodburyError(
+                f"{name!r} is complex, for which there is no Fisher here: leave it out with "
+                f"exclude={name!r}."
+            )
+        if parameter.dtype != parameters[first].dtype:
+            raise WoodburyError(
+                f"{first!r} is {dtype_name(parameters[first].dtype)} and {name!r} "
+                f"{dtype_name(parameter.dtype)}: choose parameters of one dtype by include=… or "
+                "exclude=…, or convert the model."
+            )
 
 
 def _check_norms(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,10 @@ class ParameterSpace:
         """The parameters of a model that are chosen by name.
 
         Args:
-            model: The model. Its tied parameters are taken once, those without elements never.
-            include: Shell patterns of the names to take; all by default.
-            exclude: Shell patterns of the names to leave out of these.
+            model: The model. Its tied parameters are taken once; those without elements, and whole
+                numbers and other parameters that have no gradient by their type, never.
+            include: Names to take, or shell patterns of them; all by default.
+            exclude: Names or patterns to leave out of these.
             min_ndim: Dimensions that a tensor must have: 2 leaves out biases and norms.
 
         Returns:
@@ -89,16 +91,16 @@ class ParameterSpace:
         included = _matches(parameters, include, "include")
         included -= _matches(parameters, exclude, "exclude")
         chosen = {
-            name: parameter.shape
-            for name, parameter in parameters.items()
-            if name in included and parameter.ndim >= min_ndim and parameter.numel()
+            name: parameter
+            for name, parameter in _first_of_tied(parameters).items()
+            if name in included and parameter.ndim >= min_ndim and _has_gradient(parameter)
         }
         if not chosen:
             raise WoodburyError(
                 f"No parameter is left: include={include!r}, exclude={exclude!r}, at least "
                 f"{min_ndim} dimension(s). The model has {_listed(parameters)}."
             )
-        return cls(chosen)
+        return cls({name: parameter.shape for name, parameter in chosen.items()})
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -310,11 +312,55 @@ def _check_mask(mask: Tensor, length: int, name: str, over: str) -> None:
         )
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a parameter's name is a name, or matches a shell pattern.
+
+    Args:
+        name: Such as "heads.[CLS].weight".
+        pattern: The same name, or a pattern such as "heads.*".
+
+    Returns:
+        True for both.
+
+    Example:
+        >>> matches("heads.[CLS].weight", "heads.[CLS].weight")
+        True
+    """
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that are one and the same memory, seen in the same way.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        Equal for tied tensors, also where they are two objects.
+    """
+    if not tensor.numel() or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _first_of_tied(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The parameters without those that are the memory of one before."""
+    first: dict[tuple[Any, ...], str] = {}
+    for name, parameter in parameters.items():
+        first.setdefault(memory_of(parameter), name)
+    return {name: parameters[name] for name in first.values()}
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    """Whether its type can have a gradient, and it has an element."""
+    return bool(parameter.numel()) and (parameter.is_floating_point() or parameter.is_complex())
+
+
 def _matches(names: Iterable[str], patterns: Patterns, which: str) -> set[str]:
     """The names that match any of the patterns; raises for a pattern that matches none."""
     result: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
+        matched = {name for name in names if matches(name, pattern)}
         if not matched:
             raise WoodburyError(
                 f"{which} pattern {pattern!r} matches no parameter: the model has {_listed(names)}."

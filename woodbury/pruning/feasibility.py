@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.model.space import ParameterSpace
+from woodbury.model.space import ParameterSpace, matches
 from woodbury.pruning.costs import Cost, weights
 from woodbury.pruning.schedule import Targets, check_sparsity
 from woodbury.pruning.scopes import Scope, global_
@@ -327,7 +326,7 @@ def _pools(space: ParameterSpace, targets: Targets, scope: Scope) -> tuple[Tenso
         return pools, torch.full((count,), check_sparsity(targets), dtype=torch.float64)
     patterns = list(targets)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in space.shapes):
+        if not any(matches(name, pattern) for name in space.shapes):
             known = ", ".join(list(space.shapes)[:NAMES_IN_ERROR])
             raise WoodburyError(
                 f"The target {pattern!r} matches no parameter: the space has {known}."
@@ -347,7 +346,7 @@ def _pattern_index(space: ParameterSpace, patterns: Sequence[str]) -> Tensor:
 
 def _first_match(name: str, patterns: Sequence[str]) -> int:
     for index, pattern in enumerate(patterns):
-        if fnmatchcase(name, pattern):
+        if matches(name, pattern):
             return index
     raise WoodburyError(f"No target is given for {name!r}: add one, such as '*' for the rest.")
 

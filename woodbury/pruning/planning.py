@@ -17,6 +17,7 @@ from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
+from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.pruning.autoconfig import Choice, choose
 from woodbury.pruning.feasibility import kept_count
@@ -120,6 +121,7 @@ def pruning_objective(
         WoodburyError: If the data does not fit the model, or no name matches.
     """
     space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+    check_prunable(model, space.shapes)
     objective = Objective.from_model(model, batches, likelihood, space)
     objective.probe()
     if not keep_zeros:

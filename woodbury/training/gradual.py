@@ -17,6 +17,7 @@ from woodbury.model.batches import samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
+from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
@@ -141,6 +142,7 @@ class Gradual:
         self.step = 0
         self.history: tuple[PruningStep, ...] = ()
         self.space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+        check_prunable(model, self.space.shapes)
         self._model = model
         self._batches = batches
         self._likelihood = likelihood

@@ -87,7 +87,7 @@ class Hold:
             self.removed[parameter] = ~mask.to(parameter.device)
         for parameter, removed in self.removed.items():
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(removed, 0)
+                parameter.grad = _without(parameter.grad, removed)
         self.clear()
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Hold:
             handle.remove()
 
     def _cleared(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(self.removed[parameter].to(gradient.device), 0)
+        return _without(gradient, self.removed[parameter].to(gradient.device))
 
 
 def hold_zeros(
@@ -147,6 +147,22 @@ def hold_zeros(
             if parameter.ndim >= 2 and bool((parameter == 0).any())
         }
     return Hold(optimizer, model, keep)
+
+
+def _without(gradient: Tensor, removed: Tensor) -> Tensor:
+    """A gradient with zeros at the removed weights; of an embedding's also where it is sparse."""
+    if not gradient.is_sparse:
+        return gradient.masked_fill(removed, 0)
+    gradient = gradient.coalesce()
+    rows = removed[gradient.indices()[0]]
+    values = gradient.values().masked_fill(rows, 0)
+    return torch.sparse_coo_tensor(
+        gradient.indices(),
+        values,
+        gradient.shape,
+        is_coalesced=True,
+        check_invariants=True,
+    )
 
 
 def _is_per_weight(entry: Any, parameter: nn.Parameter) -> bool:

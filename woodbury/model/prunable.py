@@ -1,0 +1,78 @@
+"""check_prunable: whether what is pruned can be written, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from woodbury.errors import WoodburyError
+from woodbury.model.parameters import is_dtensor
+
+PRUNED_BY_TORCH = "_orig"
+"""What torch.nn.utils.prune puts behind the name of a parameter that it masks."""
+
+
+def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise unless zeros can be written into the named parameters, and act as zeros there.
+
+    Args:
+        model: The model.
+        names: Of its parameters that are to be pruned.
+
+    Raises:
+        WoodburyError: For a parameter of a parametrization, under a mask of torch.nn.utils.prune,
+            made in inference mode, expanded, without values, or sharded; and within inference mode.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        >>> check_prunable(layer, ["parametrizations.weight.original1"])
+        Traceback (most recent call last):
+        woodbury.errors.WoodburyError: 'parametrizations.weight.original1' is a part from which ...
+    """
+    if torch.is_inference_mode_enabled():
+        raise WoodburyError(
+            "Pruning needs gradients, which inference mode forbids: call it outside, or under "
+            "torch.no_grad()."
+        )
+    for name in names:
+        _check_parameter(model, name)
+
+
+def _check_parameter(model: nn.Module, name: str) -> None:
+    parameter = model.get_parameter(name)
+    path, _, own_name = name.rpartition(".")
+    owner, _, _ = path.rpartition(".parametrizations")
+    if ".parametrizations." in f".{name}" and is_parametrized(model.get_submodule(owner)):
+        tensor = path.rpartition(".")[2]
+        raise WoodburyError(
+            f"{name!r} is a part from which {tensor!r} is computed, where zeros of it are none: "
+            "prune the tensor itself, after "
+            f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r}), "
+            f"or leave it out with exclude={name!r}."
+        )
+    masked = own_name.removesuffix(PRUNED_BY_TORCH)
+    if masked != own_name and f"{masked}_mask" in model.get_submodule(path)._buffers:
+        raise WoodburyError(
+            f"{name!r} has a mask of torch.nn.utils.prune beside it: make its zeros weights with "
+            f"torch.nn.utils.prune.remove(module, {masked!r}), and keep them with keep_zeros=True."
+        )
+    if parameter.is_inference():
+        raise WoodburyError(
+            f"{name!r} was made in inference mode and cannot be written: make the model under "
+            "torch.no_grad()."
+        )
+    if parameter.is_meta:
+        raise WoodburyError(f"{name!r} is on meta and has no values: load the weights first.")
+    if is_dtensor(parameter):
+        raise WoodburyError(
+            f"{name!r} is sharded (a DTensor): prune the model before it is sharded."
+        )
+    steps = zip(parameter.shape, parameter.stride(), strict=True)
+    if any(size > 1 and step == 0 for size, step in steps):
+        raise WoodburyError(
+            f"{name!r} is expanded, so that several weights share one place: give it memory of its "
+            "own with parameter.data = parameter.data.clone()."
+        )
