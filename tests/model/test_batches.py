@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.random import normal
-from torch import nn
+from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.estimation.gradients import gradient_rows
 from woodbury.model.batches import (
     Batch,
     Samples,
@@ -24,6 +25,7 @@ from woodbury.model.batches import (
     tensors_in,
 )
 from woodbury.model.calling import call_model
+from woodbury.model.likelihood import Likelihood
 from woodbury.model.objective import Objective
 
 
@@ -169,3 +171,46 @@ def test_too_little_data_is_named() -> None:
     check_enough_data(3, 3)
     with pytest.raises(WoodburyError, match="gave 2 of the 3 rows: give more data or ask for less"):
         check_enough_data(2, 3, "rows")
+
+
+def boxes(counts: list[int]) -> list[dict[str, Tensor]]:
+    return [{"boxes": torch.full((count, 4), float(count))} for count in counts]
+
+
+def test_a_list_of_one_entry_per_sample_is_cut_and_joined() -> None:
+    # Two batches, the second of which could be read as four tensors of four samples.
+    batches = [(torch.arange(3.0), boxes([1, 5, 2])), (torch.arange(3.0, 7.0), boxes([4] * 4))]
+    regrouped = list(Samples(batches).in_batches(2))
+    values = [inputs.tolist() for inputs, _ in regrouped]
+    counts = [[len(entry["boxes"]) for entry in target] for _, target in regrouped]
+    assert values == [[0, 1], [2, 3], [4, 5], [6]]
+    assert counts == [[1, 5], [2, 4], [4, 4], [4]]
+
+
+def test_strings_beside_a_tensor() -> None:
+    batch = ({"x": torch.arange(3), "ids": ["a", "b", "c"]}, None)
+    (first, _), _ = Samples([batch]).in_batches(2)
+    assert first["ids"] == ["a", "b"]
+
+
+def test_targets_that_cannot_be_cut_are_refused() -> None:
+    labels = (torch.arange(9), torch.tensor([2, 3, 4]))  # as for CTC: all in one row, and lengths
+    with pytest.raises(WoodburyError, match=r"labels of shape \(9,\): give one label per sample"):
+        list(Samples([(torch.zeros(3, 2), labels)]))
+
+
+def test_rows_of_lists_are_those_of_single_samples() -> None:
+    def loss(output: Tensor, target: list[dict[str, Tensor]]) -> Tensor:
+        pairs = zip(output, target, strict=True)
+        return torch.stack([(row - one["boxes"]).square().mean() for row, one in pairs]).mean()
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 4)
+    batches = [(torch.randn(4, 3), boxes([1, 2, 3, 2])), (torch.randn(4, 3), boxes([4] * 4))]
+    objective = Objective.from_model(model, batches, Likelihood(loss))
+    rows = gradient_rows(objective, 8)
+    for index, row in enumerate(rows):
+        inputs, target = batches[index // 4]
+        at = slice(index % 4, index % 4 + 1)
+        slopes = torch.autograd.grad(loss(model(inputs[at]), target[at]), list(model.parameters()))
+        torch.testing.assert_close(row, torch.cat([slope.flatten() for slope in slopes]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import woodbury
 from woodbury.model.modes import eval_mode
 
 
@@ -29,3 +30,23 @@ def test_each_module_has_its_own_mode_again_after_an_error() -> None:
         assert not any(module.training for module in model.modules())
         raise KeyError
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_a_padding_mask_goes_through_an_encoder() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.last(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+    padding = torch.arange(5)[None] >= torch.tensor([2, 5, 3, 4])[:, None]
+    batches = [((torch.randn(4, 5, 8), padding), torch.arange(4) % 3)]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with eval_mode(nn.Identity()):
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert woodbury.prune(Encoder(), batches, 0.5).sparsity == 0.5

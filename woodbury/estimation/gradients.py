@@ -16,7 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.limits import Limits
 from woodbury.linalg.precision import wide_dtype
-from woodbury.model.batches import check_enough_data, samples_in, slice_samples
+from woodbury.model.batches import (
+    check_enough_data,
+    holds_lists,
+    samples_in,
+    slice_samples,
+)
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective, check_dependence
 from woodbury.monitor import report
@@ -116,6 +121,8 @@ def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
             flow by the data.
     """
     batch = (inputs, target)
+    if holds_lists(batch):
+        raise NotImplementedError("vmap cannot cut a list of one entry per sample.")
 
     def loss(parameters: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
         remaining = iter(tensors)

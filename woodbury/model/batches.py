@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+from torch.utils._pytree import tree_leaves
 
 from woodbury.errors import WoodburyError, WrongType
 
@@ -143,22 +143,109 @@ def check_enough_data(given: int, needed: int, what: str = "samples") -> None:
 
 
 def slice_samples(tree: Any, start: int, end: int) -> Any:
-    """The samples from `start` up to `end` of a batch, or of any tree of tensors."""
-    return tree_map(lambda leaf: leaf[start:end] if isinstance(leaf, Tensor) else leaf, tree)
+    """The samples from `start` up to `end` of a batch, or of any tree of tensors.
+
+    Args:
+        tree: Tensors with the samples along dimension 0, in tuples, lists and mappings. A list of
+            one entry per sample, such as the boxes in each image, is cut too.
+        start: The first sample.
+        end: The first sample that is left out.
+
+    Returns:
+        A tree of the same form.
+
+    Example:
+        >>> batch = (torch.zeros(3, 2), [{"boxes": torch.ones(n, 4)} for n in (1, 5, 2)])
+        >>> [len(target["boxes"]) for target in slice_samples(batch, 1, 3)[1]]
+        [5, 2]
+    """
+    size = _size_of(tree)
+
+    def sliced(node: Any) -> Any:
+        if isinstance(node, Tensor) or is_per_sample(node, size):
+            return node[start:end]
+        return _rebuilt(node, [sliced(child) for child in _children(node)])
+
+    return sliced(tree)
 
 
 def same_structure(first: Batch, second: Batch) -> bool:
     """Whether two batches have the same tensors, but for the number of samples."""
-
-    def shapes(batch: Batch) -> list[torch.Size | None]:
-        return [leaf.shape[1:] if isinstance(leaf, Tensor) else None for leaf in tree_leaves(batch)]
-
-    return tree_structure(first) == tree_structure(second) and shapes(first) == shapes(second)
+    return _structure(first, _size_of(first)) == _structure(second, _size_of(second))
 
 
 def concatenated(first: Batch, second: Batch) -> Batch:
     """The samples of one batch and then those of another of the `same_structure`."""
-    return tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, second)
+    size = _size_of(first)
+
+    def joined(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.cat([a, b])
+        if is_per_sample(a, size):
+            return a + b
+        pairs = zip(_children(a), _children(b), strict=True)
+        return _rebuilt(a, [joined(*pair) for pair in pairs])
+
+    return joined(first, second)
+
+
+def is_per_sample(node: Any, size: int) -> bool:
+    """Whether a part of a batch is a list of one entry per sample.
+
+    Args:
+        node: A tensor, a container or anything else in a batch.
+        size: The samples of the batch.
+
+    Returns:
+        True for a list of so many entries, unless they are tensors that all have the samples along
+        dimension 0.
+    """
+    if not isinstance(node, list) or len(node) != size:
+        return False
+    return not all(isinstance(entry, Tensor) and _has_length(entry, size) for entry in node)
+
+
+def holds_lists(batch: Batch) -> bool:
+    """Whether some part of a batch is a list of one entry per sample."""
+    size = _size_of(batch)
+
+    def held(node: Any) -> bool:
+        return is_per_sample(node, size) or any(held(child) for child in _children(node))
+
+    return held(batch)
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, Mapping):
+        return list(node.values())
+    return list(node) if isinstance(node, (tuple, list)) else []
+
+
+def _rebuilt(node: Any, children: list[Any]) -> Any:
+    """A container with other children; anything else as it is."""
+    if isinstance(node, Mapping):
+        return dict(zip(node, children, strict=True))
+    if isinstance(node, (tuple, list)):
+        is_plain = type(node) in (tuple, list)
+        return type(node)(children) if is_plain else type(node)(*children)  # a named tuple
+    return node
+
+
+def _size_of(tree: Any) -> int:
+    return next((len(tensor) for tensor in tensors_in(tree) if tensor.ndim), 0)
+
+
+def _structure(node: Any, size: int) -> Any:
+    """What two batches have in common that can be concatenated."""
+    if isinstance(node, Tensor):
+        return node.shape[1:]
+    if is_per_sample(node, size):
+        return "a list of one entry per sample"
+    if isinstance(node, Mapping):
+        return {name: _structure(child, size) for name, child in node.items()}
+    if isinstance(node, (tuple, list)):
+        return [type(node), *(_structure(child, size) for child in node)]
+    return None
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -179,18 +266,28 @@ def _checked_batch(index: int, batch: Any) -> Batch:
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)  # a tokenizer's encoding is no dict
     size = samples_in(inputs)
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and not _has_length(leaf, size):
+    for leaf in _batched_tensors(inputs, size):
+        if not _has_length(leaf, size):
             raise WoodburyError(
                 f"Batch {index} has {size} samples and an input of shape {tuple(leaf.shape)}: give "
                 "the samples along dimension 0 of every tensor, or make it a buffer of the model."
             )
-    if isinstance(target, Tensor) and not _has_length(target, size):
-        raise WoodburyError(
-            f"Batch {index} has {size} samples and labels of shape {tuple(target.shape)}: "
-            "give one label per sample, along dimension 0."
-        )
+    for leaf in _batched_tensors(target, size):
+        if not _has_length(leaf, size):
+            raise WoodburyError(
+                f"Batch {index} has {size} samples and labels of shape {tuple(leaf.shape)}: "
+                "give one label per sample, along dimension 0, or a list of one entry per sample."
+            )
     return inputs, target
+
+
+def _batched_tensors(node: Any, size: int) -> Iterator[Tensor]:
+    """The tensors of a batch that have the samples along dimension 0, or should."""
+    if isinstance(node, Tensor):
+        yield node
+    elif not is_per_sample(node, size):
+        for child in _children(node):
+            yield from _batched_tensors(child, size)
 
 
 def _has_length(tensor: Tensor, size: int) -> bool:

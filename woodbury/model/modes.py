@@ -13,8 +13,9 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """A context in which a model is in eval mode; each module's own mode is restored after it.
 
-    BatchNorm normalises by its running statistics, and nothing is dropped out. cuDNN is off where a
-    module is recurrent, as cuDNN's recurrences have no backward pass in eval mode.
+    BatchNorm normalises by its running statistics, and nothing is dropped out. Two fast paths of
+    eval mode are off: cuDNN's where a module is recurrent, as its recurrences have no backward pass
+    there, and that of nn.TransformerEncoder, which speaks in nested tensors under a padding mask.
 
     Args:
         model: The model.
@@ -30,11 +31,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     is_recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
     cudnn = torch.backends.cudnn.enabled
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.cudnn.enabled = cudnn and not is_recurrent
+    torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
         yield
     finally:
         torch.backends.cudnn.enabled = cudnn
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
         for module, training in modes:
             module.training = training
