@@ -13,11 +13,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from woodbury.errors import WoodburyError, WrongType, user_code
 from woodbury.linalg.precision import dtype_name
-from woodbury.model.batches import Batch, Samples, checked, samples_in
+from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples
 from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
+
+PROBED_SAMPLES = 6
+"""Samples of which a probe takes the loss together and one by one."""
+
+MEAN_TOLERANCE = 1e-2
+"""How far the two may differ, as a share of the largest single loss: halves round so much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +168,12 @@ class Objective:
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Try the model and the loss on the first batch.
+        """Try the model and the loss on the first batch, and on single samples of it.
 
         Raises:
-            WoodburyError: With the reason in one sentence, if either refuses it; also if it has no
-                labels and the likelihood cannot draw any.
+            WoodburyError: With the reason in one sentence, if either refuses them; if the loss of
+                several samples is not the mean of theirs; also if there are no labels and the
+                likelihood cannot draw any.
         """
         first = next(iter(self.batches), None)
         if first is None:
@@ -184,6 +191,27 @@ class Objective:
                 output = self.forward(self.parameters, inputs)
                 target = self.likelihood.sample(output, generator)
             self.batch_loss(self.parameters, inputs, target)
+        self._check_mean(inputs, target)
+
+    def _check_mean(self, inputs: Any, target: Any) -> None:
+        """Raise unless the loss of the first samples is the mean of their single losses."""
+        count = min(PROBED_SAMPLES, samples_in(inputs))
+        refusal = "The model or its loss refuses a single sample, and each has its own gradient"
+        with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
+            first = slice_samples((inputs, target), 0, count)
+            together = float(self.batch_loss(self.parameters, *first))
+            singles = [
+                float(self.batch_loss(self.parameters, *slice_samples(first, i, i + 1)))
+                for i in range(count)
+            ]
+        mean = sum(singles) / max(count, 1)
+        allowed = MEAN_TOLERANCE * max(map(abs, singles), default=0.0) + MEAN_TOLERANCE**2
+        if abs(together - mean) > allowed:
+            raise WoodburyError(
+                f"The loss of {count} samples is {together:.4g}, the mean of their single losses "
+                f"{mean:.4g}: a loss must be the mean over samples, without class weights, "
+                "reduction='sum' or a division by anything else in the batch."
+            )
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:
