@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,6 +50,27 @@ def parse_bytes(size: int | float | str) -> int:
     return result
 
 
+def bytes_in_words(count: int) -> str:
+    """A size for people, in three digits, rounded up; `parse_bytes` reads it.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        For example "9.12 GB".
+
+    Example:
+        >>> bytes_in_words(9_111_000_000), bytes_in_words(12)
+        ('9.12 GB', '12 B')
+    """
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            decimals = 2 if count < 10 * size else 1 if count < 100 * size else 0
+            steps = -(-count * 10**decimals // size)
+            return f"{steps / 10**decimals:.{decimals}f} {unit}"
+    return f"{count} B"
+
+
 def budget_bytes(
     memory: int | float | str | None = None, device: torch.device | str = "cpu"
 ) -> int:
@@ -86,6 +108,30 @@ def rows_share(budget: int) -> int:
         500
     """
     return max(1, budget // 2)
+
+
+def limits_within(memory: int | float | str | None) -> Limits:
+    """The present limits, with gradient rows that leave the rest of a budget to all else.
+
+    Args:
+        memory: What the whole run may hold, as for `parse_bytes`; None leaves the limits as they
+            are. Of what the process cannot have, nothing is counted on.
+
+    Returns:
+        A context.
+
+    Raises:
+        WoodburyError: For text that is no size, and for nothing or less.
+
+    Example:
+        >>> with limits_within("2kB"):
+        ...     row_bytes()
+        1000
+    """
+    limits = Limits.current()
+    if memory is None:
+        return limits
+    return replace(limits, memory=rows_share(min(budget_bytes(memory), available_bytes())))
 
 
 def row_bytes() -> int:
