@@ -30,6 +30,8 @@ from rich.progress import (
 from woodbury import monitor
 from woodbury.cli.names import hint, nearest
 from woodbury.errors import WoodburyError
+from woodbury.memory.budget import limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 
 out = Console()
 err = Console(stderr=True)
@@ -152,6 +154,18 @@ def progress_bars() -> Iterator[None]:
 
         with monitor.progress(show):
             yield
+
+
+@contextmanager
+def memory_for(memory: str | None) -> Iterator[None]:
+    """The budget of a command, and one sentence where the memory runs out all the same.
+
+    Args:
+        memory: What `--memory` says; None for the default.
+    """
+    advice = "give a smaller --memory, a smaller --count, or fewer parameters with --include"
+    with limits_within(memory), if_memory_runs_out(advice):
+        yield
 
 
 def unused_path(path: Path) -> Path:

@@ -160,6 +160,7 @@ class Problem:
             "count": self.count,
             "parameters": list(self.space.shapes),
             "weights": self.space.n,
+            "memory": self.options.resources.memory,
         }
         return settings_of(self.options) | decided
 

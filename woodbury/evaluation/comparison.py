@@ -9,6 +9,8 @@ from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Method, MethodRunner, check_decidable, comparable
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.results import Result
+from woodbury.memory.budget import limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
 
@@ -21,6 +23,7 @@ def compare(
     evaluate: Score,
     *,
     validate: Score | None = None,
+    memory: int | str | None = None,
 ) -> list[Result]:
     """Prune by every method to every sparsity, each time from the dense network.
 
@@ -32,6 +35,8 @@ def compare(
         make_objective: Seed -> the dense network on the calibration set of that seed.
         evaluate: The score on test data.
         validate: The score on held-out *training* data that chooses among a method's dampings.
+        memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
+            still have.
 
     Returns:
         One result for each seed, method and sparsity, in this order.
@@ -66,7 +71,21 @@ def compare(
         )
     for method in methods.values():
         check_decidable(method, validate)
+    advice = "give compare() methods of fewer rows or smaller blocks"
+    with limits_within(memory), if_memory_runs_out(advice):
+        return _compared(methods, sparsities, seeds, make_objective, evaluate, validate)
+
+
+def _compared(
+    methods: Mapping[str, Method],
+    sparsities: Sequence[float],
+    seeds: Sequence[int],
+    make_objective: Callable[[int], Objective],
+    evaluate: Score,
+    validate: Score | None,
+) -> list[Result]:
     cells = len(methods) * len(sparsities) * len(seeds)
+    report("pruning", 0, cells)
     results: list[Result] = []
     for seed in seeds:
         dense = make_objective(seed)

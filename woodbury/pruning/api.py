@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 
 from torch import nn
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.limits import Limits
-from woodbury.memory.budget import budget_bytes, rows_share
+from woodbury.memory.budget import budget_bytes, bytes_in_words, limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -21,6 +20,14 @@ from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, geometric
 from woodbury.pruning.staged import run_stages
+
+BYTES_PER_WEIGHT = 40
+"""Weights before and after, the update, saliencies and their order: what no method is without."""
+
+IF_MEMORY_RUNS_OUT = (
+    "give prune a smaller memory, or effort=woodbury.presets.quick; a pruner of your own fewer "
+    "rows or smaller blocks"
+)
 
 
 def prune(
@@ -54,7 +61,8 @@ def prune(
             unless they are left out.
         keep_zeros: Whether weights that are zero already are kept at zero and count as removed.
         memory: What the run may hold, in bytes or as "6GiB", by which an effort chooses its
-            structure; None for 60 % of what the process may still have.
+            structure; None for 60 % of what the process may still have. Where the memory runs out
+            all the same, the error is a sentence.
 
     Returns:
         The pruned objective; `.sparsity`, `.keep`, `.predicted` and `.settings` describe it.
@@ -85,20 +93,32 @@ def prune(
             f"stages is {stages} and an effort chooses its own stages: "
             "leave stages out, or give a pruner of your own."
         )
-    rows = None if memory is None else rows_share(budget_bytes(memory))
-    objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
-    if pruner is None:
-        with replace(Limits.current(), memory=rows) if rows else nullcontext():
+    with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
+        objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
+        _check_room(objective.space.n, memory)
+        if pruner is None:
             choice = choose(objective, sparsity, effort)
-        pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
-        pruned = replace(pruned, settings=choice.settings)
-    else:
-        start: Targets = 0.0
-        if stages > 1:  # weights that are zero already count as removed
-            start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
-        pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
+            pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
+            pruned = replace(pruned, settings=choice.settings)
+        else:
+            start: Targets = 0.0
+            if stages > 1:  # weights that are zero already count as removed
+                start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
+            pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
     pruned.write()
     return pruned
+
+
+def _check_room(weights: int, memory: int | str | None) -> None:
+    """Raise unless a budget has room for the vectors that any pruning holds."""
+    if memory is None:
+        return
+    least, budget = BYTES_PER_WEIGHT * weights, budget_bytes(memory)
+    if least > budget:
+        raise WoodburyError(
+            f"Pruning {weights:,} weights takes at least {bytes_in_words(least)}, and memory is "
+            f"{memory!r}: give more, or prune fewer parameters at once by include."
+        )
 
 
 def _objective(
