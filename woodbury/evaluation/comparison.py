@@ -9,10 +9,10 @@ from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Method, MethodRunner, check_decidable, comparable
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.results import Result
-from woodbury.memory.budget import limits_within
+from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
-from woodbury.monitor import report
+from woodbury.monitor import whole
 
 
 def compare(
@@ -73,7 +73,7 @@ def compare(
         check_decidable(method, validate)
     advice = "give compare() methods of fewer rows or smaller blocks"
     with limits_within(memory), if_memory_runs_out(advice):
-        return _compared(methods, sparsities, seeds, make_objective, evaluate, validate)
+        return _compared(methods, sparsities, seeds, make_objective, evaluate, validate, memory)
 
 
 def _compared(
@@ -83,39 +83,41 @@ def _compared(
     make_objective: Callable[[int], Objective],
     evaluate: Score,
     validate: Score | None,
+    memory: int | str | None,
 ) -> list[Result]:
     cells = len(methods) * len(sparsities) * len(seeds)
-    report("pruning", 0, cells)
     results: list[Result] = []
-    for seed in seeds:
-        dense = make_objective(seed)
-        if not results:
-            _check_reachable(methods, sparsities, dense)
-        loss_before = dense.loss()
-        for name, method in methods.items():
-            runs = MethodRunner(method, dense).best_runs(sparsities, validate)
-            for sparsity, best in zip(sparsities, runs, strict=True):
-                loss_after = best.pruned.objective.loss()
-                removed = best.pruned.before_update(dense)
-                result = Result(
-                    method=name,
-                    sparsity=sparsity,
-                    reached=best.pruned.sparsity,
-                    seed=seed,
-                    accuracy=evaluate(best.pruned.objective),
-                    loss_before=loss_before,
-                    loss_after=loss_after,
-                    predicted=best.pruned.predicted,
-                    measured=loss_after - loss_before,
-                    seconds=best.cost.seconds,
-                    memory=best.cost.memory,
-                    damping=best.damping,
-                    settings={"stages": method.stages, **method.settings},
-                    removed=removed.loss() - loss_before,
-                    accuracy_removed=evaluate(removed),
-                )
-                results.append(result)
-                report("pruning", len(results), cells)
+    with whole("pruning", "pruning", cells) as progress:
+        for seed in seeds:
+            dense = make_objective(seed)
+            if not results:
+                check_holds(memory, dense.space.n)
+                _check_reachable(methods, sparsities, dense)
+            loss_before = dense.loss()
+            for name, method in methods.items():
+                runs = MethodRunner(method, dense).best_runs(sparsities, validate)
+                for sparsity, best in zip(sparsities, runs, strict=True):
+                    loss_after = best.pruned.objective.loss()
+                    removed = best.pruned.before_update(dense)
+                    result = Result(
+                        method=name,
+                        sparsity=sparsity,
+                        reached=best.pruned.sparsity,
+                        seed=seed,
+                        accuracy=evaluate(best.pruned.objective),
+                        loss_before=loss_before,
+                        loss_after=loss_after,
+                        predicted=best.pruned.predicted,
+                        measured=loss_after - loss_before,
+                        seconds=best.cost.seconds,
+                        memory=best.cost.memory,
+                        damping=best.damping,
+                        settings={"stages": method.stages, **method.settings},
+                        removed=removed.loss() - loss_before,
+                        accuracy_removed=evaluate(removed),
+                    )
+                    results.append(result)
+                    progress.advance()
     return results
 
 

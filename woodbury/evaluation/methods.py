@@ -15,7 +15,7 @@ from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
 from woodbury.memory.budget import row_bytes
 from woodbury.model.objective import Objective
-from woodbury.monitor import report
+from woodbury.monitor import whole
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import Refit
@@ -153,10 +153,11 @@ class MethodRunner:
         first_stage = MethodRunner(replace(method, stages=1, refit=None), self._dense)
         targets = [self._stages(sparsity)[0] for sparsity in sparsities]
         trials = [_Trials() for _ in sparsities]
-        for done, damping in enumerate(dampings, 1):  # outside, as each has factors of its own
-            for trial, target in zip(trials, targets, strict=True):
-                trial.add(first_stage._run(target, damping), validate)
-            report("dampings", done, len(dampings))
+        with whole("damping", "dampings", len(dampings)) as progress:
+            for damping in dampings:  # outside, as each has factors of its own
+                for trial, target in zip(trials, targets, strict=True):
+                    trial.add(first_stage._run(target, damping), validate)
+                progress.advance()
         choosing = first_stage._cost_of_fishers()
         if method.stages == 1 and method.refit is None:
             return [replace(trial.best, cost=choosing + trial.cost) for trial in trials]

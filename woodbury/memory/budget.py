@@ -18,6 +18,8 @@ DEFAULT_SHARE = 0.6
 """Share of the available memory that a run may use by default."""
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+BYTES_PER_WEIGHT = 40
+"""Weights before and after, the update, saliencies and their order: what no pruning is without."""
 NO_LIMIT = 2**60
 """A limit from which on a control group counts as unlimited."""
 
@@ -108,6 +110,29 @@ def rows_share(budget: int) -> int:
         500
     """
     return max(1, budget // 2)
+
+
+def check_holds(memory: int | float | str | None, weights: int) -> None:
+    """Raise unless a budget has room for the vectors that no pruning is without.
+
+    Args:
+        memory: The budget, as for `parse_bytes`; None for the default, which is not looked at.
+        weights: How many weights are pruned.
+
+    Raises:
+        WoodburyError: If there is no room, or the budget is no size.
+
+    Example:
+        >>> check_holds("1GiB", 1000)
+    """
+    if memory is None:
+        return
+    least = BYTES_PER_WEIGHT * weights
+    if least > parse_bytes(memory):
+        raise WoodburyError(
+            f"Pruning {weights:,} weights takes at least {bytes_in_words(least)}, and the memory "
+            f"is {memory!r}: give more, or leave parameters out."
+        )
 
 
 def limits_within(memory: int | float | str | None) -> Limits:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.memory.budget import budget_bytes, bytes_in_words, limits_within
+from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -20,9 +20,6 @@ from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, geometric
 from woodbury.pruning.staged import run_stages
-
-BYTES_PER_WEIGHT = 40
-"""Weights before and after, the update, saliencies and their order: what no method is without."""
 
 IF_MEMORY_RUNS_OUT = (
     "give prune a smaller memory, or effort=woodbury.presets.quick; a pruner of your own fewer "
@@ -95,7 +92,7 @@ def prune(
         )
     with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
         objective = _objective(model, batches, likelihood, include, exclude, keep_zeros)
-        _check_room(objective.space.n, memory)
+        check_holds(memory, objective.space.n)
         if pruner is None:
             choice = choose(objective, sparsity, effort)
             pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
@@ -107,18 +104,6 @@ def prune(
             pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
     pruned.write()
     return pruned
-
-
-def _check_room(weights: int, memory: int | str | None) -> None:
-    """Raise unless a budget has room for the vectors that any pruning holds."""
-    if memory is None:
-        return
-    least, budget = BYTES_PER_WEIGHT * weights, budget_bytes(memory)
-    if least > budget:
-        raise WoodburyError(
-            f"Pruning {weights:,} weights takes at least {bytes_in_words(least)}, and memory is "
-            f"{memory!r}: give more, or prune fewer parameters at once by include."
-        )
 
 
 def _objective(

@@ -13,7 +13,7 @@ from torch import nn
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
-from woodbury.memory.budget import limits_within
+from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -152,6 +152,7 @@ class Gradual:
         self._score = score
         self._decay_off = decay_off
         self._memory = memory
+        check_holds(memory, self.space.n)
         with preserving_rng(batches), limits_within(memory):
             objective = self._objective(self.pruning_steps[0])
             objective.probe()
