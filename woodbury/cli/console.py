@@ -169,16 +169,19 @@ class _Bars:
             self._show(what, done, total, overall)
 
     def _show(self, what: str, done: int, total: int, overall: monitor.Whole | None) -> None:
+        is_whole = overall is not None and what == overall.what
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)
-        elif done <= self._done.get(what, 0):  # the same work again: its time counts from now on
+        elif not is_whole and done <= self._done.get(what, 0):
+            # The same work again: its time counts from now on.
             self._bars.reset(self._tasks[what], total=total)
         self._done[what] = done
-        is_whole = overall is not None and what == overall.what
-        left = overall if is_whole else "" if overall else None
-        description = overall.present if is_whole and overall else what
         self._bars.update(
-            self._tasks[what], completed=done, total=total, left=left, description=description
+            self._tasks[what],
+            completed=done,
+            total=total,
+            description=overall.present if is_whole and overall else what,
+            left=overall if is_whole else "" if overall else None,
         )
 
 
