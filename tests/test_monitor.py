@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from woodbury import monitor
-from woodbury.monitor import TerminalLine, progress, report
+from woodbury.monitor import TerminalLine, outermost, progress, report, whole
 
 
 class Terminal(io.StringIO):
@@ -140,3 +140,57 @@ def test_reports_go_to_the_line_unless_a_callback_is_given(
     assert terminal.getvalue() == ""
     work()
     assert terminal.getvalue() == "\r\x1b[Kwork: 2 of 3, 0:05 left"
+
+
+def test_the_time_left_is_that_of_all_parts(clock: Clock) -> None:
+    with progress(None), whole("stage", "stages", 5) as stages:
+        assert str(stages) == "stage 1 of 5"
+        clock.now += 4
+        report("gradients", 0, 100)
+        clock.now += 2
+        report("gradients", 25, 100)  # this stage takes 6 + 6 seconds at least, and 4 follow it
+        assert str(stages) == "stage 1 of 5, at least 0:54 left"
+        clock.now += 14
+        stages.advance()  # 20 seconds
+        assert str(stages) == "stage 2 of 5, 1:20 left"
+        clock.now += 5
+        report("gradients", 25, 100)
+        assert str(stages) == "stage 2 of 5, 1:15 left"
+        clock.now += 35  # twice as long as the first
+        assert str(stages) == "stage 2 of 5, 1:00 left"
+        stages.advance()
+        assert str(stages) == "stage 3 of 5, 1:30 left"
+        for _ in range(3):
+            clock.now += 30
+            stages.advance()
+        assert str(stages.time_left()) == "0:00 left"
+
+
+def test_the_line_tells_of_the_whole_and_of_the_work_inside_it(
+    clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "_terminal_line", TerminalLine())
+    with whole("stage", "stages", 3) as stages:
+        report("gradients", 1, 4)
+        clock.now += 10
+        report("gradients", 2, 4)
+        report("gradients", 4, 4)
+        stages.advance()
+        clock.now += 1
+        report("refit", 1, 9)
+        with whole("damping", "dampings", 2) as inner:
+            clock.now += 1
+            inner.advance()
+        written = terminal.getvalue().split("\r\x1b[K")[1:]
+    assert written == [
+        "stage 1 of 3, at least 1:20 left: gradients 2 of 4",
+        "stage 2 of 3, 0:19 left: refit 1 of 9",
+        "stage 2 of 3, 0:18 left: dampings 1 of 2",
+    ]
+    assert terminal.getvalue().endswith("\r\x1b[K") and outermost() is None
+
+
+def test_a_whole_that_fails_is_over(clock: Clock, terminal: Terminal) -> None:
+    with pytest.raises(ZeroDivisionError), whole("stage", "stages", 3):
+        raise ZeroDivisionError
+    assert outermost() is None

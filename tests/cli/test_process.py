@@ -72,3 +72,31 @@ def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[s
     with console.progress_bars():
         monitor.report("gradients", 1, 10)
     assert capsys.readouterr() == ("", "")
+
+
+def test_bars_name_the_part_and_the_time_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=screen, force_terminal=True, width=80))
+    with console.progress_bars(), monitor.whole("stage", "stages", 7) as stages:
+        monitor.report("gradients", 1, 10)
+        stages.advance()
+        monitor.report("gradients", 1, 10)
+        monitor.report("refit", 1, 10)
+    written = screen.getvalue()
+    assert "stage 1 of 7" in written and "stage 2 of 7" in written and "0:00 left" in written
+    last = written[written.rindex("stage 2 of 7") :]
+    assert "refit" in last and "gradients" not in last, "what is over is not shown"
+
+
+def test_a_pipe_gets_ever_fewer_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("woodbury.cli.console.time.monotonic", lambda: now[0])
+    with console.progress_bars(), monitor.whole("stage", "stages", 60) as stages:
+        for _ in range(60):
+            now[0] += 1
+            stages.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "stage 3 of 60, 0:58 left"
+    assert [line.split()[1] for line in lines] == ["3", "5", "9", "17", "33"]

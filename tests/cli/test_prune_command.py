@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.cli import report, same_weights, succeeds, weights, woodbury
+from support.cli import refused, report, same_weights, succeeds, weights, woodbury
 from support.limits import Limited
+
+import woodbury as package
+from woodbury.cli.options import PruningOptions
+from woodbury.cli.problem import load_problem
+from woodbury.estimation import gradients
+from woodbury.evaluation import methods
+from woodbury.pruning import api
+from woodbury.pruning.staged import run_stages
 
 NET = Path(__file__).with_name("net.py")
 PRUNE = "prune net.py:build net.py:both --sparsity 0.5 --count 100 --damping 1e-3 --out out"
@@ -272,6 +281,54 @@ def test_sampled_labels_make_another_fisher(here: Path) -> None:
         options = f"--method mfac --update independent --labels {labels} --out {labels}"
         succeeds(command, options)
     assert same_weights("own", "observed") and not same_weights("own", "sampled")
+
+
+def test_without_options_the_command_is_the_function(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "fastest", lambda *_: gradients.vmapped)  # not by a clock
+    succeeds("prune net.py:build net.py:both --sparsity 0.75 --out out")
+    problem = load_problem("net.py:build", "net.py:both", PruningOptions(), choosing=False)
+    assert problem.count == 300, "all of the training data: no part is held out"
+    pruned = package.prune(problem.model, problem.calibration_set(0), 0.75)
+    ours = problem.model.state_dict()
+    assert all(torch.equal(theirs, ours[name]) for name, theirs in weights("out").items())
+    numbers = report("out")
+    assert numbers["recipe"] == dict(pruned.settings)
+    assert numbers["settings"]["stages"] == pruned.settings["stages"] == 4
+    assert numbers["damping"] == pruned.steps[-1].damping
+    assert numbers["predicted_increase"] == pytest.approx(pruned.predicted)
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [("", 1), ("--count 100", 1), ("--count 100 --damping 1e-4,1e-2 --stages 2", 3)],
+)
+def test_everything_runs_once(
+    options: str, runs: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two dampings are tried in the first stage, and then two stages are run."""
+    stages: list[int] = []
+    for module in (api, methods):
+
+        def counted(recipe: Any, objective: Any, sparsities: Any) -> Any:
+            stages.append(len(sparsities))
+            return run_stages(recipe, objective, sparsities)
+
+        monkeypatch.setattr(module, "run_stages", counted)
+    succeeds("prune net.py:build net.py:both --sparsity 0.5 --out out", options)
+    assert stages == [1] * (runs - 1) + [2]
+
+
+def test_a_memory_that_runs_out_is_a_sentence(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: Any) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8192 bytes"
+        )
+
+    monkeypatch.setattr(api, "run_stages", run_out)
+    words = "prune net.py:build net.py:both --sparsity 0.5 --out out"
+    refused("The memory ran out where 8.20 kB more were needed", words)
 
 
 def test_too_little_data_for_the_usual_count_is_said(here: Path) -> None:

@@ -123,7 +123,7 @@ def test_sparsities_that_cannot_be(options: str, sentence: str, here: Path) -> N
         ("--method kfac --batch 2", "kfac takes single samples"),
         ("--method hessian-diagonal --batch 2", "hessian-diagonal takes single samples"),
         ("--batch 2", "gauss-newton takes single samples"),
-        ("--count 9999", "240 of the 9999 gradients"),
+        ("--count 9999", "300 of the 9999 gradients"),
         ("--count 0", "--count is '0': give a whole number of at least 1."),
         ("--refit -1", "--refit is '-1': give a whole number of at least 0."),
     ],
@@ -164,3 +164,22 @@ def test_the_output_folder_is_checked_before_any_work(
     Path("full").mkdir()
     Path("full/precious").touch()
     refused(sentence, command)
+
+
+@pytest.mark.parametrize("memory", ["0", "''", "much", "-1", "nan", "'1e30 GiB'"])
+def test_what_is_no_memory(memory: str, here: Path) -> None:
+    for command in ("prune", "compare", "train"):
+        target = "--sparsity 0.5" if command == "prune" else ""
+        words = f"{command} net.py:build net.py:both {target} --memory {memory} --out out"
+        refused("--memory is ", words)
+
+
+@pytest.mark.parametrize("options", ["", "--count 20", "--epochs 1"])
+def test_a_memory_without_room_for_the_weights(options: str, here: Path) -> None:
+    words = f"prune net.py:build net.py:both --sparsity 0.5 --memory 10kB --out out {options}"
+    refused("Pruning 456 weights takes at least 18.3 kB, and the memory is '10kB'", words)
+
+
+def test_a_memory_without_room_for_the_window(here: Path) -> None:
+    words = "train net.py:build net.py:both --memory 100kB --out out"
+    refused("A window of 128 gradients of 531 weights takes", words)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean, pstdev
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from woodbury.estimation.recipes import Estimate, diagonal_fisher, mfac
 from woodbury.evaluation.comparison import choose_damping, compare
 from woodbury.evaluation.methods import Method, run
 from woodbury.evaluation.metrics import accuracy
+from woodbury.evaluation.resources import Resources
 from woodbury.evaluation.results import Result, summary
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
@@ -22,7 +25,9 @@ from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
 from woodbury.pruning.pruner import NEGLIGIBLE_DAMPING, Pruner
+from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.saliencies import magnitude, obd, obs
+from woodbury.pruning.schedule import geometric
 from woodbury.pruning.units import block
 from woodbury.pruning.updates import independent, joint, zero
 
@@ -120,6 +125,58 @@ def test_a_fisher_is_factored_once_per_damping(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 1
     # A check of every pruning reads the diagonal with a negligible damping, without factors.
     assert [damping for damping in made if damping != NEGLIGIBLE_DAMPING] == [1e-4, 1e-2]
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_a_damping_is_chosen_once_and_then_the_method_runs_once(
+    stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Objective] = []
+    refits: list[Objective] = []
+    refit = Refit.__call__
+
+    def recorded(self: Refit, objective: Objective, dense: Objective) -> Objective:
+        refits.append(objective)
+        return refit(self, objective, dense)
+
+    monkeypatch.setattr(Refit, "__call__", recorded)
+    method = Method(
+        Pruner(counted(mfac(COUNT, 1e-3), calls), obs, joint),
+        stages=stages,
+        dampings=(1e-4, 1e-2, 1.0),
+        refit=Refit(damping=1e-2),
+    )
+    tried: list[float] = []
+
+    def middle_is_best(objective: Objective) -> float:
+        tried.append(objective.space.sparsity)
+        return -abs(len(tried) - 2.0)
+
+    best = run(method, problem(), 0.6, validate=middle_is_best)
+    assert best.damping == 1e-2 and len(set(tried)) == 1 and len(tried) == 3
+    assert tried[0] == pytest.approx(geometric(0.6, stages)[0], abs=0.05)
+    assert len(calls) == (1 if stages == 1 else 1 + stages) and len(refits) == stages
+    alone = run(replace(method, dampings=(1e-2,)), problem(), 0.6)
+    torch.testing.assert_close(best.pruned.objective.weights, alone.pruned.objective.weights)
+
+
+def test_the_seconds_of_a_choice_are_those_of_all_that_was_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def a_second(call: Callable[[], Any]) -> tuple[Any, Resources]:
+        return call(), Resources(1.0, 0.0)
+
+    monkeypatch.setattr("woodbury.evaluation.methods.measured", a_second)
+    method = replace(METHODS["joint"], dampings=(1e-4, 1e-3, 1e-2))
+    for extra, seconds in (
+        ({"dampings": (1e-3,)}, 3),  # estimate, factor, prune
+        ({}, 1 + 3 + 3 + 3),  # once; a factor, a pruning and a score for each
+        ({"stages": 2}, 1 + 3 + 3 + 3 + 1),
+        ({"refit": Refit(damping=1e-2)}, 1 + 3 + 3 + 3 + 1 + 1),  # the best is factored again
+    ):
+        tried = replace(method, **extra)
+        best = run(tried, problem(), 0.5, validate=lambda o: -o.loss())
+        assert best.cost.seconds == seconds
 
 
 def test_stages_go_on_from_weights_that_are_zero_already() -> None:

@@ -125,6 +125,16 @@ def on_rows(group: Any) -> dict[str, Any]:
     return {"weights": weights, "slope": optimizer.slope}
 
 
+def with_budgets_of_their_own(rank: int, group: Any) -> tuple[int | None, ...]:
+    """The window before and after the first step, where the second rank has half the memory."""
+    model = net()
+    optimizer = MFAC(model.parameters(), group=group, memory=("16 kB", "8 kB")[rank])
+    before = optimizer.window
+    model(data()[0][0]).sum().backward()
+    optimizer.step()
+    return before, optimizer.window
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
@@ -139,6 +149,7 @@ def work(rank: int, folder: str) -> None:
         }
         results["rows"] = on_rows(dist.group.WORLD)
         results["late"] = late_group(dist.group.WORLD)
+        results["budgets"] = with_budgets_of_their_own(rank, dist.group.WORLD)
         results["sharded"] = sharded(rank, dist.group.WORLD)
         torch.save(results, f"{folder}/{rank}.pt")
         dist.barrier()  # none leaves while another still talks to it
@@ -191,3 +202,8 @@ def test_rows_on_two_processes_are_those_on_one(ranks: list[dict[str, Any]]) -> 
 
 def test_a_late_group_is_refused_on_ranks(ranks: list[dict[str, Any]]) -> None:
     assert all("before the first step" in results["late"] for results in ranks)
+
+
+def test_ranks_take_the_smallest_window_that_any_has_room_for(ranks: list[dict[str, Any]]) -> None:
+    (first, agreed), (second, also) = [results["budgets"] for results in ranks]
+    assert second < first and agreed == also == second

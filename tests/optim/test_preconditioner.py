@@ -272,3 +272,34 @@ def test_a_closure_is_refused() -> None:
     Preconditioner(optimizer, model, woodbury.kfac(40, DAMPING), batches)
     with pytest.raises(WoodburyError, match="closure"):
         optimizer.step(lambda: 0.0)
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(60, 30), nn.Tanh(), nn.Linear(30, 4))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "message"),
+    [
+        (woodbury.kfac(8, damping=0.1), r"leave out '0\.weight' by the space"),
+        (woodbury.mfac(400, damping=0.1), r"give mfac\(\d+\), or more memory"),
+        (woodbury.gauss_newton(woodbury.mfac(400), 1), r"give mfac\(\d+\), or more memory"),
+    ],
+)
+def test_a_fisher_without_room_is_refused_before_any_step(estimate: Any, message: str) -> None:
+    model = wide()
+    batches = [(torch.randn(8, 60), torch.arange(8) % 4)]
+    with pytest.raises(WoodburyError, match=message):
+        Preconditioner(sgd(model), model, estimate, batches, memory="150 kB")
+
+
+def test_the_offer_has_room() -> None:
+    model = wide()
+    batches = [(torch.randn(8, 60), torch.arange(8) % 4)]
+    with pytest.raises(WoodburyError) as caught:
+        Preconditioner(sgd(model), model, woodbury.mfac(400), batches, memory="150 kB")
+    offer = int(str(caught.value).split("mfac(")[1].split(")")[0])
+    Preconditioner(sgd(model), model, woodbury.mfac(offer), batches, memory="150 kB")
+    Preconditioner(sgd(model), model, woodbury.kfac(8), batches, memory="400 kB")
+    with pytest.raises(WoodburyError, match="give bytes or a size such as 6GiB"):
+        Preconditioner(sgd(model), model, woodbury.mfac(offer), batches, memory="much")

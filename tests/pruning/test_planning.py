@@ -70,7 +70,7 @@ def test_less_memory_takes_less() -> None:
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
     model, batches = small()
     before = model[0].weight.detach().clone()
-    with pytest.raises(WoodburyError, match=r"at least .*give memory='.*MiB', prune fewer"):
+    with pytest.raises(WoodburyError, match=r"at least .*give memory='.*B', prune fewer"):
         woodbury.prune(model, batches, 0.7, memory=1000)
     assert torch.equal(model[0].weight, before)
 
@@ -89,7 +89,7 @@ def test_a_table_and_a_line() -> None:
         budget_bytes=6 * 2**30,
     )
     assert plan.in_one_line() == (
-        "1,000,000 weights by blocks of 500, 2 stages: about 2 min, 2.0GiB of 6.0GiB."
+        "1,000,000 weights by blocks of 500, 2 stages: about 2 min, 2.15 GB of 6.45 GB."
     )
     assert "samples          256, 5 times through the network" in str(plan)
-    assert "  refit          1 s, 1MiB" in str(plan)
+    assert "  refit          1 s, 1.05 MB" in str(plan)

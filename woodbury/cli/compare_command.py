@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from woodbury.cli.console import progress_bars, unused_path
+from woodbury.cli.console import memory_for, progress_bars, unused_path
 from woodbury.cli.methods import MethodPlan, plan_method
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
 from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
@@ -46,7 +46,7 @@ def compare(
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
     require_matplotlib()
-    with output_folder(out) as folder:
+    with memory_for(options.resources.memory), output_folder(out) as folder:
         with progress_bars():
             choosing = any(len(plan.dampings) > 1 for plan in plans.values())
             problem = load_problem(model, data, options, choosing=choosing)
@@ -65,6 +65,7 @@ def compare(
                 problem.objective,
                 problem.score,
                 validate=problem.validate,
+                memory=options.resources.memory,
             )
         lead = (
             f"{problem.space.n:,} weights of {Path(model).name}, calibrated on {choice.seeds} "

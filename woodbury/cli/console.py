@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,18 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from woodbury import monitor
 from woodbury.cli.names import hint, nearest
 from woodbury.errors import WoodburyError
+from woodbury.memory.budget import limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 
 out = Console()
 err = Console(stderr=True)
@@ -38,6 +43,10 @@ USER_ERROR = 2
 """The exit code for everything that the user can put right."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells count it."""
+SECONDS_TO_FIRST_LINE = 2.0
+"""Before the first line of progress that is no bar."""
+MOST_SECONDS_BETWEEN_LINES = 60.0
+"""Between two such lines of a long command."""
 
 
 def report_errors(command: Callable[[], Any]) -> int:
@@ -127,31 +136,103 @@ def print_note(text: str) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Show the progress of the long work inside the block on stderr, if that is a terminal.
+    """Show the progress of the long work inside the block on stderr.
 
-    Each kind of work has one bar with the time left. All are removed at the end, also after an
-    error or Ctrl-C.
+    On a terminal as bars: one for all of the work, with its time left, and one for what is done at
+    the moment. All are removed at the end, also after an error or Ctrl-C. Elsewhere as lines, the
+    first after two seconds, and ever fewer of them.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-        progress: dict[str, int] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            if done <= progress.get(what, 0):  # the same work again: its time counts from now on
-                bars.reset(tasks[what], total=total)
-            progress[what] = done
-            bars.update(tasks[what], completed=done, total=total)
-
-        with monitor.progress(show):
+    if not err.is_terminal:
+        with monitor.progress(_Lines()):
             yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), _Count(), _TimeLeft())
+    with Progress(*columns, console=err, transient=True) as bars, monitor.progress(_Bars(bars)):
+        yield
+
+
+class _Bars:
+    """Bars on a terminal."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        overall = monitor.outermost()
+        if overall is not None:
+            self._show(overall.what, overall.done, overall.total, overall)
+            for other, task in self._tasks.items():
+                self._bars.update(task, visible=other in (what, overall.what))
+        if overall is None or what != overall.what:
+            self._show(what, done, total, overall)
+
+    def _show(self, what: str, done: int, total: int, overall: monitor.Whole | None) -> None:
+        is_whole = overall is not None and what == overall.what
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        elif not is_whole and done <= self._done.get(what, 0):
+            # The same work again: its time counts from now on.
+            self._bars.reset(self._tasks[what], total=total)
+        self._done[what] = done
+        self._bars.update(
+            self._tasks[what],
+            completed=done,
+            total=total,
+            description=overall.present if is_whole and overall else what,
+            left=overall if is_whole else "" if overall else None,
+        )
+
+
+class _Count(MofNCompleteColumn):
+    """Steps that are done, of how many; the name of a part says it by itself."""
+
+    def render(self, task: Task) -> Text:
+        is_whole = isinstance(task.fields.get("left"), monitor.Whole)
+        return Text("") if is_whole else super().render(task)
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left: of work in parts, of all of them; none for what is done inside a part."""
+
+    max_refresh = None  # a part may take long: its time goes on meanwhile
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        if left is None:
+            return super().render(task)
+        if isinstance(left, monitor.Whole):
+            left = left.time_left() or f"{left.elapsed:.0f} s so far"
+        return Text(str(left), style="progress.remaining")
+
+
+class _Lines:
+    """Lines in a file or a pipe."""
+
+    def __init__(self) -> None:
+        self._narrator = monitor.Narrator()
+        self._began_at = time.monotonic()
+        self._next = SECONDS_TO_FIRST_LINE
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        text, _ = self._narrator.line(what, done, total)
+        elapsed = time.monotonic() - self._began_at
+        if text and elapsed >= self._next:
+            self._next = min(2 * elapsed, elapsed + MOST_SECONDS_BETWEEN_LINES)
+            print_note(text)
+
+
+@contextmanager
+def memory_for(memory: str | None) -> Iterator[None]:
+    """The budget of a command, and one sentence where the memory runs out all the same.
+
+    Args:
+        memory: What `--memory` says; None for the default.
+    """
+    advice = "give a smaller --memory, a smaller --count, or fewer parameters with --include"
+    with limits_within(memory), if_memory_runs_out(advice):
+        yield
 
 
 def unused_path(path: Path) -> Path:

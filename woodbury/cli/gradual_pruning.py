@@ -65,7 +65,9 @@ class FineTuning:
     settings: OptimizerSettings
 
     @classmethod
-    def of(cls, options: FineTuningOptions, optimizer: OptimizerOptions) -> FineTuning | None:
+    def of(
+        cls, options: FineTuningOptions, optimizer: OptimizerOptions, memory: str | None = None
+    ) -> FineTuning | None:
         """What the options ask for; None without --epochs.
 
         Raises:
@@ -85,6 +87,7 @@ class FineTuning:
             lr=optimizer.lr,
             momentum=optimizer.momentum,
             weight_decay=WEIGHT_DECAY if optimizer.weight_decay is None else optimizer.weight_decay,
+            memory=memory,
         )
         return cls(options.epochs, options, optimizer, settings)
 

@@ -281,7 +281,7 @@ def plan_method(text: str, options: PruningOptions, update: UpdateName | None = 
             "--pattern fixes the sparsity of every group, so --max-layer-sparsity has no effect: "
             "leave it out."
         )
-    dampings = parse_dampings(options.curvature.damping)
+    dampings = parse_dampings(options.curvature.damping or "auto")
     return MethodPlan(
         name=cast(MethodName, name),  # METHODS has it
         parts=parts,

@@ -27,6 +27,7 @@ class OptimizerSettings:
         weight_decay: At least 0.
         window: Gradients that mfac remembers; None for an optimizer without a window.
         damping: Of the Fisher; None for an optimizer without one.
+        memory: What the optimizer may hold; None for 60 % of what is available.
 
     Raises:
         WoodburyError: If a number is out of its range.
@@ -42,6 +43,7 @@ class OptimizerSettings:
     weight_decay: float
     window: int | None = None
     damping: float | None = None
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of their range."""
@@ -99,6 +101,7 @@ def _mfac(weights: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim
         weight_decay=settings.weight_decay,
         window=settings.window,
         damping=settings.damping,
+        memory=settings.memory,
     )
 
 
@@ -120,6 +123,7 @@ def optimizer_settings(
     weight_decay: float,
     window: int | None = None,
     damping: float | None = None,
+    memory: str | None = None,
 ) -> OptimizerSettings:
     """The settings of an optimizer: those asked for, and its usual ones for None.
 
@@ -130,6 +134,7 @@ def optimizer_settings(
         weight_decay: The weight decay.
         window: The window of mfac.
         damping: The damping of mfac and kfac.
+        memory: What the optimizer may hold.
 
     Raises:
         WoodburyError: If a number is out of its range, or the optimizer has no such setting.
@@ -149,6 +154,7 @@ def optimizer_settings(
         weight_decay=weight_decay,
         window=chosen.window if window is None else window,
         damping=chosen.damping if damping is None else damping,
+        memory=memory,
     )
 
 

@@ -15,6 +15,7 @@ from cyclopts import Group, Parameter, Token
 from woodbury.cli.names import LabelsName, LossName, MethodName, ScopeName, UpdateName
 from woodbury.cli.optimizers import FineTunerName, OptimizerName
 from woodbury.errors import WoodburyError
+from woodbury.memory.budget import parse_bytes
 from woodbury.pruning.presets import standard
 
 DATA_KINDS = (
@@ -108,7 +109,8 @@ class CurvatureOptions:
             any; own are those that each method takes by itself: sampled for kfac, observed for
             all others.
         damping: A positive number; several with commas between, of which the best on held-out
-            training data is taken; or auto, for 1e-6 to 1.
+            training data is taken, after the first stage; or auto, for 1e-6 to 1.  [default: auto;
+            0.0003 for gauss-newton in `prune`, without `--epochs`]
         block: Weights per block.  [default: woodfisher 2000, mfac all in one]
     """
 
@@ -116,7 +118,7 @@ class CurvatureOptions:
     mc_samples: Count = standard.mc_samples
     batch: Count = 1
     labels: LabelsName = "own"
-    damping: str = "auto"
+    damping: str | None = None
     block: Count | None = None
 
 
@@ -269,6 +271,28 @@ class InputOptions:
     seed: Seed = 0
 
 
+@Parameter(name="*", group=Group("Memory", sort_key=9))
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What a command may hold.
+
+    Attributes:
+        memory: Bytes, or a size such as 6GiB.  [default: 60 % of what is available]
+    """
+
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no size."""
+        if self.memory is not None:
+            try:
+                parse_bytes(self.memory)
+            except WoodburyError as error:
+                raise WoodburyError(
+                    f"--memory is {self.memory!r}: give bytes or a size such as 6GiB."
+                ) from error
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PruningOptions:
@@ -280,6 +304,7 @@ class PruningOptions:
         parameters: Which parameters of the model are pruned.
         stage: What happens once or several times on the way.
         inputs: What the model and the data are made with.
+        resources: What the command may hold.
     """
 
     curvature: CurvatureOptions = CurvatureOptions()
@@ -287,6 +312,7 @@ class PruningOptions:
     parameters: ParameterOptions = ParameterOptions()
     stage: StageOptions = StageOptions()
     inputs: InputOptions = InputOptions()
+    resources: MemoryOptions = MemoryOptions()
 
 
 def settings_of(*groups: Any) -> dict[str, Any]:
@@ -296,8 +322,8 @@ def settings_of(*groups: Any) -> dict[str, Any]:
         groups: Instances of the dataclasses of this module.
 
     Returns:
-        Option -> number, text or list of texts. `resume` is left out: a run that was resumed has
-        the settings of one that was not.
+        Option -> number, text or list of texts. `resume` and `memory` are left out: a run that was
+        resumed, perhaps with more memory, has the settings of one that was not.
 
     Example:
         >>> settings_of(InputOptions(checkpoint=Path("a.pt")))["checkpoint"]
@@ -308,7 +334,7 @@ def settings_of(*groups: Any) -> dict[str, Any]:
         for name, value in ((each.name, getattr(group, each.name)) for each in fields(group)):
             if is_dataclass(value):
                 settings |= settings_of(value)
-            elif name != "resume":
+            elif name not in ("resume", "memory"):
                 settings[name] = _plain(value)
     return settings
 

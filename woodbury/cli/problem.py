@@ -27,6 +27,7 @@ from woodbury.cli.methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss
 from woodbury.cli.options import PruningOptions, settings_of
 from woodbury.errors import WoodburyError
+from woodbury.memory.budget import check_holds
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.flop_count import Flops, flops
@@ -160,6 +161,7 @@ class Problem:
             "count": self.count,
             "parameters": list(self.space.shapes),
             "weights": self.space.n,
+            "memory": self.options.resources.memory,
         }
         return settings_of(self.options) | decided
 
@@ -191,6 +193,7 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     space = ParameterSpace.from_model(
         network, parameters.include or "*", parameters.exclude, min_ndim=2
     )
+    check_holds(options.resources.memory, space.n)
     splits = _load_splits(network, data, loss, options)
     test = batches(splits.test)
     probe(network, test, loss.likelihood)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from woodbury.cli.console import print_note, progress_bars
+from woodbury.cli.console import memory_for, print_note, progress_bars
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
 from woodbury.cli.methods import MethodPlan, plan_method
 from woodbury.cli.names import parse_targets, pattern_sparsity
@@ -19,16 +21,19 @@ from woodbury.cli.options import (
     OptimizerOptions,
     Out,
     PruningOptions,
+    given,
 )
 from woodbury.cli.output import PruneReport, score_label
 from woodbury.cli.problem import Problem, load_problem
 from woodbury.errors import WoodburyError
-from woodbury.evaluation.methods import Run, run
+from woodbury.evaluation.methods import run
+from woodbury.evaluation.resources import Resources, measured
 from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
 from woodbury.model.batchnorm import recalibrate
-from woodbury.model.objective import Objective
+from woodbury.pruning import api
 from woodbury.pruning.presets import standard
+from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.schedule import Targets, stage_count
@@ -60,30 +65,73 @@ def prune(
     Example:  `woodbury prune net.py:trained data.npz --sparsity 0.95 --epochs 10 --out pruned`
     """
     target = _target(asked.sparsity, options.selection.pattern)
-    training = FineTuning.of(tuning, optimizer)
+    memory = options.resources.memory
+    training = FineTuning.of(tuning, optimizer, memory)
     plan = plan_method(asked.method, options, asked.update)
-    is_usual = plan.name == "gauss-newton" and plan.update == "joint" and training is None
-    if options.stage.stages is None and is_usual:
+    with memory_for(memory):
+        if training:
+            prune_gradually(model, data, target, out, plan, training, options)
+        else:
+            _prune_at_once(model, data, target, out, _chosen(plan, options, target), options)
+
+
+def _chosen(plan: MethodPlan, options: PruningOptions, target: Targets) -> MethodPlan | None:
+    """The plan with what the options leave open; None where they leave all to `woodbury.prune`."""
+    groups = (options.selection, options.stage, options.curvature)
+    # Gauss–Newton rows need no labels, whichever are drawn for data without any.
+    idle = [option for option in given(*groups) if option not in ("--labels", "--recalibrate")]
+    is_usual = plan.name == "gauss-newton" and plan.update == "joint"
+    if not is_usual:
+        return plan
+    if not idle:
+        return None
+    if options.stage.stages is None:
         plan = replace(plan, stages=stage_count(target, 0.0, standard.keep_per_stage))
         print_note(
             f"{plan.stages} stages, each with fresh gradients: --stages sets another number."
         )
-    if training:
-        prune_gradually(model, data, target, out, plan, training, options)
-        return
+    if options.curvature.damping is None:
+        plan = replace(plan, dampings=standard.dampings)
+    return plan
+
+
+def _prune_at_once(
+    model: str,
+    data: str,
+    target: Targets,
+    out: Path,
+    plan: MethodPlan | None,
+    options: PruningOptions,
+) -> None:
+    """Prune without fine-tuning, and write the results."""
     with output_folder(out) as folder:
         with progress_bars():
-            problem = load_problem(model, data, options, choosing=len(plan.dampings) > 1)
+            choosing = plan is not None and len(plan.dampings) > 1
+            problem = load_problem(model, data, options, choosing=choosing)
             before = problem.dense_score()
             objective = problem.objective(options.inputs.seed)
+            loss_before = objective.loss()
             flops = problem.flops()
-            refit = _refit(problem, plan, target, is_usual)
-            method = plan.method(problem.sampling(), flops, refit)
-            result = run(method, objective, target, problem.validate)
-            after = problem.score(result.pruned.objective)
-        numbers = _numbers(problem, objective, result, before, after)
-        space = result.pruned.objective.space
-        result.pruned.write()
+            outcome = (
+                _as_prune_does(problem, target) if plan is None else _by(plan, problem, target)
+            )
+            pruned = outcome.pruned
+            numbers = PruneNumbers(
+                measure=problem.measure,
+                sparsity=pruned.sparsity,
+                score_before=before,
+                score_after=problem.score(pruned.objective),
+                loss_before=loss_before,
+                loss_after=(loss_after := pruned.objective.loss()),
+                predicted_increase=pruned.predicted,
+                measured_increase=loss_after - loss_before,
+                damping=outcome.damping,
+                seconds=outcome.cost.seconds,
+                peak_megabytes=outcome.cost.memory,
+                peak_device_megabytes=outcome.cost.device_memory,
+            )
+        space = pruned.objective.space
+        pruned.write()
         if options.stage.recalibrate:
             recalibrate(problem.model, objective.batches)
         report = PruneReport(
@@ -93,19 +141,69 @@ def prune(
                 "model": model,
                 "data": data,
                 "sparsity": target,
-                "method": plan.name,
-                "update": plan.update,
                 **problem.settings(),
-                "stages": plan.stages,
-                "refit": refit.steps if refit else 0,
-                "refits": describe_refit(refit),
+                **outcome.settings,
             },
-            recipe=described(method.pruner),
+            recipe=outcome.recipe,
             numbers=numbers,
-            tensors=summarize_tensors(space, flops, result.pruned.steps[0].saliencies),
+            tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
         report.write(folder, problem.model)
     report.show(out, remark=_remark(numbers))
+
+
+class Outcome(NamedTuple):
+    """What pruning gave.
+
+    Attributes:
+        pruned: The pruned objective.
+        damping: Of the Fisher; None for a method without one, or with several.
+        cost: The seconds waited, and the peak memory.
+        settings: What was decided.
+        recipe: What pruned, as facts.
+    """
+
+    pruned: Pruned
+    damping: float | None
+    cost: Resources
+    settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+
+
+def _as_prune_does(problem: Problem, target: Targets) -> Outcome:
+    """What `woodbury.prune(model, batches, sparsity)` does, to the last bit."""
+    parameters = problem.options.parameters
+    pruned, cost = measured(
+        lambda: api.prune(
+            problem.model,
+            problem.calibration_set(problem.options.inputs.seed),
+            target,
+            likelihood=problem.loss.likelihood,
+            include=parameters.include or "*",
+            exclude=parameters.exclude,
+            keep_zeros=parameters.keep_zeros,
+            memory=problem.options.resources.memory,
+        )
+    )
+    chosen = dict(pruned.settings)
+    settings = {"method": "gauss-newton", "update": "joint", **chosen}
+    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, chosen)
+
+
+def _by(plan: MethodPlan, problem: Problem, target: Targets) -> Outcome:
+    """What the options ask for."""
+    objective = problem.objective(problem.options.inputs.seed)
+    refit = _refit(problem, plan, target)
+    method = plan.method(problem.sampling(), problem.flops(), refit)
+    result = run(method, objective, target, problem.validate)
+    settings = {
+        "method": plan.name,
+        "update": plan.update,
+        "stages": plan.stages,
+        "refit": refit.steps if refit else 0,
+        "refits": describe_refit(refit),
+    }
+    return Outcome(result.pruned, result.damping, result.cost, settings, described(method.pruner))
 
 
 def _target(sparsity: str | None, pattern: str | None) -> Targets:
@@ -121,9 +219,10 @@ def _target(sparsity: str | None, pattern: str | None) -> Targets:
     return parse_targets(sparsity)
 
 
-def _refit(problem: Problem, plan: MethodPlan, target: Targets, is_usual: bool) -> Refit | None:
+def _refit(problem: Problem, plan: MethodPlan, target: Targets) -> Refit | None:
     """The refit asked for, or the usual one; with --first-order none, as labels lead elsewhere."""
     stage = problem.options.stage
+    is_usual = plan.name == "gauss-newton" and plan.update == "joint"
     if stage.refit is not None or not is_usual or stage.first_order:
         return problem.refit(plan.refit_steps, target)
     refit = problem.refit(standard.refits, target, required=False)
@@ -132,27 +231,6 @@ def _refit(problem: Problem, plan: MethodPlan, target: Targets, is_usual: bool) 
         f"{describe_refit(refit)}; --refit sets another number."
     )
     return refit
-
-
-def _numbers(
-    problem: Problem, objective: Objective, result: Run, before: float, after: float
-) -> PruneNumbers:
-    loss_before = objective.loss()
-    loss_after = result.pruned.objective.loss()
-    return PruneNumbers(
-        measure=problem.measure,
-        sparsity=result.pruned.sparsity,
-        score_before=before,
-        score_after=after,
-        loss_before=loss_before,
-        loss_after=loss_after,
-        predicted_increase=result.pruned.predicted,
-        measured_increase=loss_after - loss_before,
-        damping=result.damping,
-        seconds=result.cost.seconds,
-        peak_megabytes=result.cost.memory,
-        peak_device_megabytes=result.cost.device_memory,
-    )
 
 
 def _line(numbers: PruneNumbers, weights: int) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
-from woodbury.cli.console import print_note, print_result, progress_bars
+from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
 from woodbury.cli.inputs.data import load_data
 from woodbury.cli.inputs.fit import probe
 from woodbury.cli.inputs.model import load_model
@@ -33,6 +33,7 @@ from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer
 from woodbury.cli.options import (
     InputOptions,
     LabelledData,
+    MemoryOptions,
     Model,
     OptimizerOptions,
     Out,
@@ -73,6 +74,7 @@ def train(
     training: TrainingOptions = TrainingOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
     inputs: InputOptions = InputOptions(),
+    resources: MemoryOptions = MemoryOptions(),
 ) -> None:
     """Train a network; write its weights and a report.
 
@@ -85,14 +87,17 @@ def train(
         weight_decay=optimizer.weight_decay or 0.0,
         window=training.window,
         damping=training.damping,
+        memory=resources.memory,
     )
+    facts = asdict(made_with)
+    del facts["memory"]  # a run may go on with more
     settings = {
         "model": model,
         "data": data,
         **settings_of(training, optimizer, inputs),
-        **asdict(made_with),
+        **facts,
     }
-    with resumable(out, optimizer.resume, settings) as folder:
+    with memory_for(resources.memory), resumable(out, optimizer.resume, settings) as folder:
         torch.manual_seed(inputs.seed)
         network = load_model(model, inputs.checkpoint)
         with progress_bars():
@@ -176,6 +181,7 @@ def _train(
             upcoming,
             space=factored(network),
             likelihood=data.loss.likelihood,
+            memory=made_with.memory,
         )
     others = {"preconditioner": preconditioner} if preconditioner else {}
     session.restore(Parts(network, optimizer, scheduler, others))

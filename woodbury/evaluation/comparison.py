@@ -9,8 +9,10 @@ from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Method, MethodRunner, check_decidable, comparable
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.results import Result
+from woodbury.memory.budget import check_holds, limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
-from woodbury.monitor import report
+from woodbury.monitor import whole
 
 
 def compare(
@@ -21,6 +23,7 @@ def compare(
     evaluate: Score,
     *,
     validate: Score | None = None,
+    memory: int | str | None = None,
 ) -> list[Result]:
     """Prune by every method to every sparsity, each time from the dense network.
 
@@ -32,6 +35,8 @@ def compare(
         make_objective: Seed -> the dense network on the calibration set of that seed.
         evaluate: The score on test data.
         validate: The score on held-out *training* data that chooses among a method's dampings.
+        memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
+            still have.
 
     Returns:
         One result for each seed, method and sparsity, in this order.
@@ -66,37 +71,53 @@ def compare(
         )
     for method in methods.values():
         check_decidable(method, validate)
+    advice = "give compare() methods of fewer rows or smaller blocks"
+    with limits_within(memory), if_memory_runs_out(advice):
+        return _compared(methods, sparsities, seeds, make_objective, evaluate, validate, memory)
+
+
+def _compared(
+    methods: Mapping[str, Method],
+    sparsities: Sequence[float],
+    seeds: Sequence[int],
+    make_objective: Callable[[int], Objective],
+    evaluate: Score,
+    validate: Score | None,
+    memory: int | str | None,
+) -> list[Result]:
     cells = len(methods) * len(sparsities) * len(seeds)
     results: list[Result] = []
-    for seed in seeds:
-        dense = make_objective(seed)
-        if not results:
-            _check_reachable(methods, sparsities, dense)
-        loss_before = dense.loss()
-        for name, method in methods.items():
-            runs = MethodRunner(method, dense).best_runs(sparsities, validate)
-            for sparsity, best in zip(sparsities, runs, strict=True):
-                loss_after = best.pruned.objective.loss()
-                removed = best.pruned.before_update(dense)
-                result = Result(
-                    method=name,
-                    sparsity=sparsity,
-                    reached=best.pruned.sparsity,
-                    seed=seed,
-                    accuracy=evaluate(best.pruned.objective),
-                    loss_before=loss_before,
-                    loss_after=loss_after,
-                    predicted=best.pruned.predicted,
-                    measured=loss_after - loss_before,
-                    seconds=best.cost.seconds,
-                    memory=best.cost.memory,
-                    damping=best.damping,
-                    settings={"stages": method.stages, **method.settings},
-                    removed=removed.loss() - loss_before,
-                    accuracy_removed=evaluate(removed),
-                )
-                results.append(result)
-                report("pruning", len(results), cells)
+    with whole("pruning", "pruning", cells) as progress:
+        for seed in seeds:
+            dense = make_objective(seed)
+            if not results:
+                check_holds(memory, dense.space.n)
+                _check_reachable(methods, sparsities, dense)
+            loss_before = dense.loss()
+            for name, method in methods.items():
+                runs = MethodRunner(method, dense).best_runs(sparsities, validate)
+                for sparsity, best in zip(sparsities, runs, strict=True):
+                    loss_after = best.pruned.objective.loss()
+                    removed = best.pruned.before_update(dense)
+                    result = Result(
+                        method=name,
+                        sparsity=sparsity,
+                        reached=best.pruned.sparsity,
+                        seed=seed,
+                        accuracy=evaluate(best.pruned.objective),
+                        loss_before=loss_before,
+                        loss_after=loss_after,
+                        predicted=best.pruned.predicted,
+                        measured=loss_after - loss_before,
+                        seconds=best.cost.seconds,
+                        memory=best.cost.memory,
+                        damping=best.damping,
+                        settings={"stages": method.stages, **method.settings},
+                        removed=removed.loss() - loss_before,
+                        accuracy_removed=evaluate(removed),
+                    )
+                    results.append(result)
+                    progress.advance()
     return results
 
 

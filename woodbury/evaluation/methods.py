@@ -12,14 +12,19 @@ from woodbury.estimation.recipes import Estimate
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.resources import Resources, measured
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.lowrank import LowRank
+from woodbury.memory.budget import row_bytes
 from woodbury.model.objective import Objective
-from woodbury.monitor import report
+from woodbury.monitor import whole
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, geometric
 from woodbury.pruning.staged import run_stages
+
+NOTHING = Resources(0.0, 0.0)
+"""What no work costs."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Method:
         stages: Prunings of the pruner on the way to a sparsity, each with fresh gradients, at
             least 1.
         dampings: Candidates, of which each cell takes the one that scores best on held-out training
-            data; empty for the Fisher's own damping.
+            data after the first stage; empty for the Fisher's own damping.
         settings: Facts to write beside the numbers.
         refit: What follows each stage; None for nothing.
 
@@ -112,6 +117,7 @@ class MethodRunner:
         self._dense = dense
         self._estimated: _MeasuredFisher | None = None
         self._factored: _MeasuredFisher | None = None
+        self._factoring = NOTHING
 
     def run(self, sparsity: Targets, damping: float | None) -> Run:
         """Prune once.
@@ -123,55 +129,81 @@ class MethodRunner:
         Returns:
             The run; its cost includes that of the Fisher, however many runs share it.
         """
-        method = self._method
-        pruner = method.pruner
-        fisher_cost = Resources(0.0, 0.0)
-        if pruner.fisher and method.stages == 1:
-            shared = self._shared_fisher(pruner.fisher, damping)
-            pruner = replace(pruner, fisher=_Known(shared.fisher))
-            damping = shared.fisher.damping
-            fisher_cost = shared.cost
-        elif pruner.fisher and damping is not None:
-            pruner = replace(pruner, fisher=_Damped(pruner.fisher, damping))
-        start: Targets = 0.0
-        if method.stages > 1:  # weights that are zero from the start count as removed
-            start = current_sparsity(self._dense.space, sparsity, pruner.cost)
-        sparsities = geometric(sparsity, method.stages, start)
-        recipe: PruningRecipe = pruner
-        if method.refit is not None:
-            recipe = WithRefit.around(pruner, self._dense, method.refit)
-        pruned, cost = measured(lambda: run_stages(recipe, self._dense, sparsities))
-        return Run(pruned, damping, fisher_cost + cost)
+        run = self._run(sparsity, damping)
+        return run if self._factored is None else replace(run, cost=self._factored.cost + run.cost)
 
     def best_runs(self, sparsities: Sequence[Targets], validate: Score | None) -> list[Run]:
         """Prune once to each sparsity, with the best of the method's dampings.
+
+        The damping is chosen on one quadratic, that of the dense network: by what the first stage
+        reaches with each, without a refit. Then the method runs once  (eq. 60).
 
         Args:
             sparsities: Removed ÷ all weights.
             validate: The score that chooses; not used where the method has one damping at most.
 
         Returns:
-            For each sparsity the run that scores best, the first of several equal ones.
+            For each sparsity the run with the damping that scores best, the first of several equal
+            ones; its cost includes that of the choice.
         """
         dampings = self._method.dampings or (None,)
         if len(dampings) == 1 or validate is None:
             return [self.run(sparsity, dampings[0]) for sparsity in sparsities]
-        best: dict[int, Run] = {}
-        scores: dict[int, float] = {}
-        for done, damping in enumerate(dampings, 1):  # outside, as each has factors of its own
-            for index, sparsity in enumerate(sparsities):
-                run = self.run(sparsity, damping)
-                score = comparable(validate(run.pruned.objective))
-                if index not in best or score > scores[index]:
-                    best[index] = run
-                    scores[index] = score
-            report("dampings", done, len(dampings))
-        return [best[index] for index in range(len(sparsities))]
+        method = self._method
+        first_stage = MethodRunner(replace(method, stages=1, refit=None), self._dense)
+        targets = [self._stages(sparsity)[0] for sparsity in sparsities]
+        trials = [_Trials() for _ in sparsities]
+        with whole("damping", "dampings", len(dampings)) as progress:
+            for damping in dampings:  # outside, as each has factors of its own
+                for trial, target in zip(trials, targets, strict=True):
+                    trial.add(first_stage._run(target, damping), validate)
+                progress.advance()
+        choosing = first_stage._cost_of_fishers()
+        if method.stages == 1 and method.refit is None:
+            return [replace(trial.best, cost=choosing + trial.cost) for trial in trials]
+        if method.stages == 1:
+            self._estimated = first_stage._estimated
+        del first_stage
+        finals = [
+            self._run(sparsity, trial.best.damping)
+            for sparsity, trial in zip(sparsities, trials, strict=True)
+        ]
+        shared = choosing + self._factoring
+        return [
+            replace(final, damping=trial.best.damping, cost=shared + trial.cost + final.cost)
+            for final, trial in zip(finals, trials, strict=True)
+        ]
+
+    def _run(self, sparsity: Targets, damping: float | None) -> Run:
+        """Prune once; the cost is without that of a shared Fisher."""
+        method = self._method
+        pruner = method.pruner
+        if pruner.fisher and method.stages == 1:
+            shared = self._shared_fisher(pruner.fisher, damping)
+            pruner = replace(pruner, fisher=_Known(shared.fisher))
+            damping = shared.fisher.damping
+        elif pruner.fisher and damping is not None:
+            pruner = replace(pruner, fisher=_Damped(pruner.fisher, damping))
+        recipe: PruningRecipe = pruner
+        if method.refit is not None:
+            recipe = WithRefit.around(pruner, self._dense, method.refit)
+        sparsities = self._stages(sparsity)
+        pruned, cost = measured(lambda: run_stages(recipe, self._dense, sparsities))
+        return Run(pruned, damping, cost)
+
+    def _stages(self, sparsity: Targets) -> list[Targets]:
+        """The sparsities of the method's stages."""
+        method = self._method
+        start: Targets = 0.0
+        if method.stages > 1:  # weights that are zero from the start count as removed
+            start = current_sparsity(self._dense.space, sparsity, method.pruner.cost)
+        return geometric(sparsity, method.stages, start)
 
     def _shared_fisher(self, recipe: Estimate, damping: float | None) -> _MeasuredFisher:
         """The Fisher at a damping, None for its own, and the cost to estimate and factor it."""
         if self._estimated is None:
-            fisher, cost = measured(lambda: recipe(self._dense))
+            several = len(self._method.dampings) > 1
+            fisher, cost = measured(lambda: _estimated(recipe, self._dense, several))
             self._estimated = _MeasuredFisher(fisher, fisher.damping, cost)
         estimated = self._estimated
         if damping is None:
@@ -180,7 +212,31 @@ class MethodRunner:
             self._factored = None  # its factors go before the next ones are made
             fisher, cost = measured(lambda: _factored(estimated, damping))
             self._factored = _MeasuredFisher(fisher, damping, estimated.cost + cost)
+            self._factoring += cost
         return self._factored
+
+    def _cost_of_fishers(self) -> Resources:
+        """To estimate the shared Fisher, and to factor it as often as it was."""
+        return self._factoring + (self._estimated.cost if self._estimated else NOTHING)
+
+
+class _Trials:
+    """What was tried for one sparsity: the best run so far, and what all cost, scores included."""
+
+    def __init__(self) -> None:
+        self.cost = NOTHING
+        self._best: tuple[float, Run] | None = None
+
+    @property
+    def best(self) -> Run:
+        assert self._best  # a method with dampings tries each of them
+        return self._best[1]
+
+    def add(self, run: Run, validate: Score) -> None:
+        score, cost = measured(lambda: comparable(validate(run.pruned.objective)))
+        self.cost += run.cost + cost
+        if self._best is None or score > self._best[0]:
+            self._best = score, run
 
 
 def check_decidable(method: Method, validate: Score | None) -> None:
@@ -221,6 +277,14 @@ class _MeasuredFisher(NamedTuple):
     fisher: Fisher
     damping: float
     cost: Resources
+
+
+def _estimated(recipe: Estimate, dense: Objective, several: bool) -> Fisher:
+    """The Fisher; for several dampings with one eigendecomposition, where that has room."""
+    fisher = recipe(dense)
+    if several and isinstance(fisher, LowRank) and 2 * fisher.rows.nbytes <= row_bytes():
+        return fisher.spectral()
+    return fisher
 
 
 def _factored(estimated: _MeasuredFisher, damping: float) -> Fisher:

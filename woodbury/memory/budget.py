@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ DEFAULT_SHARE = 0.6
 """Share of the available memory that a run may use by default."""
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+BYTES_PER_WEIGHT = 40
+"""Weights before and after, the update, saliencies and their order: what no pruning is without."""
 NO_LIMIT = 2**60
 """A limit from which on a control group counts as unlimited."""
 
@@ -47,6 +50,27 @@ def parse_bytes(size: int | float | str) -> int:
     if result < 1:
         raise WoodburyError(f"The memory is {size!r}: give bytes or a size such as 6GiB.")
     return result
+
+
+def bytes_in_words(count: int) -> str:
+    """A size for people, in three digits, rounded up; `parse_bytes` reads it.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        For example "9.12 GB".
+
+    Example:
+        >>> bytes_in_words(9_111_000_000), bytes_in_words(12)
+        ('9.12 GB', '12 B')
+    """
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            decimals = 2 if count < 10 * size else 1 if count < 100 * size else 0
+            steps = -(-count * 10**decimals // size)
+            return f"{steps / 10**decimals:.{decimals}f} {unit}"
+    return f"{count} B"
 
 
 def budget_bytes(
@@ -86,6 +110,53 @@ def rows_share(budget: int) -> int:
         500
     """
     return max(1, budget // 2)
+
+
+def check_holds(memory: int | float | str | None, weights: int) -> None:
+    """Raise unless a budget has room for the vectors that no pruning is without.
+
+    Args:
+        memory: The budget, as for `parse_bytes`; None for the default, which is not looked at.
+        weights: How many weights are pruned.
+
+    Raises:
+        WoodburyError: If there is no room, or the budget is no size.
+
+    Example:
+        >>> check_holds("1GiB", 1000)
+    """
+    if memory is None:
+        return
+    least = BYTES_PER_WEIGHT * weights
+    if least > parse_bytes(memory):
+        raise WoodburyError(
+            f"Pruning {weights:,} weights takes at least {bytes_in_words(least)}, and the memory "
+            f"is {memory!r}: give more, or leave parameters out."
+        )
+
+
+def limits_within(memory: int | float | str | None) -> Limits:
+    """The present limits, with gradient rows that leave the rest of a budget to all else.
+
+    Args:
+        memory: What the whole run may hold, as for `parse_bytes`; None leaves the limits as they
+            are. Of what the process cannot have, nothing is counted on.
+
+    Returns:
+        A context.
+
+    Raises:
+        WoodburyError: For text that is no size, and for nothing or less.
+
+    Example:
+        >>> with limits_within("2kB"):
+        ...     row_bytes()
+        1000
+    """
+    limits = Limits.current()
+    if memory is None:
+        return limits
+    return replace(limits, memory=rows_share(min(budget_bytes(memory), available_bytes())))
 
 
 def row_bytes() -> int:

@@ -12,12 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.memory.budget import available_bytes, bytes_in_words, parse_bytes
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.parameters import Keep, masks_of
+from woodbury.optim.footprint import Room
 from woodbury.optim.layout import Layout
 from woodbury.optim.param_groups import check_param_group, moving_indices
 from woodbury.optim.partitions import Partition, whole
 from woodbury.optim.update import coupled_decay, update_parameters
-from woodbury.optim.windows import Windows
+from woodbury.optim.windows import Windows, smallest
 
 ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -30,6 +33,11 @@ class MFAC(torch.optim.Optimizer):
     the dynamic algorithm of M-FAC (Frantar, Kurtic & Alistarh, NeurIPS 2021). With a large damping
     a step is that of SGD with the learning rate lr/damping.
 
+    The memory is known from the start. Without a `window` the largest is taken that `memory` holds,
+    at most 512 gradients; `optimizer.window` and the optimizer's text say which. A `window` that
+    has no room is refused at once. All of it is taken at the first step, so that training cannot
+    run out of it hours later.
+
     A gradient that is not finite, or whose square overflows float32, skips the whole step. A
     parameter without a gradient does not move, and the window takes zeros for it.
 
@@ -40,7 +48,7 @@ class MFAC(torch.optim.Optimizer):
         params: Parameters, parameter groups, or `model.named_parameters()`.
         lr: Learning rate.
         window: The most gradients that F is made of. It takes window × d numbers of memory, and a
-            step reads them twice.
+            step reads them twice. None for what fits into `memory`, at most 512.
         damping: Added to F's diagonal. A step is at most lr·‖g‖/damping long.
         momentum: As in SGD, of the steps F⁻¹g; in [0, 1).
         weight_decay: If decoupled, w ← w − lr·weight_decay·w beside the step. Else the step is
@@ -58,6 +66,9 @@ class MFAC(torch.optim.Optimizer):
         group: A torch.distributed process group, whose ranks share the window: each holds some of
             its columns. Gradients must be equal on all ranks (as under DistributedDataParallel), or
             the parameters sharded DTensors (as under FSDP2). None for one process alone.
+        memory: What this process may hold for windows, momentum and steps on the windows' device,
+            in bytes or as "6GiB"; None for 60 % of what is available there. Ranks that share the
+            windows take the smallest window that any of them has room for.
 
     Attributes:
         skipped: How many steps were skipped.
@@ -65,8 +76,9 @@ class MFAC(torch.optim.Optimizer):
 
     Raises:
         WrongType: If `window` is no whole number.
-        WoodburyError: If an argument is out of range, a mask fits no parameter, or the parameters
-            are on several devices and `device` is None.
+        WoodburyError: If an argument is out of range, a mask fits no parameter, the parameters are
+            on several devices and `device` is None, or the memory does not hold the window; the
+            sentence says what it does hold.
 
     Example:
         >>> import torch
@@ -92,7 +104,7 @@ class MFAC(torch.optim.Optimizer):
         params: Any,
         lr: float | Tensor = 1e-3,
         *,
-        window: int = 512,
+        window: int | None = None,
         damping: float = 1e-5,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
@@ -103,6 +115,7 @@ class MFAC(torch.optim.Optimizer):
         device: torch.device | str | None = None,
         keep: Keep | None = None,
         group: dist.ProcessGroup | None = None,
+        memory: int | str | None = None,
     ) -> None:
         # Before torch's own: that calls `add_param_group`, which needs them.
         self._settings = _Settings(
@@ -112,10 +125,14 @@ class MFAC(torch.optim.Optimizer):
             device=None if device is None else torch.device(device),
             masks=masks_of(keep),
             process_group=group,
+            memory=memory,
         )
+        self._window: int | None = None
+        self._chosen_on: torch.device | None = None
         self._indices: dict[Tensor, Tensor] = {}
         self._windows: Windows | None = None
         self.skipped = 0
+        self._most_rows = 0  # bytes, of the steps by rows so far
         defaults = {
             "lr": lr,
             "damping": damping,
@@ -127,6 +144,23 @@ class MFAC(torch.optim.Optimizer):
         super().__init__(params, defaults)
         if isinstance(keep, Mapping):  # a space may have tensors that this optimizer has not
             self._check_keys(keep)
+        self._choose_window()
+
+    @property
+    def window(self) -> int | None:
+        """The most gradients that F is made of; None while the parameters have no memory (meta)."""
+        return self._window
+
+    def __repr__(self) -> str:
+        """The window, what it takes, and torch's text of the parameter groups."""
+        if self._window is None:
+            return super().__repr__()
+        room = self._room()
+        line = (
+            f"window: {self._window} gradients of {room.d:,} weights, "
+            f"{bytes_in_words(room.need.of(self._window))}"
+        )
+        return super().__repr__().replace("(", f"(\n{line}", 1)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, also between steps.
@@ -149,7 +183,10 @@ class MFAC(torch.optim.Optimizer):
             if self._windows is not None:
                 layout = self._layout()
                 spans = self._window_spans(layout)
+                self._room().check_growth(self._windows.capacity, self._windows.spans)
                 self._windows.extend(spans, layout.dampings(spans))
+            elif self._window is not None:  # else torch's own __init__ is adding the first groups
+                self._choose_window()
         except Exception:
             self.param_groups.pop()
             raise
@@ -198,6 +235,7 @@ class MFAC(torch.optim.Optimizer):
         if rows is None or residuals is None:
             gradients = layout.gradient(windows.like)
         else:
+            self._check_room_for(residuals.numel() * layout.d * windows.like.itemsize, windows)
             gradients = layout.matrix(rows, residuals, windows.like)
         dampings = layout.dampings(windows.spans)
         measured = windows.measure(gradients)
@@ -223,7 +261,7 @@ class MFAC(torch.optim.Optimizer):
         """
         layout = self._layout()
         windows = {
-            "capacity": self._settings.window,
+            "capacity": self._window,
             "shapes": layout.shapes,
             "masks": layout.mask_checksums,
             "skipped": self.skipped,
@@ -238,7 +276,7 @@ class MFAC(torch.optim.Optimizer):
 
         Args:
             state_dict: What `state_dict` gave, of an optimizer with the same parameters, masks,
-                window and partition.
+                window and partition. An optimizer without a window of its own takes the saved one.
 
         Raises:
             WoodburyError: If it does not fit; then nothing has changed.
@@ -250,7 +288,11 @@ class MFAC(torch.optim.Optimizer):
         saved = state_dict["windows"]
         layout = self._layout()
         self._check_saved(saved, layout)
-        windows = None if saved["spans"] is None else self._windows or self._open(layout)
+        windows = None
+        if saved["spans"] is not None:
+            windows = self._windows
+            if windows is None or windows.capacity != saved["capacity"]:
+                windows = self._open(layout, saved["capacity"])
         if windows is not None:
             windows.check_state(saved)
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
@@ -264,8 +306,11 @@ class MFAC(torch.optim.Optimizer):
         return super().__getstate__() | {
             "_settings": self._settings,
             "_indices": self._indices,
+            "_window": self._window,
+            "_chosen_on": self._chosen_on,
             "_windows": self._windows,
             "skipped": self.skipped,
+            "_most_rows": self._most_rows,
         }
 
     def _layout(self) -> Layout:
@@ -280,19 +325,65 @@ class MFAC(torch.optim.Optimizer):
             raise WoodburyError("No weight moves: keep is False everywhere; keep at least one.")
         return spans
 
-    def _open(self, layout: Layout) -> Windows:
-        settings = self._settings
-        double = any(part.parameter.dtype == torch.float64 for part in layout.slices)
-        spans = self._window_spans(layout)
-        return Windows(
-            spans,
-            layout.dampings(spans),
-            capacity=settings.window,
-            dtype=settings.dtype or (torch.float64 if double else torch.float32),
+    def _room(self) -> Room:
+        """What the windows need where the parameters are now, against what they may hold."""
+        layout = self._layout()
+        return Room.of(
+            layout,
+            self._window_spans(layout) if layout.d else [slice(0, 0)],
+            dtype=self._dtype(layout),
             device=self._window_device(),
-            process_group=settings.process_group,
-            sharded=layout.is_sharded(settings.process_group),
+            process_group=self._settings.process_group,
+            memory=self._settings.memory,
         )
+
+    def _choose_window(self) -> None:
+        """Choose the window for where the parameters are now, or refuse the one asked for."""
+        room = self._room()
+        self._window = room.window(self._settings.window)
+        self._chosen_on = room.device
+
+    def _check_room_for(self, size: int, windows: Windows) -> None:
+        """Raise unless a step by rows has room for its one copy of them; asked as they grow."""
+        if size <= self._most_rows:
+            return
+        if size > available_bytes(windows.like.device):
+            raise WoodburyError(
+                f"A step copies its rows, {bytes_in_words(size)}, which have no room: "
+                "give fewer rows at once."
+            )
+        self._most_rows = size
+
+    def _dtype(self, layout: Layout) -> torch.dtype:
+        double = any(part.parameter.dtype == torch.float64 for part in layout.slices)
+        return self._settings.dtype or (torch.float64 if double else torch.float32)
+
+    def _open(self, layout: Layout, window: int | None = None) -> Windows:
+        """The windows, empty, and all of their memory; of what fits if no window is given."""
+        settings = self._settings
+        spans = self._window_spans(layout)
+        room = self._room()
+        if window is not None:
+            window = room.window(window)
+        else:
+            window = self._window if room.device == self._chosen_on else None
+            if window is None or not room.is_there(window):
+                window = room.window(settings.window)
+            if settings.window is None and settings.process_group is not None:
+                window = smallest(window, room.device, settings.process_group)
+        assert window is not None  # with parameters on the meta device there are no gradients
+        with if_memory_runs_out(f"give MFAC a window smaller than {window}"):
+            windows = Windows(
+                spans,
+                layout.dampings(spans),
+                capacity=window,
+                dtype=self._dtype(layout),
+                device=room.device,
+                process_group=settings.process_group,
+                sharded=layout.is_sharded(settings.process_group),
+            )
+        self._window = window
+        return windows
 
     def _window_device(self) -> torch.device:
         devices = {parameter.device for group in self.param_groups for parameter in group["params"]}
@@ -326,7 +417,7 @@ class MFAC(torch.optim.Optimizer):
             raise WoodburyError(
                 "The saved state keeps other weights than this optimizer: give the same keep masks."
             )
-        if saved["capacity"] != self._settings.window:
+        if self._settings.window is not None and saved["capacity"] != self._settings.window:
             raise WoodburyError(
                 f"The saved window holds {saved['capacity']} gradients, "
                 f"this one {self._settings.window}: make them equal."
@@ -337,15 +428,19 @@ class MFAC(torch.optim.Optimizer):
 class _Settings:
     """What an MFAC is made with, beside the options of its parameter groups."""
 
-    window: int
+    window: int | None
     partition: Partition
     dtype: torch.dtype | None
     device: torch.device | None
     masks: Mapping[Any, Tensor]
     process_group: dist.ProcessGroup | None
+    memory: int | str | None
 
     def __post_init__(self) -> None:
-        check_whole_number(self.window, "window", "the number of gradients to remember")
+        if self.window is not None:
+            check_whole_number(self.window, "window", "the number of gradients to remember")
+        if self.memory is not None:
+            parse_bytes(self.memory)
         if self.dtype not in (None, *ROW_DTYPES):
             raise WoodburyError(f"dtype is {self.dtype}: rows can be float32, bfloat16 or float64.")
 

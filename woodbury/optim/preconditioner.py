@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
+from woodbury.memory.budget import limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.parameters import is_dtensor, optimized_parameters, unwrapped
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
 from woodbury.model.space import ParameterSpace
+from woodbury.optim.factor_bytes import check_room
 
 EARLY_ESTIMATE_STEPS = (1, 4, 16, 64)
 """Steps with an estimate of their own before the first `every` are over: at first curvature and
@@ -45,6 +48,8 @@ class Preconditioner:
         space: The parameters whose gradients are preconditioned; all others keep theirs. By default
             the matrices and kernels that the optimizer moves.
         likelihood: Says what the loss is, and its curvature; by default that of classifiers.
+        memory: What the Fisher and a step may hold, in bytes or as "6GiB"; None for 60 % of what is
+            available where the model is.
 
     Attributes:
         optimizer: The torch optimizer, unwrapped.
@@ -55,7 +60,8 @@ class Preconditioner:
     Raises:
         WrongType: If `every` is no whole number, or there is no torch optimizer.
         WoodburyError: If `every` is below 1, or the space has weights that the optimizer does not
-            move, or only some weights of a tensor, or the model is sharded.
+            move, or only some weights of a tensor, or the model is sharded, or the memory does not
+            hold K-FAC's factors or the rows of M-FAC.
 
     Example:
         >>> import torch
@@ -86,6 +92,7 @@ class Preconditioner:
         every: int = 200,
         space: ParameterSpace | None = None,
         likelihood: Likelihood = cross_entropy,
+        memory: int | str | None = None,
     ) -> None:
         check_whole_number(every, "every", "the number of steps between estimates")
         self.optimizer = unwrapped(optimizer)
@@ -96,6 +103,8 @@ class Preconditioner:
         )
         _check_space(self.space, moved)
         self._parameters = {name: moved[name] for name in self.space.shapes}
+        check_room(estimate, self.space, memory, self._device)
+        self._memory = memory
         self._model = model
         self._likelihood = likelihood
         self._estimate = estimate
@@ -104,6 +113,10 @@ class Preconditioner:
         self.step = 0
         self.fisher: Fisher | None = None
         self._handle = self.optimizer.register_step_pre_hook(self._precondition)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
 
     def renew(self) -> None:
         """Estimate F at the next step, whether it is due there or not.
@@ -165,11 +178,13 @@ class Preconditioner:
         early = self.step in EARLY_ESTIMATE_STEPS and self.step < self._every
         if self.fisher is not None and self.step % self._every and not early:
             return self.fisher
-        device = next(iter(self._parameters.values())).device.type
+        self.fisher = None  # two would take twice the memory
         with (
+            limits_within(self._memory),
+            if_memory_runs_out("give the Preconditioner a recipe of fewer rows or blocks"),
             preserving_rng(self._calibration),
             torch.enable_grad(),
-            torch.autocast(device, enabled=False),
+            torch.autocast(self._device.type, enabled=False),
         ):
             batches = batches_for_step(self._calibration, self.step)
             objective = Objective.from_model(self._model, batches, self._likelihood, self.space)

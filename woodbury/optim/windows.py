@@ -33,6 +33,7 @@ class Windows:
         spans: The slices of the vector, one for each window.
         windows: The windows, in the same order.
         sharded: As given.
+        capacity: As given.
 
     Raises:
         WoodburyError: If the ranks have different numbers of windows.
@@ -52,7 +53,7 @@ class Windows:
         self.spans: list[slice] = []
         self.windows: list[Window] = []
         self.sharded = sharded
-        self._capacity = capacity
+        self.capacity = capacity
         self._dtype = dtype
         self._device = device
         self._process_group = process_group
@@ -192,13 +193,16 @@ class Windows:
         for span, damping in zip(spans, dampings, strict=True):
             columns = self._columns(span)
             window = Window(
-                self._capacity,
+                self.capacity,
                 columns.stop - columns.start,
                 damping,
                 dtype=self._dtype,
                 device=self._device,
                 group=self._process_group,
             )
+            if self._device.type == "cpu":
+                _take(window.rows)
+                _take(window.gram)
             self.windows.append(window)
             self.spans.append(span)
 
@@ -235,3 +239,21 @@ class Windows:
         for span, place in zip(self.spans, places, strict=True):
             padded = torch.cat([each[place] for each in messages])
             vector[span] = padded[: span.stop - span.start]
+
+
+def smallest(window: int | None, device: torch.device, process_group: dist.ProcessGroup) -> int:
+    """The smallest of the windows that the ranks have room for.
+
+    Args:
+        window: What this rank has room for.
+        device: Where the ranks can exchange a number.
+        process_group: The ranks.
+    """
+    least = torch.tensor(window, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN, group=process_group)
+    return int(least)
+
+
+def _take(zeros: Tensor) -> None:
+    """Have the system give the memory now: zeros that were only asked for have none yet."""
+    zeros.zero_()

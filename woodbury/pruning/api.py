@@ -8,6 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.memory.budget import check_holds, limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.space import Patterns
@@ -18,6 +20,11 @@ from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, geometric
 from woodbury.pruning.staged import run_stages
+
+IF_MEMORY_RUNS_OUT = (
+    "give prune a smaller memory, or effort=woodbury.presets.quick; a pruner of your own fewer "
+    "rows or smaller blocks"
+)
 
 
 def prune(
@@ -50,8 +57,9 @@ def prune(
         exclude: Shell patterns of the names to leave out. Frozen parameters are pruned too,
             unless they are left out.
         keep_zeros: Whether weights that are zero already are kept at zero and count as removed.
-        memory: What the run of an effort may hold, in bytes or as "6GiB"; None for 60 % of what the
-            process may still have. `woodbury.plan` says what it will take.
+        memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
+            still have. `woodbury.plan` says what an effort will take. Where the memory runs out all
+            the same, the error is a sentence.
 
     Returns:
         The pruned objective; `.sparsity`, `.keep`, `.predicted`, `.settings` and `.plan` describe
@@ -83,16 +91,18 @@ def prune(
             f"stages is {stages} and an effort chooses its own stages: "
             "leave stages out, or give a pruner of your own."
         )
-    objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
-    if pruner is None:
-        choice, plan = planned(objective, sparsity, effort, memory)
-        announce(plan.in_one_line())
-        pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
-        pruned = replace(pruned, settings=choice.settings, plan=plan)
-    else:
-        start: Targets = 0.0
-        if stages > 1:  # weights that are zero already count as removed
-            start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
-        pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
+    with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
+        objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
+        if pruner is None:
+            choice, plan = planned(objective, sparsity, effort, memory)
+            announce(plan.in_one_line())
+            pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
+            pruned = replace(pruned, settings=choice.settings, plan=plan)
+        else:
+            check_holds(memory, objective.space.n)
+            start: Targets = 0.0
+            if stages > 1:  # weights that are zero already count as removed
+                start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
+            pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
     pruned.write()
     return pruned

@@ -11,7 +11,7 @@ from torch import nn
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
-from woodbury.memory.budget import available_bytes, budget_bytes
+from woodbury.memory.budget import available_bytes, budget_bytes, bytes_in_words
 from woodbury.memory.machine_rates import MachineRates
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -24,7 +24,7 @@ from woodbury.pruning.feasibility import kept_count
 from woodbury.pruning.forecast import Forecast, Trial, merged
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.refit.solver_choice import describe_refit
-from woodbury.pruning.run_plan import Phase, Plan, in_bytes
+from woodbury.pruning.run_plan import Phase, Plan
 from woodbury.pruning.schedule import Targets
 
 ROW_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1e-9)
@@ -163,17 +163,17 @@ def planned(
         if first is None:
             first = made
         if made.peak_bytes <= budget:
-            better = (
-                "" if made is first else f"with {in_bytes(first.peak_bytes)}: {first.structure}"
-            )
+            wish = f"with {bytes_in_words(first.peak_bytes)}: {first.structure}"
+            better = "" if made is first else wish
             return Planned(choice, replace(made, better=better))
         if smallest is None or made.peak_bytes < smallest.peak_bytes:
             smallest = made
     assert smallest is not None
+    least = bytes_in_words(smallest.peak_bytes)
     raise WoodburyError(
-        f"Pruning {smallest.weights:,} weights takes at least {in_bytes(smallest.peak_bytes)} and "
-        f"may hold {in_bytes(budget)}: give memory={in_bytes(smallest.peak_bytes)!r}, prune fewer "
-        "tensors at a time with include=…, or take Pruner(None, magnitude, zero)."
+        f"Pruning {smallest.weights:,} weights takes at least {least} and may hold "
+        f"{bytes_in_words(budget)}: give memory={least!r}, prune fewer tensors at a time with "
+        "include=…, or take Pruner(None, magnitude, zero)."
     )
 
 

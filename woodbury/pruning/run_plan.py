@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-GIGABYTE = 2**30
+from woodbury.memory.budget import bytes_in_words
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Plan:
         stages = "1 stage" if self.stages == 1 else f"{self.stages} stages"
         return (
             f"{self.weights:,} weights by {self.structure}, {stages}: "
-            f"about {_duration(self.seconds)}, {in_bytes(self.peak_bytes)} of "
-            f"{in_bytes(self.budget_bytes)}."
+            f"about {_duration(self.seconds)}, {bytes_in_words(self.peak_bytes)} of "
+            f"{bytes_in_words(self.budget_bytes)}."
         )
 
     def __str__(self) -> str:
@@ -109,9 +109,12 @@ class Plan:
         yield "stages", f"{self.stages}"
         yield "refit", self.refit
         for phase in self.phases:
-            yield f"  {phase.name}", f"{_duration(phase.seconds)}, {in_bytes(phase.peak_bytes)}"
+            yield (
+                f"  {phase.name}",
+                f"{_duration(phase.seconds)}, {bytes_in_words(phase.peak_bytes)}",
+            )
         yield "seconds", f"about {_duration(self.seconds)}"
-        yield "memory", f"{in_bytes(self.peak_bytes)} of {in_bytes(self.budget_bytes)}"
+        yield "memory", f"{bytes_in_words(self.peak_bytes)} of {bytes_in_words(self.budget_bytes)}"
         if self.better:
             yield "with more", self.better
 
@@ -120,15 +123,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min"
-
-
-def in_bytes(size: float) -> str:
-    """A size in words, as `parse_bytes` reads it.
-
-    Example:
-        >>> in_bytes(6 * 2**30)
-        '6.0GiB'
-    """
-    if size < GIGABYTE / 10:
-        return f"{max(size / 2**20, 1):.0f}MiB"
-    return f"{size / GIGABYTE:.1f}GiB"

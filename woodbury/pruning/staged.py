@@ -8,7 +8,7 @@ from dataclasses import replace
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
-from woodbury.monitor import report
+from woodbury.monitor import whole
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
@@ -91,9 +91,10 @@ def run_stages(
         2
     """
     reached = Pruned(objective, ())
-    for done, pruned in enumerate(stages(recipe, objective, sparsities), 1):
-        reached = pruned
-        report("stages", done, len(sparsities))
+    with whole("stage", "stages", len(sparsities)) as progress:
+        for pruned in stages(recipe, objective, sparsities):
+            reached = pruned
+            progress.advance()
     return reached
 
 

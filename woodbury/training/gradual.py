@@ -13,6 +13,8 @@ from torch import nn
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
+from woodbury.memory.budget import check_holds, limits_within
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -91,6 +93,8 @@ class Gradual:
             there.
         score: Measured right before and after each pruning step, for `history`; None for none.
         decay_off: Whether weight decay ends with the last pruning step.
+        memory: What each pruning step may hold, in bytes or as "6GiB"; None for 60 % of what the
+            process may still have then.
 
     Attributes:
         pruning_steps: The optimizer steps after which it prunes, increasing.
@@ -135,6 +139,7 @@ class Gradual:
         keep_zeros: bool = False,
         score: Callable[[Objective], float] | None = None,
         decay_off: bool = False,
+        memory: int | str | None = None,
     ) -> None:
         check_targets(sparsity)
         _check_pruner(pruner)
@@ -148,7 +153,9 @@ class Gradual:
         self._likelihood = likelihood
         self._score = score
         self._decay_off = decay_off
-        with preserving_rng(batches):
+        self._memory = memory
+        check_holds(memory, self.space.n)
+        with preserving_rng(batches), limits_within(memory):
             objective = self._objective(self.pruning_steps[0])
             objective.probe()
             self._pruner: Prune = pruner or _default_pruner(objective)
@@ -238,7 +245,9 @@ class Gradual:
     def _prune(self, sparsity: Targets) -> None:
         objective = self._objective(self.step)
         before = self._score(objective) if self._score else None
-        pruned = self._pruner(objective, sparsity)
+        advice = "give Gradual a pruner of fewer rows or smaller blocks"
+        with limits_within(self._memory), if_memory_runs_out(advice):
+            pruned = self._pruner(objective, sparsity)
         after = self._score(pruned.objective) if self._score else None
         pruned.write()
         self.space = pruned.objective.space
