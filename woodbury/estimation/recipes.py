@@ -192,8 +192,7 @@ class mfac:
         if self.block is None:
             return LowRank(_rows(self, objective), self.damping)
         sizes = objective.space.block_sizes(self.block)
-        sums_are_smaller = is_primal(self.count, sizes) and 2 * max(sizes) <= self.count
-        if sums_are_smaller:
+        if is_primal(self.count, sizes):
             return summed_blocks(_chunks(self, objective), sizes, self.damping)
         return dense_blocks(_rows(self, objective), sizes, self.damping)
 
