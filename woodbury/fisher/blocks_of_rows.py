@@ -28,7 +28,7 @@ COLUMNS_AT_ONCE = 8192
 MAX_ROWS_AT_ONCE = 32
 """Rows from which on adding to the sums is bound by products and no more by memory."""
 
-MAX_ROUNDING = 1e-4
+MAX_ROUNDING = 1e-3
 """Rounding of the sums as a share of the damping, up to which they are in float32."""
 
 
