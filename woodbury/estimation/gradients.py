@@ -50,6 +50,13 @@ TRIAL_SAMPLES = 4
 VMAP_MARGIN = 3
 """How many times slower `vmapped` must be for `looped` to be chosen; above the noise of a clock."""
 
+WEIGHTS_TO_TIME = 2**20
+"""Weights from which on a trial is short and without a margin: seconds and memory count more."""
+
+WEIGHTS_TO_LOOP = 2**22
+"""Weights from which on a CPU takes one sample at a time: a gradient is then longer than a cache,
+and a chunk of them, which `vmapped` makes and copies, than everything else."""
+
 
 def observed(
     objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None
@@ -152,16 +159,21 @@ def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     Returns:
         (c, d).
     """
-    samples = [slice_samples((inputs, target), i, i + 1) for i in range(samples_in(inputs))]
-    return torch.stack([_mean_gradient(objective, *sample) for sample in samples])
+    count = samples_in(inputs)
+    if count == 1:
+        return _mean_gradient(objective, inputs, target)[None]
+    rows = objective.weights.new_empty(count, objective.space.d)
+    for i in range(count):
+        rows[i] = _mean_gradient(objective, *slice_samples((inputs, target), i, i + 1))
+    return rows
 
 
 def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
     """The faster engine for a model, by a clock.
 
     That is `vmapped`, unless it fails or takes `VMAP_MARGIN` times as long as `looped`. The
-    margin keeps the choice from flipping with the noise of the clock. Two runs that must agree
-    bit for bit are given an engine.
+    margin keeps the choice from flipping with the noise of the clock; from `WEIGHTS_TO_TIME`
+    weights on there is none. Two runs that must agree bit for bit are given an engine.
 
     Args:
         objective: The loss and the weights.
@@ -175,16 +187,19 @@ def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
         WoodburyError: If the data do not fit the model or the loss.
     """
     few = slice_samples((inputs, target), 0, TRIAL_SAMPLES)
+    large = objective.space.n >= WEIGHTS_TO_TIME
+    chunk = few if large else (inputs, target)
     try:
-        vmapped(objective, inputs, target)  # the first call pays for more than the others
-        vectorised = _seconds_per_sample(vmapped, objective, inputs, target)
+        vmapped(objective, *chunk)  # the first call pays for more than the others
+        vectorised = _seconds_per_sample(vmapped, objective, *chunk)
     except WoodburyError:
         raise
     except Exception:  # what vmap refuses has no common type
         return looped
     looped(objective, *few)
     one_by_one = _seconds_per_sample(looped, objective, *few)
-    return looped if VMAP_MARGIN * one_by_one < vectorised else vmapped
+    margin = 1 if large else VMAP_MARGIN
+    return looped if margin * one_by_one < vectorised else vmapped
 
 
 def gradient_chunks(
@@ -308,6 +323,8 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
     fitting = Limits.current().gradient_chunk // bytes_per_row
     chunk_size = max(1, min(MAX_ROWS_PER_CHUNK, fitting))
     engine = settings.engine
+    if engine is None and objective.space.n >= WEIGHTS_TO_LOOP and _on_cpu(objective):
+        engine, chunk_size = looped, 1
     done = 0
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(chunk_size, settings.count):
@@ -348,6 +365,10 @@ def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
     slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     dense = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
     return objective.space.flatten(dict(zip(parameters, dense, strict=True))).detach()
+
+
+def _on_cpu(objective: Objective) -> bool:
+    return objective.weights.device.type == "cpu"
 
 
 def _seconds_per_sample(engine: Engine, objective: Objective, inputs: Any, target: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,11 +18,12 @@ from woodbury.estimation.gradients import (
     observed,
     sampled,
 )
+from woodbury.estimation.grouped_blocks import block_sums
 from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.kfac_factors import factors
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
+from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.diagonal import Diagonal
 from woodbury.fisher.kronecker import Elements, Kronecker, exact
@@ -144,8 +146,9 @@ class hessian_diagonal:
 class mfac:
     """The empirical Fisher (1/m) Σ gᵢgᵢᵀ + damping·I of m gradients, matrix-free  (eq. 2, 6).
 
-    It holds count × d numbers, or block × d in float64 where that is no more (Frantar, Kurtic &
-    Alistarh, NeurIPS 2021).
+    It holds count × d numbers, or with small blocks their sums: little more than block/2 × d
+    numbers, in groups of tensors where they have no room at once (Frantar, Kurtic & Alistarh,
+    NeurIPS 2021).
 
     Args:
         count: Gradient rows m.
@@ -192,9 +195,8 @@ class mfac:
         if self.block is None:
             return LowRank(_rows(self, objective), self.damping)
         sizes = objective.space.block_sizes(self.block)
-        sums_are_smaller = is_primal(self.count, sizes) and 2 * max(sizes) <= self.count
-        if sums_are_smaller:
-            return summed_blocks(_chunks(self, objective), sizes, self.damping)
+        if is_primal(self.count, sizes):
+            return block_sums(objective, self.block, self.damping, partial(_chunks, self))
         return dense_blocks(_rows(self, objective), sizes, self.damping)
 
 

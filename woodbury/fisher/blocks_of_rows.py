@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,23 @@ from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.checks import check_finite, check_rows, check_weights
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.padded import Padding
 from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.symmetric_blocks import SymmetricBlocks, block_bytes
+from woodbury.memory.budget import row_bytes
 
 MAX_PRIMAL_SIZE = 128
 """Blocks up to this size are (s, s) matrices whatever the count: in one batch they are cheap."""
 
 
-COLUMNS_AT_ONCE = 4096
-"""Columns of the rows that are converted to float64 at once: those of all would not fit a cache."""
+COLUMNS_AT_ONCE = 8192
+"""Columns of the rows that are worked on at once: those of all would not fit a cache."""
+
+MAX_ROWS_AT_ONCE = 32
+"""Rows from which on adding to the sums is bound by products and no more by memory."""
+
+MAX_ROUNDING = 1e-3
+"""Rounding of the sums as a share of the damping, up to which they are in float32."""
 
 
 def dense_blocks(
@@ -91,9 +100,10 @@ def is_primal(m: int, sizes: Sequence[int]) -> bool:
 def summed_blocks(
     chunks: Iterable[Tensor], sizes: Sequence[int], damping: float, scale: Tensor | None = None
 ) -> Dense:
-    """The primal form of rows that come in chunks, one of which is in memory at a time.
+    """The primal form of rows that come in chunks, some of which are in memory at a time.
 
-    Besides the chunk, s × d sums in float64 are held.
+    Besides these rows, little more than a triangle of each block is held: in float32 where its
+    rounding is small beside the damping or where float64 has no room, else in float64.
 
     Args:
         chunks: Rows (c, d), m in all.
@@ -113,39 +123,124 @@ def summed_blocks(
         >>> summed_blocks(chunks, sizes=(2,), damping=1.0).diagonal()
         tensor([2., 2.])
     """
-    s = max(sizes)
+    lengths = torch.tensor(sizes)
+    size = max(sizes)
     m = 0
-    curvature = valid = torch.empty(0)
+    sums: SymmetricBlocks | None = None
+    padding = Padding(len(sizes), size, None, lengths.device)
     dtype = torch.float32
+    for rows in gathered(chunks, rows_at_once(sizes)):
+        if sums is None:  # only the first chunk tells device and dtype
+            padding = _padding(lengths.to(rows.device), size)
+            dtype = wide_dtype(rows.dtype)
+            sums_in = sums_dtype(rows, padding, damping, scale)
+            sums = SymmetricBlocks.zeros(len(sizes), size, sums_in, rows.device)
+        for part, columns in _columns(rows, padding, scale, sums.dtype):
+            sums.add_products(part, columns)
+        m += len(rows)
+    assert sums is not None  # chunks of no row are an error of whoever makes them
+    # |Σ gᵢgⱼ| ≤ max Σ gᵢ²: where the diagonal is finite, all is.
+    check_finite(sums.scale_(1 / m).diagonal(), "The sum of the blocks")
+    return Dense(sums, damping, padding.valid, dtype)
+
+
+def rows_at_once(sizes: Sequence[int]) -> int:
+    """Rows that are added to the sums at once: each time the sums are read and written.
+
+    Args:
+        sizes: The lengths of the blocks.
+
+    Returns:
+        As many as have room beside sums in float32, at most `MAX_ROWS_AT_ONCE`.
+    """
+    left = row_bytes() - block_bytes(len(sizes), max(sizes), torch.float32)
+    return max(1, min(MAX_ROWS_AT_ONCE, left // (4 * sum(sizes))))
+
+
+def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Chunks of rows, small ones copied into one buffer of `count` rows.
+
+    Args:
+        chunks: Rows (c, d).
+        count: The most rows of the buffer.
+
+    Yields:
+        Chunks of the same rows in the same order, each valid until the next.
+
+    Example:
+        >>> [len(rows) for rows in gathered([torch.ones(1, 2)] * 5, 2)]
+        [2, 2, 1]
+    """
+    buffer: Tensor | None = None
+    filled = 0
     for chunk in chunks:
-        if not m:  # only the first chunk tells device and dtype
-            lengths = torch.tensor(sizes, device=chunk.device)
-            valid = torch.arange(s, device=chunk.device) < lengths[:, None]
-            curvature = torch.zeros(len(sizes), s, s, dtype=torch.float64, device=chunk.device)
-            dtype = wide_dtype(chunk.dtype)
-        _add_products(curvature, chunk, valid, scale)
-        m += len(chunk)
-    return Dense(curvature.div_(m), damping, None if bool(valid.all()) else valid, dtype)
+        if buffer is not None and filled + len(chunk) > len(buffer):
+            yield buffer[:filled]
+            filled = 0
+        if 2 * len(chunk) > count:
+            if filled and buffer is not None:
+                yield buffer[:filled]
+                filled = 0
+            yield chunk
+            continue
+        if buffer is None:
+            buffer = chunk.new_empty(count, chunk.shape[1])
+        buffer[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    if filled and buffer is not None:
+        yield buffer[:filled]
 
 
-def _add_products(curvature: Tensor, rows: Tensor, valid: Tensor, scale: Tensor | None) -> None:
-    """Add Σ g gᵀ of every block to curvature (b, s, s), a few blocks at a time."""
-    at_once = max(1, COLUMNS_AT_ONCE // valid.shape[1])
+def sums_dtype(rows: Tensor, padding: Padding, damping: float, scale: Tensor | None) -> torch.dtype:
+    """The dtype that sums over rows like these need.
+
+    Rounding changes F by about ε·tr C, and F⁻¹ by that share of the damping at most.
+
+    Args:
+        rows: (c, d), some of the rows.
+        padding: Of the blocks.
+        damping: λ.
+        scale: (c,) or None, what the rows are multiplied by.
+
+    Returns:
+        float32 or float64.
+    """
+    if rows.dtype == torch.float64:
+        return torch.float64
+    traces = [
+        columns.square().sum((0, 2)).max() / len(rows)
+        for _, columns in _columns(rows, padding, scale, torch.float32)
+    ]
+    allowed = MAX_ROUNDING * damping / torch.finfo(torch.float32).eps
+    if float(torch.stack(traces).max()) <= allowed:
+        return torch.float32
+    exact = block_bytes(padding.blocks, padding.size, torch.float64)
+    return torch.float64 if exact <= row_bytes() else torch.float32
+
+
+def _padding(lengths: Tensor, size: int) -> Padding:
+    valid = torch.arange(size, device=lengths.device) < lengths[:, None]
+    all_valid = bool(valid.all())
+    return Padding(len(lengths), size, None if all_valid else valid, lengths.device)
+
+
+def _columns(
+    rows: Tensor, padding: Padding, scale: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
+    """A few blocks at a time, and their columns (m, c, s) in a dtype, zeros in the padding."""
+    at_once = max(1, COLUMNS_AT_ONCE // padding.size)
     end = 0
-    for start in range(0, len(curvature), at_once):
-        part = slice(start, start + at_once)
-        begin, end = end, end + int(valid[part].sum())
-        # (m, c, s) -> (c, m, s): the blocks as a batch, contiguous before the conversion.
-        columns = _padded(rows[:, begin:end], valid[part]).permute(1, 0, 2).contiguous().double()
+    for start in range(0, padding.blocks, at_once):
+        part = slice(start, min(start + at_once, padding.blocks))
+        valid = None if padding.valid is None else padding.valid[part]
+        places = (part.stop - part.start) * padding.size
+        begin, end = end, end + (places if valid is None else int(valid.sum()))
+        columns = rows[:, begin:end].to(dtype)
         if scale is not None:
-            columns = columns * scale.double()[:, None]
-        curvature[part].baddbmm_(columns.mT, columns)
-
-
-def _padded(columns: Tensor, valid: Tensor) -> Tensor:
-    """(m, valid.sum()) -> (m, *valid.shape), zeros where not valid."""
-    if bool(valid.all()):
-        return columns.reshape(len(columns), *valid.shape)
-    padded = columns.new_zeros(len(columns), *valid.shape)
-    padded[:, valid] = columns
-    return padded
+            columns = columns * scale.to(dtype)[:, None]
+        if end - begin == places:
+            yield part, columns.reshape(len(rows), -1, padding.size)
+        else:
+            padded = columns.new_zeros(len(rows), part.stop - part.start, padding.size)
+            padded[:, valid] = columns
+            yield part, padded

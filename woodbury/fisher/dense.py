@@ -21,11 +21,13 @@ from woodbury.fisher.checks import (
     check_vector,
 )
 from woodbury.fisher.padded import KeptBlocks, Padding
+from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.symmetric_blocks import SymmetricBlocks
 
 ROWS_AT_ONCE = 4096
-"""Rows of all blocks that are worked on at once: whole, an inverse takes as much memory as F."""
+"""Rows of all blocks that are worked on at once: a cache holds them."""
 
 
 GROUPS_AT_ONCE = 1 << 16
@@ -36,11 +38,13 @@ GROUPS_AT_ONCE = 1 << 16
 class Dense(Fisher):
     """F = curvature + damping·I: one symmetric matrix, or a stack of equal blocks  (eq. 4).
 
-    Factors and solves are in float64. One block is Optimal Brain Surgeon (Hassibi & Stork 1992),
-    many are WoodFisher (Singh & Alistarh 2020).
+    Factors and solves are in float64, a few blocks at a time: besides the curvature only what has
+    the size of a vector is held, and small factors. One block is Optimal Brain Surgeon (Hassibi &
+    Stork 1992), many are WoodFisher (Singh & Alistarh 2020).
 
     Attributes:
-        curvature: (d, d), or (b, s, s) for b blocks of s weights each; any float dtype.
+        curvature: (d, d), or (b, s, s) for b blocks of s weights each, or `SymmetricBlocks` of
+            such, which nothing is checked of; any float dtype.
         damping: λ > 0, added to the diagonal.
         valid: (b, s) bool, False where a block is padded with zeros; the d weights are the valid
             ones in order. None where nothing is padded.
@@ -63,51 +67,65 @@ class Dense(Fisher):
         tensor([2.])
     """
 
-    curvature: Tensor
+    curvature: Tensor | SymmetricBlocks
     damping: float
     valid: Tensor | None = None
     result: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        shape = self.curvature.shape
+        if isinstance(self.curvature, Tensor):
+            self._check_curvature(self.curvature)
+        shape = len(self._blocks), self._blocks.size
+        if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != shape):
+            raise WoodburyError(
+                f"valid has shape {tuple(self.valid.shape)}: give bool of shape {shape}."
+            )
+
+    def _check_curvature(self, curvature: Tensor) -> None:
+        shape = curvature.shape
         if len(shape) not in (2, 3) or shape[-1] != shape[-2] or 0 in shape:
             raise WoodburyError(
                 f"A dense curvature has shape {tuple(shape)}: "
                 "give (d, d), or (b, s, s) for b blocks."
             )
-        check_finite(self.curvature, "The dense curvature")
-        self._check_symmetry()
-        if self.valid is not None and (
-            self.valid.dtype != torch.bool or self.valid.shape != self._blocks.shape[:2]
-        ):
-            raise WoodburyError(
-                f"valid has shape {tuple(self.valid.shape)}: "
-                f"give bool of shape {tuple(self._blocks.shape[:2])}."
-            )
-
-    def _check_symmetry(self) -> None:
-        allowed = torch.finfo(self.curvature.dtype).eps ** 0.5
+        check_finite(curvature, "The dense curvature")
+        allowed = torch.finfo(curvature.dtype).eps ** 0.5
         for part in self._parts():
-            blocks = self._blocks[part]
+            blocks = self._blocks.matrices(part, curvature.dtype)
             difference = (blocks - blocks.mT).abs_().amax((1, 2))
             if bool((difference > allowed * blocks.abs().amax((1, 2))).any()):
                 raise WoodburyError("The dense curvature is not symmetric: give (1/m) Σ g gᵀ.")
 
-    @property
-    def _blocks(self) -> Tensor:
-        """(b, s, s)."""
-        return self.curvature if self.curvature.ndim == 3 else self.curvature[None]
+    @cached_property
+    def _blocks(self) -> SymmetricBlocks:
+        if isinstance(self.curvature, SymmetricBlocks):
+            return self.curvature
+        return SymmetricBlocks.of(
+            self.curvature if self.curvature.ndim == 3 else self.curvature[None]
+        )
 
     @cached_property
     def _padding(self) -> Padding:
-        b, s, _ = self._blocks.shape
-        return Padding(b, s, self.valid, self.device)
+        return Padding(len(self._blocks), self._blocks.size, self.valid, self.device)
 
     @cached_property
-    def _factor(self) -> Tensor:
-        """(b, s, s) lower triangular: L Lᵀ = F, padding included."""
-        return damped_cholesky(self._blocks.double(), self.damping)
+    def _kept_factors(self) -> dict[int, Tensor]:
+        """First block -> the factors of some blocks; filled only where those of all are small."""
+        return {}
+
+    def _factor(self, part: slice) -> Tensor:
+        """(c, s, s) lower triangular: L Lᵀ = F of some blocks, padding included."""
+        factor = self._kept_factors.get(part.start)
+        if factor is None:
+            factor = damped_cholesky(self._matrices(part, torch.float64), self.damping)
+            if len(self._blocks) * self._blocks.size**2 <= Limits.current().temporary:
+                self._kept_factors[part.start] = factor
+        return factor
+
+    def _matrices(self, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """(c, s, s), the curvature of some blocks."""
+        return self._blocks.matrices(which, dtype)
 
     def _parts(self, count: int | None = None) -> Iterator[slice]:
         """Slices of a few blocks, of all or of `count`, as large as temporaries may be."""
@@ -117,7 +135,7 @@ class Dense(Fisher):
 
     @property
     def _blocks_at_once(self) -> int:
-        return max(1, ROWS_AT_ONCE // self._blocks.shape[1])
+        return max(1, ROWS_AT_ONCE // self._blocks.size)
 
     @property
     def d(self) -> int:
@@ -132,12 +150,12 @@ class Dense(Fisher):
     @property
     def _wide(self) -> torch.dtype:
         """What products are computed in: halves cannot hold 1/damping."""
-        return wide_dtype(self.curvature.dtype)
+        return wide_dtype(self._blocks.dtype)
 
     @property
     def device(self) -> torch.device:
         """That of the curvature."""
-        return self.curvature.device
+        return self._blocks.device
 
     def _scatter(self, v: Tensor) -> Tensor:
         """(d,) or (d, k) -> (b, s, 1) or (b, s, k), zeros in the padding."""
@@ -150,15 +168,22 @@ class Dense(Fisher):
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v, O(b s²) for each column."""
         columns = self._scatter(v.to(self._wide))
-        return self._gather(self._blocks.to(self._wide) @ columns + self.damping * columns, v)
+        result = torch.empty_like(columns)
+        for part in self._parts():
+            result[part] = self._matrices(part, self._wide) @ columns[part]
+        return self._gather(result.add_(columns, alpha=self.damping), v)
 
     def solve(self, v: Tensor) -> Tensor:
-        """F⁻¹ v by the Cholesky factor: O(b s³) once, O(b s²) for each column."""
-        return self._gather(torch.cholesky_solve(self._scatter(v.double()), self._factor), v)
+        """F⁻¹ v by Cholesky factors: O(b s³), and O(b s²) for each column."""
+        columns = self._scatter(v.to(torch.promote_types(v.dtype, self._wide)))
+        result = torch.empty_like(columns)
+        for part in self._parts():
+            result[part] = torch.cholesky_solve(columns[part].double(), self._factor(part))
+        return self._gather(result, v)
 
     def diagonal(self) -> Tensor:
         """diag(F), damping included."""
-        diagonal = self._padding.gather(self._blocks.diagonal(dim1=1, dim2=2))
+        diagonal = self._padding.gather(self._blocks.diagonal())
         return (diagonal.to(self._wide) + self.damping).to(self.dtype)
 
     def inverse_diagonal(self) -> Tensor:
@@ -167,8 +192,11 @@ class Dense(Fisher):
 
     @cached_property
     def _inverse_diagonal(self) -> Tensor:
-        chunks = [inverse.diagonal(dim1=1, dim2=2) for _, inverse in self._inverses()]
-        return self._padding.gather(torch.cat(chunks)).to(self.dtype)
+        shape = len(self._blocks), self._blocks.size
+        diagonal = torch.empty(shape, dtype=self.dtype, device=self.device)
+        for first, inverse in self._inverses():
+            diagonal[first : first + len(inverse)] = inverse.diagonal(dim1=1, dim2=2)
+        return self._padding.gather(diagonal)
 
     def _inverses(self, wanted: Tensor | None = None) -> Iterator[_Inverse]:
         """The inverses of a few blocks at a time: of those `wanted`, or of all."""
@@ -177,12 +205,12 @@ class Dense(Fisher):
         if wanted is not None:
             starts = (wanted.unique() // at_once * at_once).unique().tolist()
         for start in starts:
-            factor = self._factor[start : start + at_once]
+            factor = self._factor(slice(start, start + at_once))
             yield _Inverse(start, torch.cholesky_inverse(factor))
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ; 0 between weights of different blocks."""
-        size = self._blocks.shape[1]
+        size = self._blocks.size
         places = self._padding.places[check_groups(groups, self.d)]
         block = places // size
         within = places % size
@@ -207,20 +235,21 @@ class Dense(Fisher):
         used = not_empty.nonzero()[:, 0]
         mask = mask[not_empty]
         width = int(mask.sum(1).max())
-        curvature = self.curvature.new_empty(len(used), width, width)
+        blocks = SymmetricBlocks.zeros(len(used), width, self._blocks.dtype, self.device)
         valid = mask.new_empty(len(used), width)
         for part in self._parts(len(used)):
-            kept = KeptBlocks.of(self._blocks[used[part]], mask[part], width)
-            curvature[part] = kept.matrix
+            whole = self._matrices(used[part], self._blocks.dtype)
+            kept = KeptBlocks.of(whole, mask[part], width)
+            blocks.set(part, kept.matrix)
             valid[part] = kept.valid
-        return Dense(curvature, self.damping, None if bool(valid.all()) else valid, self.result)
+        return Dense(blocks, self.damping, None if bool(valid.all()) else valid, self.dtype)
 
     def conditional_curvature(self, keep: Tensor) -> Tensor:
         """1/[F_KK⁻¹]_qq for kept weights, Schur complements for removed ones  (eq. 57)."""
-        chunks = []
         mask = self._padding.scatter(check_keep(keep, self.d))
+        result = torch.empty(mask.shape, dtype=self.dtype, device=self.device)
         for part in self._parts():
-            blocks = self._blocks[part].double()
+            blocks = self._matrices(part, torch.float64)
             kept = KeptBlocks.of(blocks, mask[part])
             inverse = torch.cholesky_inverse(damped_cholesky(kept.matrix, self.damping))
             # F_qq − F_qK F_KK⁻¹ F_Kq for all q, with the columns F_Kq of every q in `coupling`.
@@ -230,8 +259,8 @@ class Dense(Fisher):
             # For a kept q that is no Schur complement: put 1/[F_KK⁻¹]_qq there instead.
             pivots = 1 / inverse.diagonal(dim1=1, dim2=2)
             pivots = torch.where(kept.valid, pivots, schur.gather(1, kept.order))
-            chunks.append(schur.scatter(1, kept.order, pivots))
-        return self._padding.gather(torch.cat(chunks)).to(self.dtype)
+            result[part] = schur.scatter(1, kept.order, pivots)
+        return self._padding.gather(result)
 
     def with_damping(self, damping: float) -> Dense:
         """The same curvature under another damping; the factor is computed again."""
@@ -239,25 +268,28 @@ class Dense(Fisher):
 
     def logdet(self) -> float:
         """The log det of the factor, less log damping for every place of the padding."""
-        b, s, _ = self._blocks.shape
-        total = 2 * self._factor.diagonal(dim1=1, dim2=2).log().sum()
-        return float(total) - (b * s - self.d) * math.log(self.damping)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in self._parts():
+            total += 2 * self._factor(part).diagonal(dim1=1, dim2=2).log().sum()
+        places = len(self._blocks) * self._blocks.size
+        return float(total) - (places - self.d) * math.log(self.damping)
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """F_KK⁻¹ (F_KQ w_Q − g_K), a few blocks at a time: all F_KK would take as much as F."""
-        b, s, _ = self._blocks.shape
         mask = self._padding.scatter(check_keep(keep, self.d))
-        values = self._scatter(removed.double())
-        slope = torch.zeros_like(values) if gradient is None else self._scatter(gradient.double())
-        step = torch.zeros(b, s, dtype=torch.float64, device=self.device)
+        values = self._scatter(removed)
+        slope = None if gradient is None else self._scatter(gradient)
+        step = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
         for part in self._parts():
-            blocks = self._blocks[part].double()
+            blocks = self._matrices(part, torch.float64)
             kept = KeptBlocks.of(blocks, mask[part])
             factor = damped_cholesky(kept.matrix, self.damping)
-            force = kept.gather((blocks @ values[part] - slope[part])[..., 0])
-            solved = torch.cholesky_solve(force[..., None], factor)[..., 0]
-            step[part].scatter_(1, kept.order, solved)
-        return self._padding.gather(step)[keep].to(self.dtype)
+            force = (blocks @ values[part].double())[..., 0]
+            if slope is not None:
+                force = force - slope[part, :, 0].double()
+            solved = torch.cholesky_solve(kept.gather(force)[..., None], factor)[..., 0]
+            step[part].scatter_(1, kept.order, solved.to(step.dtype))
+        return self._padding.gather(step)[keep]
 
 
 class _Inverse(NamedTuple):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+PLACES_AT_ONCE = 1 << 20
+"""Places whose values are moved at once: an index takes twice the memory of a float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +46,10 @@ class Padding:
         places = torch.arange(self.blocks * self.size, device=self.device)
         return places if self.valid is None else places[self.valid.flatten()]
 
-    @property
+    @cached_property
     def d(self) -> int:
         """The number of weights."""
-        return len(self.places)
+        return self.blocks * self.size if self.valid is None else int(self.valid.sum())
 
     def scatter(self, values: Tensor) -> Tensor:
         """Values of the weights at their places.
@@ -59,9 +63,10 @@ class Padding:
         shape = self.blocks, self.size, *values.shape[1:]
         if self.valid is None:
             return values.reshape(shape)
-        padded = values.new_zeros(self.blocks * self.size, *values.shape[1:])
-        padded[self.places] = values
-        return padded.view(shape)
+        padded = values.new_zeros(shape)
+        for part, weights in self._parts(self.valid):
+            padded[part][self.valid[part]] = values[weights]
+        return padded
 
     def gather(self, padded: Tensor) -> Tensor:
         """The values at the weights' places.
@@ -72,8 +77,21 @@ class Padding:
         Returns:
             (d,) or (d, k).
         """
-        values = padded.flatten(0, 1)
-        return values if self.valid is None else values[self.places]
+        if self.valid is None:
+            return padded.flatten(0, 1)
+        values = padded.new_empty(self.d, *padded.shape[2:])
+        for part, weights in self._parts(self.valid):
+            values[weights] = padded[part][self.valid[part]]
+        return values
+
+    def _parts(self, valid: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Some blocks and their weights, so that no index of all weights is made."""
+        at_once = max(1, PLACES_AT_ONCE // self.size)
+        end = 0
+        for first in range(0, self.blocks, at_once):
+            part = slice(first, first + at_once)
+            start, end = end, end + int(valid[part].sum())
+            yield part, slice(start, end)
 
 
 class KeptBlocks(NamedTuple):

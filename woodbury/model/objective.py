@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class Objective:
         likelihood: The loss, and what else the outputs say about the targets.
         space: Which weights are variables; the others stay at the model's own values.
         weights: (d,), where the loss is taken.
+        fixed: Name -> tensor of other parameters that are not the model's own.
 
     Raises:
         WoodburyError: If the weights do not fit the space, or the batches can be read only once.
@@ -57,6 +58,7 @@ class Objective:
     likelihood: Likelihood
     space: ParameterSpace
     weights: Tensor
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
@@ -126,13 +128,14 @@ class Objective:
         """The model's output.
 
         Args:
-            parameters: Name -> tensor; what is not named here is the model's own.
+            parameters: Name -> tensor; what is not named here is that of `fixed`, or the model's
+                own.
             inputs: A batch's inputs.
 
         Returns:
             What the model returns.
         """
-        return call_model(self.model, inputs, parameters)
+        return call_model(self.model, inputs, {**self.fixed, **parameters})
 
     def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
         """The mean loss of one batch.

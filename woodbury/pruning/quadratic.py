@@ -11,6 +11,9 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 
+ENTRIES_AT_ONCE = 1 << 20
+"""Entries of vectors that are multiplied in float64 at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
@@ -154,8 +157,13 @@ class Quadratic:
         Raises:
             WoodburyError: If there is no Fisher.
         """
-        # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
-        doubled = (self.slope_at(delta) if slope is None else slope).double()
-        if self.gradient is not None:
-            doubled = doubled + self.gradient.double()
-        return 0.5 * float((delta.double() * doubled).sum())
+        slope = self.slope_at(delta) if slope is None else slope
+        total = 0.0
+        for start in range(0, len(delta), ENTRIES_AT_ONCE):
+            part = slice(start, start + ENTRIES_AT_ONCE)
+            # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
+            doubled = slope[part].double()
+            if self.gradient is not None:
+                doubled = doubled + self.gradient[part].double()
+            total += float((delta[part].double() * doubled).sum())
+        return 0.5 * total
