@@ -12,6 +12,7 @@ from torch import Tensor
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
+from woodbury.linalg.paged_rows import Rows, leading
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.row_products import combine, times
 
@@ -73,7 +74,7 @@ class ScaledRows:
     The rows stay as they are: S multiplies what is small.
 
     Attributes:
-        rows: G (m, d), any float dtype.
+        rows: G (m, d), any float dtype: in memory, by pages, or some columns of either.
         weights: (m,), positive; None for 1.
         group: The ranks over which the columns are spread; None for one process.
 
@@ -85,7 +86,7 @@ class ScaledRows:
                 [2.0000, 2.0000]], dtype=torch.float64)
     """
 
-    rows: Tensor
+    rows: Rows
     weights: Tensor | None = None
     group: Any = None
 
@@ -133,38 +134,38 @@ class ScaledRows:
         """S⁻¹ c for c (m,) or (m, k)."""
         return _scale_rows(1 / self.scale, c)
 
-    def gram(
-        self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None
-    ) -> Tensor:
+    def gram(self, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
         """S G Gᵀ S over all ranks, summed in float64.
 
         Args:
             dtype: What the products are taken in.
-            columns: (c,) int64, the columns that count; None for all.
-            first: The number of leading rows that count; None for all.
+            keep: (d,) bool, the columns that count; None for all.
 
         Returns:
             (m, m) float64.
         """
-        gram = collectives.all_sum(gram_of(self.rows[:first], dtype, columns), self.group)
-        scale = self.scale[:first]
+        return self._scaled_gram(self.rows, dtype, keep)
+
+    def _scaled_gram(self, rows: Rows, dtype: torch.dtype, keep: Tensor | None) -> Tensor:
+        gram = collectives.all_sum(gram_of(rows, dtype, keep), self.group)
+        scale = self.scale[: rows.shape[0]]
         return scale[:, None] * gram * scale
 
-    def factorize(self, damping: float, columns: Tensor | None = None) -> Factorization:
+    def factorize(self, damping: float, keep: Tensor | None = None) -> Factorization:
         """The factor of gram + damping·I, with products in float64 where float32 cannot carry it.
 
         Args:
             damping: λ > 0.
-            columns: (c,) int64, the columns that count; None for all.
+            keep: (d,) bool, the columns that count; None for all.
 
         Returns:
             The Gram matrix, its factor, and whether float64 was needed.
         """
-        exact = self.dtype == torch.float64 or self._quarter_needs_float64(damping, columns)
-        gram = self.gram(torch.float64 if exact else self.dtype, columns)
-        return self.refactor_if_inexact(gram, exact, damping, columns)
+        exact = self.dtype == torch.float64 or self._quarter_needs_float64(damping, keep)
+        gram = self.gram(torch.float64 if exact else self.dtype, keep)
+        return self.refactor_if_inexact(gram, exact, damping, keep)
 
-    def _quarter_needs_float64(self, damping: float, columns: Tensor | None) -> bool:
+    def _quarter_needs_float64(self, damping: float, keep: Tensor | None) -> bool:
         """Whether the first quarter of the rows tells that float32 products will not do.
 
         The share of a row that is new depends on its predecessors only, so that what holds of a
@@ -173,11 +174,14 @@ class ScaledRows:
         quarter = self.m // 4
         if quarter < MIN_PROBED_ROWS:
             return False
-        factor = damped_cholesky(self.gram(self.dtype, columns, quarter), damping)
+        rows = leading(self.rows, quarter)
+        if rows is None:  # on disk a read costs more than the products
+            return False
+        factor = damped_cholesky(self._scaled_gram(rows, self.dtype, keep), damping)
         return _least_new_share(factor) < MIN_NEW_SHARE
 
     def refactor_if_inexact(
-        self, gram: Tensor, exact: bool, damping: float, columns: Tensor | None = None
+        self, gram: Tensor, exact: bool, damping: float, keep: Tensor | None = None
     ) -> Factorization:
         """The factor of a known Gram matrix, computed again in float64 if its digits do not do.
 
@@ -185,7 +189,7 @@ class ScaledRows:
             gram: (m, m) float64, S G Gᵀ S.
             exact: Whether its products were taken in float64.
             damping: λ > 0.
-            columns: (c,) int64, the columns whose Gram matrix it is; None for all.
+            keep: (d,) bool, the columns whose Gram matrix it is; None for all.
 
         Returns:
             The Gram matrix, the old or the new one, its factor, and whether it is exact.
@@ -194,7 +198,7 @@ class ScaledRows:
         factor = damped_cholesky(gram, damping)
         if exact or _least_new_share(factor) >= MIN_NEW_SHARE:
             return Factorization(gram, factor, exact)
-        gram = self.gram(torch.float64, columns)
+        gram = self.gram(torch.float64, keep)
         return Factorization(gram, damped_cholesky(gram, damping), True)
 
 

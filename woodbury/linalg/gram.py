@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.row_products import column_chunks, full_precision
 
 
@@ -17,13 +18,13 @@ def _panels(m: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + height, m)
 
 
-def gram_of(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
     """The Gram matrix G Gᵀ, half of it computed, summed in float64 over column chunks.
 
     Args:
         rows: G (m, d), any float dtype.
         dtype: What the products of a chunk are taken in.
-        columns: (c,) int64, the columns that count; None for all.
+        keep: (d,) bool, the columns that count; None for all.
 
     Returns:
         (m, m) float64, symmetric.
@@ -37,7 +38,7 @@ def gram_of(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> 
     m = rows.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
     with full_precision(rows.device):
-        for _, chunk in column_chunks(rows, dtype, columns):
+        for _, chunk in column_chunks(rows, dtype, keep):
             for start, end in _panels(m):
                 gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
     return gram.tril() + gram.tril(-1).mT
