@@ -29,7 +29,7 @@ from woodbury.fisher.kronecker import Elements, Kronecker, exact
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32, wide_dtype
-from woodbury.memory import parse_bytes, stored_rows
+from woodbury.memory import check_room, parse_bytes, stored_rows
 from woodbury.model.objective import Objective
 from woodbury.model.space import check_block_size
 from woodbury.monitor import report
@@ -160,8 +160,8 @@ class mfac:
             agree bit for bit.
         dtype: What the rows of the whole matrix are stored in; None for that of the weights.
             `torch.bfloat16` takes half of the room.
-        memory: The budget of the run, in bytes or as "6GiB"; the rows of the whole matrix may take
-            half of it. None for 60 % of what this process may still have.
+        memory: The budget of the run, in bytes or as "6GiB", of which the rows of the whole matrix
+            may take half. None for 60 % of what this process may still have.
         scratch: A folder for rows that have no room in memory; None for the system's temporary one.
 
     Raises:
@@ -237,10 +237,12 @@ class woodfisher:
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         seed: Of the sampled labels.
         engine: As in `mfac`.
+        memory: The budget of the run, in bytes or as "6GiB". None for 60 % of what this process may
+            still have.
 
     Raises:
-        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer
-            rows.
+        WoodburyError: If the damping is not positive, the block is empty, the data gives fewer
+            rows, or rows that blocks of more than half as many weights need have no room.
 
     Example:
         >>> import torch
@@ -259,6 +261,7 @@ class woodfisher:
     labels: Labels = observed
     seed: int = 0
     engine: Engine | None = None
+    memory: int | str | None = field(default=None, compare=False, repr=False)
 
     __repr__ = readable
 
@@ -278,6 +281,7 @@ class woodfisher:
             labels=self.labels,
             seed=self.seed,
             engine=self.engine,
+            memory=self.memory,
         )
 
 
@@ -392,6 +396,8 @@ def _chunks(recipe: diagonal_fisher | mfac, objective: Objective) -> Iterator[Te
 
 def _rows(recipe: mfac, objective: Objective) -> Tensor:
     """The recipe's gradient rows in one tensor (count, d)."""
+    weights, shape = objective.weights, (recipe.count, objective.space.d)
+    check_room(shape, weights.dtype, device=weights.device, memory=recipe.memory)
     return gradient_rows(
         objective,
         recipe.count,

@@ -225,6 +225,24 @@ class LowRank(Fisher):
         dtype = self._product_dtype(self._factorization.exact)
         return self._scaled.combine(small, dtype).to(self.dtype)
 
+    def quadratic_form(self, v: Tensor) -> float:
+        """vᵀFv = λ|v|² + |S G v|²: one read of the rows.
+
+        Args:
+            v: (d,).
+
+        Returns:
+            A number that is not negative.
+
+        Raises:
+            WoodburyError: If the shape does not fit.
+        """
+        v = check_vector(v, self.d).to(self.dtype)
+        length = collectives.all_sum(
+            torch.linalg.vector_norm(v, dtype=torch.float64).square(), self.group
+        )
+        return float(self.damping * length + self._scaled.times(v).square().sum())
+
     def diagonal(self) -> Tensor:
         """diag(F), damping included: one read of the rows; none of pages without weights."""
         known = known_squares(self.rows)
@@ -298,18 +316,30 @@ class LowRank(Fisher):
     def _downdated_gram(self, keep: Tensor) -> Tensor | None:
         """The Gram matrix of the kept columns by subtracting that of the others  (eq. 10).
 
-        None where that is dearer or loses digits: 1. with ranks, which would have to agree; 2. if
-        no Gram matrix is there to subtract from; 3. if more is removed than kept; 4. if of some
-        row too small a share is kept.
+        None where that is dearer or loses digits.
         """
-        known = self._known is not None or "_factorization" in vars(self)
-        if self.group is not None or not known or 2 * int(keep.sum()) < self.d:
+        if not self._can_downdate(keep):
             return None
         dtype = self._product_dtype(self._factorization.exact)
-        removed = self._scaled.gram(dtype, ~keep)
+        return self._less(self._scaled.gram(dtype, ~keep))
+
+    def _can_downdate(self, keep: Tensor) -> bool:
+        """Whether subtraction is cheaper than a sum over the kept columns.
+
+        Not so 1. with ranks, which would have to agree; 2. if no Gram matrix is there to subtract
+        from; 3. if more is removed than kept.
+        """
+        return self.group is None and self._is_factored and 2 * int(keep.sum()) >= self.d
+
+    def _less(self, removed: Tensor) -> Tensor | None:
+        """The Gram matrix less that of removed columns; None if of some row too little is kept."""
         kept = self.gram - removed
         lossy = bool((kept.diagonal() < MIN_KEPT_SHARE * self._gram_scale).any())
         return None if lossy else kept
+
+    @property
+    def _is_factored(self) -> bool:
+        return self._known is not None or "_factorization" in vars(self)
 
     @property
     def _gram_scale(self) -> Tensor:
@@ -386,14 +416,10 @@ class LowRank(Fisher):
         # 1. F_KQ w_Q lies in the span of the kept columns of the rows, so that (eq. 8) applies: no
         #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
         #    copy of them: what the other columns would add is cut off last.
-        gram = self._downdated_gram(check_keep(keep, self.d))
-        if gram is None:
-            solver = self._scaled.factorize(self.damping, keep)
-        else:
-            exact = self._factorization.exact
-            solver = self._scaled.refactor_if_inexact(gram, exact, self.damping, keep)
+        solver, force = self._kept_factorization(
+            check_keep(keep, self.d), check_vector(removed, self.d)
+        )
         dtype = self._product_dtype(solver.exact)
-        force = self._scaled.times(check_vector(removed, self.d).to(dtype))
         step = self._scaled.combine(solver.solve(force), dtype)[keep]
         if gradient is None:
             return step.to(self.dtype)
@@ -402,3 +428,20 @@ class LowRank(Fisher):
         spanned = self._scaled.combine(solver.solve(self._scaled.times(slope)), dtype)
         newton = slope - spanned
         return step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
+
+    def _kept_factorization(self, keep: Tensor, v: Tensor) -> tuple[Factorization, Tensor]:
+        """The factor of the kept columns' Gram matrix, and S G v (m,): one read for both."""
+        if self._is_factored:
+            exact = self._factorization.exact
+        else:
+            exact = self._scaled.needs_float64(self.damping, keep)
+        downdates = self._can_downdate(keep)
+        dtype = self._product_dtype(exact)
+        gram, force = self._scaled.gram_and_times(~keep if downdates else keep, v.to(dtype))
+        if downdates:
+            kept = self._less(gram)
+            gram = self._scaled.gram(dtype, keep) if kept is None else kept
+        solver = self._scaled.refactor_if_inexact(gram, exact, self.damping, keep)
+        if solver.exact and dtype != torch.float64:
+            force = self._scaled.times(v.double())
+        return solver, force

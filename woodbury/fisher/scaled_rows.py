@@ -11,7 +11,7 @@ from torch import Tensor
 
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
-from woodbury.linalg.gram import gram_of
+from woodbury.linalg.gram import gram_and_times, gram_of
 from woodbury.linalg.paged_rows import Rows, leading
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.row_products import combine, times
@@ -144,12 +144,26 @@ class ScaledRows:
         Returns:
             (m, m) float64.
         """
-        return self._scaled_gram(self.rows, dtype, keep)
+        return self._scaled_gram(gram_of(self.rows, dtype, keep))
 
-    def _scaled_gram(self, rows: Rows, dtype: torch.dtype, keep: Tensor | None) -> Tensor:
-        gram = collectives.all_sum(gram_of(rows, dtype, keep), self.group)
-        scale = self.scale[: rows.shape[0]]
-        return scale[:, None] * gram * scale
+    def gram_and_times(self, keep: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """S G_K G_Kᵀ S of some columns and S G v of all, in one read of rows on a disk.
+
+        Args:
+            keep: (d,) bool, the columns K that count in the Gram matrix.
+            v: (d,) or (d, k), in the dtype of the products.
+
+        Returns:
+            (m, m) and (m,) or (m, k), float64.
+        """
+        gram, product = gram_and_times(self.rows, keep, v)
+        product = collectives.all_sum(product, self.group)
+        return self._scaled_gram(gram), _scale_rows(self.scale, product)
+
+    def _scaled_gram(self, gram: Tensor) -> Tensor:
+        """S A S over all ranks, for A (n, n) of the first n rows."""
+        scale = self.scale[: len(gram)]
+        return scale[:, None] * collectives.all_sum(gram, self.group) * scale
 
     def factorize(self, damping: float, keep: Tensor | None = None) -> Factorization:
         """The factor of gram + damping·I, with products in float64 where float32 cannot carry it.
@@ -161,24 +175,34 @@ class ScaledRows:
         Returns:
             The Gram matrix, its factor, and whether float64 was needed.
         """
-        exact = self.dtype == torch.float64 or self._quarter_needs_float64(damping, keep)
+        exact = self.needs_float64(damping, keep)
         gram = self.gram(torch.float64 if exact else self.dtype, keep)
         return self.refactor_if_inexact(gram, exact, damping, keep)
 
-    def _quarter_needs_float64(self, damping: float, keep: Tensor | None) -> bool:
-        """Whether the first quarter of the rows tells that float32 products will not do.
+    def needs_float64(self, damping: float, keep: Tensor | None = None) -> bool:
+        """Whether it is known beforehand that float32 products will not do.
 
         The share of a row that is new depends on its predecessors only, so that what holds of a
-        quarter holds of all. It costs a sixteenth, and mostly spares the float32 products.
+        quarter of the rows holds of all. It costs a sixteenth, and mostly spares the float32
+        products.
+
+        Args:
+            damping: λ > 0.
+            keep: (d,) bool, the columns that count; None for all.
+
+        Returns:
+            True for float64 rows, and for rows of which a quarter tells.
         """
+        if self.dtype == torch.float64:
+            return True
         quarter = self.m // 4
         if quarter < MIN_PROBED_ROWS:
             return False
         rows = leading(self.rows, quarter)
-        if rows is None:  # on disk a read costs more than the products
+        if rows is None:  # from a disk a quarter takes as long as all
             return False
-        factor = damped_cholesky(self._scaled_gram(rows, self.dtype, keep), damping)
-        return _least_new_share(factor) < MIN_NEW_SHARE
+        gram = self._scaled_gram(gram_of(rows, self.dtype, keep))
+        return _least_new_share(damped_cholesky(gram, damping)) < MIN_NEW_SHARE
 
     def refactor_if_inexact(
         self, gram: Tensor, exact: bool, damping: float, keep: Tensor | None = None

@@ -4,4 +4,5 @@ from woodbury.memory.budget import available_bytes as available_bytes
 from woodbury.memory.budget import budget_bytes as budget_bytes
 from woodbury.memory.budget import parse_bytes as parse_bytes
 from woodbury.memory.budget import row_bytes as row_bytes
+from woodbury.memory.row_store import check_room as check_room
 from woodbury.memory.row_store import stored_rows as stored_rows

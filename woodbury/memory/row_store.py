@@ -15,7 +15,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError, reason
 from woodbury.linalg.paged_rows import PagedRows
-from woodbury.memory.budget import parse_bytes, row_bytes, rows_share
+from woodbury.memory.budget import budget_bytes, parse_bytes, row_bytes, rows_share
 from woodbury.memory.row_file import RowFile
 
 REMEDY = "give another folder (scratch=), more memory (memory=) or fewer rows"
@@ -67,6 +67,36 @@ def stored_rows(
     rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device))
     _fill(rows, chunks, folder)
     return rows
+
+
+def check_room(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    device: torch.device | str = "cpu",
+    memory: int | float | str | None = None,
+) -> None:
+    """Raise unless rows that must lie in memory have room there.
+
+    Args:
+        shape: (m, d).
+        dtype: What they are stored in.
+        device: Where they lie.
+        memory: The budget of the run, of which they may take all; None for the default.
+
+    Raises:
+        WoodburyError: If they are larger than the budget.
+
+    Example:
+        >>> check_room((2, 3), torch.float32, memory=24)
+    """
+    size, room = shape[0] * shape[1] * dtype.itemsize, budget_bytes(memory, device)
+    if size > room:
+        raise WoodburyError(
+            f"The gradient rows of such large blocks need {size / 1e9:.3g} GB and the budget is "
+            f"{room / 1e9:.3g} GB: give blocks of at most half as many weights as rows, "
+            "block=None (those rows may lie on a disk), fewer rows or more memory (memory=)."
+        )
 
 
 def _in_memory(chunks: Iterable[Tensor], rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
 from woodbury.pruning.feasibility import (
+    RELATIVE_TOLERANCE,
     Account,
     account_of,
     check_enough,
@@ -208,27 +210,25 @@ def budget_of(
     """The budget of a step, from the account of its costs; see `budget_for`."""
     account.check_sum()
     space = account.space
-    keep = space.keep.cpu()
-    pools = account.pools[keep]
-    layers = space.tensor_index()[keep]
+    pools = _of_kept(account.pools, space)
+    layers = _of_kept(space.tensor_index(), space)
     units = unit(space)
     groups = None if units is None else tuple(units)
-    if groups is None:
-        first = torch.arange(space.d)
-    else:
+    if groups is not None:
         check_inside(space, groups, pools, "scopes, or two targets", "let all weights compete")
         first = torch.cat([members[:, 0] for members in groups])
-    costs = _by_unit(account.costs[keep], groups)
+        pools, layers = pools[first], layers[first]
+    costs = _by_unit(_of_kept(account.costs, space), groups)
     divisors = costs
     if normalize_by is not None:
-        divisors = _by_unit(weight_costs(normalize_by, space)[keep], groups)
+        divisors = _by_unit(_of_kept(weight_costs(normalize_by, space), space), groups)
     budget = Budget(
         d=space.d,
         groups=groups,
         costs=costs,
-        pools=pools[first],
+        pools=pools,
         pool_budgets=account.to_remove,
-        layers=layers[first],
+        layers=layers,
         layer_limits=_layer_limits(account, max_layer_sparsity, groups),
         divisors=None if bool((divisors == divisors[0]).all()) else divisors,
     )
@@ -268,6 +268,12 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
         raise WoodburyError("A cost is zero, negative or NaN: every unit must cost something.")
     # 1. The units by pool, within a pool by score: two stable sorts.
     order = scores.argsort(stable=True)
+    remove = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    if len(pool_budgets) == 1 and bool((costs == 1).all()):
+        # The common case: nothing to add up, and none of the vectors that follow.
+        limit = float(pool_budgets[0]) * (1 + RELATIVE_TOLERANCE) + CUMSUM_ROUNDING * len(order)
+        fitting = max(0, math.floor(limit))
+        return remove.index_fill_(0, order[:fitting], True)
     order = order[pools[order].argsort(stable=True)]
     # 2. What is spent before each unit and, at the end, by all of them.
     running = torch.cat([costs.new_zeros(1, dtype=torch.float64), costs[order].double().cumsum(0)])
@@ -278,8 +284,12 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
     spent = running[1:] - running[pool_starts][pool]
     # 4. A difference carries the rounding of the whole sum, however small the pool.
     too_dear = exceeds(spent - CUMSUM_ROUNDING * running[-1], pool_budgets[pool].double())
-    remove = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     return remove.index_fill_(0, order[~too_dear], True)
+
+
+def _of_kept(values: Tensor, space: ParameterSpace) -> Tensor:
+    """Values (n,) of the kept weights: (d,), no copy where all are kept."""
+    return values if space.kept is None else values[space.kept.cpu()]
 
 
 def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:

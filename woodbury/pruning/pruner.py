@@ -344,9 +344,11 @@ def _quantiles(
     """The quantiles of each tensor's scores; none if those of other units were asked for."""
     if sum(map(len, recorded)) != len(budget.layers):
         return {}
-    scores = torch.cat(list(recorded)).double()
+    scores = recorded[0] if len(recorded) == 1 else torch.cat(list(recorded))
     sizes = torch.bincount(budget.layers, minlength=len(space.shapes)).tolist()
-    by_layer = scores[budget.layers.argsort(stable=True)].split(sizes)
+    if budget.groups is not None:  # single weights are in the order of their tensors
+        scores = scores[budget.layers.argsort(stable=True)]
+    by_layer = scores.split(sizes)
     return {
         name: Quantiles.of(layer_scores)
         for name, layer_scores in zip(space.shapes, by_layer, strict=True)

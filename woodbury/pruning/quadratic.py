@@ -154,8 +154,14 @@ class Quadratic:
         Raises:
             WoodburyError: If there is no Fisher.
         """
+        if slope is None:
+            fisher = self.curvature("The increase")
+            linear = 0.0
+            if self.gradient is not None:
+                linear = float(self.gradient.double() @ delta.double())
+            return linear + 0.5 * fisher.quadratic_form(delta.to(fisher.dtype))
         # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
-        doubled = (self.slope_at(delta) if slope is None else slope).double()
+        doubled = slope.double()
         if self.gradient is not None:
             doubled = doubled + self.gradient.double()
         return 0.5 * float((delta.double() * doubled).sum())
