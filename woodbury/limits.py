@@ -28,6 +28,7 @@ class Limits:
         ggn_samples: Samples for which directions of the output are drawn at once.
         hessian_samples: Samples in one pass of second derivatives.
         hessian_columns: Second derivatives that are computed at once.
+        page: Bytes of one page of rows that lie on a disk; two are in memory.
         row_columns: Columns of the rows in one chunk on a CPU.
         inverse_columns: Columns of an inverse triangle that are made at once.
         thread_elements: Elements from which on a product with one vector is shared among threads.
@@ -57,6 +58,7 @@ class Limits:
     ggn_samples: int = 64
     hessian_samples: int = 128
     hessian_columns: int = 32
+    page: int = 2**25
     row_columns: int = 4096
     inverse_columns: int = 512
     thread_elements: int = 2**23

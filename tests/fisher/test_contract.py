@@ -59,6 +59,12 @@ def test_products_and_solves(pair: Pair) -> None:
         close(fisher.solve(v), torch.linalg.solve(matrix, v))
 
 
+def test_quadratic_form(pair: Pair) -> None:
+    fisher, matrix = pair
+    v = vector(fisher.d)
+    close_numbers(fisher.quadratic_form(v), v @ matrix @ v)
+
+
 def test_diagonals_and_determinant(pair: Pair) -> None:
     fisher, matrix = pair
     assert fisher.d == len(matrix)

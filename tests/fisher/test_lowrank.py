@@ -116,9 +116,9 @@ def test_rows_that_float32_cannot_tell_apart_are_found_early(
     rows, asked = normal(400, 900).float(), []
     rows[twin] = rows[0]  # within the first quarter, or beyond
 
-    def recorded(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+    def recorded(rows: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
         asked.append((len(rows), dtype))
-        return gram_of(rows, dtype, columns)
+        return gram_of(rows, dtype, keep)
 
     monkeypatch.setattr(scaled_rows, "gram_of", recorded)
     result = LowRank(rows, 1e-6).inverse_diagonal().double()

@@ -19,6 +19,9 @@ from woodbury.fisher.kronecker.by_rows import KroneckerRows
 from woodbury.fisher.kronecker.operator import Kronecker
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.window import Window
+from woodbury.limits import Limits
+from woodbury.linalg.paged_rows import PagedRows
+from woodbury.memory import stored_rows
 
 DAMPING = 0.03
 """That of all operators in the table."""
@@ -94,6 +97,15 @@ def _downdated() -> Pair:
     return _restricted(pair, 5, keeps=False)
 
 
+def _on_disk() -> Pair:
+    """Rows in pages of eight columns, two of which are chunks."""
+    rows, weights = _rows(9, 43), _weights(9)
+    with Limits(page=9 * 8 * 8, row_columns=4):
+        stored = stored_rows(rows.split(4), (9, 43), torch.float64, memory=1)
+    assert isinstance(stored, PagedRows)
+    return Pair(LowRank(stored, DAMPING, weights), dense.low_rank(rows, DAMPING, weights))
+
+
 def _primal(weighted: bool = False) -> Pair:
     sizes, rows = (5, 5, 3, 1, 5), _rows(7, 19)
     weights = _weights(7) if weighted else None
@@ -151,6 +163,8 @@ CASES = [
     Case("low rank, weighted rows, several panels", lambda: _low_rank(150, 40, weighted=True)),
     Case("low rank, orthogonal rows", _spectral),
     Case("low rank, restricted by subtraction", _downdated),
+    Case("low rank, rows on a disk", _on_disk),
+    Case("low rank, rows on a disk, restricted", lambda: _restricted(_on_disk(), 3, keeps=False)),
     Case("blocks of rows, primal, padded", _primal),
     Case("blocks of rows, primal, weighted", lambda: _primal(weighted=True)),
     Case("blocks of rows, dual, weighted", _dual),

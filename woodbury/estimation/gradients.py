@@ -41,6 +41,9 @@ Engine = Callable[[Objective, Any, Any], Tensor]
 MAX_ROWS_PER_CHUNK = 64
 """Per-sample gradients computed at once, at most; `Limits.gradient_chunk` may ask for fewer."""
 
+COPIES = 2
+"""Of a chunk of rows while it is computed: by tensor, and in one piece."""
+
 SAMPLES_PER_PASS = 256
 """Samples of one backward pass of a mean gradient."""
 
@@ -319,7 +322,10 @@ class _RowSettings:
 
 def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
     """Rows of one sample each, in chunks that fit the limits."""
-    bytes_per_row = objective.weights.element_size() * objective.space.n
+    space = objective.space
+    bytes_per_row = objective.weights.element_size() * (
+        COPIES * space.n + (space.d < space.n) * space.d
+    )
     fitting = Limits.current().gradient_chunk // bytes_per_row
     chunk_size = max(1, min(MAX_ROWS_PER_CHUNK, fitting))
     engine = settings.engine

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from woodbury.fisher.kronecker import Elements, Kronecker, exact
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32, wide_dtype
+from woodbury.memory import check_room, parse_bytes, stored_rows
 from woodbury.model.objective import Objective
 from woodbury.model.space import check_block_size
 from woodbury.monitor import report
@@ -146,9 +148,9 @@ class hessian_diagonal:
 class mfac:
     """The empirical Fisher (1/m) Σ gᵢgᵢᵀ + damping·I of m gradients, matrix-free  (eq. 2, 6).
 
-    It holds count × d numbers, or with small blocks their sums: little more than block/2 × d
-    numbers, in groups of tensors where they have no room at once (Frantar, Kurtic & Alistarh,
-    NeurIPS 2021).
+    It holds count × d numbers, in a file where memory has no room for them, or with small blocks
+    their sums: little more than block/2 × d numbers, in groups of tensors where they have no room
+    at once (Frantar, Kurtic & Alistarh, NeurIPS 2021).
 
     Args:
         count: Gradient rows m.
@@ -159,6 +161,11 @@ class mfac:
         seed: Of the sampled labels.
         engine: `vmapped` or `looped`; None for the faster of the two. Give one where two runs must
             agree bit for bit.
+        dtype: What the rows of the whole matrix are stored in; None for that of the weights.
+            `torch.bfloat16` takes half of the room.
+        memory: The budget of the run, in bytes or as "6GiB", of which the rows of the whole matrix
+            may take half. None for 60 % of what this process may still have.
+        scratch: A folder for rows that have no room in memory; None for the system's temporary one.
 
     Raises:
         WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer
@@ -182,22 +189,39 @@ class mfac:
     labels: Labels = observed
     seed: int = 0
     engine: Engine | None = None
+    dtype: torch.dtype | None = None
+    memory: int | str | None = field(default=None, compare=False, repr=False)
+    scratch: str | Path | None = field(default=None, compare=False, repr=False)
 
     __repr__ = readable
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
+        if self.memory is not None:
+            parse_bytes(self.memory)
         if self.block is not None:
             check_block_size(self.block)
 
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         if self.block is None:
-            return LowRank(_rows(self, objective), self.damping)
+            return self._whole_matrix(objective)
         sizes = objective.space.block_sizes(self.block)
         if is_primal(self.count, sizes):
             return block_sums(objective, self.block, self.damping, partial(_chunks, self))
         return dense_blocks(_rows(self, objective), sizes, self.damping)
+
+    def _whole_matrix(self, objective: Objective) -> LowRank:
+        weights = objective.weights
+        rows = stored_rows(
+            _chunks(self, objective),
+            (self.count, objective.space.d),
+            weights.dtype if self.dtype is None else self.dtype,
+            device=weights.device,
+            memory=self.memory,
+            scratch=self.scratch,
+        )
+        return LowRank.from_gram(rows, self.damping, None)  # each chunk of rows is finite
 
 
 @dataclass(frozen=True)
@@ -215,10 +239,12 @@ class woodfisher:
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         seed: Of the sampled labels.
         engine: As in `mfac`.
+        memory: The budget of the run, in bytes or as "6GiB". None for 60 % of what this process may
+            still have.
 
     Raises:
-        WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer
-            rows.
+        WoodburyError: If the damping is not positive, the block is empty, the data gives fewer
+            rows, or rows that blocks of more than half as many weights need have no room.
 
     Example:
         >>> import torch
@@ -237,6 +263,7 @@ class woodfisher:
     labels: Labels = observed
     seed: int = 0
     engine: Engine | None = None
+    memory: int | str | None = field(default=None, compare=False, repr=False)
 
     __repr__ = readable
 
@@ -256,6 +283,7 @@ class woodfisher:
             labels=self.labels,
             seed=self.seed,
             engine=self.engine,
+            memory=self.memory,
         )
 
 
@@ -370,6 +398,8 @@ def _chunks(recipe: diagonal_fisher | mfac, objective: Objective) -> Iterator[Te
 
 def _rows(recipe: mfac, objective: Objective) -> Tensor:
     """The recipe's gradient rows in one tensor (count, d)."""
+    weights, shape = objective.weights, (recipe.count, objective.space.d)
+    check_room(shape, weights.dtype, device=weights.device, memory=recipe.memory)
     return gradient_rows(
         objective,
         recipe.count,

@@ -80,6 +80,20 @@ class Fisher(ABC):
             WoodburyError: If the shape does not fit.
         """
 
+    def quadratic_form(self, v: Tensor) -> float:
+        """The quadratic form vᵀFv.
+
+        Args:
+            v: (d,).
+
+        Returns:
+            A number that is not negative but for rounding.
+
+        Raises:
+            WoodburyError: If the shape does not fit.
+        """
+        return float(v.double() @ (self @ v).double())
+
     @abstractmethod
     def diagonal(self) -> Tensor:
         """diag(F), damping included.

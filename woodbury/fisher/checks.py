@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import dtype_name
 
 ELEMENTS_PER_CHECK = 1 << 20
@@ -114,7 +115,7 @@ def check_groups(groups: Tensor, d: int) -> Tensor:
     return groups
 
 
-def check_rows(rows: Tensor) -> Tensor:
+def check_rows(rows: Rows) -> Rows:
     """A matrix of gradient rows.
 
     Args:
@@ -126,7 +127,7 @@ def check_rows(rows: Tensor) -> Tensor:
     Raises:
         WoodburyError: If the shape is another.
     """
-    if rows.ndim != 2 or 0 in rows.shape:
+    if len(rows.shape) != 2 or 0 in rows.shape:
         raise WoodburyError(
             f"The rows have shape {tuple(rows.shape)}: give (m, d) with at least one row."
         )

@@ -24,6 +24,7 @@ from woodbury.fisher.checks import (
 from woodbury.fisher.scaled_rows import Factorization, KnownGram, ScaledRows
 from woodbury.linalg import collectives
 from woodbury.linalg.gram import squared_columns
+from woodbury.linalg.paged_rows import Rows, in_memory, known_squares, restricted, taken
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.row_products import chunk_width, column_chunks, full_precision
 
@@ -39,13 +40,14 @@ MIN_KEPT_SHARE = 0.1
 class LowRank(Fisher):
     """F = damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ through the Woodbury identity  (eq. 2, 6), as in M-FAC.
 
-    The rows are used as they are: nothing of size d × d is made, nothing is copied. Set-up is
+    The rows are used as they are: nothing of size d × d is made, no row is copied. Set-up is
     O(dm²): one Gram matrix, summed in float64 over column chunks. `solve` and `@` are O(dm), an
     inverse element O(m²) alone and O(m) each when all are read (Frantar et al. 2021 need m
     sequential passes for the same).
 
     Attributes:
-        rows: (m, d), any float dtype: per-sample or batch gradients, GGN or Jacobian rows.
+        rows: (m, d), any float dtype: per-sample or batch gradients, GGN or Jacobian rows. A
+            tensor, or pages on a disk (`woodbury.memory.stored_rows`).
         damping: λ > 0, absolute.
         weights: (m,), wᵢ, positive; None for 1.
         group: The ranks over which the columns are spread, each holding its own d; None for one
@@ -65,7 +67,7 @@ class LowRank(Fisher):
         tensor([0.6667, 0.6667, 1.0000])
     """
 
-    rows: Tensor
+    rows: Rows
     damping: float
     weights: Tensor | None = None
     group: Any = None
@@ -74,14 +76,15 @@ class LowRank(Fisher):
     def __post_init__(self) -> None:
         check_damping(self.damping)
         check_rows(self.rows)
-        check_finite(self.rows, "A matrix of rows")
+        if isinstance(self.rows, Tensor):  # what is stored was checked when it was written
+            check_finite(self.rows, "A matrix of rows")
         if self.weights is not None:
             check_weights(self.weights, self.m)
 
     @classmethod
     def from_gram(
         cls,
-        rows: Tensor,
+        rows: Rows,
         damping: float,
         gram: KnownGram | None,
         *,
@@ -222,12 +225,33 @@ class LowRank(Fisher):
         dtype = self._product_dtype(self._factorization.exact)
         return self._scaled.combine(small, dtype).to(self.dtype)
 
+    def quadratic_form(self, v: Tensor) -> float:
+        """vᵀFv = λ|v|² + |S G v|²: one read of the rows.
+
+        Args:
+            v: (d,).
+
+        Returns:
+            A number that is not negative.
+
+        Raises:
+            WoodburyError: If the shape does not fit.
+        """
+        v = check_vector(v, self.d).to(self.dtype)
+        length = collectives.all_sum(
+            torch.linalg.vector_norm(v, dtype=torch.float64).square(), self.group
+        )
+        return float(self.damping * length + self._scaled.times(v).square().sum())
+
     def diagonal(self) -> Tensor:
-        """diag(F), damping included: one read of the rows."""
+        """diag(F), damping included: one read of the rows; none of pages without weights."""
+        known = known_squares(self.rows)
+        if known is not None and self.weights is None:
+            return (known / self.m).add_(self.damping)
         scale = self._scaled.scale.to(self.dtype)[:, None]
         chunks = column_chunks(self.rows, self.dtype)
         squares = [(scale * chunk).square_().sum(0) for _, chunk in chunks]
-        return torch.cat(squares) + self.damping
+        return torch.cat(squares).add_(self.damping)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹) = (1 − Σᵢ W²ᵢq)/λ  (eq. 7): O(dm²) once, and O(dm) after `spectral`."""
@@ -242,9 +266,11 @@ class LowRank(Fisher):
             for part, chunk in column_chunks(self.rows, self.dtype):
                 shares[part] = 1 - self._squared_columns(whitener, chunk)
         # Where little is left of 1, float32 has lost the digits of the difference.
-        cancelled = (shares < MIN_FLOAT32_SHARE).nonzero()[:, 0]
-        for columns in cancelled.split(chunk_width(self.rows)):
-            shares[columns] = self._scaled_inverse_diagonal_float64(columns).to(self.dtype)
+        cancelled = shares < MIN_FLOAT32_SHARE
+        if bool(cancelled.any()):
+            chunks = column_chunks(self.rows, torch.float64, cancelled)
+            again = [self._scaled_inverse_diagonal_float64(chunk) for _, chunk in chunks]
+            shares[cancelled] = torch.cat(again).to(self.dtype)
         return shares
 
     def _squared_columns(self, whitener: Tensor, chunk: Tensor) -> Tensor:
@@ -253,9 +279,8 @@ class LowRank(Fisher):
             return (whitener.diagonal()[:, None] * chunk).square_().sum(0)
         return squared_columns(whitener, chunk)
 
-    def _scaled_inverse_diagonal_float64(self, columns: Tensor) -> Tensor:
-        """λ·[F⁻¹]_qq of some columns in float64, and never below its bound λ/F_qq."""
-        chunk = self.rows[:, columns].double()
+    def _scaled_inverse_diagonal_float64(self, chunk: Tensor) -> Tensor:
+        """λ·[F⁻¹]_qq of columns (m, c) in float64, and never below its bound λ/F_qq."""
         curvature = (self._scaled.scale[:, None] * chunk).square_().sum(0)
         bound = self.damping / (self.damping + curvature)
         return torch.maximum(1 - (self._whitener @ chunk).square_().sum(0), bound)
@@ -269,40 +294,52 @@ class LowRank(Fisher):
             chunk = groups[start : start + at_once]
             # The identity, which has ones beside its diagonal too where a group repeats a weight.
             identity = (chunk[:, :, None] == chunk[:, None, :]).double()
-            white = self._whitener @ self.rows[:, chunk.flatten()].double()
+            white = self._whitener @ taken(self.rows, chunk.flatten()).double()
             white = white.view(self.m, len(chunk), size).permute(1, 0, 2)
             elements = (identity - white.mT @ white) / self.damping
             blocks[start : start + at_once] = elements.to(self.dtype)
         return blocks
 
     def restrict(self, keep: Tensor) -> LowRank:
-        """F_KK: the kept columns of the rows, copied; their Gram matrix by subtraction if known."""
-        rows = self.rows.index_select(1, check_keep(keep, self.d).nonzero()[:, 0])
+        """F_KK: an index on the same rows; their Gram matrix by subtraction if known."""
+        rows = restricted(self.rows, check_keep(keep, self.d))
         gram = self._downdated_gram(keep)
         known = None
         if gram is not None:
             known = KnownGram(gram, self._factorization.exact, summed=self._gram_scale)
         return self._with(rows, self.damping, known)
 
-    def _with(self, rows: Tensor, damping: float, known: KnownGram | None) -> LowRank:
+    def _with(self, rows: Rows, damping: float, known: KnownGram | None) -> LowRank:
         """Other rows or damping under the same weights and group."""
         return LowRank.from_gram(rows, damping, known, weights=self.weights, group=self.group)
 
     def _downdated_gram(self, keep: Tensor) -> Tensor | None:
         """The Gram matrix of the kept columns by subtracting that of the others  (eq. 10).
 
-        None where that is dearer or loses digits: 1. with ranks, which would have to agree; 2. if
-        no Gram matrix is there to subtract from; 3. if more is removed than kept; 4. if of some
-        row too small a share is kept.
+        None where that is dearer or loses digits.
         """
-        known = self._known is not None or "_factorization" in vars(self)
-        if self.group is not None or not known or 2 * int(keep.sum()) < self.d:
+        if not self._can_downdate(keep):
             return None
         dtype = self._product_dtype(self._factorization.exact)
-        removed = self._scaled.gram(dtype, (~keep).nonzero()[:, 0])
+        return self._less(self._scaled.gram(dtype, ~keep))
+
+    def _can_downdate(self, keep: Tensor) -> bool:
+        """Whether subtraction is cheaper than a sum over the kept columns.
+
+        Not so 1. with ranks, which would have to agree; 2. if no Gram matrix is there to subtract
+        from; 3. if more is removed than kept.
+        """
+        return self.group is None and self._is_factored and 2 * int(keep.sum()) >= self.d
+
+    def _less(self, removed: Tensor) -> Tensor | None:
+        """The Gram matrix less that of removed columns; None if of some row too little is kept."""
         kept = self.gram - removed
         lossy = bool((kept.diagonal() < MIN_KEPT_SHARE * self._gram_scale).any())
         return None if lossy else kept
+
+    @property
+    def _is_factored(self) -> bool:
+        return self._known is not None or "_factorization" in vars(self)
 
     @property
     def _gram_scale(self) -> Tensor:
@@ -322,10 +359,10 @@ class LowRank(Fisher):
         whitener = kept._whitener.to(self.dtype)
         with full_precision(self.device):
             # F_qq less what K explains is λ(1 + |L_K⁻¹ S g_q|²), by the range form (eq. 8).
-            for columns in (~keep).nonzero()[:, 0].split(chunk_width(self.rows)):
-                chunk = self.rows.index_select(1, columns).to(self.dtype)
-                squares = kept._squared_columns(whitener, chunk)
-                curvature[columns] = self.damping * (1 + squares)
+            chunks = column_chunks(self.rows, self.dtype, ~keep)
+            squares = [kept._squared_columns(whitener, chunk) for _, chunk in chunks]
+        if squares:
+            curvature[~keep] = self.damping * (1 + torch.cat(squares))
         return curvature
 
     def spectral(self) -> LowRank:
@@ -335,7 +372,7 @@ class LowRank(Fisher):
 
         Returns:
             The operator of the rows VᵀSG, V the eigenvectors of the Gram matrix; it holds as many
-            rows again.
+            rows again. Rows by pages have no room twice: then this operator, as it is.
 
         Example:
             >>> import torch
@@ -345,6 +382,8 @@ class LowRank(Fisher):
             >>> fisher.with_damping(2.0).inverse_diagonal()
             tensor([0.3750, 0.3750])
         """
+        if not in_memory(self.rows):
+            return self
         values, vectors = torch.linalg.eigh(self.gram)
         # √m, as the new operator divides its rows by it again.
         turn = (vectors.mT * self._scaled.scale).to(self.dtype) * self.m**0.5
@@ -377,15 +416,10 @@ class LowRank(Fisher):
         # 1. F_KQ w_Q lies in the span of the kept columns of the rows, so that (eq. 8) applies: no
         #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
         #    copy of them: what the other columns would add is cut off last.
-        kept = check_keep(keep, self.d).nonzero()[:, 0]
-        gram = self._downdated_gram(keep)
-        if gram is None:
-            solver = self._scaled.factorize(self.damping, kept)
-        else:
-            exact = self._factorization.exact
-            solver = self._scaled.refactor_if_inexact(gram, exact, self.damping, kept)
+        solver, force = self._kept_factorization(
+            check_keep(keep, self.d), check_vector(removed, self.d)
+        )
         dtype = self._product_dtype(solver.exact)
-        force = self._scaled.times(check_vector(removed, self.d).to(dtype))
         step = self._scaled.combine(solver.solve(force), dtype)[keep]
         if gradient is None:
             return step.to(self.dtype)
@@ -394,3 +428,20 @@ class LowRank(Fisher):
         spanned = self._scaled.combine(solver.solve(self._scaled.times(slope)), dtype)
         newton = slope - spanned
         return step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
+
+    def _kept_factorization(self, keep: Tensor, v: Tensor) -> tuple[Factorization, Tensor]:
+        """The factor of the kept columns' Gram matrix, and S G v (m,): one read for both."""
+        if self._is_factored:
+            exact = self._factorization.exact
+        else:
+            exact = self._scaled.needs_float64(self.damping, keep)
+        downdates = self._can_downdate(keep)
+        dtype = self._product_dtype(exact)
+        gram, force = self._scaled.gram_and_times(~keep if downdates else keep, v.to(dtype))
+        if downdates:
+            kept = self._less(gram)
+            gram = self._scaled.gram(dtype, keep) if kept is None else kept
+        solver = self._scaled.refactor_if_inexact(gram, exact, self.damping, keep)
+        if solver.exact and dtype != torch.float64:
+            force = self._scaled.times(v.double())
+        return solver, force

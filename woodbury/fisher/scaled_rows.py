@@ -11,7 +11,8 @@ from torch import Tensor
 
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
-from woodbury.linalg.gram import gram_of
+from woodbury.linalg.gram import gram_and_times, gram_of
+from woodbury.linalg.paged_rows import Rows, leading
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.row_products import combine, times
 
@@ -73,7 +74,7 @@ class ScaledRows:
     The rows stay as they are: S multiplies what is small.
 
     Attributes:
-        rows: G (m, d), any float dtype.
+        rows: G (m, d), any float dtype: in memory, by pages, or some columns of either.
         weights: (m,), positive; None for 1.
         group: The ranks over which the columns are spread; None for one process.
 
@@ -85,7 +86,7 @@ class ScaledRows:
                 [2.0000, 2.0000]], dtype=torch.float64)
     """
 
-    rows: Tensor
+    rows: Rows
     weights: Tensor | None = None
     group: Any = None
 
@@ -133,51 +134,78 @@ class ScaledRows:
         """S⁻¹ c for c (m,) or (m, k)."""
         return _scale_rows(1 / self.scale, c)
 
-    def gram(
-        self, dtype: torch.dtype, columns: Tensor | None = None, first: int | None = None
-    ) -> Tensor:
+    def gram(self, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
         """S G Gᵀ S over all ranks, summed in float64.
 
         Args:
             dtype: What the products are taken in.
-            columns: (c,) int64, the columns that count; None for all.
-            first: The number of leading rows that count; None for all.
+            keep: (d,) bool, the columns that count; None for all.
 
         Returns:
             (m, m) float64.
         """
-        gram = collectives.all_sum(gram_of(self.rows[:first], dtype, columns), self.group)
-        scale = self.scale[:first]
-        return scale[:, None] * gram * scale
+        return self._scaled_gram(gram_of(self.rows, dtype, keep))
 
-    def factorize(self, damping: float, columns: Tensor | None = None) -> Factorization:
+    def gram_and_times(self, keep: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """S G_K G_Kᵀ S of some columns and S G v of all, in one read of rows on a disk.
+
+        Args:
+            keep: (d,) bool, the columns K that count in the Gram matrix.
+            v: (d,) or (d, k), in the dtype of the products.
+
+        Returns:
+            (m, m) and (m,) or (m, k), float64.
+        """
+        gram, product = gram_and_times(self.rows, keep, v)
+        product = collectives.all_sum(product, self.group)
+        return self._scaled_gram(gram), _scale_rows(self.scale, product)
+
+    def _scaled_gram(self, gram: Tensor) -> Tensor:
+        """S A S over all ranks, for A (n, n) of the first n rows."""
+        scale = self.scale[: len(gram)]
+        return scale[:, None] * collectives.all_sum(gram, self.group) * scale
+
+    def factorize(self, damping: float, keep: Tensor | None = None) -> Factorization:
         """The factor of gram + damping·I, with products in float64 where float32 cannot carry it.
 
         Args:
             damping: λ > 0.
-            columns: (c,) int64, the columns that count; None for all.
+            keep: (d,) bool, the columns that count; None for all.
 
         Returns:
             The Gram matrix, its factor, and whether float64 was needed.
         """
-        exact = self.dtype == torch.float64 or self._quarter_needs_float64(damping, columns)
-        gram = self.gram(torch.float64 if exact else self.dtype, columns)
-        return self.refactor_if_inexact(gram, exact, damping, columns)
+        exact = self.needs_float64(damping, keep)
+        gram = self.gram(torch.float64 if exact else self.dtype, keep)
+        return self.refactor_if_inexact(gram, exact, damping, keep)
 
-    def _quarter_needs_float64(self, damping: float, columns: Tensor | None) -> bool:
-        """Whether the first quarter of the rows tells that float32 products will not do.
+    def needs_float64(self, damping: float, keep: Tensor | None = None) -> bool:
+        """Whether it is known beforehand that float32 products will not do.
 
         The share of a row that is new depends on its predecessors only, so that what holds of a
-        quarter holds of all. It costs a sixteenth, and mostly spares the float32 products.
+        quarter of the rows holds of all. It costs a sixteenth, and mostly spares the float32
+        products.
+
+        Args:
+            damping: λ > 0.
+            keep: (d,) bool, the columns that count; None for all.
+
+        Returns:
+            True for float64 rows, and for rows of which a quarter tells.
         """
+        if self.dtype == torch.float64:
+            return True
         quarter = self.m // 4
         if quarter < MIN_PROBED_ROWS:
             return False
-        factor = damped_cholesky(self.gram(self.dtype, columns, quarter), damping)
-        return _least_new_share(factor) < MIN_NEW_SHARE
+        rows = leading(self.rows, quarter)
+        if rows is None:  # from a disk a quarter takes as long as all
+            return False
+        gram = self._scaled_gram(gram_of(rows, self.dtype, keep))
+        return _least_new_share(damped_cholesky(gram, damping)) < MIN_NEW_SHARE
 
     def refactor_if_inexact(
-        self, gram: Tensor, exact: bool, damping: float, columns: Tensor | None = None
+        self, gram: Tensor, exact: bool, damping: float, keep: Tensor | None = None
     ) -> Factorization:
         """The factor of a known Gram matrix, computed again in float64 if its digits do not do.
 
@@ -185,7 +213,7 @@ class ScaledRows:
             gram: (m, m) float64, S G Gᵀ S.
             exact: Whether its products were taken in float64.
             damping: λ > 0.
-            columns: (c,) int64, the columns whose Gram matrix it is; None for all.
+            keep: (d,) bool, the columns whose Gram matrix it is; None for all.
 
         Returns:
             The Gram matrix, the old or the new one, its factor, and whether it is exact.
@@ -194,7 +222,7 @@ class ScaledRows:
         factor = damped_cholesky(gram, damping)
         if exact or _least_new_share(factor) >= MIN_NEW_SHARE:
             return Factorization(gram, factor, exact)
-        gram = self.gram(torch.float64, columns)
+        gram = self.gram(torch.float64, keep)
         return Factorization(gram, damped_cholesky(gram, damping), True)
 
 

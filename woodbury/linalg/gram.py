@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from woodbury.linalg.row_products import column_chunks, full_precision
+from woodbury.linalg.paged_rows import KeptColumns, Rows, pages
+from woodbury.linalg.row_products import column_chunks, full_precision, times
 
 
 def _panels(m: int) -> Iterator[tuple[int, int]]:
@@ -17,13 +18,13 @@ def _panels(m: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + height, m)
 
 
-def gram_of(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> Tensor:
+def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
     """The Gram matrix G Gᵀ, half of it computed, summed in float64 over column chunks.
 
     Args:
         rows: G (m, d), any float dtype.
         dtype: What the products of a chunk are taken in.
-        columns: (c,) int64, the columns that count; None for all.
+        keep: (d,) bool, the columns that count; None for all.
 
     Returns:
         (m, m) float64, symmetric.
@@ -37,10 +38,42 @@ def gram_of(rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> 
     m = rows.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
     with full_precision(rows.device):
-        for _, chunk in column_chunks(rows, dtype, columns):
-            for start, end in _panels(m):
-                gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
+        for _, chunk in column_chunks(rows, dtype, keep):
+            _add_lower_triangle(gram, chunk)
     return gram.tril() + gram.tril(-1).mT
+
+
+def gram_and_times(rows: Rows, keep: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix of some columns and a product of all, in one read of rows on a disk.
+
+    Args:
+        rows: G (m, d), any float dtype.
+        keep: (d,) bool, the columns K that count in the Gram matrix.
+        v: (d,) or (d, k), in the dtype of the products.
+
+    Returns:
+        G_K G_Kᵀ (m, m) and G v (m,) or (m, k), float64.
+
+    Example:
+        >>> import torch
+        >>> rows, keep = torch.tensor([[1.0, 2.0]]), torch.tensor([True, False])
+        >>> gram_and_times(rows, keep, torch.tensor([0.0, 3.0]))
+        (tensor([[1.]], dtype=torch.float64), tensor([6.], dtype=torch.float64))
+    """
+    if isinstance(rows, KeptColumns):
+        return gram_and_times(rows.base, rows.among_all(keep), rows.scattered(v))
+    m = rows.shape[0]
+    gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
+    product = torch.zeros(m, *v.shape[1:], dtype=torch.float64, device=rows.device)
+    for page in pages(rows):
+        gram += gram_of(page.values, v.dtype, keep[page.columns])
+        product += times(page.values, v[page.columns])
+    return gram, product
+
+
+def _add_lower_triangle(gram: Tensor, chunk: Tensor) -> None:
+    for start, end in _panels(len(gram)):
+        gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
 
 
 def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:

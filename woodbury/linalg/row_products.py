@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +15,15 @@ import torch
 from torch import Tensor
 
 from woodbury.limits import Limits
+from woodbury.linalg.paged_rows import KeptColumns, Page, PagedRows, Rows, pages
 from woodbury.linalg.precision import wide_dtype
 
 COLUMNS_PER_PRODUCT = 1 << 14
 """Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
+
+
+COLUMNS_PER_INDEX = 1 << 20
+"""Columns of a mask that become indices at once: those of all would be two more vectors."""
 
 
 COLUMNS_PER_CONVERSION = 1 << 16
@@ -40,27 +47,46 @@ MAX_THREADS = 8
 
 
 def column_chunks(
-    rows: Tensor, dtype: torch.dtype, columns: Tensor | None = None
+    rows: Rows, dtype: torch.dtype, keep: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The rows by column chunks in `dtype`: the only place where memory moves.
+    """The rows by column chunks in `dtype`, in one read.
 
     Args:
         rows: G (m, d), any float dtype.
         dtype: Of the chunks.
-        columns: (c,) int64, the columns to read; None for all d.
+        keep: (d,) bool, the columns to read; None for all.
 
     Yields:
         Where a chunk lies among the columns read, and the chunk (m, ≤ chunk_width(rows)); float64
-        chunks are half as wide. A chunk of all columns in the rows' own dtype is a view.
+        chunks are half as wide. It is valid until the next: a chunk of all columns in the rows' own
+        dtype is a view.
     """
+    if isinstance(rows, KeptColumns):
+        rows, keep = rows.base, rows.among_all(keep)
     step = chunk_width(rows) // (2 if dtype == torch.float64 else 1)
-    for start in range(0, rows.shape[1] if columns is None else len(columns), step):
-        part = slice(start, start + step)
-        chunk = rows[:, part] if columns is None else rows.index_select(1, columns[part])
-        yield part, chunk.to(dtype)
+    done = 0
+    for page in pages(rows, keep):
+        for chunk in _chunks_of(page, step, keep):
+            part = slice(done, done + chunk.shape[1])
+            yield part, chunk.to(dtype)
+            done = part.stop
 
 
-def chunk_width(rows: Tensor) -> int:
+def _chunks_of(page: Page, step: int, keep: Tensor | None) -> Iterator[Tensor]:
+    """The columns of a page that are kept, at most `step` at a time."""
+    width = page.values.shape[1]
+    if keep is None:
+        for start in range(0, width, step):
+            yield page.values[:, start : start + step]
+        return
+    kept = keep[page.columns]
+    for first in range(0, width, COLUMNS_PER_INDEX):
+        columns = kept[first : first + COLUMNS_PER_INDEX].nonzero()[:, 0] + first
+        for start in range(0, len(columns), step):
+            yield page.values.index_select(1, columns[start : start + step])
+
+
+def chunk_width(rows: Rows) -> int:
     """Columns per chunk: enough for a full-speed product, few enough for a processor's cache.
 
     Args:
@@ -74,7 +100,7 @@ def chunk_width(rows: Tensor) -> int:
     return CHUNK_COLUMNS_ON_GPU
 
 
-def times(rows: Tensor, v: Tensor) -> Tensor:
+def times(rows: Rows, v: Tensor) -> Tensor:
     """G v in one read of the rows, products in the dtype of v.
 
     Args:
@@ -89,6 +115,11 @@ def times(rows: Tensor, v: Tensor) -> Tensor:
         >>> times(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 4.0]))
         tensor([11.], dtype=torch.float64)
     """
+    if isinstance(rows, KeptColumns):
+        return times(rows.base, rows.scattered(v))
+    if isinstance(rows, PagedRows):
+        parts = (times(page.values, v[page.columns]) for page in rows.pages())
+        return functools.reduce(operator.add, parts)
     with full_precision(rows.device):
         if rows.dtype != v.dtype:
             if _fits_buffer(v):
@@ -100,7 +131,7 @@ def times(rows: Tensor, v: Tensor) -> Tensor:
         return (rows @ v).double()
 
 
-def combine(rows: Tensor, c: Tensor) -> Tensor:
+def combine(rows: Rows, c: Tensor) -> Tensor:
     """Gᵀ c in one read of the rows, products in the dtype of c.
 
     Args:
@@ -115,6 +146,13 @@ def combine(rows: Tensor, c: Tensor) -> Tensor:
         >>> combine(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]))
         tensor([3., 6.])
     """
+    if isinstance(rows, KeptColumns):
+        return combine(rows.base, c)[rows.keep]
+    if isinstance(rows, PagedRows):
+        result = c.new_empty(rows.shape[1], *c.shape[1:])
+        for page in rows.pages():
+            result[page.columns] = combine(page.values, c)
+        return result
     with full_precision(rows.device):
         if rows.dtype != c.dtype:
             if _fits_buffer(c):

@@ -157,7 +157,12 @@ class Quadratic:
         Raises:
             WoodburyError: If there is no Fisher.
         """
-        slope = self.slope_at(delta) if slope is None else slope
+        if slope is None:
+            fisher = self.curvature("The increase")
+            linear = 0.0
+            if self.gradient is not None:
+                linear = float(self.gradient.double() @ delta.double())
+            return linear + 0.5 * fisher.quadratic_form(delta.to(fisher.dtype))
         total = 0.0
         for start in range(0, len(delta), ENTRIES_AT_ONCE):
             part = slice(start, start + ENTRIES_AT_ONCE)

@@ -1,0 +1,171 @@
+"""RowFile: gradient rows in a nameless file of a scratch folder, read by pages of columns."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import FileIO
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError, reason
+from woodbury.limits import Limits
+from woodbury.linalg.paged_rows import Page, PagedRows
+from woodbury.linalg.precision import wide_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class RowFile(PagedRows):
+    """Rows in a file: page after page, a page (m, width) being one stretch of the file.
+
+    The file has no name. It goes with the last operator on it, or with the process, however that
+    ends.
+
+    Attributes:
+        file: Opened for reading and writing, without a buffer.
+        shape: (m, d).
+        dtype: Of the numbers in the file.
+        device: Where the pages are given.
+        width: Columns of a page; the last one may have fewer.
+        squares: (d,), the sum of the squares of each column as far as rows are written.
+    """
+
+    file: FileIO
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    width: int
+    squares: Tensor
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @classmethod
+    def empty(
+        cls, file: FileIO, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> RowFile:
+        """Rows that are still to be written.
+
+        Args:
+            file: Empty, opened for reading and writing, without a buffer.
+            shape: (m, d).
+            dtype: Of the numbers in the file.
+            device: Where the pages are given.
+
+        Returns:
+            Rows in pages of `Limits.page` bytes.
+        """
+        m, d = shape
+        limits = Limits.current()
+        width = max(1, limits.page // (m * dtype.itemsize))
+        if width > limits.row_columns:  # no chunk of a product is then cut by the page's end
+            width -= width % limits.row_columns
+        squares = torch.zeros(d, dtype=wide_dtype(dtype), device=device)
+        rows = cls(file, shape, dtype, device, width, squares)
+        weakref.finalize(rows, file.close)
+        return rows
+
+    def pages(self, wanted: Tensor | None = None) -> Iterator[Page]:
+        """The rows in one read, the next page read ahead in a thread.
+
+        Args:
+            wanted: (d,) bool; a page without any wanted column is left out. None for all pages.
+
+        Yields:
+            The pages in the order of their columns, each valid until the next.
+
+        Raises:
+            WoodburyError: If the file cannot be read.
+        """
+        m, d = self.shape
+        starts = list(range(0, d, self.width))
+        if wanted is not None:
+            starts = [start for start in starts if bool(wanted[self._columns(start)].any())]
+        buffers = [torch.empty(m * min(self.width, d), dtype=self.dtype) for _ in starts[:2]]
+        with ThreadPoolExecutor(1, thread_name_prefix="woodbury-rows") as reader:
+            ahead = [reader.submit(self._read, start, buffers[0]) for start in starts[:1]]
+            for index, start in enumerate(starts):
+                values = ahead.pop().result()
+                if index + 1 < len(starts):
+                    into = buffers[(index + 1) % 2]
+                    ahead.append(reader.submit(self._read, starts[index + 1], into))
+                yield Page(self._columns(start), values.to(self.device))
+
+    def take(self, columns: Tensor) -> Tensor:
+        """Some columns, in any order; every page with one of them is read.
+
+        Args:
+            columns: (c,) int64 in [0, d).
+
+        Returns:
+            (m, c), in the dtype of the file.
+
+        Raises:
+            WoodburyError: If the file cannot be read.
+        """
+        m, d = self.shape
+        ordered, places = columns.sort()
+        wanted = torch.zeros(d, dtype=torch.bool, device=columns.device)
+        wanted[columns] = True
+        result = torch.empty(m, len(columns), dtype=self.dtype, device=self.device)
+        for page in self.pages(wanted):
+            ends = torch.tensor([page.columns.start, page.columns.stop], device=columns.device)
+            first, last = torch.searchsorted(ordered, ends).tolist()
+            inside = ordered[first:last] - page.columns.start
+            result[:, places[first:last]] = page.values.index_select(1, inside)
+        return result
+
+    def write(self, first: int, rows: Tensor) -> None:
+        """Put some rows into their places.
+
+        Args:
+            first: The row of the file that is the first of them.
+            rows: (c, d), any float dtype.
+
+        Raises:
+            OSError: If the disk takes no more.
+        """
+        m, d = self.shape
+        for start in range(0, d, self.width):
+            columns = self._columns(start)
+            part = rows[:, columns].to(self.dtype)
+            self.squares[columns] += part.to(self.squares.dtype).square().sum(0)
+            position = start * m + first * (columns.stop - start)
+            self._write(_bytes_of(part.cpu().contiguous()), position * self.dtype.itemsize)
+
+    def _columns(self, start: int) -> slice:
+        return slice(start, min(start + self.width, self.shape[1]))
+
+    def _read(self, start: int, buffer: Tensor) -> Tensor:
+        """The page that begins at a column, in the first part of a buffer."""
+        m = self.shape[0]
+        columns = self._columns(start)
+        values = buffer[: m * (columns.stop - start)]
+        remaining = _bytes_of(values)
+        try:
+            with self._lock:
+                self.file.seek(start * m * self.dtype.itemsize)
+                while remaining:
+                    count = self.file.readinto(remaining)
+                    if not count:
+                        raise OSError("the file is shorter than what was written to it")
+                    remaining = remaining[count:]
+        except OSError as error:
+            raise WoodburyError(
+                "The gradient rows cannot be read back from their scratch folder: run again with "
+                f"another (scratch=). ({reason(error)})"
+            ) from error
+        return values.view(m, -1)
+
+    def _write(self, remaining: memoryview, position: int) -> None:
+        with self._lock:
+            self.file.seek(position)
+            while remaining:
+                remaining = remaining[self.file.write(remaining) :]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
