@@ -12,11 +12,14 @@ from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
 from woodbury.pruning.feasibility import (
+    RELATIVE_TOLERANCE,
     Account,
     account_of,
     check_enough,
     check_inside,
+    chosen,
     exceeds,
+    is_constant,
     sum_by,
     weight_costs,
 )
@@ -42,7 +45,7 @@ class Budget:
         costs: (g,) float64, the cost of each unit.
         pools: (g,) int64, the pool of each unit.
         pool_budgets: (p,) float64, the cost to remove from each pool.
-        layers: (g,) int64, the tensor of each unit.
+        layers: (g,) int32, the tensor of each unit.
         layer_limits: (l,) float64, the cost that may be removed at most from each tensor; None
             without a max layer sparsity.
         divisors: (g,) float64, what scores are divided by before they compete; None for nothing, as
@@ -112,16 +115,17 @@ class Budget:
             The units that are left, over the kept weights, and what is still to be removed.
         """
         left = ~remove
-        spent = sum_by(self.costs[remove], self.pools[remove], len(self.pool_budgets))
+        costs = chosen(self.costs, remove)
+        spent = sum_by(costs, chosen(self.pools, remove), len(self.pool_budgets))
         limits = self.layer_limits
         if limits is not None:
-            limits = limits - sum_by(self.costs[remove], self.layers[remove], len(limits))
+            limits = limits - sum_by(costs, self.layers[remove], len(limits))
         return replace(
             self,
-            d=int(self.keep(remove).sum()),
+            d=int(left.sum()) if self.groups is None else int(self.keep(remove).sum()),
             groups=self._groups_after_removing(remove),
-            costs=self.costs[left],
-            pools=self.pools[left],
+            costs=chosen(self.costs, left),
+            pools=chosen(self.pools, left),
             pool_budgets=self.pool_budgets - spent,
             layers=self.layers[left],
             layer_limits=limits,
@@ -209,28 +213,29 @@ def budget_of(
     account.check_sum()
     space = account.space
     keep = space.keep.cpu()
-    pools = account.pools[keep]
-    layers = space.tensor_index()[keep]
+    pools = chosen(account.pools, keep)
+    layers = space.tensor_index().to(torch.int32)
+    layers = layers if space.kept is None else layers[keep]
     units = unit(space)
     groups = None if units is None else tuple(units)
-    if groups is None:
-        first = torch.arange(space.d)
-    else:
+    if groups is not None:
         check_inside(space, groups, pools, "scopes, or two targets", "let all weights compete")
         first = torch.cat([members[:, 0] for members in groups])
-    costs = _by_unit(account.costs[keep], groups)
+        pools, layers = pools[first], layers[first]
+    costs = _by_unit(chosen(account.costs, keep), groups)
     divisors = costs
     if normalize_by is not None:
         divisors = _by_unit(weight_costs(normalize_by, space)[keep], groups)
+    equal = is_constant(divisors) or bool((divisors == divisors[0]).all())
     budget = Budget(
         d=space.d,
         groups=groups,
         costs=costs,
-        pools=pools[first],
+        pools=pools,
         pool_budgets=account.to_remove,
-        layers=layers[first],
+        layers=layers,
         layer_limits=_layer_limits(account, max_layer_sparsity, groups),
-        divisors=None if bool((divisors == divisors[0]).all()) else divisors,
+        divisors=None if equal else divisors,
     )
     check_enough(budget.pool_budgets, _most_removable(budget), costs)
     return budget
@@ -259,13 +264,11 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
         >>> select(scores, torch.ones(4), torch.tensor([0, 0, 0, 1]), torch.tensor([2.0, 0.0]))
         tensor([False,  True,  True, False])
     """
-    if not bool(torch.isfinite(scores).all()):
-        worst = int((~torch.isfinite(scores)).nonzero()[0])
-        raise WoodburyError(
-            f"The saliency of unit {worst} is not finite: raise the damping or look at that weight."
-        )
-    if not bool((costs > 0).all()):
+    _check_finite(scores)
+    if not bool(((costs[:1] if is_constant(costs) else costs) > 0).all()):
         raise WoodburyError("A cost is zero, negative or NaN: every unit must cost something.")
+    if is_constant(costs) and is_constant(pools):
+        return _lowest(scores, float(costs[0]), pool_budgets[pools[0]])
     # 1. The units by pool, within a pool by score: two stable sorts.
     order = scores.argsort(stable=True)
     order = order[pools[order].argsort(stable=True)]
@@ -280,6 +283,41 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
     too_dear = exceeds(spent - CUMSUM_ROUNDING * running[-1], pool_budgets[pool].double())
     remove = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     return remove.index_fill_(0, order[~too_dear], True)
+
+
+def _lowest(scores: Tensor, cost: float, budget: Tensor) -> Tensor:
+    """`select` for units of one cost that all compete: no order of them all is made."""
+    g = len(scores)
+    affordable = (budget.double() * (1 + RELATIVE_TOLERANCE) + CUMSUM_ROUNDING * g * cost) / cost
+    count = min(g, int(affordable))
+    remove = torch.zeros(g, dtype=torch.bool, device=scores.device)
+    if not count:
+        return remove
+    values = scores.cpu().numpy().copy()
+    values.partition(count - 1)
+    threshold = float(values[count - 1])
+    del values
+    torch.lt(scores, threshold, out=remove)
+    # Equal scores in the order of their index.
+    equal = (scores == threshold).nonzero()[:, 0][: count - int(remove.count_nonzero())]
+    return remove.index_fill_(0, equal, True)
+
+
+def _check_finite(scores: Tensor) -> None:
+    """Raise for a score that is not finite, without a temporary of their number."""
+    if not len(scores):
+        return
+    least, largest = scores.aminmax()  # NaN spreads
+    if not bool(torch.isfinite(least) & torch.isfinite(largest)):
+        worst = int((~torch.isfinite(scores)).nonzero()[0])
+        raise WoodburyError(
+            f"The saliency of unit {worst} is not finite: raise the damping or look at that weight."
+        )
+
+
+def _ones(mask: Tensor) -> Tensor:
+    """(k,) ones, stored once, for the k entries that a mask chooses."""
+    return torch.ones(1, dtype=torch.float64).expand(int(mask.count_nonzero()))
 
 
 def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:

@@ -24,14 +24,14 @@ def weights(space: ParameterSpace) -> Tensor:
         space: The weights to prune.
 
     Returns:
-        (n,) ones in float64.
+        (n,) ones in float64, stored once.
 
     Example:
         >>> import torch, woodbury
         >>> weights(woodbury.ParameterSpace.from_model(torch.nn.Linear(2, 1)))
         tensor([1., 1., 1.], dtype=torch.float64)
     """
-    return torch.ones(space.n, dtype=torch.float64)
+    return torch.ones(1, dtype=torch.float64).expand(space.n)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
+from woodbury.limits import Limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +156,15 @@ class Quadratic:
             WoodburyError: If there is no Fisher.
         """
         # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
-        doubled = (self.slope_at(delta) if slope is None else slope).double()
+        slope = self.slope_at(delta) if slope is None else slope
+        total = _double_dot(delta, slope)
         if self.gradient is not None:
-            doubled = doubled + self.gradient.double()
-        return 0.5 * float((delta.double() * doubled).sum())
+            total += _double_dot(delta, self.gradient)
+        return 0.5 * total
+
+
+def _double_dot(a: Tensor, b: Tensor) -> float:
+    """The inner product in float64, without a float64 copy of either."""
+    at_once = Limits.current().temporary
+    pieces = zip(a.split(at_once), b.split(at_once), strict=True)
+    return sum(float(x.double().dot(y.double())) for x, y in pieces)

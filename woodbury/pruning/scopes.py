@@ -26,14 +26,14 @@ def global_(space: ParameterSpace) -> Tensor:
         space: The weights to prune.
 
     Returns:
-        (n,) int64 zeros: one pool.
+        (n,) int64 zeros, stored once: one pool.
 
     Example:
         >>> import torch, woodbury
         >>> global_(woodbury.ParameterSpace.from_model(torch.nn.Linear(2, 1)))
         tensor([0, 0, 0])
     """
-    return torch.zeros(space.n, dtype=torch.int64)
+    return torch.zeros(1, dtype=torch.int64).expand(space.n)
 
 
 def layerwise(space: ParameterSpace) -> Tensor:

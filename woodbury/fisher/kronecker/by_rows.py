@@ -349,51 +349,44 @@ class KroneckerRows(Fisher):
                 vars(copy)[name] = vars(self)[name]
         return copy
 
-    def _media(self) -> Iterator[tuple[slice, Tensor, EffectiveMedium]]:
-        """Some blocks at a time: which, the rows' masks (c, r, s) in them, and their medium."""
-        blocks = self._padded_blocks
-        keep = self._by_block(self.kept)
-        at_once = max(1, Limits.current().temporary // (4 * self.size**2))
-        for start in range(0, len(blocks), at_once):
-            some = slice(start, start + at_once)
-            upper = self.inverse_inputs_diagonal[some]
-            yield some, keep[some], EffectiveMedium.of(blocks[some], keep[some], upper)
-
-    def _rows_at_once(self, blocks: int) -> int:
-        """Rows whose temporaries of masked conjugate gradients fit in `Limits.temporary`."""
-        return max(1, Limits.current().temporary // (4 * blocks * self.size))
-
     def _solved_at_once(self, columns: Tensor) -> Tensor:
-        """A_KK⁻¹ of columns (o·b, s, k), by conjugate gradients on all rows."""
+        """A_KK⁻¹ of columns (o·b, s, k), by conjugate gradients on all rows of a block."""
         assert self.approximation is not None
         result = torch.zeros_like(columns)
+        keep = self._by_block(self.kept)
         for column in range(columns.shape[2]):
             rhs = self._by_block(columns[..., column])
-            solved = torch.empty_like(rhs)
-            for some, keep, medium in self._media():
-                for rows in torch.arange(keep.shape[1]).split(self._rows_at_once(len(keep))):
-                    part = slice(int(rows[0]), int(rows[-1]) + 1)
-                    solution = masked_conjugate_gradients(
-                        medium.matrices,
-                        keep[:, part].to(rhs.dtype),
-                        rhs[some, part],
-                        lambda v, medium=medium: v @ medium.inverse,
+            for block, matrix in enumerate(self._padded_blocks.split(1)):
+                inverse = definite_inverse(matrix)
+                for rows in self._row_slices:
+                    rhs[block, rows] = masked_conjugate_gradients(
+                        matrix,
+                        keep[block, rows][None].to(rhs.dtype),
+                        rhs[block, rows][None],
+                        lambda v, inverse=inverse: v @ inverse,
                         self.approximation.tolerance,
                         self.approximation.max_steps,
-                    )
-                    solved[some, part] = solution.x
-            result[..., column] = self._by_row(solved)
+                    ).x
+            result[..., column] = self._by_row(rhs)
         return result
 
     def _diagonal_at_once(self) -> Tensor:
         """diag(A_KK⁻¹) of every row, (o·b, s), by the effective medium."""
-        result = self.row_scales.new_empty(len(self.blocks), len(self.kept) // len(self.blocks), 1)
-        result = result.expand(-1, -1, self.size).clone()
-        for some, keep, medium in self._media():
-            for rows in torch.arange(keep.shape[1]).split(self._rows_at_once(len(keep))):
-                part = slice(int(rows[0]), int(rows[-1]) + 1)
-                result[some, part] = medium.inverse_diagonals(keep[:, part])
+        keep = self._by_block(self.kept)
+        result = torch.empty(keep.shape, dtype=self.dtype, device=self.device)
+        upper = self.inverse_inputs_diagonal
+        for block, matrix in enumerate(self._padded_blocks.split(1)):
+            medium = EffectiveMedium.of(matrix, keep[block][None], upper[block][None])
+            for rows in self._row_slices:
+                result[block, rows] = medium.inverse_diagonals(keep[block, rows][None])[0]
         return self._by_row(result)
+
+    @property
+    def _row_slices(self) -> list[slice]:
+        """The rows of a group, in parts whose temporaries fit in `Limits.temporary`."""
+        rows = len(self.scales) // self.groups
+        at_once = max(1, Limits.current().temporary // (4 * self.size))
+        return [slice(start, start + at_once) for start in range(0, rows, at_once)]
 
     def _by_block(self, rows: Tensor) -> Tensor:
         """(o·b, s) -> (g·b, o/g, s): the rows of each block of columns."""
