@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels, observed, sampled
-from woodbury.estimation.row_layers import RowLayout, by_output, has_factors, sampled_inputs
+from woodbury.estimation.row_layers import (
+    RowLayout,
+    by_output,
+    draw_positions,
+    has_factors,
+    inputs_at,
+)
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
 from woodbury.memory.budget import row_bytes
@@ -264,7 +270,8 @@ class _Collector:
 
     def _add_inputs(self, name: str, module: nn.Module, given: Tensor) -> None:
         sums = self._sums_of(name, "products")
-        for chunk in sampled_inputs(module, given, POSITIONS, self.positions):
+        drawn = draw_positions(module, given, POSITIONS, self.positions)
+        for chunk in inputs_at(module, given, drawn):
             self.layouts[name].add(sums.inputs, chunk)
             sums.rows += len(chunk)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,10 @@ from woodbury.model.layers import patches
 TRANSPOSED_LINEAR = ("transformers.pytorch_utils", "Conv1D")
 """A Linear whose weight is stored (inputs, outputs); transformers is not imported for it."""
 
-LEAST_SIZE = 256
+LEAST_SIZE = 1024
 """Columns of a block at least, however few rows share it."""
 
-ELEMENTS_PER_WEIGHT = 4
+ELEMENTS_PER_WEIGHT = 16
 """Of the inputs' second moments, for each weight of a tensor, at most."""
 
 
@@ -87,6 +86,17 @@ class RowLayout:
         size = self.block_size(max_columns)
         return like.new_zeros(self.groups * self.block_count(max_columns), size, size)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the tensor as a matrix, in the order in which it is stored."""
+        return (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+
+    def add_cross(self, sums: Tensor, inputs: Tensor, outputs: Tensor) -> None:
+        """Add products of outputs (n, o) with inputs (n, g·i) to the sums (o, i)."""
+        by_group = inputs.view(len(inputs), self.groups, self.columns).permute(1, 0, 2)
+        goals = outputs.view(len(outputs), self.groups, -1).permute(1, 2, 0)
+        sums += (goals @ by_group).reshape(self.rows, self.columns)
+
     def add(self, sums: Tensor, inputs: Tensor) -> None:
         """Add inputs (n, g·i) to the sums (g·b, s, s)."""
         size = sums.shape[-1]
@@ -115,31 +125,56 @@ def is_transposed(module: nn.Module) -> bool:
     return (type(module).__module__, type(module).__name__) == TRANSPOSED_LINEAR
 
 
-def sampled_inputs(
-    module: Any, given: Tensor, positions: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """What the rows of a layer's weight are multiplied by, at some positions.
+def draw_positions(
+    module: nn.Module, given: Tensor, positions: int, generator: torch.Generator
+) -> Tensor:
+    """Some positions of a layer's output.
 
     Args:
         module: A Linear, Conv2d or Conv1D.
         given: Its input.
         positions: Of each sample, at most.
-        generator: Draws the positions, on the CPU.
+        generator: On the CPU.
+
+    Returns:
+        Indices, for `inputs_at` and `outputs_at`: of the pixels of a convolution's output, the
+        same for all samples; of the rows of all samples elsewhere.
+    """
+    if isinstance(module, nn.Conv2d):
+        height, width = _output_size(module, given)
+        count, wanted = height * width, positions
+    else:
+        count = given.numel() // given.shape[-1]
+        wanted = positions * (len(given) if given.ndim > 1 else 1)
+    if wanted >= count:
+        return torch.arange(count, device=given.device)
+    return torch.randperm(count, generator=generator)[:wanted].to(given.device)
+
+
+def inputs_at(module: nn.Module, given: Tensor, drawn: Tensor) -> Iterator[Tensor]:
+    """What the rows of a layer's weight are multiplied by, at some positions.
+
+    Args:
+        module: A Linear, Conv2d or Conv1D.
+        given: Its input.
+        drawn: What `draw_positions` gave.
 
     Returns:
         Chunks (n, g·i), float32 at least.
     """
     if isinstance(module, nn.Conv2d):
-        height, width = _output_size(module, given)
-        drawn = torch.randperm(height * width, generator=generator)[:positions]
-        for chunk in patches(module, given, drawn.to(given.device)):
+        for chunk in patches(module, given, drawn):
             yield chunk.flatten(0, 1)
         return
-    flat = given.reshape(-1, given.shape[-1])
-    wanted = positions * (len(given) if given.ndim > 1 else 1)
-    if wanted < len(flat):
-        flat = flat[torch.randperm(len(flat), generator=generator)[:wanted].to(flat.device)]
-    yield at_least_float32(flat)
+    yield at_least_float32(given.reshape(-1, given.shape[-1])[drawn])
+
+
+def outputs_at(module: nn.Module, output: Tensor, drawn: Tensor) -> Tensor:
+    """A layer's outputs at some positions, in the order of `inputs_at`: (n, o)."""
+    if isinstance(module, nn.Conv2d):
+        pixels = output.flatten(-2).transpose(-2, -1)[..., drawn, :]
+        return at_least_float32(pixels.reshape(-1, pixels.shape[-1]))
+    return at_least_float32(output.reshape(-1, output.shape[-1])[drawn])
 
 
 def by_output(module: nn.Module, gradient: Tensor) -> Tensor:
@@ -147,10 +182,6 @@ def by_output(module: nn.Module, gradient: Tensor) -> Tensor:
     if isinstance(module, nn.Conv2d):
         return at_least_float32(gradient).transpose(0, -3).flatten(1).T
     return at_least_float32(gradient).reshape(-1, gradient.shape[-1])
-
-
-Watcher = Callable[[Tensor], None]
-"""Called with the gradient by a layer's output."""
 
 
 def _output_size(module: nn.Conv2d, given: Tensor) -> tuple[int, int]:

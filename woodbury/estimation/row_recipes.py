@@ -62,7 +62,7 @@ class kfac_by_rows:
     _: KW_ONLY
     labels: Labels | None = None
     seed: int = 0
-    max_columns: int = 2048
+    max_columns: int = 6144
     approximation: AllRowsAtOnce | None = None
 
     __repr__ = readable
@@ -93,15 +93,12 @@ class kfac_by_rows:
         diagonal = blocks.diagonal(dim1=1, dim2=2)
         ridge = self.ridge * float(diagonal.sum()) / (layout.groups * layout.columns)
         diagonal.add_(ridge or 1.0)
-        shape = layout.rows, layout.columns
-        if layout.transposed:
-            shape = shape[::-1]
         return KroneckerRows(
             scales,
             blocks,
             0.0,
             columns=layout.columns,
-            keep=None if kept is None else kept.view(shape),
+            keep=None if kept is None else kept.view(layout.shape),
             groups=layout.groups,
             transposed=layout.transposed,
             approximation=self.approximation,

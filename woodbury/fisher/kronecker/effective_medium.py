@@ -9,7 +9,7 @@ from torch import Tensor
 
 from woodbury.linalg.cholesky import definite_inverse
 
-MOST_ITERATIONS = 10
+MOST_ITERATIONS = 4
 """Of the medium's fixed point; each inverts the matrix once."""
 
 TOLERANCE = 0.03
