@@ -17,60 +17,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from networks import bert, gpt2, images, mobilenetv2, resnet18, tokens, vit
+from torch import nn
 
 import woodbury
 from woodbury.evaluation.resources import measured
 from woodbury.memory import parse_bytes
 
 THREADS = 2
-
-
-class Residual(nn.Module):
-    """Two 3 × 3 convolutions and the shortcut around them (He et al. 2016)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.shortcut(x)).relu()
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 for images of 224 × 224, 11.7 million weights."""
-    stem = (
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    )
-    blocks, before = [], 64
-    for stage in range(4):
-        for block in range(2):
-            stride = 2 if stage and not block else 1
-            blocks.append(Residual(before, 64 * 2**stage, stride))
-            before = 64 * 2**stage
-    return nn.Sequential(
-        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000)
-    )
-
-
-def images(count: int) -> list[tuple[Tensor, None]]:
-    """Noise in the size of ImageNet, in batches of 16, without labels."""
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(16, 3, 224, 224, generator=generator), None) for _ in range(count // 16)]
 
 
 class Row(NamedTuple):
@@ -81,9 +35,20 @@ class Row(NamedTuple):
     samples: int
     budget: str
     sparsity: float
+    effort: woodbury.presets.Effort = woodbury.presets.standard
 
 
-ROWS = {"resnet18": Row(resnet18, images, 256, "6GiB", 0.8)}
+ROWS = {
+    "resnet18": Row(resnet18, images, 256, "6GiB", 0.8),
+    "mobilenetv2": Row(mobilenetv2, images, 32, "2.5GiB", 0.5, woodbury.presets.quick),
+    "vit": Row(vit, images, 128, "12GiB", 0.5),
+    "bert": Row(bert, tokens, 128, "12GiB", 0.5),
+    "gpt2": Row(gpt2, tokens, 128, "12GiB", 0.5),
+    "resnet18 in half": Row(resnet18, images, 256, "3GiB", 0.8),
+    "vit in half": Row(vit, images, 128, "6GiB", 0.5),
+    "bert in half": Row(bert, tokens, 128, "6GiB", 0.5),
+    "gpt2 in half": Row(gpt2, tokens, 128, "6GiB", 0.5),
+}
 
 
 def run(name: str) -> dict[str, Any]:
@@ -96,7 +61,7 @@ def run(name: str) -> dict[str, Any]:
     model = row.build().eval()
     batches = row.data(row.samples)
     pruned, resources = measured(
-        lambda: woodbury.prune(model, batches, row.sparsity, memory=row.budget)
+        lambda: woodbury.prune(model, batches, row.sparsity, effort=row.effort, memory=row.budget)
     )
     return {
         "network": name,

@@ -9,7 +9,7 @@ import torch
 from support.random import normal
 from torch import nn
 
-from woodbury import Objective, ParameterSpace, gauss_newton
+from woodbury import Objective, gauss_newton
 from woodbury.errors import WoodburyError
 from woodbury.estimation import kfac_by_rows, observed
 from woodbury.estimation.kfac_factors import factors
@@ -81,12 +81,3 @@ def test_a_layer_that_no_input_reaches_costs_next_to_nothing() -> None:
 def test_bad_settings_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WoodburyError, match=sentence):
         kfac_by_rows(COUNT, **options)
-
-
-def test_other_layers_are_named() -> None:
-    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)).double()
-    objective = Objective.from_model(
-        model, [(normal(6, 4), torch.arange(6) % 3)], space=ParameterSpace.from_model(model)
-    )
-    with pytest.raises(WoodburyError, match="LayerNorm"):
-        kfac_by_rows(6)(objective)

@@ -74,7 +74,7 @@ def test_a_budget_chooses_the_structure(trained: nn.Module) -> None:
     assert large.settings["structure"] == "whole matrix"
 
 
-def test_unknown_layers_take_fewer_rows(limited: Limited) -> None:
+def test_a_parameter_of_an_own_module_is_pruned_too(limited: Limited) -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -85,7 +85,8 @@ def test_unknown_layers_take_fewer_rows(limited: Limited) -> None:
 
     limited(memory=4 * 36 * 20)
     pruned = woodbury.prune(Own(), data(), 0.5, effort=woodbury.presets.quick)
-    assert pruned.settings["rows"] == "20 Gauss–Newton rows, 1 per input"
+    assert pruned.settings["structure"] == BY_ROWS
+    assert pruned.sparsity == 0.5
 
 
 def test_a_budget_that_is_no_size_leaves_the_model_alone(trained: nn.Module) -> None:

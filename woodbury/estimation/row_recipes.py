@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import Labels, sampled
-from woodbury.estimation.kfac_factors import factors
+from woodbury.estimation.gradients import Labels
 from woodbury.estimation.recipes import COUNT
+from woodbury.estimation.row_factors import RowFactors, row_factors
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.kronecker.by_rows import KroneckerRows
+from woodbury.fisher.kronecker.by_rows import AllRowsAtOnce, KroneckerRows
 from woodbury.io.representation import readable
-from woodbury.linalg.precision import wide_dtype
 from woodbury.model.objective import Objective
 
 SMALLEST_SCALE = 1e-4
@@ -27,24 +26,26 @@ class kfac_by_rows:
     """K-FAC with a diagonal output factor: the rows of a tensor do not interact  (eq. 67).
 
     F = diag(mean squared gradients of the outputs) ⊗ (second moments of the inputs + ridge). Solves
-    and inverse elements of it are exact at any sparsity, and it holds one matrix of inputs for each
+    and inverse elements can be exact at any sparsity, and it holds one matrix of inputs for each
     layer, whatever the number of samples: the structure for networks whose gradient rows have no
     room. Without the output factor it is the layer-wise reconstruction of OBC and SparseGPT
     (Frantar & Alistarh 2022, 2023); with it, the weights of all layers can be compared.
+    `row_factors` says what is taken for layers other than nn.Linear and nn.Conv2d.
 
     Args:
         count: Samples that both factors average.
         ridge: Added to the inputs' second moments, as a share of their mean; relative, because the
             scale of the inputs differs by layer.
-        labels: `sampled` for the true Fisher; `observed` inside `gauss_newton`, which draws
-            directions of the output in place of labels.
-        seed: Of the sampled labels.
+        labels: None for random directions of the output, drawn in the same pass, or labels where
+            the likelihood has no directions; `sampled` for the true Fisher; `observed` for the
+            data's own labels, and inside `gauss_newton`.
+        seed: Of the directions or labels.
         max_columns: Inputs that interact at most: wider layers are cut into equal blocks of
-            consecutive columns, as the cost grows with the square of this number.
+            consecutive columns, as the cost grows with this number.
+        approximation: How rows are solved all at once; None for exact rows.
 
     Raises:
-        WoodburyError: If the ridge is not positive, the data gives fewer samples, or a tensor of
-            the space is not in a Linear or an ungrouped Conv2d.
+        WoodburyError: If the ridge is not positive, or the data gives fewer samples.
 
     Example:
         >>> import torch, woodbury
@@ -59,9 +60,10 @@ class kfac_by_rows:
     count: int = COUNT
     ridge: float = 1e-2
     _: KW_ONLY
-    labels: Labels = sampled
+    labels: Labels | None = None
     seed: int = 0
-    max_columns: int = 1024
+    max_columns: int = 6144
+    approximation: AllRowsAtOnce | None = None
 
     __repr__ = readable
 
@@ -74,34 +76,30 @@ class kfac_by_rows:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
         generator = torch.Generator(objective.weights.device).manual_seed(self.seed)
-        pairs = factors(objective, self.count, labels=self.labels, generator=generator)
+        found = row_factors(objective, self.count, self.max_columns, self.labels, generator)
         parts = []
         for name, where in space.slices.items():
-            kept = space.keep[where].to(objective.weights.device)
-            if kept.any():
-                left, right = pairs.pop(name)
-                parts.append(self._of_tensor(left, right, kept.view(len(left), -1)))
+            factors = found.pop(name)
+            kept = None if space.kept is None else space.kept[where].to(objective.weights.device)
+            if kept is None or kept.any():
+                parts.append(self._of_tensor(factors, kept))
         return BlockDiagonal(tuple(parts))
 
-    def _of_tensor(self, left: Tensor, right: Tensor, kept: Tensor) -> KroneckerRows:
-        scales = left.diagonal().to(wide_dtype(left.dtype))
+    def _of_tensor(self, factors: RowFactors, kept: Tensor | None) -> KroneckerRows:
+        scales, blocks, layout = factors
         # Where nothing depends on a tensor all its rows count alike, and for next to nothing.
         mean = float(scales.mean()) or torch.finfo(torch.float32).tiny ** 0.5
         scales = scales.clamp(min=SMALLEST_SCALE * mean)
-        blocks = _in_blocks(right, self.max_columns)
-        ridge = self.ridge * float(right.diagonal().mean())
-        blocks.diagonal(dim1=1, dim2=2).add_(ridge or 1.0)
-        return KroneckerRows(scales, blocks, 0.0, len(right), kept)
-
-
-def _in_blocks(matrix: Tensor, most: int) -> Tensor:
-    """The diagonal blocks (b, s, s) of as few equal blocks of `most` columns as there can be."""
-    columns = len(matrix)
-    count = math.ceil(columns / most)
-    size = math.ceil(columns / count)
-    blocks = matrix.new_zeros(count, size, size, dtype=wide_dtype(matrix.dtype))
-    for block, start in zip(blocks, range(0, columns, size), strict=True):
-        part = slice(start, min(start + size, columns))
-        width = part.stop - part.start
-        block[:width, :width] = matrix[part, part]
-    return blocks
+        diagonal = blocks.diagonal(dim1=1, dim2=2)
+        ridge = self.ridge * float(diagonal.sum()) / (layout.groups * layout.columns)
+        diagonal.add_(ridge or 1.0)
+        return KroneckerRows(
+            scales,
+            blocks,
+            0.0,
+            columns=layout.columns,
+            keep=None if kept is None else kept.view(layout.shape),
+            groups=layout.groups,
+            transposed=layout.transposed,
+            approximation=self.approximation,
+        )

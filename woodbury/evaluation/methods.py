@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from woodbury.errors import WoodburyError
 from woodbury.estimation.recipes import Estimate
 from woodbury.evaluation.metrics import Score
@@ -282,9 +284,11 @@ class _MeasuredFisher(NamedTuple):
 def _estimated(recipe: Estimate, dense: Objective, several: bool) -> Fisher:
     """The Fisher; for several dampings with one eigendecomposition, where that has room."""
     fisher = recipe(dense)
-    if several and isinstance(fisher, LowRank) and 2 * fisher.rows.nbytes <= row_bytes():
-        return fisher.spectral()
-    return fisher
+    if not several or not isinstance(fisher, LowRank):
+        return fisher
+    rows = fisher.rows
+    has_room = isinstance(rows, Tensor) and 2 * rows.nbytes <= row_bytes()
+    return fisher.spectral() if has_room else fisher
 
 
 def _factored(estimated: _MeasuredFisher, damping: float) -> Fisher:

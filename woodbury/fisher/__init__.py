@@ -5,6 +5,7 @@ from woodbury.fisher.block_diagonal import BlockDiagonal as BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks as dense_blocks
 from woodbury.fisher.dense import Dense as Dense
 from woodbury.fisher.diagonal import Diagonal as Diagonal
+from woodbury.fisher.kronecker import AllRowsAtOnce as AllRowsAtOnce
 from woodbury.fisher.kronecker import Kronecker as Kronecker
 from woodbury.fisher.kronecker import KroneckerRows as KroneckerRows
 from woodbury.fisher.kronecker import exact as exact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -85,24 +85,29 @@ class BlockDiagonal(Fisher):
         """Each part with the mask of its weights."""
         yield from zip(self.parts, check_keep(keep, self.d).split(self._sizes), strict=True)
 
-    def _joined(self, operation: Callable[[Fisher], Tensor]) -> Tensor:
-        return torch.cat([operation(part) for part in self.parts])
+    def _joined(self, pieces: Iterator[Tensor], like: torch.Size | None = None) -> Tensor:
+        """The parts' pieces of a result, each written where it belongs as it comes."""
+        shape = self.d, *(() if like is None else like[1:])
+        result = torch.empty(shape, dtype=self.dtype, device=self.device)
+        for end, size, piece in zip(self._ends, self._sizes, pieces, strict=True):
+            result[end - size : end] = piece
+        return result
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v, part by part."""
-        return torch.cat([part @ entries for part, entries in self._split(v)])
+        return self._joined((part @ entries for part, entries in self._split(v)), v.shape)
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v, part by part."""
-        return torch.cat([part.solve(entries) for part, entries in self._split(v)])
+        return self._joined((part.solve(entries) for part, entries in self._split(v)), v.shape)
 
     def diagonal(self) -> Tensor:
         """diag(F)."""
-        return self._joined(lambda part: part.diagonal())
+        return self._joined(part.diagonal() for part in self.parts)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹)."""
-        return self._joined(lambda part: part.inverse_diagonal())
+        return self._joined(part.inverse_diagonal() for part in self.parts)
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ; 0 between weights of different parts. Groups inside one part are batched."""
@@ -155,8 +160,11 @@ class BlockDiagonal(Fisher):
         gradient_of: list[Tensor | None] = [None] * len(self.parts)
         if gradient is not None:
             gradient_of = list(check_vector(gradient, self.d).split(self._sizes))
-        steps = []
+        result = torch.empty(int(keep.sum()), dtype=self.dtype, device=self.device)
+        start = 0
         for index, (part, mask) in enumerate(self._masks(keep)):
             if bool(mask.any()):
-                steps.append(part.compensate(mask, removed_of[index], gradient_of[index]))
-        return torch.cat(steps)
+                step = part.compensate(mask, removed_of[index], gradient_of[index])
+                result[start : start + len(step)] = step
+                start += len(step)
+        return result

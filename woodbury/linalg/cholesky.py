@@ -61,6 +61,74 @@ def _clamped_factor(damped: Tensor, damping: float) -> Tensor:
     return factor * factor.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
 
 
+def definite_cholesky(matrices: Tensor) -> Tensor:
+    """Cholesky factors in the matrices' own dtype; those that rounding made indefinite in float64.
+
+    Args:
+        matrices: (…, k, k), symmetric and, but for rounding, positive definite.
+
+    Returns:
+        Lower triangular (…, k, k), in the dtype of the matrices.
+
+    Example:
+        >>> import torch
+        >>> definite_cholesky(4 * torch.eye(1))
+        tensor([[2.]])
+    """
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    broken = failed > 0
+    if bool(broken.any()):
+        floor = _smallest_pivot(matrices[broken])
+        factors[broken] = damped_cholesky(matrices[broken], floor).to(factors.dtype)
+    return factors
+
+
+def definite_inverse(matrices: Tensor) -> Tensor:
+    """The inverses of positive definite matrices, by their Cholesky factors.
+
+    In panels of `Limits.inverse_columns`, by products: `torch.cholesky_inverse` on two threads took
+    nine seconds for 2,304 rows where one thread took a third of one.
+
+    Args:
+        matrices: (…, k, k), symmetric, positive definite.
+
+    Returns:
+        (…, k, k), in the dtype of the matrices.
+
+    Example:
+        >>> import torch
+        >>> definite_inverse(2 * torch.eye(1))
+        tensor([[0.5000]])
+    """
+    factor = definite_cholesky(matrices)
+    k = factor.shape[-1]
+    width = Limits.current().inverse_columns
+    lower = torch.zeros_like(factor)  # L⁻¹
+    for start in range(0, k, width):
+        triangle = factor[..., start:, start:]
+        eye = torch.eye(
+            triangle.shape[-1], min(width, k - start), dtype=factor.dtype, device=factor.device
+        )
+        panel = torch.linalg.solve_triangular(
+            triangle, eye.expand(*triangle.shape[:-1], -1), upper=False
+        )
+        lower[..., start:, start : start + width] = panel
+    result = factor  # no longer needed
+    for start in range(0, k, width):
+        end = min(start + width, k)
+        # Above `start` the panel of L⁻¹ is zero.
+        panel = lower[..., start:, start:end].mT @ lower[..., start:, :end]
+        result[..., start:end, :end] = panel
+        result[..., :start, start:end] = panel[..., :start].mT
+    return result
+
+
+def _smallest_pivot(matrices: Tensor) -> float:
+    """What is added to the diagonal where a matrix is singular to rounding."""
+    largest = float(matrices.diagonal(dim1=-2, dim2=-1).max())
+    return torch.finfo(matrices.dtype).eps * matrices.shape[-1] * largest
+
+
 def inverse_diagonal(factor: Tensor) -> Tensor:
     """diag((L Lᵀ)⁻¹): the column sums of L⁻¹ squared, by k³/3 multiplications.
 

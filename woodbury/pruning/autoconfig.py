@@ -12,10 +12,10 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Labels, observed, sampled
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.estimation.row_recipes import kfac_by_rows
+from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.limits import Limits
 from woodbury.memory.budget import row_bytes
 from woodbury.model.batches import Batch, samples_in
-from woodbury.model.layers import known_layers
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.pruning.costs import weights
@@ -181,8 +181,7 @@ def best_step(
     """The best known recipe for one pruning step: Gauss–Newton rows and the joint update.
 
     Where the likelihood has no directions, one gradient row per sample by `labels`. Where not even
-    one row per sample has room in the memory, K-FAC by rows of each tensor; where its layers are
-    unknown, fewer rows.
+    one row per sample has room in the memory, K-FAC by rows of each tensor.
 
     Args:
         objective: The network.
@@ -203,8 +202,8 @@ def best_step(
     """
     d = objective.space.d
     rows_in_memory = row_bytes() // (BYTES_PER_FLOAT * d)
-    if rows_in_memory < samples and _has_kfac(objective):
-        return _step_by_rows(objective, samples, labels)
+    if rows_in_memory < samples:
+        return _step_by_rows(objective, samples)
     block = block_size(d)
     structure = f"blocks of {block}" if block else "whole matrix"
     if objective.likelihood.directions is None:
@@ -216,29 +215,16 @@ def best_step(
     return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples, block)
 
 
-def _step_by_rows(objective: Objective, samples: int, labels: Labels) -> StepChoice:
+def _step_by_rows(objective: Objective, samples: int) -> StepChoice:
     """K-FAC by rows and inner steps: for networks whose gradient rows have no room.
 
-    Its curvature is exact to solve with at any sparsity, so that inner steps on one estimate do
+    All rows of a tensor are solved at once at any sparsity, so that inner steps on one estimate do
     what stages with new gradients do elsewhere (docs/log.md).
     """
-    selection = iterative_greedy(INNER_STEPS)
-    if objective.likelihood.directions is None:
-        return StepChoice(
-            Pruner(kfac_by_rows(samples, labels=labels), selection=selection),
-            samples,
-            BY_ROWS,
-            None,
-            by_rows=True,
-        )
-    fisher = gauss_newton(kfac_by_rows(samples, labels=observed), 1)
-    return StepChoice(Pruner(fisher, selection=selection), samples, BY_ROWS, 1, by_rows=True)
-
-
-def _has_kfac(objective: Objective) -> bool:
-    """Whether every tensor of the space is the weight of a layer that K-FAC knows."""
-    known = {name for name, _ in known_layers(objective.model, objective.space.shapes)}
-    return known == set(objective.space.shapes)
+    fisher = kfac_by_rows(samples, approximation=AllRowsAtOnce())
+    pruner = Pruner(fisher, selection=iterative_greedy(INNER_STEPS))
+    mc_samples = None if objective.likelihood.directions is None else 1
+    return StepChoice(pruner, samples, BY_ROWS, mc_samples, by_rows=True)
 
 
 def block_size(d: int) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,9 @@ from woodbury.pruning.feasibility import (
     account_of,
     check_enough,
     check_inside,
+    chosen,
     exceeds,
+    is_constant,
     sum_by,
     weight_costs,
 )
@@ -44,7 +45,7 @@ class Budget:
         costs: (g,) float64, the cost of each unit.
         pools: (g,) int64, the pool of each unit.
         pool_budgets: (p,) float64, the cost to remove from each pool.
-        layers: (g,) int64, the tensor of each unit.
+        layers: (g,) int32, the tensor of each unit.
         layer_limits: (l,) float64, the cost that may be removed at most from each tensor; None
             without a max layer sparsity.
         divisors: (g,) float64, what scores are divided by before they compete; None for nothing, as
@@ -114,16 +115,17 @@ class Budget:
             The units that are left, over the kept weights, and what is still to be removed.
         """
         left = ~remove
-        spent = sum_by(self.costs[remove], self.pools[remove], len(self.pool_budgets))
+        costs = chosen(self.costs, remove)
+        spent = sum_by(costs, chosen(self.pools, remove), len(self.pool_budgets))
         limits = self.layer_limits
         if limits is not None:
-            limits = limits - sum_by(self.costs[remove], self.layers[remove], len(limits))
+            limits = limits - sum_by(costs, self.layers[remove], len(limits))
         return replace(
             self,
-            d=int(self.keep(remove).sum()),
+            d=int(left.sum()) if self.groups is None else int(self.keep(remove).sum()),
             groups=self._groups_after_removing(remove),
-            costs=self.costs[left],
-            pools=self.pools[left],
+            costs=chosen(self.costs, left),
+            pools=chosen(self.pools, left),
             pool_budgets=self.pool_budgets - spent,
             layers=self.layers[left],
             layer_limits=limits,
@@ -210,18 +212,21 @@ def budget_of(
     """The budget of a step, from the account of its costs; see `budget_for`."""
     account.check_sum()
     space = account.space
-    pools = _of_kept(account.pools, space)
-    layers = _of_kept(space.tensor_index(), space)
+    keep = space.keep.cpu()
+    pools = chosen(account.pools, keep)
+    layers = space.tensor_index().to(torch.int32)
+    layers = layers if space.kept is None else layers[keep]
     units = unit(space)
     groups = None if units is None else tuple(units)
     if groups is not None:
         check_inside(space, groups, pools, "scopes, or two targets", "let all weights compete")
         first = torch.cat([members[:, 0] for members in groups])
         pools, layers = pools[first], layers[first]
-    costs = _by_unit(_of_kept(account.costs, space), groups)
+    costs = _by_unit(chosen(account.costs, keep), groups)
     divisors = costs
     if normalize_by is not None:
-        divisors = _by_unit(_of_kept(weight_costs(normalize_by, space), space), groups)
+        divisors = _by_unit(weight_costs(normalize_by, space)[keep], groups)
+    equal = is_constant(divisors) or bool((divisors == divisors[0]).all())
     budget = Budget(
         d=space.d,
         groups=groups,
@@ -230,7 +235,7 @@ def budget_of(
         pool_budgets=account.to_remove,
         layers=layers,
         layer_limits=_layer_limits(account, max_layer_sparsity, groups),
-        divisors=None if bool((divisors == divisors[0]).all()) else divisors,
+        divisors=None if equal else divisors,
     )
     check_enough(budget.pool_budgets, _most_removable(budget), costs)
     return budget
@@ -259,18 +264,13 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
         >>> select(scores, torch.ones(4), torch.tensor([0, 0, 0, 1]), torch.tensor([2.0, 0.0]))
         tensor([False,  True,  True, False])
     """
-    if not bool(torch.isfinite(scores).all()):
-        worst = int((~torch.isfinite(scores)).nonzero()[0])
-        raise WoodburyError(
-            f"The saliency of unit {worst} is not finite: raise the damping or look at that weight."
-        )
-    if not bool((costs > 0).all()):
+    _check_finite(scores)
+    if not bool(((costs[:1] if is_constant(costs) else costs) > 0).all()):
         raise WoodburyError("A cost is zero, negative or NaN: every unit must cost something.")
-    if len(pool_budgets) == 1 and bool((costs == costs[:1]).all()):
-        return _lowest(scores, _fitting(costs, pool_budgets))
+    if is_constant(costs) and is_constant(pools):
+        return _lowest(scores, float(costs[0]), pool_budgets[pools[0]])
     # 1. The units by pool, within a pool by score: two stable sorts.
     order = scores.argsort(stable=True)
-    pools = pools.long()
     order = order[pools[order].argsort(stable=True)]
     # 2. What is spent before each unit and, at the end, by all of them.
     running = torch.cat([costs.new_zeros(1, dtype=torch.float64), costs[order].double().cumsum(0)])
@@ -285,28 +285,39 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
     return remove.index_fill_(0, order[~too_dear], True)
 
 
-def _of_kept(values: Tensor, space: ParameterSpace) -> Tensor:
-    """Values (n,) of the kept weights, without a copy where all are kept."""
-    return values if space.kept is None else values[space.kept.cpu()]
+def _lowest(scores: Tensor, cost: float, budget: Tensor) -> Tensor:
+    """`select` for units of one cost that all compete: no order of them all is made."""
+    g = len(scores)
+    affordable = (budget.double() * (1 + RELATIVE_TOLERANCE) + CUMSUM_ROUNDING * g * cost) / cost
+    count = min(g, int(affordable))
+    remove = torch.zeros(g, dtype=torch.bool, device=scores.device)
+    if not count:
+        return remove
+    values = scores.cpu().numpy().copy()
+    values.partition(count - 1)
+    threshold = float(values[count - 1])
+    del values
+    torch.lt(scores, threshold, out=remove)
+    # Equal scores in the order of their index.
+    equal = (scores == threshold).nonzero()[:, 0][: count - int(remove.count_nonzero())]
+    return remove.index_fill_(0, equal, True)
 
 
-def _fitting(costs: Tensor, budget: Tensor) -> int:
-    """How many units of one cost fit a budget."""
-    if not len(costs):
-        return 0
-    cost = float(costs[0])
-    allowed = float(budget[0]) * (1 + RELATIVE_TOLERANCE) + CUMSUM_ROUNDING * cost * len(costs)
-    return min(len(costs), int(allowed / cost))
+def _check_finite(scores: Tensor) -> None:
+    """Raise for a score that is not finite, without a temporary of their number."""
+    if not len(scores):
+        return
+    least, largest = scores.aminmax()  # NaN spreads
+    if not bool(torch.isfinite(least) & torch.isfinite(largest)):
+        worst = int((~torch.isfinite(scores)).nonzero()[0])
+        raise WoodburyError(
+            f"The saliency of unit {worst} is not finite: raise the damping or look at that weight."
+        )
 
 
-def _lowest(scores: Tensor, count: int) -> Tensor:
-    """The mask (g,) of so many lowest scores, of equal ones the first: without sorting all."""
-    if count in (0, len(scores)):
-        return torch.full((len(scores),), count > 0)
-    threshold = float(np.partition(scores.numpy(), count - 1)[count - 1])
-    remove = scores < threshold
-    ties = (scores == threshold).nonzero()[:, 0]
-    return remove.index_fill_(0, ties[: count - int(remove.sum())], True)
+def _ones(mask: Tensor) -> Tensor:
+    """(k,) ones, stored once, for the k entries that a mask chooses."""
+    return torch.ones(1, dtype=torch.float64).expand(int(mask.count_nonzero()))
 
 
 def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:

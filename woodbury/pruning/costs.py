@@ -24,7 +24,7 @@ def weights(space: ParameterSpace) -> Tensor:
         space: The weights to prune.
 
     Returns:
-        (n,) ones in float64, one number in memory.
+        (n,) ones in float64, stored once.
 
     Example:
         >>> import torch, woodbury

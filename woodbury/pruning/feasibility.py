@@ -46,6 +46,40 @@ def exceeds(amount: Tensor, limit: Tensor) -> Tensor:
     return amount > limit * (1 + RELATIVE_TOLERANCE)
 
 
+def is_constant(values: Tensor) -> bool:
+    """Whether a vector is one number, stored once: what `number.expand(n)` gives.
+
+    The costs and the pool of single weights that all compete are such vectors: eight bytes for
+    each of 10⁸ weights would be several times the network.
+
+    Args:
+        values: (n,).
+
+    Returns:
+        True without reading more than the shape.
+
+    Example:
+        >>> is_constant(torch.ones(1).expand(9)), is_constant(torch.ones(9))
+        (True, False)
+    """
+    return len(values) > 1 and values.stride(0) == 0
+
+
+def chosen(values: Tensor, mask: Tensor) -> Tensor:
+    """`values[mask]`, stored once where the values are one number.
+
+    Args:
+        values: (n,).
+        mask: (n,) bool.
+
+    Returns:
+        (k,) for the k entries that the mask chooses.
+    """
+    if is_constant(values):
+        return values[:1].expand(int(mask.count_nonzero()))
+    return values[mask]
+
+
 def sum_by(values: Tensor, index: Tensor, count: int) -> Tensor:
     """Values added up by their index.
 
@@ -57,7 +91,11 @@ def sum_by(values: Tensor, index: Tensor, count: int) -> Tensor:
     Returns:
         (count,) float64.
     """
-    return torch.zeros(count, dtype=torch.float64).index_add_(0, index, values.double())
+    sums = torch.zeros(count, dtype=torch.float64)
+    if is_constant(values) and is_constant(index):
+        sums[index[0]] = len(values) * float(values[0])
+        return sums
+    return sums.index_add_(0, index, values.double())
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +139,18 @@ class Account:
             WoodburyError: If the targets are no sparsities or miss a tensor.
         """
         pools, sparsities = _pools(space, targets, scope)
-        removed = ~space.keep.cpu()
+        removed = ~space.keep.cpu()  # of one byte a weight
         total = sum_by(costs, pools, len(sparsities))
         target = total * sparsities
+        each_costs_one = bool((costs[:1] if is_constant(costs) else costs).eq(1).all())
         return cls(
             space=space,
             targets=targets,
             costs=costs,
             pools=pools,
             total=total,
-            target=target.round() if bool((costs == 1).all()) else target,
-            removed=sum_by(costs[removed], pools[removed], len(sparsities)),
+            target=target.round() if each_costs_one else target,
+            removed=sum_by(chosen(costs, removed), chosen(pools, removed), len(sparsities)),
         )
 
     @property
@@ -208,6 +247,8 @@ def current_sparsity(space: ParameterSpace, targets: Targets, cost: Cost) -> Tar
     costs = weight_costs(cost, space)
     removed = ~space.keep.cpu()
     if not isinstance(targets, Mapping):
+        if is_constant(costs):
+            return min(targets, int(removed.count_nonzero()) / len(costs))
         return min(targets, float((costs * removed).sum() / costs.sum()))
     pattern_of = _pattern_index(space, list(targets))
     shares = {}
@@ -256,7 +297,8 @@ def weight_costs(cost: Cost, space: ParameterSpace) -> Tensor:
             f"The cost gave shape {tuple(costs.shape)}: give one number for each of {space.n} "
             "weights."
         )
-    bad = ~(torch.isfinite(costs) & (costs > 0))
+    read = costs[:1] if is_constant(costs) else costs
+    bad = ~(torch.isfinite(read) & (read > 0))
     if bool(bad.any()):
         name = space.name_at(int(bad.nonzero()[0]))
         raise WoodburyError(
@@ -304,7 +346,8 @@ def check_enough(required: Tensor, possible: Tensor, costs: Tensor) -> None:
     Raises:
         WoodburyError: If some budget is missed.
     """
-    dearest = float(costs.max()) if len(costs) else 0.0
+    read = costs[:1] if is_constant(costs) else costs
+    dearest = float(read.max()) if len(costs) else 0.0
     missed = exceeds(required, possible) & (required - possible >= dearest)
     if bool(missed.any()):
         raise WoodburyError(
@@ -322,7 +365,7 @@ def _pools(space: ParameterSpace, targets: Targets, scope: Scope) -> tuple[Tenso
     """
     pools = scope(space)
     if not isinstance(targets, Mapping):
-        count = int(pools.max()) + 1
+        count = int(pools[:1].max() if is_constant(pools) else pools.max()) + 1
         return pools, torch.full((count,), check_sparsity(targets), dtype=torch.float64)
     patterns = list(targets)
     for pattern in patterns:

@@ -52,9 +52,10 @@ class Quantiles:
     @classmethod
     def of(cls, values: Tensor) -> Quantiles:
         """The quantiles of values (k,), at least one."""
-        ranked = values.sort().values
-        last = len(ranked) - 1
-        return cls(*(float(ranked[round(q * last)]) for q in (0.1, 0.5, 0.9)))
+        ranked = values.cpu().numpy().copy()
+        places = [round(q * (len(ranked) - 1)) for q in (0.1, 0.5, 0.9)]
+        ranked.partition(places)
+        return cls(*(float(ranked[place]) for place in places))
 
 
 @dataclass(frozen=True)
@@ -348,9 +349,9 @@ def _quantiles(
     if sum(map(len, recorded)) != len(budget.layers):
         return {}
     scores = recorded[0] if len(recorded) == 1 else torch.cat(list(recorded))
-    sizes = torch.bincount(budget.layers, minlength=len(space.shapes)).tolist()
-    if budget.groups is not None:  # single weights are in the order of their tensors
+    if budget.groups is not None:  # by size of unit; single weights are by tensor already
         scores = scores[budget.layers.argsort(stable=True)]
+    sizes = torch.bincount(budget.layers, minlength=len(space.shapes)).tolist()
     return {
         name: Quantiles.of(layer_scores)
         for name, layer_scores in zip(space.shapes, scores.split(sizes), strict=True)

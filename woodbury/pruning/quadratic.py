@@ -10,9 +10,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
-
-ENTRIES_AT_ONCE = 1 << 20
-"""Entries of vectors that are multiplied in float64 at once."""
+from woodbury.limits import Limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,16 +157,17 @@ class Quadratic:
         """
         if slope is None:
             fisher = self.curvature("The increase")
-            linear = 0.0
-            if self.gradient is not None:
-                linear = float(self.gradient.double() @ delta.double())
+            linear = 0.0 if self.gradient is None else _double_dot(delta, self.gradient)
             return linear + 0.5 * fisher.quadratic_form(delta.to(fisher.dtype))
-        total = 0.0
-        for start in range(0, len(delta), ENTRIES_AT_ONCE):
-            part = slice(start, start + ENTRIES_AT_ONCE)
-            # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
-            doubled = slope[part].double()
-            if self.gradient is not None:
-                doubled = doubled + self.gradient[part].double()
-            total += float((delta[part].double() * doubled).sum())
+        # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
+        total = _double_dot(delta, slope)
+        if self.gradient is not None:
+            total += _double_dot(delta, self.gradient)
         return 0.5 * total
+
+
+def _double_dot(a: Tensor, b: Tensor) -> float:
+    """The inner product in float64, without a float64 copy of either."""
+    at_once = Limits.current().temporary
+    pieces = zip(a.split(at_once), b.split(at_once), strict=True)
+    return sum(float(x.double().dot(y.double())) for x, y in pieces)

@@ -122,7 +122,7 @@ def _surgeon_scores(quadratic: Quadratic, distance: Tensor, groups: Tensor | Non
     """½ x_Qᵀ [F⁻¹_QQ]⁻¹ x_Q of every unit for x = distance (d,): (g,)."""
     fisher = quadratic.curvature("obs")
     if groups is None:
-        return 0.5 * distance.square() / fisher.inverse_diagonal()
+        return distance.square().mul_(0.5).div_(fisher.inverse_diagonal())
     if not len(groups):
         return distance.new_zeros(0)
     stiffness = fisher.diagonal().double()

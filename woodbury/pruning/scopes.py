@@ -26,7 +26,7 @@ def global_(space: ParameterSpace) -> Tensor:
         space: The weights to prune.
 
     Returns:
-        (n,) int64 zeros, one number in memory: one pool.
+        (n,) int64 zeros, stored once: one pool.
 
     Example:
         >>> import torch, woodbury

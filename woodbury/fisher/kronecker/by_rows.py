@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
     check_damping,
@@ -19,9 +19,47 @@ from woodbury.fisher.checks import (
     check_keep,
     check_vector,
 )
+from woodbury.fisher.kronecker.effective_medium import EffectiveMedium
 from woodbury.limits import Limits
-from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.linalg.cholesky import definite_cholesky, definite_inverse
+from woodbury.linalg.masked_solves import masked_conjugate_gradients
 from woodbury.linalg.precision import wide_dtype
+
+
+@dataclass(frozen=True)
+class AllRowsAtOnce:
+    """Approximate solves and inverse elements of `KroneckerRows`, at 2 d s FLOPs a product.
+
+    1. Solves: masked conjugate gradients, preconditioned by an `EffectiveMedium`. They tend to the
+       exact ones as the tolerance tends to 0.
+    2. Inverse elements: those of the medium, corrected to first order in each row's own mask
+       (eq. 68). Exact while nothing is removed.
+
+    Attributes:
+        tolerance: Relative residual at which conjugate gradients end, over 0.
+        max_steps: Products at most; what is reached then is taken.
+        exact_columns: Columns that interact up to which rows are treated exactly, which is cheaper.
+
+    Raises:
+        WoodburyError: If the tolerance is not positive.
+        WrongType: If a count is no whole number.
+
+    Example:
+        >>> AllRowsAtOnce(tolerance=1e-3).max_steps
+        50
+    """
+
+    tolerance: float = 1e-2
+    max_steps: int = 50
+    exact_columns: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise WoodburyError(
+                f"tolerance is {self.tolerance}: it is relative and must lie in (0, 1)."
+            )
+        check_whole_number(self.max_steps, "max_steps", "conjugate gradients at most")
+        check_whole_number(self.exact_columns, "exact_columns", "columns that interact")
 
 
 class RowChunk(NamedTuple):
@@ -48,15 +86,21 @@ class KroneckerRows(Fisher):
     (removed ones where the damping is 0). Nothing of size i² is stored per row.
 
     The inputs may be cut into blocks of consecutive columns, which then do not interact either:
-    with b blocks the cost falls by b².
+    with b blocks the cost falls by b². The rows may be in groups, each with inputs of its own, as
+    in a grouped convolution.
 
     Args:
         scales: (o,), positive: how much the loss depends on each output.
-        inputs: (i, i), or (b, s, s) for blocks of s columns of which the last is padded at its end:
-            symmetric, positive semidefinite; what damps it is added before.
+        inputs: (i, i), or (b, s, s) for blocks of s columns of which the last is padded at its end,
+            or (g·b, s, s) for g groups, one after the other: symmetric, positive semidefinite; what
+            damps it is added before.
         damping: λ, added to the diagonal of F. 0 where `inputs` is positive definite already.
-        columns: i; by default all columns of `inputs`.
+        columns: i; by default all columns of a group's `inputs`.
         keep: (o, i) bool, True = kept; None for all.
+        groups: g, which divides o.
+        transposed: Whether weights, masks and results are in the order of an (i, o) tensor.
+        approximation: How solves and `inverse_diagonal` of large tensors are approximated where
+            the damping is 0; None for exact ones.
 
     Raises:
         WoodburyError: For shapes that do not fit, scales that are not positive, or entries that are
@@ -74,6 +118,9 @@ class KroneckerRows(Fisher):
     damping: float
     columns: int | None = None
     keep: Tensor | None = field(default=None, repr=False)
+    groups: int = 1
+    transposed: bool = False
+    approximation: AllRowsAtOnce | None = None
 
     def __post_init__(self) -> None:
         if self.damping != 0:
@@ -83,16 +130,23 @@ class KroneckerRows(Fisher):
                 f"inputs has shape {tuple(self.inputs.shape)}: give a square matrix (i, i), or "
                 "blocks (b, s, s)."
             )
-        places = self.blocks.shape[0] * self.size
+        if len(self.scales) % self.groups or len(self.blocks) % self.groups:
+            raise WoodburyError(
+                f"{self.groups} groups met {len(self.scales)} rows and {len(self.blocks)} blocks "
+                "of columns: the groups must divide both."
+            )
+        places = self.blocks_of_row * self.size
         if not places - self.size < self.width <= places:
             raise WoodburyError(
-                f"{len(self.blocks)} blocks of {self.size} columns met {self.width} columns: only "
-                "the last block may be padded."
+                f"{self.blocks_of_row} blocks of {self.size} columns met {self.width} columns: "
+                "only the last block may be padded."
             )
-        if self.keep is not None and self.keep.shape != (len(self.scales), self.width):
+        shape = len(self.scales), self.width
+        if self.transposed:
+            shape = self.width, len(self.scales)
+        if self.keep is not None and self.keep.shape != shape:
             raise WoodburyError(
-                f"keep has shape {tuple(self.keep.shape)}: give a bool mask of shape "
-                f"({len(self.scales)}, {self.width})."
+                f"keep has shape {tuple(self.keep.shape)}: give a bool mask of shape {shape}."
             )
         check_finite(self.inputs, "The inputs' second moments")
         if not bool(((self.scales > 0) & torch.isfinite(self.scales)).all()):
@@ -100,8 +154,13 @@ class KroneckerRows(Fisher):
 
     @property
     def blocks(self) -> Tensor:
-        """(b, s, s): the blocks of columns."""
+        """(g·b, s, s): the blocks of columns of every group."""
         return self.inputs if self.inputs.ndim == 3 else self.inputs[None]
+
+    @property
+    def blocks_of_row(self) -> int:
+        """b, the blocks that the columns of a row are cut into."""
+        return len(self.blocks) // self.groups
 
     @property
     def size(self) -> int:
@@ -110,21 +169,24 @@ class KroneckerRows(Fisher):
 
     @property
     def width(self) -> int:
-        """i, columns of the tensor."""
-        return len(self.blocks) * self.size if self.columns is None else self.columns
+        """i, columns of a row."""
+        return self.blocks_of_row * self.size if self.columns is None else self.columns
 
     @cached_property
     def kept(self) -> Tensor:
         """(o·b, s) bool: the kept places of every row in every block; padding is not kept."""
-        shape = len(self.scales), len(self.blocks) * self.size
+        shape = len(self.scales), self.blocks_of_row * self.size
         kept = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        kept[:, : self.width] = True if self.keep is None else self.keep
+        if self.keep is None:
+            kept[:, : self.width] = True
+        else:
+            kept[:, : self.width] = self.keep.T if self.transposed else self.keep
         return kept.view(-1, self.size)
 
     @cached_property
     def d(self) -> int:
         """The number of kept weights."""
-        return int(self.kept.sum())
+        return len(self.scales) * self.width if self.keep is None else int(self.keep.sum())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,36 +201,57 @@ class KroneckerRows(Fisher):
     @cached_property
     def row_scales(self) -> Tensor:
         """(o·b,): the scale of every row in every block."""
-        return self.scales.to(self.dtype).repeat_interleave(len(self.blocks))
+        return self.scales.to(self.dtype).repeat_interleave(self.blocks_of_row)
 
     @cached_property
     def inverse_inputs(self) -> Tensor:
-        """(b, s, s): the inverses of the blocks, which all rows share where the damping is 0."""
-        return torch.cholesky_inverse(_cholesky(self._padded_blocks))
+        """(g·b, s, s): the inverses of the blocks, which all rows share where the damping is 0."""
+        return definite_inverse(self._padded_blocks)
+
+    @cached_property
+    def inverse_inputs_diagonal(self) -> Tensor:
+        """(g·b, s): the diagonals of `inverse_inputs`, which outlive these where i is large."""
+        blocks = self._padded_blocks
+        diagonals = [definite_inverse(block).diagonal().clone() for block in blocks]
+        return torch.stack(diagonals)
 
     @property
     def _padded_blocks(self) -> Tensor:
         """The blocks with ones on the diagonal of the padding."""
-        blocks = self.blocks.to(self.dtype).clone()
-        padding = len(self.blocks) * self.size - self.width
+        blocks = self.blocks.to(self.dtype)
+        padding = self.blocks_of_row * self.size - self.width
         if padding:
-            last = blocks[-1]
-            last[-padding:] = 0
+            blocks = blocks.clone()
+            last = blocks[self.blocks_of_row - 1 :: self.blocks_of_row]
             last[:, -padding:] = 0
-            last.diagonal()[-padding:] = 1
+            last[:, :, -padding:] = 0
+            last.diagonal(dim1=1, dim2=2)[:, -padding:] = 1
         return blocks
+
+    @property
+    def _approximates(self) -> bool:
+        """Whether all rows are treated at once."""
+        return (
+            self.approximation is not None
+            and self.damping == 0
+            and self.size > self.approximation.exact_columns
+        )
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F_KK v: O(d s) per column."""
         columns = self._scattered(v)
-        by_row = columns.view(len(self.scales), len(self.blocks), self.size, -1)
-        product = torch.einsum("bst,obtk->obsk", self.blocks.to(self.dtype), by_row)
-        scaled = product.reshape(columns.shape) * self.row_scales[:, None, None]
-        return self._gathered(scaled + self.damping * columns, v)
+        result = torch.empty_like(columns)
+        for column in range(columns.shape[2]):
+            product = self._by_block(columns[..., column]) @ self.blocks.to(self.dtype)
+            scaled = self._by_row(product) * self.row_scales[:, None]
+            result[..., column] = scaled.add_(columns[..., column], alpha=self.damping)
+        return self._gathered(result, v)
 
     def solve(self, v: Tensor) -> Tensor:
-        """F_KK⁻¹ v, row by row, exactly."""
+        """F_KK⁻¹ v, row by row; exact without an approximation."""
         columns = self._scattered(v) / self.row_scales[:, None, None]
+        if self._approximates and not self._keeps_all:
+            return self._gathered(self._solved_at_once(columns), v)
         result = torch.zeros_like(columns)
         for chunk in self._chunks(self._direct):
             factor = self._factor(chunk)
@@ -180,7 +263,8 @@ class KroneckerRows(Fisher):
             free = inverse @ columns[chunk.rows]
             if chunk.places.shape[1]:
                 forces = torch.cholesky_solve(
-                    _taken_local(free, chunk), _cholesky(_submatrices(inverse, chunk))
+                    _taken_local(free, chunk),
+                    definite_cholesky(_submatrices(inverse, chunk)),
                 )
                 free = free - _columns_of(inverse, chunk) @ forces
             result[chunk.rows] = free
@@ -188,12 +272,16 @@ class KroneckerRows(Fisher):
 
     def diagonal(self) -> Tensor:
         """The diagonal of F_KK."""
-        diagonal = self.blocks.to(self.dtype).diagonal(dim1=1, dim2=2)
-        diagonal = diagonal.repeat(len(self.scales), 1)
-        return (diagonal * self.row_scales[:, None] + self.damping)[self.kept]
+        diagonal = self._for_each_row(self.blocks.to(self.dtype).diagonal(dim1=1, dim2=2))
+        return self._selected(diagonal * self.row_scales[:, None] + self.damping)
 
     def inverse_diagonal(self) -> Tensor:
-        """The diagonal of F_KK⁻¹, row by row, exactly."""
+        """The diagonal of F_KK⁻¹, row by row; exact without an approximation."""
+        if self.damping == 0 and self._keeps_all:
+            diagonal = self._for_each_row(self.inverse_inputs_diagonal)
+            return self._selected(diagonal / self.row_scales[:, None])
+        if self._approximates:
+            return self._selected(self._diagonal_at_once() / self.row_scales[:, None])
         result = self.row_scales.new_zeros(self.kept.shape)
         for chunk in self._chunks(self._direct):
             inverse = torch.cholesky_inverse(self._factor(chunk))
@@ -205,12 +293,13 @@ class KroneckerRows(Fisher):
                 half = self._removed_half(inverse, chunk)
                 diagonal -= half.square().sum(1)
             result[chunk.rows] = diagonal
-        return (result / self.row_scales[:, None])[self.kept]
+        return self._selected(result / self.row_scales[:, None])
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F_KK⁻¹]_QQ for each row Q of `groups` (g, s); different rows do not interact."""
         groups = check_groups(groups, self.d).to(self.device)
-        index = self.kept.flatten().nonzero()[:, 0][groups]
+        numbers = torch.arange(self.kept.numel(), device=self.device).view(self.kept.shape)
+        index = self._selected(numbers)[groups]
         row, place = index // self.size, index % self.size
         result = self.row_scales.new_zeros(*groups.shape, groups.shape[1])
         for chunk, inverse in self._inverses():
@@ -226,9 +315,15 @@ class KroneckerRows(Fisher):
     def restrict(self, keep: Tensor) -> KroneckerRows:
         """The same for fewer weights: keep (d,) bool."""
         check_keep(keep, self.d)
-        kept = self.kept.clone()
-        kept[self.kept] = keep.to(self.device)
-        return self._shared(keep=kept.view(len(self.scales), -1)[:, : self.width])
+        keep = keep.to(self.device)
+        shape = len(self.scales), self.width
+        if self.transposed:
+            shape = shape[::-1]
+        if self.keep is None:
+            return self._shared(keep=keep.view(shape))
+        kept = self.keep.clone()
+        kept[self.keep] = keep
+        return self._shared(keep=kept)
 
     def with_damping(self, damping: float) -> KroneckerRows:
         """The same with another λ."""
@@ -247,11 +342,71 @@ class KroneckerRows(Fisher):
         return compensate_by_restriction(self, keep, removed, gradient)
 
     def _shared(self, **changes: object) -> KroneckerRows:
-        """A copy that shares the inverse of the inputs, where it is known."""
+        """A copy that shares what is known of the inverse of the inputs."""
         copy = replace(self, **changes)  # type: ignore[arg-type]
-        if "inverse_inputs" in vars(self):
-            vars(copy)["inverse_inputs"] = self.inverse_inputs
+        for name in ("inverse_inputs", "inverse_inputs_diagonal"):
+            if name in vars(self):
+                vars(copy)[name] = vars(self)[name]
         return copy
+
+    def _solved_at_once(self, columns: Tensor) -> Tensor:
+        """A_KK⁻¹ of columns (o·b, s, k), by conjugate gradients on all rows of a block."""
+        assert self.approximation is not None
+        result = torch.zeros_like(columns)
+        keep = self._by_block(self.kept)
+        for column in range(columns.shape[2]):
+            rhs = self._by_block(columns[..., column])
+            for block, matrix in enumerate(self._padded_blocks.split(1)):
+                inverse = definite_inverse(matrix)
+                for rows in self._row_slices:
+                    rhs[block, rows] = masked_conjugate_gradients(
+                        matrix,
+                        keep[block, rows][None].to(rhs.dtype),
+                        rhs[block, rows][None],
+                        lambda v, inverse=inverse: v @ inverse,
+                        self.approximation.tolerance,
+                        self.approximation.max_steps,
+                    ).x
+            result[..., column] = self._by_row(rhs)
+        return result
+
+    def _diagonal_at_once(self) -> Tensor:
+        """diag(A_KK⁻¹) of every row, (o·b, s), by the effective medium."""
+        keep = self._by_block(self.kept)
+        result = torch.empty(keep.shape, dtype=self.dtype, device=self.device)
+        upper = self.inverse_inputs_diagonal
+        for block, matrix in enumerate(self._padded_blocks.split(1)):
+            medium = EffectiveMedium.of(matrix, keep[block][None], upper[block][None])
+            for rows in self._row_slices:
+                result[block, rows] = medium.inverse_diagonals(keep[block, rows][None])[0]
+        return self._by_row(result)
+
+    @property
+    def _row_slices(self) -> list[slice]:
+        """The rows of a group, in parts whose temporaries fit in `Limits.temporary`."""
+        rows = len(self.scales) // self.groups
+        at_once = max(1, Limits.current().temporary // (4 * self.size))
+        return [slice(start, start + at_once) for start in range(0, rows, at_once)]
+
+    def _by_block(self, rows: Tensor) -> Tensor:
+        """(o·b, s) -> (g·b, o/g, s): the rows of each block of columns."""
+        shape = self.groups, -1, self.blocks_of_row, self.size
+        return rows.view(shape).transpose(1, 2).reshape(len(self.blocks), -1, self.size)
+
+    def _by_row(self, blocks: Tensor) -> Tensor:
+        """(g·b, o/g, s) -> (o·b, s), what `_by_block` undoes."""
+        shape = self.groups, self.blocks_of_row, -1, self.size
+        return blocks.view(shape).transpose(1, 2).reshape(-1, self.size)
+
+    def _for_each_row(self, values: Tensor) -> Tensor:
+        """(g·b, s), what the rows of a block share -> (o·b, s)."""
+        rows = len(self.scales) // self.groups
+        return self._by_row(values[:, None].expand(-1, rows, -1))
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether every weight is kept."""
+        return self.d == len(self.scales) * self.width
 
     @cached_property
     def _direct(self) -> Tensor:
@@ -294,7 +449,9 @@ class KroneckerRows(Fisher):
             yield chunk, full
 
     def _block_of(self, chunk: RowChunk) -> Tensor:
-        return chunk.rows % len(self.blocks)
+        """(c,) int64: the block of inputs of each row."""
+        group = chunk.rows // self.blocks_of_row // (len(self.scales) // self.groups)
+        return group * self.blocks_of_row + chunk.rows % self.blocks_of_row
 
     def _factor(self, chunk: RowChunk) -> Tensor:
         """Lower Cholesky factors (c, k, k) of F_KK ÷ scale; the identity where not valid."""
@@ -304,23 +461,36 @@ class KroneckerRows(Fisher):
         matrices = matrices * (chunk.valid[:, :, None] & chunk.valid[:, None, :])
         shift = (self.damping / self.row_scales[chunk.rows])[:, None].expand(chunk.valid.shape)
         matrices.diagonal(dim1=1, dim2=2).add_(torch.where(chunk.valid, shift, 1.0))
-        return _cholesky(matrices)
+        return definite_cholesky(matrices)
 
     def _removed_half(self, inverse: Tensor, chunk: RowChunk) -> Tensor:
         """L⁻¹ H_R· with L Lᵀ = H_RR: (c, r, s), whose column sums of squares H_KK loses."""
-        factor = _cholesky(_submatrices(inverse, chunk))
+        factor = definite_cholesky(_submatrices(inverse, chunk))
         rows = _columns_of(inverse, chunk).mT
         return torch.linalg.solve_triangular(factor, rows, upper=False)
 
     def _scattered(self, v: Tensor) -> Tensor:
         """(d,) or (d, k) -> (o·b, s, k), zeros where nothing is kept."""
         columns = check_vector(v, self.d).to(self.dtype).reshape(self.d, -1)
-        scattered = columns.new_zeros(*self.kept.shape, columns.shape[1])
-        scattered[self.kept] = columns
-        return scattered
+        k = columns.shape[1]
+        places = self.blocks_of_row * self.size
+        result = columns.new_zeros(len(self.scales), places, k)
+        rows = result[:, : self.width]
+        stored = rows.transpose(0, 1) if self.transposed else rows
+        if self.keep is None:
+            stored[:] = columns.view(stored.shape)
+        else:
+            stored[self.keep] = columns
+        return result.view(-1, self.size, k)
+
+    def _selected(self, values: Tensor) -> Tensor:
+        """(o·b, s, …) -> (d, …), the kept entries in the order of the weights."""
+        rows = values.reshape(len(self.scales), -1, *values.shape[2:])[:, : self.width]
+        stored = rows.transpose(0, 1) if self.transposed else rows
+        return stored.flatten(0, 1) if self.keep is None else stored[self.keep]
 
     def _gathered(self, columns: Tensor, v: Tensor) -> Tensor:
-        return columns[self.kept].reshape(v.shape)
+        return self._selected(columns).reshape(v.shape)
 
 
 def _row_chunk(rows: Tensor, chosen: Tensor, count: int) -> RowChunk:
@@ -359,19 +529,3 @@ def _put(result: Tensor, chunk: RowChunk, values: Tensor) -> None:
     """Write values (c, k, …) at the chunk's places of result (o·b, s, …)."""
     rows = chunk.rows[:, None].expand(chunk.places.shape)[chunk.valid]
     result[rows, chunk.places[chunk.valid]] = values[chunk.valid]
-
-
-def _cholesky(matrices: Tensor) -> Tensor:
-    """Factors in the matrices' own dtype; those that rounding has made indefinite in float64."""
-    factors, failed = torch.linalg.cholesky_ex(matrices)
-    broken = failed > 0
-    if bool(broken.any()):
-        floor = _smallest_pivot(matrices[broken])
-        factors[broken] = damped_cholesky(matrices[broken], floor).to(factors.dtype)
-    return factors
-
-
-def _smallest_pivot(matrices: Tensor) -> float:
-    """What is added to the diagonal where a matrix is singular to rounding."""
-    largest = float(matrices.diagonal(dim1=-2, dim2=-1).max())
-    return torch.finfo(matrices.dtype).eps * matrices.shape[-1] * largest
