@@ -29,7 +29,7 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.model.objective import Objective
-from woodbury.model.space import check_block_size
+from woodbury.model.space import ParameterSpace, check_block_size
 from woodbury.monitor import report
 
 Estimate = Callable[[Objective], Fisher]
@@ -196,6 +196,23 @@ class mfac:
         if sums_are_smaller:
             return summed_blocks(_chunks(self, objective), sizes, self.damping)
         return dense_blocks(_rows(self, objective), sizes, self.damping)
+
+    def of_rows(self, rows: Tensor, space: ParameterSpace) -> Fisher:
+        """The Fisher of rows that are there already, in place of `count` of its own.
+
+        Args:
+            rows: (m, d), which may be overwritten afterwards.
+            space: Of the d weights.
+
+        Returns:
+            The Fisher in the same structure and with the same damping.
+        """
+        if self.block is None:
+            return LowRank(rows.clone(), self.damping)
+        sizes = space.block_sizes(self.block)
+        if is_primal(len(rows), sizes):
+            return summed_blocks([rows], sizes, self.damping)
+        return dense_blocks(rows.clone(), sizes, self.damping)
 
 
 @dataclass(frozen=True)

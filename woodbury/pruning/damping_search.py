@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.model.batches import Batch
@@ -89,12 +90,15 @@ class DampingSearch:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.pruner
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+    def __call__(
+        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+    ) -> Pruned:
         """Prune once with every candidate, and take the one of least loss on `held_back`.
 
         Args:
             objective: The network; its batches are the calibration set.
             sparsity: Removed ÷ all weights of the original space, after this step.
+            fisher: The curvature, where it is known; None estimates it.
 
         Returns:
             The best of the candidates; its step has the `damping` and `trust` chosen. The model is
@@ -105,7 +109,7 @@ class DampingSearch:
         """
         # Impossible targets are named before any gradient is taken.
         budget = self.pruner.budget(objective.space, sparsity)
-        quadratic = self.pruner.quadratic(objective)
+        quadratic = self.pruner.quadratic(objective, fisher)
         fisher = quadratic.curvature("Choosing a damping")
         if isinstance(fisher, LowRank) and len(self.dampings) > 1:
             fisher = fisher.spectral()  # one eigendecomposition serves all dampings

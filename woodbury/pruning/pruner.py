@@ -12,6 +12,7 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
+from woodbury.fisher.base import Fisher
 from woodbury.io.representation import readable
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
@@ -87,6 +88,8 @@ class Pruned:
         objective: At the weights reached; the model is untouched until `write`.
         steps: One result for each stage.
         settings: Name -> what was chosen for the user; empty if nothing was.
+        fisher: The curvature at weights near those reached, where the last step has made one for
+            the next; None elsewhere.
 
     Example:
         >>> import torch, woodbury
@@ -101,6 +104,7 @@ class Pruned:
     objective: Objective
     steps: tuple[StageResult, ...]
     settings: Mapping[str, str | int] = field(default_factory=dict)
+    fisher: Fisher | None = None
 
     @property
     def keep(self) -> Tensor:
@@ -155,8 +159,10 @@ class PruningRecipe(Protocol):
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         ...
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once; the model is untouched."""
+    def __call__(
+        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+    ) -> Pruned:
+        """Prune once, by a Fisher that is known or by its own; the model is untouched."""
         ...
 
 
@@ -244,11 +250,12 @@ class Pruner:
         account.check_each_pool()
         budget_of(account, self.unit, self.max_layer_sparsity, self.normalize_by)
 
-    def quadratic(self, objective: Objective) -> Quadratic:
+    def quadratic(self, objective: Objective, fisher: Fisher | None = None) -> Quadratic:
         """The model of the loss around the objective's weights  (eq. 14).
 
         Args:
             objective: The network and its calibration set.
+            fisher: The curvature, where it is known; None estimates it.
 
         Returns:
             The quadratic with the Fisher and gradient that this pruner asks for.
@@ -256,9 +263,11 @@ class Pruner:
         Raises:
             WoodburyError: If the estimate fails, or no gradient reached one of the tensors.
         """
+        if fisher is None and self.fisher is not None:
+            fisher = self.fisher(objective)
         quadratic = Quadratic(
             objective.weights,
-            self.fisher(objective) if self.fisher else None,
+            fisher,
             mean_gradient(objective) if self.first_order else None,
         )
         _check_every_tensor_is_curved(quadratic, objective.space)
@@ -306,13 +315,16 @@ class Pruner:
         )
         return Pruned(pruned, (result,))
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+    def __call__(
+        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+    ) -> Pruned:
         """Prune once.
 
         Args:
             objective: The network and its calibration set.
             sparsity: Removed ÷ all in the unit of the cost, counted from the original weights, or
                 one for each of several name patterns.
+            fisher: The curvature, where it is known; None estimates it.
 
         Returns:
             The pruned objective; the model is untouched.
@@ -322,7 +334,7 @@ class Pruner:
                 `quadratic` and `on_quadratic` raise.
         """
         budget = self.budget(objective.space, sparsity)
-        return self.on_quadratic(self.quadratic(objective), objective, sparsity, budget)
+        return self.on_quadratic(self.quadratic(objective, fisher), objective, sparsity, budget)
 
 
 def _recording(saliency: Saliency, budget: Budget, recorded: list[Tensor]) -> Saliency:

@@ -61,7 +61,9 @@ def _stages(
         here = reached.objective
         if fresh is not None:
             here = replace(here, batches=fresh(stage))
-        reached = _appended(reached, recipe(here, sparsity))
+        fisher = reached.fisher if fresh is None else None
+        pruned = recipe(here, sparsity) if fisher is None else recipe(here, sparsity, fisher)
+        reached = _appended(reached, pruned)
         yield reached
 
 
@@ -94,7 +96,7 @@ def run_stages(
     for done, pruned in enumerate(stages(recipe, objective, sparsities), 1):
         reached = pruned
         report("stages", done, len(sparsities))
-    return reached
+    return replace(reached, fisher=None)
 
 
 def inner_stages(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -14,13 +15,17 @@ from woodbury.errors import check_whole_number
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import layer_fits
 from woodbury.estimation.output_residuals import Residuals
+from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
+from woodbury.linalg.dual_solve import is_sketched, solve_dual
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.row_products import combine
 from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
 from woodbury.pruning.refit.layer_goal import LayerTerms, Reconstruction
 
@@ -38,6 +43,33 @@ CG_TOLERANCE = 1e-6
 
 _LayerTermsOf = Callable[[Tensor], LayerTerms]
 """The diagonal of JᵀJ/m (d,) -> the damping term by layers."""
+
+
+FisherOfRows = Callable[[Tensor, ParameterSpace], Fisher]
+"""(rows (m, d), the space of the d weights) -> a Fisher that does not hold the rows."""
+
+
+class Refitted(NamedTuple):
+    """What a refit reached.
+
+    Attributes:
+        objective: At the weights reached.
+        distance: What `Refit.distance` says of them.
+        fisher: Made of the rows of the last step, one step behind; None where there are none.
+    """
+
+    objective: Objective
+    distance: float
+    fisher: Fisher | None
+
+
+class _Reached(NamedTuple):
+    """What one step reached: the weights, the residuals of the step, and the outputs there."""
+
+    objective: Objective
+    residuals: Residuals | None
+    outputs: list[Tensor]
+    fisher: Fisher | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +140,7 @@ class Refit:
         """Move the weights until the outputs are close to those of the dense network.
 
         Args:
-            objective: The pruned network; the residuals are taken on its batches.
+            objective: The network to fit, at its weights and on its own batches.
             dense: The network whose outputs are the goal; its batches are not read.
 
         Returns:
@@ -118,9 +150,32 @@ class Refit:
             WoodburyError: If there are no samples, the likelihood has no directions, or
                 `iterations` are asked of a model that cannot be differentiated forward.
         """
+        return self.run(objective, dense).objective
+
+    def run(
+        self, objective: Objective, dense: Objective, fisher_of: FisherOfRows | None = None
+    ) -> Refitted:
+        """Refit, and say what is known at its end without another pass through the networks.
+
+        Args:
+            objective: The network to fit, at its weights and on its own batches.
+            dense: The network whose outputs are the goal; its batches are not read.
+            fisher_of: What makes a Fisher of the rows of the last step; None for no Fisher.
+
+        Returns:
+            The weights reached, their distance and the Fisher.
+
+        Raises:
+            WoodburyError: As `__call__`.
+        """
+        reached = _Reached(objective, None, [], None)
         for step in range(self.steps):
-            objective = self._step(objective, dense, step)
-        return objective
+            is_last = step + 1 == self.steps
+            reached = self._step(reached.objective, dense, step, fisher_of if is_last else None)
+        assert reached.residuals is not None  # there is at least one step
+        others = reached.residuals.redrawn(self._seed(objective, self.steps))
+        distance = _half_mean_square(others.along(reached.outputs))
+        return Refitted(reached.objective, distance, reached.fisher)
 
     def distance(self, objective: Objective, dense: Objective) -> float:
         """Half the mean squared residual, along directions that no step has fitted  (eq. 61).
@@ -136,23 +191,39 @@ class Refit:
         return _half_mean_square(residuals.at(objective.weights))
 
     def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
-        """The residuals along the directions of one draw; every space has draws of its own."""
-        seed = self.seed + objective.space.d * (self.steps + 1) + draw
+        """The residuals along the directions of one draw."""
+        seed = self._seed(objective, draw)
         return Residuals.between(objective, dense, self.mc_samples, seed, self.samples)
 
-    def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
+    def _seed(self, objective: Objective, draw: int) -> int:
+        """Of the directions of one draw; every space has draws of its own."""
+        return self.seed + objective.space.d * (self.steps + 1) + draw
+
+    def _step(
+        self, objective: Objective, dense: Objective, draw: int, fisher_of: FisherOfRows | None
+    ) -> _Reached:
         residuals = self._residuals(objective, dense, draw)
-        here = residuals.at(objective.weights)
+        outputs = residuals.outputs(objective.weights)
+        here = residuals.along(outputs)
         distance = _half_mean_square(here)
-        solve = self._solve_by_rows if self.iterations is None else self._solve_by_cg
-        step = solve(residuals, here, self._layer_terms(residuals, dense))
+        layer_terms = self._layer_terms(residuals, dense)
+        fisher = None
+        if self.iterations is None:
+            jacobian = residuals.jacobian(self.engine)
+            if fisher_of is not None:
+                fisher = fisher_of(jacobian, objective.space)
+            step = self._solve_by_rows(jacobian, here, layer_terms)
+            del jacobian
+        else:
+            step = self._solve_by_cg(residuals, here, layer_terms)
         step = step.to(objective.weights.dtype)
         for fraction in STEP_FRACTIONS:
             moved = objective.weights - fraction * step
+            outputs_there = residuals.outputs(moved)
             # A comparison with NaN is False, so that such a step is never taken.
-            if _half_mean_square(residuals.at(moved)) < distance:
-                return objective.at(moved)
-        return objective
+            if _half_mean_square(residuals.along(outputs_there)) < distance:
+                return _Reached(objective.at(moved), residuals, outputs_there, fisher)
+        return _Reached(objective, residuals, outputs, fisher)
 
     def _layer_terms(self, residuals: Residuals, dense: Objective) -> _LayerTermsOf | None:
         """What gives the damping term by layers, on the samples of the residuals; None without."""
@@ -164,20 +235,28 @@ class Refit:
         return partial(self.reconstruction, fits, objective.space, damping=self.damping)
 
     def _solve_by_rows(
-        self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
+        self, jacobian: Tensor, here: Tensor, layer_terms: _LayerTermsOf | None
     ) -> Tensor:
-        """−δ of one step by the m rows of J, from the residuals `here` (m,): (d,)  (eq. 61, 65)."""
-        jacobian = residuals.jacobian(self.engine)
+        """−δ of one step by the m rows of J, from the residuals `here` (m,): (d,)  (eq. 61, 65).
+
+        The rows are overwritten.
+        """
         if layer_terms is None:
-            return LowRank(jacobian, self.damping).solve_range(here / len(here))
+            return self._range_step(jacobian, here)
         jacobian = at_least_float32(jacobian)  # triangles are not solved in half precision
         curvature = vector_norm(jacobian, dim=0).square_() / len(jacobian)
         metric, target = layer_terms(curvature)
         # With δ = target + L⁻ᵀη it is the plain step in η: rows J L⁻ᵀ, residuals r + J target.
         rhs = here + jacobian @ target.to(jacobian.dtype)
         rows = metric.whiten(jacobian)
-        step = LowRank(rows, self.damping).solve_range(rhs / len(rhs))
-        return metric.coloured(step) - target
+        return metric.coloured(self._range_step(rows, rhs)) - target
+
+    def _range_step(self, rows: Tensor, r: Tensor) -> Tensor:
+        """(GᵀG/m + λI)⁻¹Gᵀr/m in the range form: (d,)  (eq. 8, 68)."""
+        c = r / len(r)
+        if not is_sketched(rows):
+            return LowRank(rows, self.damping).solve_range(c)
+        return combine(rows, solve_dual(rows, self.damping, c).to(rows.dtype))
 
     def _solve_by_cg(
         self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
