@@ -117,14 +117,15 @@ class Residuals:
         ]
         return cls(objective, parts, samples_per_pass)
 
-    def redrawn(self, seed: int) -> Residuals:
-        """The residuals along other directions, without a pass through the goal.
+    def redrawn(self, objective: Objective, seed: int) -> Residuals:
+        """The residuals of a network along other directions, without a pass through the goal.
 
         Args:
+            objective: The network that is fitted, on the same data.
             seed: Of the directions, which are those that `between` draws from it.
         """
-        likelihood = self.objective.likelihood
-        generator = torch.Generator(self.objective.weights.device).manual_seed(seed)
+        likelihood = objective.likelihood
+        generator = torch.Generator(objective.weights.device).manual_seed(seed)
         parts = []
         for part in self.parts:
             mc_samples = part.directions.shape[1]
@@ -132,7 +133,7 @@ class Residuals:
             directions = directions_at(likelihood, output, part.target, mc_samples, generator)
             values = _projected(likelihood.output_tensor(output), directions)
             parts.append(part._replace(directions=directions, goal_values=values))
-        return replace(self, parts=parts)
+        return replace(self, objective=objective, parts=parts)
 
     @property
     def m(self) -> int:

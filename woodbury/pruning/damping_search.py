@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.pruning.budget import Budget
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruner import Carried, Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
 
@@ -91,14 +90,14 @@ class DampingSearch:
         return self.pruner
 
     def __call__(
-        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:
         """Prune once with every candidate, and take the one of least loss on `held_back`.
 
         Args:
             objective: The network; its batches are the calibration set.
             sparsity: Removed ÷ all weights of the original space, after this step.
-            fisher: The curvature, where it is known; None estimates it.
+            carried: What the stage before has left; None for the first.
 
         Returns:
             The best of the candidates; its step has the `damping` and `trust` chosen. The model is
@@ -109,7 +108,7 @@ class DampingSearch:
         """
         # Impossible targets are named before any gradient is taken.
         budget = self.pruner.budget(objective.space, sparsity)
-        quadratic = self.pruner.quadratic(objective, fisher)
+        quadratic = self.pruner.quadratic(objective, None if carried is None else carried.fisher)
         fisher = quadratic.curvature("Choosing a damping")
         if isinstance(fisher, LowRank) and len(self.dampings) > 1:
             fisher = fisher.spectral()  # one eigendecomposition serves all dampings

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
 from woodbury.fisher.base import Fisher
@@ -80,6 +81,18 @@ class StageResult:
     distance: float | None = None
 
 
+class Carried(NamedTuple):
+    """What a stage leaves for the next one on the same batches, so that nothing is done twice.
+
+    Attributes:
+        fisher: The curvature at weights near those reached; None where it is to be estimated.
+        goal: What a refit knows of the dense network.
+    """
+
+    fisher: Fisher | None
+    goal: Goal
+
+
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """A pruned objective: its weights are the kept ones, and its space knows which these are.
@@ -88,8 +101,7 @@ class Pruned:
         objective: At the weights reached; the model is untouched until `write`.
         steps: One result for each stage.
         settings: Name -> what was chosen for the user; empty if nothing was.
-        fisher: The curvature at weights near those reached, where the last step has made one for
-            the next; None elsewhere.
+        carried: What the last step leaves for the next one on the same batches.
 
     Example:
         >>> import torch, woodbury
@@ -104,7 +116,7 @@ class Pruned:
     objective: Objective
     steps: tuple[StageResult, ...]
     settings: Mapping[str, str | int] = field(default_factory=dict)
-    fisher: Fisher | None = None
+    carried: Carried | None = None
 
     @property
     def keep(self) -> Tensor:
@@ -160,9 +172,9 @@ class PruningRecipe(Protocol):
         ...
 
     def __call__(
-        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:
-        """Prune once, by a Fisher that is known or by its own; the model is untouched."""
+        """Prune once, with what the stage before has left; the model is untouched."""
         ...
 
 
@@ -316,7 +328,7 @@ class Pruner:
         return Pruned(pruned, (result,))
 
     def __call__(
-        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:
         """Prune once.
 
@@ -324,7 +336,7 @@ class Pruner:
             objective: The network and its calibration set.
             sparsity: Removed ÷ all in the unit of the cost, counted from the original weights, or
                 one for each of several name patterns.
-            fisher: The curvature, where it is known; None estimates it.
+            carried: What the stage before has left; None for the first.
 
         Returns:
             The pruned objective; the model is untouched.
@@ -334,6 +346,7 @@ class Pruner:
                 `quadratic` and `on_quadratic` raise.
         """
         budget = self.budget(objective.space, sparsity)
+        fisher = None if carried is None else carried.fisher
         return self.on_quadratic(self.quadratic(objective, fisher), objective, sparsity, budget)
 
 

@@ -61,8 +61,8 @@ def _stages(
         here = reached.objective
         if fresh is not None:
             here = replace(here, batches=fresh(stage))
-        fisher = reached.fisher if fresh is None else None
-        pruned = recipe(here, sparsity) if fisher is None else recipe(here, sparsity, fisher)
+        carried = reached.carried if fresh is None else None
+        pruned = recipe(here, sparsity) if carried is None else recipe(here, sparsity, carried)
         reached = _appended(reached, pruned)
         yield reached
 
@@ -96,7 +96,7 @@ def run_stages(
     for done, pruned in enumerate(stages(recipe, objective, sparsities), 1):
         reached = pruned
         report("stages", done, len(sparsities))
-    return replace(reached, fisher=None)
+    return replace(reached, carried=None)
 
 
 def inner_stages(

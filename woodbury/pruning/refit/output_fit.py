@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import NamedTuple
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from woodbury.errors import check_whole_number
+from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
-from woodbury.estimation.layer_equations import layer_fits
+from woodbury.estimation.layer_equations import LayerGoals
 from woodbury.estimation.output_residuals import Residuals
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
@@ -56,18 +57,19 @@ class Refitted(NamedTuple):
         objective: At the weights reached.
         distance: What `Refit.distance` says of them.
         fisher: Made of the rows of the last step, one step behind; None where there are none.
+        goal: What is known of the dense network on these samples.
     """
 
     objective: Objective
     distance: float
     fisher: Fisher | None
+    goal: Goal
 
 
 class _Reached(NamedTuple):
-    """What one step reached: the weights, the residuals of the step, and the outputs there."""
+    """What one step reached: the weights, the outputs there, and the Fisher of its rows."""
 
     objective: Objective
-    residuals: Residuals | None
     outputs: list[Tensor]
     fisher: Fisher | None
 
@@ -153,29 +155,37 @@ class Refit:
         return self.run(objective, dense).objective
 
     def run(
-        self, objective: Objective, dense: Objective, fisher_of: FisherOfRows | None = None
+        self,
+        objective: Objective,
+        dense: Objective,
+        known: Goal | None = None,
+        fisher_of: FisherOfRows | None = None,
     ) -> Refitted:
         """Refit, and say what is known at its end without another pass through the networks.
 
         Args:
             objective: The network to fit, at its weights and on its own batches.
             dense: The network whose outputs are the goal; its batches are not read.
+            known: What a refit on the same batches knew of the dense network; None runs it.
             fisher_of: What makes a Fisher of the rows of the last step; None for no Fisher.
 
         Returns:
-            The weights reached, their distance and the Fisher.
+            The weights reached, their distance, the Fisher, and what is known of the dense network.
 
         Raises:
             WoodburyError: As `__call__`.
         """
-        reached = _Reached(objective, None, [], None)
+        goal = known or self._goal(objective, dense)
+        fisher, outputs = None, None
         for step in range(self.steps):
             is_last = step + 1 == self.steps
-            reached = self._step(reached.objective, dense, step, fisher_of if is_last else None)
-        assert reached.residuals is not None  # there is at least one step
-        others = reached.residuals.redrawn(self._seed(objective, self.steps))
-        distance = _half_mean_square(others.along(reached.outputs))
-        return Refitted(reached.objective, distance, reached.fisher)
+            residuals = goal.residuals.redrawn(objective, self._seed(objective, step))
+            reached = self._step(residuals, goal.layers, fisher_of if is_last else None, outputs)
+            objective, outputs, fisher = reached
+        assert outputs is not None  # there is at least one step
+        others = goal.residuals.redrawn(objective, self._seed(objective, self.steps))
+        distance = _half_mean_square(others.along(outputs))
+        return Refitted(objective, distance, fisher, goal)
 
     def distance(self, objective: Objective, dense: Objective) -> float:
         """Half the mean squared residual, along directions that no step has fitted  (eq. 61).
@@ -190,6 +200,14 @@ class Refit:
         residuals = self._residuals(objective, dense, draw=self.steps)
         return _half_mean_square(residuals.at(objective.weights))
 
+    def _goal(self, objective: Objective, dense: Objective) -> Goal:
+        residuals = self._residuals(objective, dense, draw=0)
+        layers = None
+        if self.reconstruction is not None:
+            samples = residuals.m // self.mc_samples
+            layers = LayerGoals.of(replace(dense, batches=objective.batches), samples)
+        return Goal(residuals, layers)
+
     def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
         """The residuals along the directions of one draw."""
         seed = self._seed(objective, draw)
@@ -200,13 +218,18 @@ class Refit:
         return self.seed + objective.space.d * (self.steps + 1) + draw
 
     def _step(
-        self, objective: Objective, dense: Objective, draw: int, fisher_of: FisherOfRows | None
+        self,
+        residuals: Residuals,
+        layers: LayerGoals | None,
+        fisher_of: FisherOfRows | None,
+        outputs: list[Tensor] | None,
     ) -> _Reached:
-        residuals = self._residuals(objective, dense, draw)
-        outputs = residuals.outputs(objective.weights)
+        """One step; `outputs` are those at the weights where it starts, if they are known."""
+        objective = residuals.objective
+        outputs = residuals.outputs(objective.weights) if outputs is None else outputs
         here = residuals.along(outputs)
         distance = _half_mean_square(here)
-        layer_terms = self._layer_terms(residuals, dense)
+        layer_terms = self._layer_terms(objective, layers)
         fisher = None
         if self.iterations is None:
             jacobian = residuals.jacobian(self.engine)
@@ -222,16 +245,14 @@ class Refit:
             outputs_there = residuals.outputs(moved)
             # A comparison with NaN is False, so that such a step is never taken.
             if _half_mean_square(residuals.along(outputs_there)) < distance:
-                return _Reached(objective.at(moved), residuals, outputs_there, fisher)
-        return _Reached(objective, residuals, outputs, fisher)
+                return _Reached(objective.at(moved), outputs_there, fisher)
+        return _Reached(objective, outputs, fisher)
 
-    def _layer_terms(self, residuals: Residuals, dense: Objective) -> _LayerTermsOf | None:
-        """What gives the damping term by layers, on the samples of the residuals; None without."""
-        if self.reconstruction is None:
+    def _layer_terms(self, objective: Objective, layers: LayerGoals | None) -> _LayerTermsOf | None:
+        """What gives the damping term by layers; None without."""
+        if self.reconstruction is None or layers is None:
             return None
-        objective = residuals.objective
-        samples = residuals.m // self.mc_samples
-        fits = layer_fits(objective, dense, samples)
+        fits = layers.fits(objective)
         return partial(self.reconstruction, fits, objective.space, damping=self.damping)
 
     def _solve_by_rows(

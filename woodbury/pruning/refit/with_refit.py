@@ -6,9 +6,8 @@ import copy
 from dataclasses import dataclass, field, replace
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.fisher.base import Fisher
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
 from woodbury.pruning.schedule import Targets
 
@@ -93,7 +92,7 @@ class WithRefit:
         return self.recipe.rules
 
     def __call__(
-        self, objective: Objective, sparsity: Targets, fisher: Fisher | None = None
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:
         """Prune once and refit.
 
@@ -101,7 +100,7 @@ class WithRefit:
             objective: The network at the weights reached so far; its batches are the calibration
                 set.
             sparsity: Removed ÷ all weights of the original space, after this step.
-            fisher: The curvature, where it is known; None estimates it.
+            carried: What the stage before has left; None for the first.
 
         Returns:
             The pruned objective; its last step has the `distance` that the refit left. The model is
@@ -110,8 +109,10 @@ class WithRefit:
         Raises:
             WoodburyError: As the recipe and the refit.
         """
-        pruned = self.recipe(objective, sparsity, fisher)
-        refitted = self.refit.run(pruned.objective, self.dense, self.reuse)
+        pruned = self.recipe(objective, sparsity, carried)
+        goal = None if carried is None else carried.goal
+        refitted = self.refit.run(pruned.objective, self.dense, goal, self.reuse)
         *earlier, last = pruned.steps
         steps = (*earlier, replace(last, distance=refitted.distance))
-        return replace(pruned, objective=refitted.objective, steps=steps, fisher=refitted.fisher)
+        left = Carried(refitted.fisher, refitted.goal)
+        return replace(pruned, objective=refitted.objective, steps=steps, carried=left)
