@@ -201,10 +201,11 @@ def _fill(rows: Tensor, columns: _Columns, use: _Use, slopes: list[Tensor]) -> N
     if order is not None and kernel > 1:
         order = _kernel_first(order, layer.weight[0].numel(), kernel)
     start = 0
-    for inputs in _patches(layer, use.given):  # (c, T, i), the channels of a pixel side by side
-        end = start + len(inputs)
+    for inputs in _inputs_by_kernel_row(layer, use.given):  # (c, T, i/kh) for each row
+        end = start + len(inputs[0])
         part = rows[start * copies : end * copies, columns.rows]
-        products = torch.bmm(slope[start:end], inputs).view(len(part), outputs, kernel, -1)
+        products = torch.stack([torch.bmm(slope[start:end], row) for row in inputs], 2)
+        products = products.view(len(part), outputs, kernel, -1)
         if order is None:
             part.view(len(part), outputs, -1, kernel).copy_(products.mT)
         else:
@@ -219,23 +220,26 @@ def _kernel_first(kept: Tensor, inputs: int, kernel: int) -> Tensor:
     return output * inputs + place * (inputs // kernel) + channel
 
 
-def _patches(layer: MatrixLayer, given: Tensor) -> Iterator[Tensor]:
-    """The inputs under each position, (c, T, kernel·channels) for some samples at a time.
+def _inputs_by_kernel_row(layer: MatrixLayer, given: Tensor) -> Iterator[list[Tensor]]:
+    """The inputs under each position, for some samples at a time and each row of the kernel.
 
-    The channels of a pixel lie side by side, so that whole pixels are copied.
+    (c, T, kw·channels), the channels of a pixel side by side. Only the columns of the kernel are
+    copied out: another row of it sees the same copies further down.
     """
     if isinstance(layer, nn.Linear):
-        yield given.reshape(len(given), -1, given.shape[-1])
+        yield [given.reshape(len(given), -1, given.shape[-1])]
         return
-    kernel = layer.weight.shape[2:]
+    (height, width), (down, right) = layer.weight.shape[2:], layer.stride
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    elements = max(1, given[0].numel() * kernel.numel())
+    elements = max(1, given[0].numel() * width)
     for chunk in given.split(max(1, Limits.current().patches // elements)):
         padded = pad(chunk, layer._reversed_padding_repeated_twice, mode=mode)
-        pixels = padded.permute(0, 2, 3, 1).contiguous()
-        for dim in (0, 1):
-            reach = layer.dilation[dim] * (kernel[dim] - 1) + 1
-            pixels = pixels.unfold(1 + dim, reach, layer.stride[dim])
-            pixels = pixels[..., :: layer.dilation[dim]]
-        # (c, h, w, channels, kh, kw)
-        yield pixels.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
+        pixels = padded.permute(0, 2, 3, 1)  # (c, h, w, channels)
+        reach = layer.dilation[1] * (width - 1) + 1
+        across = pixels.unfold(2, reach, right)[..., :: layer.dilation[1]]
+        lines = across.transpose(3, 4).flatten(3)  # (c, h, w of the output, kw·channels)
+        last = lines.shape[1] - layer.dilation[0] * (height - 1)
+        yield [
+            lines[:, first : first + last : down].flatten(1, 2)
+            for first in range(0, layer.dilation[0] * height, layer.dilation[0])
+        ]
