@@ -9,6 +9,7 @@ from torch import Tensor
 
 from woodbury.linalg import dual_solve
 from woodbury.linalg.dual_solve import is_sketched, solve_dual
+from woodbury.linalg.metric import Metric
 
 M, D = 24, 4000
 
@@ -34,9 +35,33 @@ def test_the_solution_is_that_of_a_dense_solve(rows: Tensor, damping: float) -> 
     wide = rows.double()
     matrix = wide @ wide.mT / M + damping * torch.eye(M, dtype=torch.float64)
     truth = torch.linalg.solve(matrix, c)
-    found = solve_dual(rows, damping, c, 1e-6)
+    found = solve_dual(rows, damping, c, tolerance=1e-6)
     torch.testing.assert_close(wide.mT @ found, wide.mT @ truth, rtol=1e-3, atol=1e-4)
     assert float((matrix @ found - c).norm()) < 1e-4 * float(c.norm())
+
+
+@pytest.mark.parametrize("d", [3000, 3500])
+def test_a_metric_takes_the_place_of_the_identity(d: int) -> None:
+    """On 60 blocks of 50 weights; of 3,500 weights 500 are in none."""
+    rows, c = normal(M, d).float(), normal(M, seed=3)
+    matrix = torch.eye(d, dtype=torch.float64)
+    factors = []
+    for start in range(0, 3000, 50):
+        root = normal(50, 50, seed=start) / 7
+        factor = torch.linalg.cholesky(root @ root.mT + 0.1 * torch.eye(50).double())
+        where = slice(start, start + 50)
+        matrix[where, where] = factor @ factor.mT
+        factors.append((where, factor.float()))
+    metric = Metric(tuple(factors))
+    wide = rows.double()
+    inner = wide @ torch.linalg.solve(matrix, wide.mT) / M + 1e-2 * torch.eye(M).double()
+    truth = torch.linalg.solve(inner, c)
+    found = solve_dual(rows, 1e-2, c, metric, tolerance=1e-6)
+    torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-5)
+    v = normal(d, seed=5).float()
+    torch.testing.assert_close(
+        metric.solved(v), torch.linalg.solve(matrix, v.double()).float(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_few_iterations_read_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

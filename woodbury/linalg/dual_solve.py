@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
 from woodbury.linalg.iterative_solvers import conjugate_gradients
+from woodbury.linalg.metric import Metric
 from woodbury.linalg.row_products import combine, times
 
 COLUMNS_PER_ROW = 8
-"""Columns that a sketch draws, for each row; twice as many save one iteration of three."""
+"""Columns of a sketch for each row; twice as many save two iterations of ten."""
 
-TOLERANCE = 1e-5
-"""Relative residual of a solution: float32 rows say no more."""
+TOLERANCE = 1e-4
+"""Relative residual of a solution: the network is far less linear than that."""
 
 MAX_STEPS = 100
 """Iterations at most."""
+
+EVEN_SHARE = 0.1
+"""Share of the columns that are drawn evenly, so that none counts without bound."""
 
 
 def is_sketched(rows: Tensor) -> bool:
@@ -27,7 +33,7 @@ def is_sketched(rows: Tensor) -> bool:
         rows: G (m, d).
 
     Returns:
-        True for float32 rows of more than twice the columns that a sketch draws.
+        True for float32 rows of more than twice the columns that a sketch has.
 
     Example:
         >>> is_sketched(torch.zeros(3, 100)), is_sketched(torch.zeros(3, 100).double())
@@ -37,16 +43,22 @@ def is_sketched(rows: Tensor) -> bool:
     return rows.dtype == torch.float32 and d > 2 * COLUMNS_PER_ROW * m
 
 
-def solve_dual(rows: Tensor, damping: float, c: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-    """(GGᵀ/m + λI)⁻¹ c by preconditioned conjugate gradients on the rows  (eq. 68).
+def solve_dual(
+    rows: Tensor,
+    damping: float,
+    c: Tensor,
+    metric: Metric = Metric(()),  # noqa: B008 - it is immutable
+    tolerance: float = TOLERANCE,
+) -> Tensor:
+    """(G M⁻¹ Gᵀ/m + λI)⁻¹ c by preconditioned conjugate gradients on the rows  (eq. 68).
 
-    The preconditioner is the Gram matrix of some columns, drawn in proportion to their squares. An
-    iteration reads the rows twice.
+    The preconditioner is the inverse of a sketch of the matrix. An iteration reads the rows twice.
 
     Args:
         rows: G (m, d).
         damping: λ > 0.
         c: (m,).
+        metric: M; the identity by default.
         tolerance: The relative residual at which to end.
 
     Returns:
@@ -58,12 +70,14 @@ def solve_dual(rows: Tensor, damping: float, c: Tensor, tolerance: float = TOLER
         tensor([1., 1.], dtype=torch.float64)
     """
     m = len(rows)
-    factor = damped_cholesky(_sketched_gram(rows) / m, damping)
+    sketch = torch.cat(list(_sketch(rows, metric)), 1)
+    factor = damped_cholesky(gram_of(sketch, sketch.dtype) / m, damping)
+    del sketch
 
     def multiply(v: Tensor) -> Tensor:
         column = v[:, 0]
-        product = times(rows, combine(rows, column.to(rows.dtype)))
-        return (product / m + damping * column)[:, None]
+        spanned = metric.solved(combine(rows, column.to(rows.dtype)))
+        return (times(rows, spanned) / m + damping * column)[:, None]
 
     def precondition(residual: Tensor) -> Tensor:
         return torch.cholesky_solve(residual, factor)
@@ -72,23 +86,42 @@ def solve_dual(rows: Tensor, damping: float, c: Tensor, tolerance: float = TOLER
     return conjugate_gradients(multiply, b, MAX_STEPS, tolerance, precondition).x[:, 0]
 
 
-def _sketched_gram(rows: Tensor) -> Tensor:
-    """An estimate of GGᵀ without bias, from `COLUMNS_PER_ROW`·m of its columns.
+def _sketch(rows: Tensor, metric: Metric) -> Iterator[Tensor]:
+    """Columns T with E[TTᵀ] = G M⁻¹ Gᵀ: random sums of those of each block, some of the rest."""
+    m, d = rows.shape
+    wanted = COLUMNS_PER_ROW * m
+    generator = torch.Generator().manual_seed(0)
+    rest = torch.ones(d, dtype=torch.bool, device=rows.device)
+    for where, factor in metric.factors:
+        rest[where] = False
+        size = where.stop - where.start
+        count = min(size, max(1, round(wanted * size / d)))
+        if count == size:
+            combinations = torch.eye(size, dtype=rows.dtype, device=rows.device)
+        else:
+            signs = torch.randint(2, (size, count), generator=generator).mul(2).sub(1)
+            combinations = signs.to(rows) / count**0.5
+        whitened = torch.linalg.solve_triangular(factor.mT, combinations, upper=True)
+        yield rows[:, where] @ whitened
+    left = rest.nonzero()[:, 0]
+    if len(left):
+        share = max(1, round(wanted * len(left) / d))
+        yield _drawn_columns(rows if len(left) == d else rows[:, left], share, generator)
 
-    Column j is drawn with the probability pⱼ = min(1, s gⱼ²/Σ g²) and counts 1/pⱼ times. The draws
-    are systematic: one random number, then even steps through the sum of the pⱼ.
+
+def _drawn_columns(rows: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
+    """About so many columns T of the rows with E[TTᵀ] = GGᵀ.
+
+    Column j is drawn with the probability pⱼ = min(1, s gⱼ²/Σ g²) and divided by √pⱼ. The draws are
+    systematic: one random number, then even steps through the sum of the pⱼ.
     """
     squares = torch.linalg.vector_norm(rows, dim=0).double().square()
-    wanted = COLUMNS_PER_ROW * len(rows)
     total = float(squares.sum())
     if total == 0 or wanted >= rows.shape[1]:
-        return gram_of(rows, rows.dtype)
-    # A tenth of the probability is spread evenly, so that no column counts without bound.
-    share = 0.9 * squares / total + 0.1 / len(squares)
+        return rows
+    share = (1 - EVEN_SHARE) * squares / total + EVEN_SHARE / len(squares)
     chances = (wanted * share).clamp(max=1)
-    generator = torch.Generator().manual_seed(0)
     offset = torch.rand((), generator=generator, dtype=torch.float64).to(chances.device)
     steps = (chances.cumsum(0) + offset).floor()
     columns = steps.diff(prepend=steps.new_zeros(1)).nonzero()[:, 0]
-    drawn = rows[:, columns] * chances[columns].rsqrt().to(rows.dtype)
-    return gram_of(drawn, rows.dtype)
+    return rows[:, columns] * chances[columns].rsqrt().to(rows.dtype)

@@ -260,24 +260,24 @@ class Refit:
     ) -> Tensor:
         """−δ of one step by the m rows of J, from the residuals `here` (m,): (d,)  (eq. 61, 65).
 
-        The rows are overwritten.
+        The rows may be overwritten.
         """
-        if layer_terms is None:
-            return self._range_step(jacobian, here)
+        m = len(jacobian)
         jacobian = at_least_float32(jacobian)  # triangles are not solved in half precision
-        curvature = vector_norm(jacobian, dim=0).square_() / len(jacobian)
-        metric, target = layer_terms(curvature)
-        # With δ = target + L⁻ᵀη it is the plain step in η: rows J L⁻ᵀ, residuals r + J target.
-        rhs = here + jacobian @ target.to(jacobian.dtype)
-        rows = metric.whiten(jacobian)
-        return metric.coloured(self._range_step(rows, rhs)) - target
-
-    def _range_step(self, rows: Tensor, r: Tensor) -> Tensor:
-        """(GᵀG/m + λI)⁻¹Gᵀr/m in the range form: (d,)  (eq. 8, 68)."""
-        c = r / len(r)
-        if not is_sketched(rows):
-            return LowRank(rows, self.damping).solve_range(c)
-        return combine(rows, solve_dual(rows, self.damping, c).to(rows.dtype))
+        metric, target = Metric(()), None
+        rhs = here
+        if layer_terms is not None:
+            curvature = vector_norm(jacobian, dim=0).square_() / m
+            metric, target = layer_terms(curvature)
+            rhs = here + jacobian @ target.to(jacobian.dtype)
+        if is_sketched(jacobian):
+            c = solve_dual(jacobian, self.damping, rhs / m, metric)
+            step = metric.solved(combine(jacobian, c.to(jacobian.dtype)))
+        else:
+            # With δ = target + L⁻ᵀη it is the plain step in η: rows J L⁻ᵀ, residuals r + J target.
+            rows = metric.whiten(jacobian)
+            step = metric.coloured(LowRank(rows, self.damping).solve_range(rhs / m))
+        return step if target is None else step - target
 
     def _solve_by_cg(
         self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
