@@ -110,6 +110,18 @@ class GoalOutput(NamedTuple):
     values: Tensor
 
 
+class LayerFits(NamedTuple):
+    """What one pass through the network that is fitted has shown.
+
+    Attributes:
+        equations: Parameter name -> the equations of its layer.
+        outputs: Of the network, (b, …) for each batch.
+    """
+
+    equations: dict[str, LayerFit]
+    outputs: list[Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerGoals:
     """What every layer of the goal's network gives, for one batch of samples after the other.
@@ -158,7 +170,7 @@ class LayerGoals:
         return cls(batches, samples)
 
     @torch.no_grad()
-    def fits(self, objective: Objective) -> dict[str, LayerFit]:
+    def fits(self, objective: Objective) -> LayerFits:
         """The normal equations of every layer towards this goal  (eq. 64).
 
         No label is read. Layers other than nn.Linear and ungrouped nn.Conv2d are left out, as are
@@ -168,18 +180,21 @@ class LayerGoals:
             objective: The network that is fitted, at its weights, and the data.
 
         Returns:
-            Parameter name -> the equations of its layer, for the weights in the space.
+            The equations, for the weights in the space, and the outputs of the network.
 
         Raises:
             WoodburyError: If inputs or outputs of a layer are not finite; its weight is named.
         """
         fits: dict[str, LayerFit] = {}
+        outputs = []
         mismatched: set[str] = set()
         done = 0
         size = Limits.current().layer_samples
         batches = objective.batches.in_batches(size, self.samples)
         for (inputs, _), goal in zip(batches, self.batches, strict=True):
-            mismatched |= _accumulate(fits, objective, goal, inputs)
+            output, differing = _accumulate(fits, objective, goal, inputs)
+            outputs.append(objective.likelihood.output_tensor(output))
+            mismatched |= differing
             done += samples_in(inputs)
             report("samples through the layers", done, self.samples)
         fits = {name: fit for name, fit in fits.items() if name not in mismatched}
@@ -191,7 +206,7 @@ class LayerGoals:
                     f"The layer of {name!r} has inputs or outputs that are not finite: "
                     "look at the data."
                 )
-        return fits
+        return LayerFits(fits, outputs)
 
 
 def _drawn(count: int, seed: int) -> Tensor:
@@ -209,12 +224,13 @@ def layer_fits(objective: Objective, goal: Objective, samples: int) -> dict[str,
         samples: How many, from the first.
 
     Returns:
-        As `LayerGoals.fits`.
+        Parameter name -> the equations of its layer.
 
     Raises:
         WoodburyError: As `LayerGoals.fits`.
     """
-    return LayerGoals.of(replace(goal, batches=objective.batches), samples).fits(objective)
+    goals = LayerGoals.of(replace(goal, batches=objective.batches), samples)
+    return goals.fits(objective).equations
 
 
 Note = Callable[[str, MatrixLayer, Tensor, Tensor], None]
@@ -226,8 +242,8 @@ def _accumulate(
     objective: Objective,
     goal: dict[str, list[GoalOutput]],
     inputs: Any,
-) -> set[str]:
-    """Add one batch; the names of the weights whose layers the two networks use differently."""
+) -> tuple[Any, set[str]]:
+    """Add one batch: the output, and the weights whose layers the two networks use differently."""
     waiting = {name: iter(outputs) for name, outputs in goal.items()}
     mismatched: set[str] = set()
 
@@ -239,12 +255,11 @@ def _accumulate(
         else:
             mismatched.add(name)
 
-    _run_noting(objective, inputs, fit)
-    return mismatched
+    return _run_noting(objective, inputs, fit), mismatched
 
 
-def _run_noting(objective: Objective, inputs: Any, note: Note) -> None:
-    """One forward pass that notes every use of a known layer whose weight is in the space."""
+def _run_noting(objective: Objective, inputs: Any, note: Note) -> Any:
+    """The output of one forward pass; every use of a layer whose weight is in the space is noted."""
 
     def hook_of(name: str) -> ForwardHook:
         def hook(
@@ -264,4 +279,4 @@ def _run_noting(objective: Objective, inputs: Any, note: Note) -> None:
         forward_hooks((layer, hook_of(name)) for name, layer in layers),
         eval_mode(objective.model),
     ):
-        objective.forward(objective.parameters, inputs)
+        return objective.forward(objective.parameters, inputs)

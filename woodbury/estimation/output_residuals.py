@@ -83,6 +83,7 @@ class Residuals:
         mc_samples: int,
         seed: int,
         samples: int | None = None,
+        at_once: int = MAX_SAMPLES_PER_PASS,
     ) -> Residuals:
         """The residuals on the objective's data, which is read once.
 
@@ -92,6 +93,7 @@ class Residuals:
             mc_samples: Directions per sample.
             seed: Of the directions.
             samples: How many, from the first; None for all.
+            at_once: Samples that go through the network at once, at most.
 
         Returns:
             mc_samples × samples residuals.
@@ -103,7 +105,7 @@ class Residuals:
         if not batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
         goal = replace(goal, batches=Samples(batches, trusted=True))
-        samples_per_pass = _samples_per_pass(ModelProfile.measure(goal), mc_samples)
+        samples_per_pass = min(at_once, _samples_per_pass(ModelProfile.measure(goal), mc_samples))
         likelihood = goal.likelihood
         parts = [
             GoalBatch(
@@ -152,6 +154,14 @@ class Residuals:
         """
         with eval_mode(self.objective.model):
             return [_output(self.objective, weights, part.inputs) for part in self.parts]
+
+    def is_in_batches_of(self, outputs: list[Tensor]) -> bool:
+        """Whether outputs are those of the parts, by their numbers of samples.
+
+        Args:
+            outputs: (b, …) for each batch.
+        """
+        return [len(output) for output in outputs] == [len(part.directions) for part in self.parts]
 
     def along(self, outputs: list[Tensor]) -> Tensor:
         """The residuals of known outputs.

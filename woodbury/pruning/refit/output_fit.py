@@ -15,11 +15,12 @@ from woodbury.errors import check_whole_number
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import LayerGoals
-from woodbury.estimation.output_residuals import Residuals
+from woodbury.estimation.output_residuals import MAX_SAMPLES_PER_PASS, Residuals
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
+from woodbury.limits import Limits
 from woodbury.linalg.dual_solve import is_sketched, solve_dual
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
@@ -211,7 +212,13 @@ class Refit:
     def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
         """The residuals along the directions of one draw."""
         seed = self._seed(objective, draw)
-        return Residuals.between(objective, dense, self.mc_samples, seed, self.samples)
+        # By rows in the batches of the layers, so that one pass serves both.
+        at_once = (
+            Limits.current().layer_samples if self.iterations is None else MAX_SAMPLES_PER_PASS
+        )
+        return Residuals.between(
+            objective, dense, self.mc_samples, seed, self.samples, at_once=at_once
+        )
 
     def _seed(self, objective: Objective, draw: int) -> int:
         """Of the directions of one draw; every space has draws of its own."""
@@ -226,10 +233,17 @@ class Refit:
     ) -> _Reached:
         """One step; `outputs` are those at the weights where it starts, if they are known."""
         objective = residuals.objective
-        outputs = residuals.outputs(objective.weights) if outputs is None else outputs
+        layer_terms = None
+        if self.reconstruction is not None and layers is not None:
+            fits = layers.fits(objective)
+            outputs = fits.outputs if outputs is None else outputs
+            layer_terms = partial(
+                self.reconstruction, fits.equations, objective.space, damping=self.damping
+            )
+        if outputs is None or not residuals.is_in_batches_of(outputs):
+            outputs = residuals.outputs(objective.weights)
         here = residuals.along(outputs)
         distance = _half_mean_square(here)
-        layer_terms = self._layer_terms(objective, layers)
         fisher = None
         if self.iterations is None:
             jacobian = residuals.jacobian(self.engine)
@@ -247,13 +261,6 @@ class Refit:
             if _half_mean_square(residuals.along(outputs_there)) < distance:
                 return _Reached(objective.at(moved), outputs_there, fisher)
         return _Reached(objective, outputs, fisher)
-
-    def _layer_terms(self, objective: Objective, layers: LayerGoals | None) -> _LayerTermsOf | None:
-        """What gives the damping term by layers; None without."""
-        if self.reconstruction is None or layers is None:
-            return None
-        fits = layers.fits(objective)
-        return partial(self.reconstruction, fits, objective.space, damping=self.damping)
 
     def _solve_by_rows(
         self, jacobian: Tensor, here: Tensor, layer_terms: _LayerTermsOf | None

@@ -24,8 +24,8 @@ class WithRefit:
         dense: The network before any pruning, at its own weights. Its batches are not read.
         refit: The refit.
         reuse: What makes the Fisher of the next stage of the rows of this one's refit, such as
-            `mfac(…).of_rows`: the curvature is then one refit step behind, and costs no gradients.
-            None estimates it anew at every stage.
+            `mfac(…).of_rows`: the curvature is then one refit step behind, and costs no gradients
+            (eq. 69). None estimates it anew at every stage.
 
     Raises:
         WrongType: If `recipe` does not prune, or `dense` is no Objective.
