@@ -259,7 +259,7 @@ def _accumulate(
 
 
 def _run_noting(objective: Objective, inputs: Any, note: Note) -> Any:
-    """The output of one forward pass; every use of a layer whose weight is in the space is noted."""
+    """The output of one forward pass that notes each use of a layer with a weight in the space."""
 
     def hook_of(name: str) -> ForwardHook:
         def hook(
