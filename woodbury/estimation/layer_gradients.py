@@ -204,12 +204,15 @@ def _fill(rows: Tensor, columns: _Columns, use: _Use, slopes: list[Tensor]) -> N
     for inputs in _inputs_by_kernel_row(layer, use.given):  # (c, T, i/kh) for each row
         end = start + len(inputs[0])
         part = rows[start * copies : end * copies, columns.rows]
-        products = torch.stack([torch.bmm(slope[start:end], row) for row in inputs], 2)
-        products = products.view(len(part), outputs, kernel, -1)
-        if order is None:
-            part.view(len(part), outputs, -1, kernel).copy_(products.mT)
+        by_row = [torch.bmm(slope[start:end], row) for row in inputs]
+        products = by_row[0] if len(by_row) == 1 else torch.stack(by_row, 2)
+        if order is not None:
+            part.copy_(products.view(len(part), -1)[:, order])
+        elif kernel == 1:
+            part.copy_(products.view(len(part), -1))
         else:
-            part.copy_(products.flatten(1)[:, order])
+            by_place = products.view(len(part), outputs, kernel, -1)
+            part.view(len(part), outputs, -1, kernel).copy_(by_place.mT)
         start = end
 
 
