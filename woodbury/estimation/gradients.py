@@ -164,7 +164,7 @@ def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
         target: Their labels.
 
     Returns:
-        `hooked`, `vmapped` or `looped`.
+        `hooked`, `hooked`, `vmapped` or `looped`.
 
     Raises:
         WoodburyError: If the data do not fit the model or the loss.
@@ -216,7 +216,7 @@ def gradient_chunks(
             keeps the meaning of the Fisher.
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         generator: Of the sampled labels.
-        engine: `vmapped` or `looped`; None for the `fastest` on the first chunk.
+        engine: `hooked`, `vmapped` or `looped`; None for the `fastest` on the first chunk.
 
     Returns:
         Chunks (c, d) of exactly `count` rows. `Limits.gradient_chunk` bounds their bytes.

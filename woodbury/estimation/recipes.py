@@ -57,7 +57,7 @@ class diagonal_fisher:
         batch: Samples that a row averages.
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         seed: Of the sampled labels.
-        engine: `vmapped` or `looped`; None for the faster of the two, decided by a clock.
+        engine: `hooked`, `vmapped` or `looped`; None for the fastest, decided by a clock.
 
     Raises:
         WoodburyError: If the damping is not positive, or the data gives fewer rows.
@@ -154,7 +154,7 @@ class mfac:
         batch: Samples that a row averages.
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         seed: Of the sampled labels.
-        engine: `vmapped` or `looped`; None for the faster of the two. Give one where two runs must
+        engine: `hooked`, `vmapped` or `looped`; None for the fastest. Give one where two runs must
             agree bit for bit.
 
     Raises:

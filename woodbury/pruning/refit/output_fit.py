@@ -99,7 +99,7 @@ class Refit:
             weights of linear and convolutional layers  (eq. 65); None for the network's outputs
             alone.
         seed: Of the random directions.
-        engine: `vmapped` or `looped` for the rows; None for the faster of the two.
+        engine: `hooked`, `vmapped` or `looped` for the rows; None for the fastest.
 
     Raises:
         WoodburyError: If the damping is not positive, or a count is below 1.
