@@ -86,11 +86,11 @@ class Carried(NamedTuple):
 
     Attributes:
         fisher: The curvature at weights near those reached; None where it is to be estimated.
-        goal: What a refit knows of the dense network.
+        goal: What a refit knows of the dense network; None where it is to be run.
     """
 
     fisher: Fisher | None
-    goal: Goal
+    goal: Goal | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,13 +58,13 @@ class Refitted(NamedTuple):
         objective: At the weights reached.
         distance: What `Refit.distance` says of them.
         fisher: Made of the rows of the last step, one step behind; None where there are none.
-        goal: What is known of the dense network on these samples.
+        goal: What is known of the dense network on these samples, for `run` of the next stage.
     """
 
     objective: Objective
     distance: float
     fisher: Fisher | None
-    goal: Goal
+    goal: Goal | None
 
 
 class _Reached(NamedTuple):
