@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from one_shot import Task, batches
@@ -20,7 +20,7 @@ from woodbury.pruning.autoconfig import choose
 from woodbury.pruning.damping_search import TRUST, DampingSearch
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruned, Pruner
-from woodbury.pruning.refit.output_fit import Refit
+from woodbury.pruning.refit.output_fit import Refit, Refitted
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import geometric, stage_count
 from woodbury.pruning.staged import inner_stages, run_stages, stages
@@ -171,13 +171,16 @@ class Distilled(Refit):
     lrs: tuple[float, ...] = (1e-3,)
     judge: Sequence[Batch] = ()
 
-    def __call__(self, objective: Objective, dense: Objective) -> Objective:
+    def run(
+        self, objective: Objective, dense: Objective, known: Any = None, fisher_of: Any = None
+    ) -> Refitted:
         tried = [self._trained(objective, dense, lr) for lr in self.lrs]
-        return (
+        best = (
             tried[0]
             if len(tried) == 1
             else min(tried, key=lambda trained: trained.loss(self.judge))
         )
+        return Refitted(best, self.distance(best, dense), None, None)
 
     def _trained(self, objective: Objective, dense: Objective, lr: float) -> Objective:
         x = torch.cat([inputs for inputs, _ in objective.batches])

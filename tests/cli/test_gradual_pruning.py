@@ -71,7 +71,11 @@ def test_the_report_has_the_scores_and_settings(pruned: dict[str, Any]) -> None:
     assert pruned["score_after"] > max(pruned["score_before"], pruned["score_pruned"])
     settings = pruned["settings"]
     assert settings["epochs"] == 3 and settings["lr"] == 0.05
-    assert settings["weight_decay"] == 1e-4 and settings["engine"] in ("vmapped", "looped")
+    assert settings["weight_decay"] == 1e-4 and settings["engine"] in (
+        "hooked",
+        "vmapped",
+        "looped",
+    )
     assert "resume" not in settings
 
 

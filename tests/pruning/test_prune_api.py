@@ -25,6 +25,7 @@ from woodbury import (
 )
 from woodbury.errors import WrongType
 from woodbury.estimation.gradients import sampled
+from woodbury.estimation.layer_equations import POSITIONS
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
@@ -56,10 +57,12 @@ def test_the_standard_effort_is_two_stages_of_ggn_rows_and_a_refit() -> None:
     dense = Objective.from_model(
         copy.deepcopy(second), [], space=ParameterSpace.from_model(second, min_ndim=2)
     )
+    fisher = mfac(38, 3e-4)
     recipe = WithRefit.around(
-        Pruner(gauss_newton(mfac(38, 3e-4), 2)),
+        Pruner(gauss_newton(fisher, 2)),
         dense,
-        Refit(damping=3e-4, reconstruction=Reconstruction()),
+        Refit(mc_samples=2, damping=3e-4, reconstruction=Reconstruction()),
+        fisher.of_rows,
     )
     woodbury.prune(second, data(19), 0.5, pruner=recipe, stages=2)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
@@ -93,8 +96,8 @@ def wide(
     ("model", "refit"),
     [
         (wide(), "1 step by 100 conjugate gradients, 10 GGN samples per input"),
-        (wide(dtype=torch.bfloat16), "1 step by rows, 4 GGN samples per input"),
-        (wide(Rounded), "1 step by rows, 4 GGN samples per input"),
+        (wide(dtype=torch.bfloat16), "1 step by rows, 2 GGN samples per input"),
+        (wide(Rounded), "1 step by rows, 2 GGN samples per input"),
     ],
     ids=["float32", "bfloat16", "no forward mode"],
 )
@@ -122,10 +125,13 @@ def test_layers_are_left_out_where_the_outputs_give_two_equations_per_kept_weigh
         choose_refit(refit, objective, 19, {"nothing*": 0.99})
 
 
-# A float32 square for every output of every tensor, biases too, a float64 sum for each tensor, and
-# four such for one of them.
+# A float32 square for every output of every tensor, biases too, a float64 sum for each tensor, four
+# such for one of them, and the outputs at the drawn positions of fifty samples.
 ROOM = (
-    4 * (200 * 6 * 6 + 200 + 8 * 200 * 200 + 8) + 8 * (6 * 6 + 1 + 200 * 200 + 1) + 32 * 200 * 200
+    4 * (200 * 6 * 6 + 200 + 8 * 200 * 200 + 8)
+    + 8 * (6 * 6 + 1 + 200 * 200 + 1)
+    + 32 * 200 * 200
+    + 4 * 50 * POSITIONS * 2 * (200 + 8)
 )
 
 
@@ -188,7 +194,7 @@ class DoubleOutput(nn.Sequential):
 def test_outputs_of_another_precision_than_the_weights(limited: Limited) -> None:
     limited(equations_per_weight=float("inf"))
     torch.manual_seed(0)
-    model, x = DoubleOutput(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(200)[0]
+    model, x = DoubleOutput(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(400)[0]
     pruned = woodbury.prune(model, [x], 0.5)
     refit = str(pruned.settings["refit_per_stage"])
     assert "conjugate gradients" in refit and "layers" in refit

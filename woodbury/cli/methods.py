@@ -53,7 +53,7 @@ class Sampling:
         block: Weights per block, None for each method's own.
         seed: Of what is drawn.
         labels: None for each method's own.
-        engine: `vmapped` or `looped`; None for the faster of the two.
+        engine: `hooked`, `vmapped` or `looped`; None for the fastest.
     """
 
     count: int
@@ -83,7 +83,7 @@ class gauss_newton_that_fits:
         damping: Added to the diagonal.
         block: Weights per block; None for the best known size, which the model decides.
         seed: Of the random directions.
-        engine: `vmapped` or `looped`; None for the faster of the two.
+        engine: `hooked`, `vmapped` or `looped`; None for the fastest.
     """
 
     count: int

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Engine, Labels, looped, observed, sampled, vmapped
+from woodbury.estimation.layer_gradients import hooked
 from woodbury.evaluation.metrics import accuracy, r_squared
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
@@ -27,7 +28,7 @@ from woodbury.pruning.updates import Update, independent, joint, zero
 
 T = TypeVar("T")
 
-EngineName = Literal["vmapped", "looped"]
+EngineName = Literal["hooked", "vmapped", "looped"]
 LabelsName = Literal["own", "observed", "sampled"]
 LossName = Literal["cross_entropy", "squared_error"]
 MethodName = Literal[
@@ -77,7 +78,11 @@ LOSSES: Mapping[LossName, Loss] = {
     "cross_entropy": Loss(cross_entropy, accuracy, "accuracy", "agreement", _highest_scores),
     "squared_error": Loss(squared_error, r_squared, "r_squared", "r_squared", _themselves),
 }
-ENGINES: Mapping[EngineName, Engine] = {"vmapped": vmapped, "looped": looped}
+ENGINES: Mapping[EngineName, Engine] = {
+    "hooked": hooked,
+    "vmapped": vmapped,
+    "looped": looped,
+}
 LABELS: Mapping[LabelsName, Labels | None] = {
     "own": None,
     "observed": observed,

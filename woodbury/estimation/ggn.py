@@ -57,10 +57,14 @@ class DirectedBatch(NamedTuple):
     Attributes:
         inputs: The inputs of b samples.
         directions: (b, mc_samples, …), directions s of the output  (eq. 29).
+        output: What the model returned.
+        target: The labels, which are read only where they mark positions without an observation.
     """
 
     inputs: Any
     directions: Tensor
+    output: Any
+    target: Any
 
 
 def check_directions(likelihood: Likelihood) -> None:
@@ -99,18 +103,39 @@ def draw_directions(
         WoodburyError: If the likelihood has no directions.
     """
     check_directions(objective.likelihood)
-    draw = objective.likelihood.directions
-    assert draw is not None
-    ignored = objective.likelihood.ignored
     generator = torch.Generator(objective.weights.device).manual_seed(seed)
     for inputs, target in objective.batches.in_batches(batch_size):
         with torch.no_grad(), eval_mode(objective.model):
             output = objective.forward(objective.parameters, inputs)
-            directions = mc_samples**0.5 * draw(output, mc_samples, generator)
-        # Labels are (b, …) for directions (b, mc_samples, C, …); probabilities mark nothing.
-        if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
-            directions = directions * (target != ignored)[:, None, None]
-        yield DirectedBatch(inputs, directions)
+        directions = directions_at(objective.likelihood, output, target, mc_samples, generator)
+        yield DirectedBatch(inputs, directions, output, target)
+
+
+@torch.no_grad()
+def directions_at(
+    likelihood: Likelihood, output: Any, target: Any, mc_samples: int, generator: torch.Generator
+) -> Tensor:
+    """Random directions at known outputs  (eq. 29).
+
+    Args:
+        likelihood: With directions.
+        output: What the model returned for b samples.
+        target: Their labels, which are read only where they mark positions without an observation.
+        mc_samples: Directions per sample.
+        generator: Of the directions.
+
+    Returns:
+        (b, mc_samples, …), scaled by √mc_samples, so that the mean over rows of s sᵀ is the Hessian
+        by the output.
+    """
+    draw = likelihood.directions
+    assert draw is not None
+    directions = mc_samples**0.5 * draw(output, mc_samples, generator)
+    # Labels are (b, …) for directions (b, mc_samples, C, …); probabilities mark nothing.
+    ignored = likelihood.ignored
+    if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
+        directions = directions * (target != ignored)[:, None, None]
+    return directions
 
 
 def repeat_per_direction(inputs: Any, directions: Tensor) -> Batch:
@@ -143,4 +168,4 @@ class _Directions:
     def __iter__(self) -> Iterator[Batch]:
         batch_size = max(1, Limits.current().ggn_samples // self.mc_samples)
         for batch in draw_directions(self.objective, self.mc_samples, self.seed, batch_size):
-            yield repeat_per_direction(*batch)
+            yield repeat_per_direction(batch.inputs, batch.directions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,38 +75,148 @@ class LayerFit:
         zeros = partial(torch.zeros, dtype=torch.float64, device=layer.weight.device)
         return cls(zeros(inputs, inputs), zeros(inputs, outputs))
 
-    def add(self, layer: MatrixLayer, given: Tensor, lacking: Tensor) -> None:
+    def add(self, layer: MatrixLayer, given: Tensor, output: Tensor, goal: GoalOutput) -> None:
         """Add one use of the layer.
 
         Args:
             layer: The layer.
             given: Its input.
-            lacking: The goal's output minus its own, of the output's shape.
+            output: Its output.
+            goal: The goal's output at the same use.
         """
-        lacking = by_position(layer, lacking)  # (b, T, o)
-        drawn = self._drawn(lacking.shape[1]).to(lacking.device)
-        lacking = lacking[:, drawn]
+        drawn = goal.drawn.to(output.device)
+        lacking = goal.values - by_position(layer, output)[:, drawn]
         start = 0
         for chunk in patches(layer, given, drawn):  # (c, T, i)
             flat = chunk.flatten(0, 1)
-            goal = lacking[start : start + len(chunk)].flatten(0, 1).to(flat.dtype)
+            wanted = lacking[start : start + len(chunk)].flatten(0, 1).to(flat.dtype)
             self.inputs += flat.T @ flat
-            self.cross_moment += flat.T @ goal
+            self.cross_moment += flat.T @ wanted
             self.positions += len(flat)
             start += len(chunk)
 
-    def _drawn(self, count: int) -> Tensor:
-        """The indices of `POSITIONS` of so many positions, others for other samples."""
-        generator = torch.Generator().manual_seed(self.positions)
-        return torch.randperm(count, generator=generator)[:POSITIONS]
+
+class GoalOutput(NamedTuple):
+    """The output of one use of a layer in the goal's network, at some positions.
+
+    Attributes:
+        shape: Of the whole output.
+        drawn: The indices of the positions.
+        values: (b, T, o) at these.
+    """
+
+    shape: torch.Size
+    drawn: Tensor
+    values: Tensor
 
 
-@torch.no_grad()
+class LayerFits(NamedTuple):
+    """What one pass through the network that is fitted has shown.
+
+    Attributes:
+        equations: Parameter name -> the equations of its layer.
+        outputs: Of the network, (b, …) for each batch.
+    """
+
+    equations: dict[str, LayerFit]
+    outputs: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGoals:
+    """What every layer of the goal's network gives, for one batch of samples after the other.
+
+    It holds `POSITIONS` positions of each sample, so that the goal's network is run once for all
+    stages.
+
+    Attributes:
+        batches: For each batch parameter name -> the outputs of its layer's uses.
+        samples: How many samples they are of.
+    """
+
+    batches: list[dict[str, list[GoalOutput]]]
+    samples: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, goal: Objective, samples: int) -> LayerGoals:
+        """Run the goal's network.
+
+        Args:
+            goal: The network, and the data.
+            samples: How many, from the first.
+        """
+        batches = []
+        positions: dict[str, int] = {}
+        for inputs, _ in goal.batches.in_batches(Limits.current().layer_samples, samples):
+            outputs: dict[str, list[GoalOutput]] = {}
+
+            def record(
+                name: str,
+                layer: MatrixLayer,
+                given: Tensor,
+                output: Tensor,
+                outputs: dict[str, list[GoalOutput]] = outputs,
+            ) -> None:
+                by_place = by_position(layer, output)
+                drawn = _drawn(by_place.shape[1], positions.get(name, 0)).to(output.device)
+                # A copy, as an in-place activation may follow.
+                values = by_place[:, drawn].clone()
+                outputs.setdefault(name, []).append(GoalOutput(output.shape, drawn, values))
+                positions[name] = positions.get(name, 0) + len(values) * len(drawn)
+
+            _run_noting(goal, inputs, record)
+            batches.append(outputs)
+        return cls(batches, samples)
+
+    @torch.no_grad()
+    def fits(self, objective: Objective) -> LayerFits:
+        """The normal equations of every layer towards this goal  (eq. 64).
+
+        No label is read. Layers other than nn.Linear and ungrouped nn.Conv2d are left out, as are
+        those that the two networks use differently.
+
+        Args:
+            objective: The network that is fitted, at its weights, and the data.
+
+        Returns:
+            The equations, for the weights in the space, and the outputs of the network.
+
+        Raises:
+            WoodburyError: If inputs or outputs of a layer are not finite; its weight is named.
+        """
+        fits: dict[str, LayerFit] = {}
+        outputs = []
+        mismatched: set[str] = set()
+        done = 0
+        size = Limits.current().layer_samples
+        batches = objective.batches.in_batches(size, self.samples)
+        for (inputs, _), goal in zip(batches, self.batches, strict=True):
+            output, differing = _accumulate(fits, objective, goal, inputs)
+            outputs.append(objective.likelihood.output_tensor(output))
+            mismatched |= differing
+            done += samples_in(inputs)
+            report("samples through the layers", done, self.samples)
+        fits = {name: fit for name, fit in fits.items() if name not in mismatched}
+        for name, fit in fits.items():
+            if not bool(
+                torch.isfinite(fit.inputs).all() and torch.isfinite(fit.cross_moment).all()
+            ):
+                raise WoodburyError(
+                    f"The layer of {name!r} has inputs or outputs that are not finite: "
+                    "look at the data."
+                )
+        return LayerFits(fits, outputs)
+
+
+def _drawn(count: int, seed: int) -> Tensor:
+    """The indices of `POSITIONS` of so many positions, others for other samples."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:POSITIONS]
+
+
 def layer_fits(objective: Objective, goal: Objective, samples: int) -> dict[str, LayerFit]:
     """The normal equations of every layer between two networks of one architecture  (eq. 64).
-
-    No label is read. Layers other than nn.Linear and ungrouped nn.Conv2d are left out, as are
-    those that the two networks use differently.
 
     Args:
         objective: The network that is fitted, at its weights, and the data.
@@ -114,26 +224,13 @@ def layer_fits(objective: Objective, goal: Objective, samples: int) -> dict[str,
         samples: How many, from the first.
 
     Returns:
-        Parameter name -> the equations of its layer, for the weights in the space.
+        Parameter name -> the equations of its layer.
 
     Raises:
-        WoodburyError: If inputs or outputs of a layer are not finite; its weight is named.
+        WoodburyError: As `LayerGoals.fits`.
     """
-    fits: dict[str, LayerFit] = {}
-    mismatched: set[str] = set()
-    done = 0
-    for inputs, _ in objective.batches.in_batches(Limits.current().layer_samples, samples):
-        mismatched |= _accumulate(fits, objective, goal, inputs)
-        done += samples_in(inputs)
-        report("samples through the layers", done, samples)
-    fits = {name: fit for name, fit in fits.items() if name not in mismatched}
-    for name, fit in fits.items():
-        if not bool(torch.isfinite(fit.inputs).all() and torch.isfinite(fit.cross_moment).all()):
-            raise WoodburyError(
-                f"The layer of {name!r} has inputs or outputs that are not finite: "
-                "look at the data."
-            )
-    return fits
+    goals = LayerGoals.of(replace(goal, batches=objective.batches), samples)
+    return goals.fits(objective).equations
 
 
 Note = Callable[[str, MatrixLayer, Tensor, Tensor], None]
@@ -141,31 +238,28 @@ Note = Callable[[str, MatrixLayer, Tensor, Tensor], None]
 
 
 def _accumulate(
-    fits: dict[str, LayerFit], objective: Objective, goal: Objective, inputs: Any
-) -> set[str]:
-    """Add one batch; the names of the weights whose layers the two networks use differently."""
-    goal_outputs: dict[str, list[Tensor]] = {}
+    fits: dict[str, LayerFit],
+    objective: Objective,
+    goal: dict[str, list[GoalOutput]],
+    inputs: Any,
+) -> tuple[Any, set[str]]:
+    """Add one batch: the output, and the weights whose layers the two networks use differently."""
+    waiting = {name: iter(outputs) for name, outputs in goal.items()}
     mismatched: set[str] = set()
 
-    def record_goal(name: str, layer: MatrixLayer, given: Tensor, output: Tensor) -> None:
-        # A copy, as an in-place activation may follow.
-        goal_outputs.setdefault(name, []).append(output.clone())
-
     def fit(name: str, layer: MatrixLayer, given: Tensor, output: Tensor) -> None:
-        waiting = goal_outputs.get(name)
-        if waiting and waiting[0].shape == output.shape:
+        told = next(waiting[name], None) if name in waiting else None
+        if told is not None and told.shape == output.shape:
             local = fits.setdefault(name, LayerFit.empty_for(layer))
-            local.add(layer, given, waiting.pop(0) - output)
+            local.add(layer, given, output, told)
         else:
             mismatched.add(name)
 
-    _run_noting(goal, inputs, record_goal)
-    _run_noting(objective, inputs, fit)
-    return mismatched
+    return _run_noting(objective, inputs, fit), mismatched
 
 
-def _run_noting(objective: Objective, inputs: Any, note: Note) -> None:
-    """One forward pass that notes every use of a known layer whose weight is in the space."""
+def _run_noting(objective: Objective, inputs: Any, note: Note) -> Any:
+    """The output of one forward pass that notes each use of a layer with a weight in the space."""
 
     def hook_of(name: str) -> ForwardHook:
         def hook(
@@ -185,4 +279,4 @@ def _run_noting(objective: Objective, inputs: Any, note: Note) -> None:
         forward_hooks((layer, hook_of(name)) for name, layer in layers),
         eval_mode(objective.model),
     ):
-        objective.forward(objective.parameters, inputs)
+        return objective.forward(objective.parameters, inputs)

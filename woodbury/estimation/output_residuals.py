@@ -14,7 +14,7 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError, reason
-from woodbury.estimation.ggn import draw_directions, repeat_per_direction
+from woodbury.estimation.ggn import directions_at, draw_directions, repeat_per_direction
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
@@ -38,11 +38,15 @@ class GoalBatch(NamedTuple):
         inputs: The inputs of b samples.
         directions: (b, mc_samples, …), the s of eq. 29.
         goal_values: (b, mc_samples), sᵀf⁰ with f⁰ the goal's output.
+        goal_output: What the goal returned.
+        target: The labels, as in `DirectedBatch`.
     """
 
     inputs: Any
     directions: Tensor
     goal_values: Tensor
+    goal_output: Any
+    target: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,7 @@ class Residuals:
         mc_samples: int,
         seed: int,
         samples: int | None = None,
+        at_once: int = MAX_SAMPLES_PER_PASS,
     ) -> Residuals:
         """The residuals on the objective's data, which is read once.
 
@@ -88,6 +93,7 @@ class Residuals:
             mc_samples: Directions per sample.
             seed: Of the directions.
             samples: How many, from the first; None for all.
+            at_once: Samples that go through the network at once, at most.
 
         Returns:
             mc_samples × samples residuals.
@@ -99,17 +105,78 @@ class Residuals:
         if not batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
         goal = replace(goal, batches=Samples(batches, trusted=True))
-        samples_per_pass = _samples_per_pass(ModelProfile.measure(goal), mc_samples)
+        samples_per_pass = min(at_once, _samples_per_pass(ModelProfile.measure(goal), mc_samples))
+        likelihood = goal.likelihood
         parts = [
-            GoalBatch(inputs, directions, _along(goal, goal.weights, inputs, directions))
-            for inputs, directions in draw_directions(goal, mc_samples, seed, samples_per_pass)
+            GoalBatch(
+                batch.inputs,
+                batch.directions,
+                _projected(likelihood.output_tensor(batch.output), batch.directions),
+                batch.output,
+                batch.target,
+            )
+            for batch in draw_directions(goal, mc_samples, seed, samples_per_pass)
         ]
         return cls(objective, parts, samples_per_pass)
+
+    def redrawn(self, objective: Objective, seed: int) -> Residuals:
+        """The residuals of a network along other directions, without a pass through the goal.
+
+        Args:
+            objective: The network that is fitted, on the same data.
+            seed: Of the directions, which are those that `between` draws from it.
+        """
+        likelihood = objective.likelihood
+        generator = torch.Generator(objective.weights.device).manual_seed(seed)
+        parts = []
+        for part in self.parts:
+            mc_samples = part.directions.shape[1]
+            output = part.goal_output
+            directions = directions_at(likelihood, output, part.target, mc_samples, generator)
+            values = _projected(likelihood.output_tensor(output), directions)
+            parts.append(part._replace(directions=directions, goal_values=values))
+        return replace(self, objective=objective, parts=parts)
 
     @property
     def m(self) -> int:
         """Residuals, mc_samples × samples."""
         return sum(part.goal_values.numel() for part in self.parts)
+
+    @torch.no_grad()
+    def outputs(self, weights: Tensor) -> list[Tensor]:
+        """The outputs at weights w.
+
+        Args:
+            weights: w, (d,).
+
+        Returns:
+            (b, …) for each part.
+        """
+        with eval_mode(self.objective.model):
+            return [_output(self.objective, weights, part.inputs) for part in self.parts]
+
+    def is_in_batches_of(self, outputs: list[Tensor]) -> bool:
+        """Whether outputs are those of the parts, by their numbers of samples.
+
+        Args:
+            outputs: (b, …) for each batch.
+        """
+        return [len(output) for output in outputs] == [len(part.directions) for part in self.parts]
+
+    def along(self, outputs: list[Tensor]) -> Tensor:
+        """The residuals of known outputs.
+
+        Args:
+            outputs: What `outputs` gave.
+
+        Returns:
+            (m,), those of a sample one after the other.
+        """
+        differences = [
+            _projected(output, part.directions) - part.goal_values
+            for output, part in zip(outputs, self.parts, strict=True)
+        ]
+        return torch.cat([difference.flatten() for difference in differences])
 
     def at(self, weights: Tensor) -> Tensor:
         """r(w).
@@ -120,11 +187,7 @@ class Residuals:
         Returns:
             (m,), those of a sample one after the other.
         """
-        differences = [
-            _along(self.objective, weights, part.inputs, part.directions) - part.goal_values
-            for part in self.parts
-        ]
-        return torch.cat([difference.flatten() for difference in differences])
+        return self.along(self.outputs(weights))
 
     def jacobian(self, engine: Engine | None = None) -> Tensor:
         """J, (m, d): one gradient row per residual.
@@ -270,16 +333,19 @@ def _forward_mode() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-@torch.no_grad()
-def _along(objective: Objective, weights: Tensor, inputs: Any, directions: Tensor) -> Tensor:
-    with eval_mode(objective.model):
-        return _output_along(objective, weights, inputs, directions)
+def _output(objective: Objective, weights: Tensor, inputs: Any) -> Tensor:
+    """f, (b, …)."""
+    output = objective.forward(objective.space.unflatten(weights), inputs)
+    return objective.likelihood.output_tensor(output)
 
 
 def _output_along(objective: Objective, weights: Tensor, inputs: Any, directions: Tensor) -> Tensor:
     """sᵀf of every sample and direction: (b, mc_samples)."""
-    parameters = objective.space.unflatten(weights)
-    output = objective.likelihood.output_tensor(objective.forward(parameters, inputs))
+    return _projected(_output(objective, weights, inputs), directions)
+
+
+def _projected(output: Tensor, directions: Tensor) -> Tensor:
+    """sᵀf of every sample and direction: (b, mc_samples)."""
     samples, mc_samples = directions.shape[:2]
     flat = directions.to(output.dtype).reshape(samples, mc_samples, -1)
     return torch.bmm(flat, output.reshape(samples, -1, 1))[..., 0]

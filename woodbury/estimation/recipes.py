@@ -24,7 +24,7 @@ from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.kfac_factors import factors
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal
+from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.diagonal import Diagonal
 from woodbury.fisher.kronecker import Elements, Kronecker, exact
@@ -33,7 +33,7 @@ from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.memory import check_room, parse_bytes, stored_rows
 from woodbury.model.objective import Objective
-from woodbury.model.space import check_block_size
+from woodbury.model.space import ParameterSpace, check_block_size
 from woodbury.monitor import report
 
 Estimate = Callable[[Objective], Fisher]
@@ -61,7 +61,7 @@ class diagonal_fisher:
         batch: Samples that a row averages.
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         seed: Of the sampled labels.
-        engine: `vmapped` or `looped`; None for the faster of the two, decided by a clock.
+        engine: `hooked`, `vmapped` or `looped`; None for the fastest, decided by a clock.
 
     Raises:
         WoodburyError: If the damping is not positive, or the data gives fewer rows.
@@ -159,7 +159,7 @@ class mfac:
         batch: Samples that a row averages.
         labels: `observed` for the empirical, `sampled` for the true Fisher.
         seed: Of the sampled labels.
-        engine: `vmapped` or `looped`; None for the faster of the two. Give one where two runs must
+        engine: `hooked`, `vmapped` or `looped`; None for the fastest. Give one where two runs must
             agree bit for bit.
         dtype: What the rows of the whole matrix are stored in; None for that of the weights.
             `torch.bfloat16` takes half of the room.
@@ -222,6 +222,23 @@ class mfac:
             scratch=self.scratch,
         )
         return LowRank.from_gram(rows, self.damping, None)  # each chunk of rows is finite
+
+    def of_rows(self, rows: Tensor, space: ParameterSpace) -> Fisher:
+        """The Fisher of rows that are there already, in place of `count` of its own.
+
+        Args:
+            rows: (m, d), which may be overwritten afterwards.
+            space: Of the d weights.
+
+        Returns:
+            The Fisher in the same structure and with the same damping.
+        """
+        if self.block is None:
+            return LowRank(rows.clone(), self.damping)
+        sizes = space.block_sizes(self.block)
+        if is_primal(len(rows), sizes):
+            return summed_blocks([rows], sizes, self.damping)
+        return dense_blocks(rows.clone(), sizes, self.damping)
 
 
 @dataclass(frozen=True)

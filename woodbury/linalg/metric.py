@@ -53,6 +53,20 @@ class Metric:
         """
         return self.whiten(v[None].clone())[0]
 
+    def solved(self, v: Tensor) -> Tensor:
+        """M⁻¹v.
+
+        Args:
+            v: (d,).
+
+        Returns:
+            (d,), a new tensor.
+        """
+        solution = v.clone()
+        for where, factor in self.factors:
+            solution[where] = torch.cholesky_solve(v[where, None], factor)[:, 0]
+        return solution
+
     def coloured(self, v: Tensor) -> Tensor:
         """L⁻ᵀv: the step δ of an η.
 

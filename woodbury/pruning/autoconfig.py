@@ -24,7 +24,7 @@ from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.layer_goal import Reconstruction
-from woodbury.pruning.refit.output_fit import Refit
+from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
 from woodbury.pruning.refit.solver_choice import choose_refit, describe_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count
@@ -50,6 +50,9 @@ RIDGE = "a hundredth of the inputs' mean square"
 
 BY_ROWS = "K-FAC by the rows of each tensor"
 """That structure, in words."""
+
+REFIT_MC_SAMPLES = 2
+"""GGN samples per input of a refit by rows; four were no better (docs/log.md)."""
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
@@ -88,6 +91,7 @@ class StepChoice(NamedTuple):
         mc_samples: GGN samples per input; None for labels.
         block: Weights of a diagonal block; None for the whole matrix.
         by_rows: Whether it is K-FAC by rows, which has no rows, stages or dampings to choose.
+        reuse: What makes the same Fisher of the rows of a refit; None for K-FAC by rows.
     """
 
     pruner: Pruner
@@ -96,6 +100,7 @@ class StepChoice(NamedTuple):
     mc_samples: int | None
     block: int | None = None
     by_rows: bool = False
+    reuse: FisherOfRows | None = None
 
     def rows_in_words(self) -> str:
         """How many rows of which kind, for a report."""
@@ -158,7 +163,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     if held_back and not step.by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
     if refit is not None:
-        recipe = WithRefit.around(recipe, objective, refit)
+        reuse = step.reuse if refit.iterations is None and stages > 1 else None
+        recipe = WithRefit.around(recipe, objective, refit, reuse)
     settings = {
         "rows": step.rows_in_words(),
         "structure": step.structure,
@@ -211,8 +217,9 @@ def best_step(
         fisher = mfac(rows, damping, block=block, labels=labels)
         return StepChoice(Pruner(fisher), rows, structure, None, block)
     rows = max(1, min(mc_samples * samples, rows_in_memory))
-    rows_of_ggn = gauss_newton(mfac(rows, damping, block=block), mc_samples)
-    return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples, block)
+    fisher = mfac(rows, damping, block=block)
+    pruner = Pruner(gauss_newton(fisher, mc_samples))
+    return StepChoice(pruner, rows, structure, mc_samples, block, reuse=fisher.of_rows)
 
 
 def _step_by_rows(objective: Objective, samples: int) -> StepChoice:
@@ -278,5 +285,7 @@ def _refit_of(
     if not effort.refits or objective.likelihood.directions is None:
         return None
     damping = effort.dampings[0]
-    wanted = Refit(effort.refits, damping=damping, reconstruction=Reconstruction())
+    wanted = Refit(
+        effort.refits, REFIT_MC_SAMPLES, damping=damping, reconstruction=Reconstruction()
+    )
     return choose_refit(wanted, objective, samples, sparsity)

@@ -12,7 +12,7 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.pruning.budget import Budget
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruner import Carried, Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
 
@@ -89,12 +89,15 @@ class DampingSearch:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.pruner
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+    def __call__(
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
+    ) -> Pruned:
         """Prune once with every candidate, and take the one of least loss on `held_back`.
 
         Args:
             objective: The network; its batches are the calibration set.
             sparsity: Removed ÷ all weights of the original space, after this step.
+            carried: What the stage before has left; None for the first.
 
         Returns:
             The best of the candidates; its step has the `damping` and `trust` chosen. The model is
@@ -105,7 +108,7 @@ class DampingSearch:
         """
         # Impossible targets are named before any gradient is taken.
         budget = self.pruner.budget(objective.space, sparsity)
-        quadratic = self.pruner.quadratic(objective)
+        quadratic = self.pruner.quadratic(objective, None if carried is None else carried.fisher)
         fisher = quadratic.curvature("Choosing a damping")
         if isinstance(fisher, LowRank) and len(self.dampings) > 1:
             fisher = fisher.spectral()  # one eigendecomposition serves all dampings

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
+from woodbury.fisher.base import Fisher
 from woodbury.io.representation import readable
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
@@ -81,6 +83,18 @@ class StageResult:
     distance: float | None = None
 
 
+class Carried(NamedTuple):
+    """What a stage leaves for the next one on the same batches, so that nothing is done twice.
+
+    Attributes:
+        fisher: The curvature at weights near those reached; None where it is to be estimated.
+        goal: What a refit knows of the dense network; None where it is to be run.
+    """
+
+    fisher: Fisher | None
+    goal: Goal | None
+
+
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """A pruned objective: its weights are the kept ones, and its space knows which these are.
@@ -90,6 +104,7 @@ class Pruned:
         steps: One result for each stage.
         settings: Name -> what was chosen for the user; empty if nothing was.
         plan: What the run was predicted to do and take; None for a recipe of the user's own.
+        carried: What the last step leaves for the next one on the same batches.
 
     Example:
         >>> import torch, woodbury
@@ -105,6 +120,7 @@ class Pruned:
     steps: tuple[StageResult, ...]
     settings: Mapping[str, str | int] = field(default_factory=dict)
     plan: Plan | None = None
+    carried: Carried | None = None
 
     @property
     def keep(self) -> Tensor:
@@ -159,8 +175,10 @@ class PruningRecipe(Protocol):
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         ...
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
-        """Prune once; the model is untouched."""
+    def __call__(
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
+    ) -> Pruned:
+        """Prune once, with what the stage before has left; the model is untouched."""
         ...
 
 
@@ -248,11 +266,12 @@ class Pruner:
         account.check_each_pool()
         budget_of(account, self.unit, self.max_layer_sparsity, self.normalize_by)
 
-    def quadratic(self, objective: Objective) -> Quadratic:
+    def quadratic(self, objective: Objective, fisher: Fisher | None = None) -> Quadratic:
         """The model of the loss around the objective's weights  (eq. 14).
 
         Args:
             objective: The network and its calibration set.
+            fisher: The curvature, where it is known; None estimates it.
 
         Returns:
             The quadratic with the Fisher and gradient that this pruner asks for.
@@ -260,9 +279,11 @@ class Pruner:
         Raises:
             WoodburyError: If the estimate fails, or no gradient reached one of the tensors.
         """
+        if fisher is None and self.fisher is not None:
+            fisher = self.fisher(objective)
         quadratic = Quadratic(
             objective.weights,
-            self.fisher(objective) if self.fisher else None,
+            fisher,
             mean_gradient(objective) if self.first_order else None,
         )
         _check_every_tensor_is_curved(quadratic, objective.space)
@@ -310,13 +331,16 @@ class Pruner:
         )
         return Pruned(pruned, (result,))
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+    def __call__(
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
+    ) -> Pruned:
         """Prune once.
 
         Args:
             objective: The network and its calibration set.
             sparsity: Removed ÷ all in the unit of the cost, counted from the original weights, or
                 one for each of several name patterns.
+            carried: What the stage before has left; None for the first.
 
         Returns:
             The pruned objective; the model is untouched.
@@ -326,7 +350,8 @@ class Pruner:
                 `quadratic` and `on_quadratic` raise.
         """
         budget = self.budget(objective.space, sparsity)
-        return self.on_quadratic(self.quadratic(objective), objective, sparsity, budget)
+        fisher = None if carried is None else carried.fisher
+        return self.on_quadratic(self.quadratic(objective, fisher), objective, sparsity, budget)
 
 
 def _recording(saliency: Saliency, budget: Budget, recorded: list[Tensor]) -> Saliency:

@@ -61,7 +61,9 @@ def _stages(
         here = reached.objective
         if fresh is not None:
             here = replace(here, batches=fresh(stage))
-        reached = _appended(reached, recipe(here, sparsity))
+        carried = reached.carried if fresh is None else None
+        pruned = recipe(here, sparsity) if carried is None else recipe(here, sparsity, carried)
+        reached = _appended(reached, pruned)
         yield reached
 
 
@@ -95,7 +97,7 @@ def run_stages(
         for pruned in stages(recipe, objective, sparsities):
             reached = pruned
             progress.advance()
-    return reached
+    return replace(reached, carried=None)
 
 
 def inner_stages(

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from woodbury.errors import check_whole_number
+from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
-from woodbury.estimation.layer_equations import layer_fits
-from woodbury.estimation.output_residuals import Residuals
+from woodbury.estimation.layer_equations import LayerGoals
+from woodbury.estimation.output_residuals import MAX_SAMPLES_PER_PASS, Residuals
+from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
+from woodbury.limits import Limits
+from woodbury.linalg.dual_solve import is_sketched, solve_dual
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.row_products import combine
 from woodbury.model.objective import Objective
+from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
 from woodbury.pruning.refit.layer_goal import LayerTerms, Reconstruction
 
@@ -38,6 +45,34 @@ CG_TOLERANCE = 1e-6
 
 _LayerTermsOf = Callable[[Tensor], LayerTerms]
 """The diagonal of JᵀJ/m (d,) -> the damping term by layers."""
+
+
+FisherOfRows = Callable[[Tensor, ParameterSpace], Fisher]
+"""(rows (m, d), the space of the d weights) -> a Fisher that does not hold the rows."""
+
+
+class Refitted(NamedTuple):
+    """What a refit reached.
+
+    Attributes:
+        objective: At the weights reached.
+        distance: What `Refit.distance` says of them.
+        fisher: Made of the rows of the last step, one step behind; None where there are none.
+        goal: What is known of the dense network on these samples, for `run` of the next stage.
+    """
+
+    objective: Objective
+    distance: float
+    fisher: Fisher | None
+    goal: Goal | None
+
+
+class _Reached(NamedTuple):
+    """What one step reached: the weights, the outputs there, and the Fisher of its rows."""
+
+    objective: Objective
+    outputs: list[Tensor]
+    fisher: Fisher | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +99,7 @@ class Refit:
             weights of linear and convolutional layers  (eq. 65); None for the network's outputs
             alone.
         seed: Of the random directions.
-        engine: `vmapped` or `looped` for the rows; None for the faster of the two.
+        engine: `hooked`, `vmapped` or `looped` for the rows; None for the fastest.
 
     Raises:
         WoodburyError: If the damping is not positive, or a count is below 1.
@@ -108,7 +143,7 @@ class Refit:
         """Move the weights until the outputs are close to those of the dense network.
 
         Args:
-            objective: The pruned network; the residuals are taken on its batches.
+            objective: The network to fit, at its weights and on its own batches.
             dense: The network whose outputs are the goal; its batches are not read.
 
         Returns:
@@ -118,9 +153,40 @@ class Refit:
             WoodburyError: If there are no samples, the likelihood has no directions, or
                 `iterations` are asked of a model that cannot be differentiated forward.
         """
+        return self.run(objective, dense).objective
+
+    def run(
+        self,
+        objective: Objective,
+        dense: Objective,
+        known: Goal | None = None,
+        fisher_of: FisherOfRows | None = None,
+    ) -> Refitted:
+        """Refit, and say what is known at its end without another pass through the networks.
+
+        Args:
+            objective: The network to fit, at its weights and on its own batches.
+            dense: The network whose outputs are the goal; its batches are not read.
+            known: What a refit on the same batches knew of the dense network; None runs it.
+            fisher_of: What makes a Fisher of the rows of the last step; None for no Fisher.
+
+        Returns:
+            The weights reached, their distance, the Fisher, and what is known of the dense network.
+
+        Raises:
+            WoodburyError: As `__call__`.
+        """
+        goal = known or self._goal(objective, dense)
+        fisher, outputs = None, None
         for step in range(self.steps):
-            objective = self._step(objective, dense, step)
-        return objective
+            is_last = step + 1 == self.steps
+            residuals = goal.residuals.redrawn(objective, self._seed(objective, step))
+            reached = self._step(residuals, goal.layers, fisher_of if is_last else None, outputs)
+            objective, outputs, fisher = reached
+        assert outputs is not None  # there is at least one step
+        others = goal.residuals.redrawn(objective, self._seed(objective, self.steps))
+        distance = _half_mean_square(others.along(outputs))
+        return Refitted(objective, distance, fisher, goal)
 
     def distance(self, objective: Objective, dense: Objective) -> float:
         """Half the mean squared residual, along directions that no step has fitted  (eq. 61).
@@ -135,49 +201,90 @@ class Refit:
         residuals = self._residuals(objective, dense, draw=self.steps)
         return _half_mean_square(residuals.at(objective.weights))
 
-    def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
-        """The residuals along the directions of one draw; every space has draws of its own."""
-        seed = self.seed + objective.space.d * (self.steps + 1) + draw
-        return Residuals.between(objective, dense, self.mc_samples, seed, self.samples)
+    def _goal(self, objective: Objective, dense: Objective) -> Goal:
+        residuals = self._residuals(objective, dense, draw=0)
+        layers = None
+        if self.reconstruction is not None:
+            samples = residuals.m // self.mc_samples
+            layers = LayerGoals.of(replace(dense, batches=objective.batches), samples)
+        return Goal(residuals, layers)
 
-    def _step(self, objective: Objective, dense: Objective, draw: int) -> Objective:
-        residuals = self._residuals(objective, dense, draw)
-        here = residuals.at(objective.weights)
+    def _residuals(self, objective: Objective, dense: Objective, draw: int) -> Residuals:
+        """The residuals along the directions of one draw."""
+        seed = self._seed(objective, draw)
+        # By rows in the batches of the layers, so that one pass serves both.
+        at_once = (
+            Limits.current().layer_samples if self.iterations is None else MAX_SAMPLES_PER_PASS
+        )
+        return Residuals.between(
+            objective, dense, self.mc_samples, seed, self.samples, at_once=at_once
+        )
+
+    def _seed(self, objective: Objective, draw: int) -> int:
+        """Of the directions of one draw; every space has draws of its own."""
+        return self.seed + objective.space.d * (self.steps + 1) + draw
+
+    def _step(
+        self,
+        residuals: Residuals,
+        layers: LayerGoals | None,
+        fisher_of: FisherOfRows | None,
+        outputs: list[Tensor] | None,
+    ) -> _Reached:
+        """One step; `outputs` are those at the weights where it starts, if they are known."""
+        objective = residuals.objective
+        layer_terms = None
+        if self.reconstruction is not None and layers is not None:
+            fits = layers.fits(objective)
+            outputs = fits.outputs if outputs is None else outputs
+            layer_terms = partial(
+                self.reconstruction, fits.equations, objective.space, damping=self.damping
+            )
+        if outputs is None or not residuals.is_in_batches_of(outputs):
+            outputs = residuals.outputs(objective.weights)
+        here = residuals.along(outputs)
         distance = _half_mean_square(here)
-        solve = self._solve_by_rows if self.iterations is None else self._solve_by_cg
-        step = solve(residuals, here, self._layer_terms(residuals, dense))
+        fisher = None
+        if self.iterations is None:
+            jacobian = residuals.jacobian(self.engine)
+            if fisher_of is not None:
+                fisher = fisher_of(jacobian, objective.space)
+            step = self._solve_by_rows(jacobian, here, layer_terms)
+            del jacobian
+        else:
+            step = self._solve_by_cg(residuals, here, layer_terms)
         step = step.to(objective.weights.dtype)
         for fraction in STEP_FRACTIONS:
             moved = objective.weights - fraction * step
+            outputs_there = residuals.outputs(moved)
             # A comparison with NaN is False, so that such a step is never taken.
-            if _half_mean_square(residuals.at(moved)) < distance:
-                return objective.at(moved)
-        return objective
-
-    def _layer_terms(self, residuals: Residuals, dense: Objective) -> _LayerTermsOf | None:
-        """What gives the damping term by layers, on the samples of the residuals; None without."""
-        if self.reconstruction is None:
-            return None
-        objective = residuals.objective
-        samples = residuals.m // self.mc_samples
-        fits = layer_fits(objective, dense, samples)
-        return partial(self.reconstruction, fits, objective.space, damping=self.damping)
+            if _half_mean_square(residuals.along(outputs_there)) < distance:
+                return _Reached(objective.at(moved), outputs_there, fisher)
+        return _Reached(objective, outputs, fisher)
 
     def _solve_by_rows(
-        self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
+        self, jacobian: Tensor, here: Tensor, layer_terms: _LayerTermsOf | None
     ) -> Tensor:
-        """−δ of one step by the m rows of J, from the residuals `here` (m,): (d,)  (eq. 61, 65)."""
-        jacobian = residuals.jacobian(self.engine)
-        if layer_terms is None:
-            return LowRank(jacobian, self.damping).solve_range(here / len(here))
+        """−δ of one step by the m rows of J, from the residuals `here` (m,): (d,)  (eq. 61, 65).
+
+        The rows may be overwritten.
+        """
+        m = len(jacobian)
         jacobian = at_least_float32(jacobian)  # triangles are not solved in half precision
-        curvature = vector_norm(jacobian, dim=0).square_() / len(jacobian)
-        metric, target = layer_terms(curvature)
-        # With δ = target + L⁻ᵀη it is the plain step in η: rows J L⁻ᵀ, residuals r + J target.
-        rhs = here + jacobian @ target.to(jacobian.dtype)
-        rows = metric.whiten(jacobian)
-        step = LowRank(rows, self.damping).solve_range(rhs / len(rhs))
-        return metric.coloured(step) - target
+        metric, target = Metric(()), None
+        rhs = here
+        if layer_terms is not None:
+            curvature = vector_norm(jacobian, dim=0).square_() / m
+            metric, target = layer_terms(curvature)
+            rhs = here + jacobian @ target.to(jacobian.dtype)
+        if is_sketched(jacobian):
+            c = solve_dual(jacobian, self.damping, rhs / m, metric)
+            step = metric.solved(combine(jacobian, c.to(jacobian.dtype)))
+        else:
+            # With δ = target + L⁻ᵀη it is the plain step in η: rows J L⁻ᵀ, residuals r + J target.
+            rows = metric.whiten(jacobian)
+            step = metric.coloured(LowRank(rows, self.damping).solve_range(rhs / m))
+        return step if target is None else step - target
 
     def _solve_by_cg(
         self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None

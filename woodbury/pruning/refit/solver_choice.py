@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.layer_equations import POSITIONS
 from woodbury.estimation.output_residuals import supports_forward_mode
 from woodbury.limits import Limits
 from woodbury.memory.budget import row_bytes
@@ -65,7 +66,7 @@ def choose_refit(
     equations = chosen.mc_samples * samples
     kept = kept_count(objective.space, sparsity)
     outputs_suffice = equations >= Limits.current().equations_per_weight * kept
-    if outputs_suffice or not _layers_fit_in_memory(objective.space):
+    if outputs_suffice or not _layers_fit_in_memory(objective.space, samples):
         return replace(chosen, reconstruction=None)
     return chosen
 
@@ -80,7 +81,9 @@ def _choose_solver(
     outputs = profile.output_elements
     bytes_per_row = BYTES_PER_FLOAT * max(d, outputs)
     mc_samples = min(refit.mc_samples, memory // (samples * bytes_per_row))
-    # Rows: their Gram matrix, and a forward and a backward pass for each, about three forward.
+    # Rows: their Gram matrix, and a forward and a backward pass for each, about three forward. A
+    # sketch spares most of the Gram matrix (eq. 68), but where rows have no more to say than that,
+    # conjugate gradients, which see ten directions per input, are the better refit.
     m = max(mc_samples, 1) * samples
     rows_flops = m**2 * d + 3 * m * profile.forward_flops
     # Conjugate gradients: forward mode and a backward pass per iteration, about five forward.
@@ -123,13 +126,14 @@ def describe_refit(refit: Refit | None) -> str:
     return f"{steps} by {solver}, {refit.mc_samples} GGN samples per input{layers}"
 
 
-def _layers_fit_in_memory(space: ParameterSpace) -> bool:
-    """Whether the layers' least-squares problems have room.
+def _layers_fit_in_memory(space: ParameterSpace, samples: int) -> bool:
+    """Whether the layers' least-squares problems and the goal's outputs have room.
 
     For a tensor of r rows of i inputs: r float32 factors (i, i), a float64 sum (i, i) of moments,
-    and four such temporaries for one tensor at a time.
+    and four such temporaries for one tensor at a time; r float32 outputs at each drawn position.
     """
     rows = [shape[0] for shape in space.shapes.values()]
     squares = [shape[1:].numel() ** 2 for shape in space.shapes.values()]
     lasting = sum((4 * r + 8) * square for r, square in zip(rows, squares, strict=True))
-    return lasting + 32 * max(squares) <= row_bytes()
+    outputs = BYTES_PER_FLOAT * samples * POSITIONS * sum(rows)
+    return lasting + outputs + 32 * max(squares) <= row_bytes()

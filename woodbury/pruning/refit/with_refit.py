@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
-from woodbury.pruning.refit.output_fit import Refit
+from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
+from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
 from woodbury.pruning.schedule import Targets
 
 
@@ -23,6 +23,9 @@ class WithRefit:
         recipe: A Pruner or a DampingSearch.
         dense: The network before any pruning, at its own weights. Its batches are not read.
         refit: The refit.
+        reuse: What makes the Fisher of the next stage of the rows of this one's refit, such as
+            `mfac(…).of_rows`: the curvature is then one refit step behind, and costs no gradients
+            (eq. 69). None estimates it anew at every stage.
 
     Raises:
         WrongType: If `recipe` does not prune, or `dense` is no Objective.
@@ -42,6 +45,7 @@ class WithRefit:
     recipe: PruningRecipe
     dense: Objective
     refit: Refit = field(default_factory=Refit)
+    reuse: FisherOfRows | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.dense, Objective) or not isinstance(self.recipe, PruningRecipe):
@@ -56,7 +60,11 @@ class WithRefit:
 
     @classmethod
     def around(
-        cls, recipe: PruningRecipe, dense: Objective, refit: Refit | None = None
+        cls,
+        recipe: PruningRecipe,
+        dense: Objective,
+        refit: Refit | None = None,
+        reuse: FisherOfRows | None = None,
     ) -> WithRefit:
         """The recipe with a refit to a copy of the dense network, made now.
 
@@ -67,6 +75,7 @@ class WithRefit:
             recipe: A Pruner or a DampingSearch.
             dense: The network before any pruning.
             refit: The refit; by default `Refit()`.
+            reuse: What makes the Fisher of the next stage of the refit's rows.
 
         Returns:
             The recipe.
@@ -74,7 +83,7 @@ class WithRefit:
         Raises:
             WoodburyError: As the constructor.
         """
-        checked = cls(recipe, dense, refit or Refit())
+        checked = cls(recipe, dense, refit or Refit(), reuse)
         return replace(checked, dense=replace(dense, model=copy.deepcopy(dense.model)))
 
     @property
@@ -82,13 +91,16 @@ class WithRefit:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.recipe.rules
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+    def __call__(
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
+    ) -> Pruned:
         """Prune once and refit.
 
         Args:
             objective: The network at the weights reached so far; its batches are the calibration
                 set.
             sparsity: Removed ÷ all weights of the original space, after this step.
+            carried: What the stage before has left; None for the first.
 
         Returns:
             The pruned objective; its last step has the `distance` that the refit left. The model is
@@ -97,9 +109,10 @@ class WithRefit:
         Raises:
             WoodburyError: As the recipe and the refit.
         """
-        pruned = self.recipe(objective, sparsity)
-        refitted = self.refit(pruned.objective, self.dense)
-        distance = self.refit.distance(refitted, self.dense)
+        pruned = self.recipe(objective, sparsity, carried)
+        goal = None if carried is None else carried.goal
+        refitted = self.refit.run(pruned.objective, self.dense, goal, self.reuse)
         *earlier, last = pruned.steps
-        steps = (*earlier, replace(last, distance=distance))
-        return replace(pruned, objective=refitted, steps=steps)
+        steps = (*earlier, replace(last, distance=refitted.distance))
+        left = Carried(refitted.fisher, refitted.goal)
+        return replace(pruned, objective=refitted.objective, steps=steps, carried=left)
