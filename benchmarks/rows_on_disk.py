@@ -25,7 +25,7 @@ from woodbury.evaluation.resources import measured
 from woodbury.memory import parse_bytes
 from woodbury.memory.row_file import RowFile
 
-THREADS = 2
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 FILE_BYTES = 4 * 2**30
 PROBED = 16
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.linalg.paged_rows import Rows
-from woodbury.linalg.precision import dtype_name
+from woodbury.linalg.precision import dtype_name, wide_dtype
 
 ELEMENTS_PER_CHECK = 1 << 20
-"""Elements that are checked at once: a sum in float64 first copies what it sums."""
+"""Elements that are checked at once."""
 
 
 def check_damping(damping: float) -> float:
@@ -176,7 +176,7 @@ def check_finite(tensor: Tensor, what: str) -> Tensor:
     for start in range(0, len(tensor), at_once):
         chunk = tensor[start : start + at_once]
         # One number tells: a sum is finite unless an entry is not. Else look, as it may overflow.
-        if math.isfinite(float(chunk.sum(dtype=torch.float64))):
+        if math.isfinite(float(chunk.sum(dtype=wide_dtype(chunk.dtype)))):
             continue
         bad = (~torch.isfinite(chunk)).nonzero()
         if len(bad):

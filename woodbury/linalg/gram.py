@@ -10,6 +10,9 @@ from torch import Tensor
 from woodbury.linalg.paged_rows import KeptColumns, Rows, pages
 from woodbury.linalg.row_products import column_chunks, full_precision, times
 
+COLUMNS_PER_TRIANGLE = 1024
+"""Columns that a triangle is multiplied by at once on a CPU: products that stay in its cache."""
+
 
 def _panels(m: int) -> Iterator[tuple[int, int]]:
     """Row panels of a lower triangle: narrow enough to skip most of the upper half, yet fast."""
@@ -91,11 +94,12 @@ def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
         >>> squared_columns(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [2.0]]))
         tensor([10.])
     """
-    sums = torch.zeros(chunk.shape[1], dtype=chunk.dtype, device=chunk.device)
-    for start, end in _panels(chunk.shape[0]):
-        # The transposed product: its norms are then taken along contiguous rows. It has no name, as
-        # the next one would have to be made beside it.
-        sums += torch.linalg.vector_norm(
-            chunk[:end].mT @ whitener[start:end, :end].mT, dim=1
-        ).square_()
+    columns = chunk.shape[1]
+    width = COLUMNS_PER_TRIANGLE if chunk.device.type == "cpu" else columns
+    sums = torch.zeros(columns, dtype=chunk.dtype, device=chunk.device)
+    for first in range(0, columns, width):
+        part = slice(first, first + width)
+        for start, end in _panels(chunk.shape[0]):
+            # No name for the product: the next one would have to be made beside it.
+            sums[part] += (whitener[start:end, :end] @ chunk[:end, part]).square_().sum(0)
     return sums

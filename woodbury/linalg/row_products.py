@@ -18,7 +18,7 @@ from woodbury.limits import Limits
 from woodbury.linalg.paged_rows import KeptColumns, Page, PagedRows, Rows, pages
 from woodbury.linalg.precision import wide_dtype
 
-COLUMNS_PER_PRODUCT = 1 << 14
+COLUMNS_PER_PRODUCT = 1 << 13
 """Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
 
 
@@ -245,18 +245,18 @@ def _num_threads(rows: Tensor, vector: Tensor) -> int:
 def _share_among_threads(
     rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]
 ) -> None:
-    """work(index, part) for all column slices, every thread taking its turn."""
-    slices = list(enumerate(_product_slices(rows)))
+    """work(index, part) for all column slices, each by the thread that is free first."""
+    waiting = iter(list(enumerate(_product_slices(rows))))
     threads = _num_threads(rows, vector)
 
-    def turns(first: int) -> None:
-        for index, part in slices[first::threads]:
+    def until_none_waits(_: int) -> None:
+        for index, part in waiting:  # one iterator for all threads
             work(index, part)
 
     if threads == 1:
-        turns(0)
+        until_none_waits(0)
     else:
-        list(_pool(threads, os.getpid()).map(turns, range(threads)))
+        list(_pool(threads, os.getpid()).map(until_none_waits, range(threads)))
 
 
 def _fits_buffer(vector: Tensor) -> bool:
