@@ -23,6 +23,7 @@ from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
+from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
 from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit, describe_refit
@@ -41,6 +42,12 @@ MAX_BLOCK_SIZE = 500
 MIN_BLOCK_SIZE = 16
 """Weights of a block where the memory is short."""
 
+
+ROWS_UP_TO = 1_500_000
+"""Weights beyond which K-FAC by rows is taken even where gradient rows have room."""
+
+LAYER_PASSES = 3
+"""Passes over the samples of the layers' fit that follows K-FAC by rows."""
 
 INNER_STEPS = 4
 """Inner steps of K-FAC by rows; eight were no better (docs/log.md)."""
@@ -139,7 +146,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     calibration, held_back = _split_samples(objective, effort)
     objective = replace(objective, batches=calibration)
     samples = _count_samples(calibration)
-    refit = _refit_of(effort, objective, samples, sparsity)
+    by_rows = _takes_kfac(objective, samples)
+    refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
     # A refit by conjugate gradients corrects what a second row per input would (docs/log.md).
     mc_samples = 1 if refit is not None and refit.iterations is not None else effort.mc_samples
     labels = sampled if any(target is None for _, target in calibration) else observed
@@ -149,15 +157,18 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     recipe: PruningRecipe = step.pruner
     if held_back and not step.by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
+    layers = LayerByLayer(passes=LAYER_PASSES) if step.by_rows and effort.refits else None
     if refit is not None:
         recipe = WithRefit.around(recipe, objective, refit)
+    if layers is not None:
+        recipe = WithLayers(recipe, objective, layers)
     settings = {
         "rows": step.rows_in_words(),
         "structure": step.structure,
         "damping": RIDGE if step.by_rows else ", ".join(f"{damping:g}" for damping in dampings),
         "samples_held_back": _count_samples(held_back),
         "stages": stages,
-        "refit_per_stage": describe_refit(refit),
+        "refit_per_stage": describe_refit(refit) if layers is None else layers.in_words(),
     }
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
     return Choice(recipe, objective, sparsities, settings)
@@ -173,7 +184,8 @@ def best_step(
     """The best known recipe for one pruning step: Gauss–Newton rows and the joint update.
 
     Where the likelihood has no directions, one gradient row per sample by `labels`. Where not even
-    one row per sample has room in the memory, K-FAC by rows of each tensor.
+    one row per sample has room in the memory, or the network has more than `ROWS_UP_TO` weights,
+    K-FAC by rows of each tensor.
 
     Args:
         objective: The network.
@@ -194,7 +206,7 @@ def best_step(
     """
     d = objective.space.d
     rows_in_memory = row_bytes() // (BYTES_PER_FLOAT * d)
-    if rows_in_memory < samples:
+    if _takes_kfac(objective, samples):
         return _step_by_rows(objective, samples)
     block = block_size(d)
     structure = f"blocks of {block}" if block else "whole matrix"
@@ -205,6 +217,12 @@ def best_step(
     rows = max(1, min(mc_samples * samples, rows_in_memory))
     rows_of_ggn = gauss_newton(mfac(rows, damping, block=block), mc_samples)
     return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples)
+
+
+def _takes_kfac(objective: Objective, samples: int) -> bool:
+    """Whether not even one gradient row per sample has room, or the network is large."""
+    d = objective.space.d
+    return d > ROWS_UP_TO or row_bytes() // (BYTES_PER_FLOAT * d) < samples
 
 
 def _step_by_rows(objective: Objective, samples: int) -> StepChoice:
