@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
-from woodbury.pruning.feasibility import check_reachable, current_sparsity
+from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
@@ -47,10 +48,14 @@ ROWS_UP_TO = 1_500_000
 """Weights beyond which K-FAC by rows is taken even where gradient rows have room."""
 
 LAYER_PASSES = 3
-"""Passes over the samples of the layers' fit that follows K-FAC by rows."""
+"""Passes over the samples of the layers' fit that follows K-FAC by rows; one if it is to be quick.
+"""
+
+KEPT_PER_STEP = 0.66
+"""Share of the weights that an inner step of K-FAC by rows keeps at least: four steps to .8."""
 
 INNER_STEPS = 4
-"""Inner steps of K-FAC by rows; eight were no better (docs/log.md)."""
+"""Inner steps of K-FAC by rows where no sparsity is known; eight were no better (docs/log.md)."""
 
 RIDGE = "a hundredth of the inputs' mean square"
 """The damping of K-FAC by rows, in words."""
@@ -157,7 +162,12 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     recipe: PruningRecipe = step.pruner
     if held_back and not step.by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
-    layers = LayerByLayer(passes=LAYER_PASSES) if step.by_rows and effort.refits else None
+    layers = None
+    if step.by_rows:
+        in_haste = not effort.keep_per_stage
+        recipe = _with_inner_steps(step.pruner, objective, sparsity, in_haste)
+        if effort.refits:
+            layers = LayerByLayer(passes=1 if in_haste else LAYER_PASSES)
     if refit is not None:
         recipe = WithRefit.around(recipe, objective, refit)
     if layers is not None:
@@ -217,6 +227,15 @@ def best_step(
     rows = max(1, min(mc_samples * samples, rows_in_memory))
     rows_of_ggn = gauss_newton(mfac(rows, damping, block=block), mc_samples)
     return StepChoice(Pruner(rows_of_ggn), rows, structure, mc_samples)
+
+
+def _with_inner_steps(
+    pruner: Pruner, objective: Objective, sparsity: Targets, in_haste: bool
+) -> Pruner:
+    """As many inner steps as keep `KEPT_PER_STEP` each; two at most if it is to be quick."""
+    kept = kept_count(objective.space, sparsity) / objective.space.d
+    steps = max(1, math.ceil(math.log(kept) / math.log(KEPT_PER_STEP))) if 0 < kept < 1 else 1
+    return replace(pruner, selection=iterative_greedy(min(steps, 2) if in_haste else steps))
 
 
 def _takes_kfac(objective: Objective, samples: int) -> bool:
