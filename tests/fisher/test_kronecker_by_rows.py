@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import dense
@@ -9,8 +11,8 @@ from support.limits import Limited
 from support.random import normal
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
-from woodbury.fisher.kronecker.by_rows import KroneckerRows
+from woodbury.errors import WoodburyError, WrongType
+from woodbury.fisher.kronecker.by_rows import AllRowsAtOnce, KroneckerRows
 
 
 def close(result: Tensor, truth: Tensor) -> None:
@@ -65,6 +67,75 @@ def test_float32_is_close_to_the_truth() -> None:
     torch.testing.assert_close(half.solve(v.float()).double(), truth, rtol=1e-4, atol=1e-5)
 
 
+def all_at_once(rows: int, size: int, tolerance: float = 1e-10) -> tuple[KroneckerRows, Tensor]:
+    """Many correlated columns, and the matrix of one row."""
+    factor = normal(3 * size, size, seed=1) @ (
+        torch.eye(size, dtype=torch.float64) + 0.5 * normal(size, size, seed=2) / size**0.5
+    )
+    inputs = factor.mT @ factor / len(factor) + 0.02 * torch.eye(size, dtype=torch.float64)
+    scales = normal(rows, seed=3).square() + 0.1
+    approximation = AllRowsAtOnce(tolerance, max_steps=200, exact_columns=1)
+    return KroneckerRows(scales, inputs, 0.0, approximation=approximation), inputs
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_all_rows_at_once_solve_as_each_alone(share: float, limited: Limited) -> None:
+    limited(temporary=4 * 20 * 7)  # seven rows at a time
+    fisher, _ = all_at_once(30, 20)
+    keep = normal(600, seed=4).argsort().argsort() < round(share * 600)
+    part, alone = fisher.restrict(keep), replace(fisher, approximation=None).restrict(keep)
+    v = normal(part.d, 2, seed=5)
+    torch.testing.assert_close(part.solve(v), alone.solve(v), rtol=1e-6, atol=1e-8)
+
+
+def test_few_steps_leave_a_residual_below_the_tolerance() -> None:
+    fisher, _ = all_at_once(30, 20, tolerance=0.05)
+    part = fisher.restrict(normal(600, seed=4) > 0)
+    v = normal(part.d, seed=5)
+    residual = (part @ part.solve(v) - v).norm() / v.norm()
+    assert 1e-6 < float(residual) < 0.2
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_inverse_elements_of_random_masks_are_close(share: float) -> None:
+    fisher, _ = all_at_once(200, 24)
+    keep = torch.rand(4800, generator=torch.Generator().manual_seed(6)) < share
+    part, alone = fisher.restrict(keep), replace(fisher, approximation=None).restrict(keep)
+    found, truth = part.inverse_diagonal(), alone.inverse_diagonal()
+    least, most = 1 / part.diagonal(), fisher.inverse_diagonal()[keep]
+    assert bool((found >= 0.999 * least).all() and (found <= 1.001 * most).all())
+    error = (found / truth).log()
+    by_bounds = min((bound / truth).log().square().mean().sqrt() for bound in (least, most))
+    assert abs(float(error.mean())) < 0.03
+    assert float(error.square().mean().sqrt()) < 0.35 * float(by_bounds)
+
+
+def test_inverse_elements_are_exact_without_correlation_and_while_nothing_is_removed() -> None:
+    fisher, inputs = all_at_once(50, 20)
+    close(fisher.inverse_diagonal(), replace(fisher, approximation=None).inverse_diagonal())
+    diagonal = replace(fisher, inputs=torch.diag(inputs.diagonal()))
+    part = diagonal.restrict(normal(1000, seed=7) > 0.5)
+    torch.testing.assert_close(part.inverse_diagonal(), 1 / part.diagonal(), rtol=1e-6, atol=0)
+
+
+def test_one_removed_weight_among_many_rows_is_nearly_exact() -> None:
+    fisher, _ = all_at_once(2000, 8)
+    keep = torch.ones(16000, dtype=torch.bool)
+    keep[8 * 1234 + 3] = False
+    part, alone = fisher.restrict(keep), replace(fisher, approximation=None).restrict(keep)
+    found, truth = part.inverse_diagonal(), alone.inverse_diagonal()
+    torch.testing.assert_close(found, truth, rtol=5e-3, atol=0)
+    changed = (truth / fisher.inverse_diagonal()[keep]).log().abs().max()
+    assert float(changed) > 0.02  # what was to be seen
+
+
+def test_settings_of_all_rows_at_once_are_checked() -> None:
+    with pytest.raises(WoodburyError, match="tolerance is 2"):
+        AllRowsAtOnce(2)
+    with pytest.raises(WrongType, match="max_steps"):
+        AllRowsAtOnce(max_steps=1.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("scales", "inputs", "columns", "sentence"),
     [
@@ -79,3 +150,8 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(WoodburyError, match=sentence):
         KroneckerRows(scales, inputs, 0.0, columns)
+
+
+def test_groups_that_do_not_divide_the_rows_are_refused() -> None:
+    with pytest.raises(WoodburyError, match="the groups must divide both"):
+        KroneckerRows(torch.ones(3), torch.eye(2).expand(2, 2, 2), 0.0, groups=2)

@@ -8,7 +8,7 @@ from support.limits import Limited
 from support.random import normal
 
 from woodbury.errors import WoodburyError
-from woodbury.linalg.cholesky import damped_cholesky, inverse_diagonal
+from woodbury.linalg.cholesky import damped_cholesky, definite_inverse, inverse_diagonal
 
 
 def test_indefinite_rounding_is_clamped_at_the_damping() -> None:
@@ -42,3 +42,11 @@ def test_the_inverse_diagonal_from_a_factor_in_pieces(size: int, limited: Limite
         rtol=1e-9,
         atol=0,
     )
+
+
+def test_an_inverse_in_panels_is_the_inverse(limited: Limited) -> None:
+    limited(inverse_columns=3)
+    rows = normal(2, 20, 8, seed=1)
+    matrices = rows.mT @ rows
+    torch.testing.assert_close(definite_inverse(matrices), torch.linalg.inv(matrices))
+    torch.testing.assert_close(definite_inverse(matrices[0]), torch.linalg.inv(matrices[0]))

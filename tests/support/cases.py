@@ -140,6 +140,22 @@ def _by_rows_in_blocks() -> Pair:
     return Pair(fisher, _damped(torch.kron(torch.diag(scales), inputs)))
 
 
+def _by_rows_in_groups() -> Pair:
+    """Two groups of two rows, each of five columns in two blocks."""
+    scales = _rows(1, 4, 6)[0].square() + 0.1
+    blocks = torch.stack([_psd(3, seed) for seed in range(4)])
+    fisher = KroneckerRows(scales, blocks, DAMPING, columns=5, groups=2)
+    inputs = [torch.block_diag(blocks[2 * g], blocks[2 * g + 1][:2, :2]) for g in range(2)]
+    rows = [scale * inputs[row // 2] for row, scale in enumerate(scales)]
+    return Pair(fisher, _damped(torch.block_diag(*rows)))
+
+
+def _by_rows_transposed() -> Pair:
+    scales, inputs = _rows(1, 4, 6)[0].square() + 0.1, _psd(5, 7)
+    fisher = KroneckerRows(scales, inputs, DAMPING, transposed=True)
+    return Pair(fisher, _damped(torch.kron(inputs, torch.diag(scales))))
+
+
 def _mixed() -> Pair:
     pairs = [_diagonal(), _low_rank(3, 8), _kronecker(), _dense()]
     fisher = BlockDiagonal(tuple(pair.fisher for pair in pairs))
@@ -174,6 +190,12 @@ CASES = [
     Case("Kronecker by rows", _by_rows),
     Case("Kronecker by rows, in blocks of columns", _by_rows_in_blocks),
     Case("Kronecker by rows, some kept", lambda: _restricted(_by_rows(), 2, keeps=True)),
+    Case("Kronecker by rows, in groups of rows", _by_rows_in_groups),
+    Case("Kronecker by rows, transposed", _by_rows_transposed),
+    Case(
+        "Kronecker by rows, transposed, some kept",
+        lambda: _restricted(_by_rows_transposed(), 3, keeps=False),
+    ),
     Case("block diagonal of four structures", _mixed),
     Case("window after replacement", _window),
 ]

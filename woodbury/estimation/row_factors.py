@@ -43,6 +43,31 @@ BYTES_PER_OUTPUT = 32
 """Of drawing a direction of one element of the output: signs, probabilities and products."""
 
 
+def row_layouts(objective: Objective) -> dict[str, RowLayout]:
+    """How every tensor of the space is a matrix of rows.
+
+    Args:
+        objective: The model and its space.
+
+    Returns:
+        Parameter name -> its layout: of a layer that has factors, where one of its uses is such.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2, bias=False))
+        >>> objective = Objective.from_model(model, [(torch.zeros(1, 3).long(), None)])
+        >>> [layout.rows for layout in row_layouts(objective).values()]
+        [9, 2]
+    """
+    layouts: dict[str, RowLayout] = {}
+    for owner in parameter_owners(objective.model, objective.space.shapes):
+        for attribute, name in owner.names.items():
+            known = attribute == "weight" and has_factors(owner.module)
+            if known or name not in layouts:
+                module = owner.module if known else nn.Identity()  # one that nobody knows
+                layouts[name] = RowLayout.of(module, objective.parameters[name])
+    return layouts
+
+
 class RowFactors(NamedTuple):
     """The factors of one tensor's Fisher, diag(scales) ⊗ inputs  (eq. 67).
 
@@ -146,15 +171,12 @@ class _Collector:
     positions: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        tensors = self.objective.parameters
-        for owner in parameter_owners(self.objective.model, self.objective.space.shapes):
-            for attribute, name in owner.names.items():
-                known = attribute == "weight" and has_factors(owner.module)
-                if known:
-                    self.watched.append((name, owner.module))
-                if known or name not in self.layouts:
-                    module = owner.module if known else nn.Identity()  # one that nobody knows
-                    self.layouts[name] = RowLayout.of(module, tensors[name])
+        self.layouts = row_layouts(self.objective)
+        self.watched = [
+            (owner.names["weight"], owner.module)
+            for owner in parameter_owners(self.objective.model, self.objective.space.shapes)
+            if "weight" in owner.names and has_factors(owner.module)
+        ]
 
     def batch_size(self, inputs: Any) -> int:
         """How many samples like these go through the model at once; notes who is called at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,9 +21,10 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
-from woodbury.pruning.feasibility import check_reachable, current_sparsity
+from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
+from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
 from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
 from woodbury.pruning.refit.solver_choice import choose_refit, describe_refit
@@ -42,8 +44,18 @@ MIN_BLOCK_SIZE = 16
 """Weights of a block where the memory is short."""
 
 
+ROWS_UP_TO = 1_500_000
+"""Weights beyond which K-FAC by rows is taken even where gradient rows have room."""
+
+LAYER_PASSES = 3
+"""Passes over the samples of the layers' fit that follows K-FAC by rows; one if it is to be quick.
+"""
+
+KEPT_PER_STEP = 0.66
+"""Share of the weights that an inner step of K-FAC by rows keeps at least: four steps to .8."""
+
 INNER_STEPS = 4
-"""Inner steps of K-FAC by rows; eight were no better (docs/log.md)."""
+"""Inner steps of K-FAC by rows where no sparsity is known; eight were no better (docs/log.md)."""
 
 RIDGE = "a hundredth of the inputs' mean square"
 """The damping of K-FAC by rows, in words."""
@@ -68,6 +80,7 @@ class Choice:
         sparsities: Of the stages, rising.
         step: One pruning step of the recipe.
         refit: What follows each step; None for nothing.
+        layers: What follows K-FAC by rows in its place.
         samples: That curvature and refit are estimated from.
         settings: What was chosen, in words.
     """
@@ -77,6 +90,7 @@ class Choice:
     sparsities: list[Targets]
     step: StepChoice
     refit: Refit | None
+    layers: LayerByLayer | None
     samples: int
     settings: Mapping[str, str | int]
 
@@ -152,7 +166,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     calibration, held_back = _split_samples(objective, effort)
     objective = replace(objective, batches=calibration)
     samples = _count_samples(calibration)
-    refit = _refit_of(effort, objective, samples, sparsity)
+    by_rows = _takes_kfac(objective, samples)
+    refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
     # A refit by conjugate gradients corrects what a second row per input would (docs/log.md).
     mc_samples = 1 if refit is not None and refit.iterations is not None else effort.mc_samples
     labels = sampled if any(target is None for _, target in calibration) else observed
@@ -162,19 +177,27 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     recipe: PruningRecipe = step.pruner
     if held_back and not step.by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
+    layers = None
+    if step.by_rows:
+        in_haste = not effort.keep_per_stage
+        recipe = _with_inner_steps(step.pruner, objective, sparsity, in_haste)
+        if effort.refits:
+            layers = LayerByLayer(passes=1 if in_haste else LAYER_PASSES)
     if refit is not None:
         reuse = step.reuse if refit.iterations is None and stages > 1 else None
         recipe = WithRefit.around(recipe, objective, refit, reuse)
+    if layers is not None:
+        recipe = WithLayers(recipe, objective, layers)
     settings = {
         "rows": step.rows_in_words(),
         "structure": step.structure,
         "damping": RIDGE if step.by_rows else ", ".join(f"{damping:g}" for damping in dampings),
         "samples_held_back": _count_samples(held_back),
         "stages": stages,
-        "refit_per_stage": describe_refit(refit),
+        "refit_per_stage": describe_refit(refit) if layers is None else layers.in_words(),
     }
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
-    return Choice(recipe, objective, sparsities, step, refit, samples, settings)
+    return Choice(recipe, objective, sparsities, step, refit, layers, samples, settings)
 
 
 def best_step(
@@ -187,7 +210,8 @@ def best_step(
     """The best known recipe for one pruning step: Gauss–Newton rows and the joint update.
 
     Where the likelihood has no directions, one gradient row per sample by `labels`. Where not even
-    one row per sample has room in the memory, K-FAC by rows of each tensor.
+    one row per sample has room in the memory, or the network has more than `ROWS_UP_TO` weights,
+    K-FAC by rows of each tensor.
 
     Args:
         objective: The network.
@@ -208,7 +232,7 @@ def best_step(
     """
     d = objective.space.d
     rows_in_memory = row_bytes() // (BYTES_PER_FLOAT * d)
-    if rows_in_memory < samples:
+    if _takes_kfac(objective, samples):
         return _step_by_rows(objective, samples)
     block = block_size(d)
     structure = f"blocks of {block}" if block else "whole matrix"
@@ -220,6 +244,21 @@ def best_step(
     fisher = mfac(rows, damping, block=block)
     pruner = Pruner(gauss_newton(fisher, mc_samples))
     return StepChoice(pruner, rows, structure, mc_samples, block, reuse=fisher.of_rows)
+
+
+def _with_inner_steps(
+    pruner: Pruner, objective: Objective, sparsity: Targets, in_haste: bool
+) -> Pruner:
+    """As many inner steps as keep `KEPT_PER_STEP` each; two at most if it is to be quick."""
+    kept = kept_count(objective.space, sparsity) / objective.space.d
+    steps = max(1, math.ceil(math.log(kept) / math.log(KEPT_PER_STEP))) if 0 < kept < 1 else 1
+    return replace(pruner, selection=iterative_greedy(min(steps, 2) if in_haste else steps))
+
+
+def _takes_kfac(objective: Objective, samples: int) -> bool:
+    """Whether not even one gradient row per sample has room, or the network is large."""
+    d = objective.space.d
+    return d > ROWS_UP_TO or row_bytes() // (BYTES_PER_FLOAT * d) < samples
 
 
 def _step_by_rows(objective: Objective, samples: int) -> StepChoice:

@@ -211,9 +211,9 @@ class KroneckerRows(Fisher):
     @cached_property
     def inverse_inputs_diagonal(self) -> Tensor:
         """(g·b, s): the diagonals of `inverse_inputs`, which outlive these where i is large."""
-        blocks = self._padded_blocks
-        diagonals = [definite_inverse(block).diagonal().clone() for block in blocks]
-        return torch.stack(diagonals)
+        at_once = max(1, Limits.current().temporary // (4 * self.size**2))
+        some = self._padded_blocks.split(at_once)
+        return torch.cat([definite_inverse(blocks).diagonal(dim1=1, dim2=2) for blocks in some])
 
     @property
     def _padded_blocks(self) -> Tensor:

@@ -87,6 +87,12 @@ class LayerByLayer:
             report("layers that are fitted", done + 1, passes)
         return objective
 
+    def in_words(self) -> str:
+        """The refit for a report."""
+        if self.passes is None:
+            return "one layer after the other"
+        return f"one layer after the other, in {self.passes} passes"
+
     def _move(
         self, weights: Tensor, objective: Objective, name: str, problem: LayerProblem
     ) -> None:
