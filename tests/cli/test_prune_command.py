@@ -287,9 +287,9 @@ def test_without_options_the_command_is_the_function(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradients, "fastest", lambda *_: gradients.vmapped)  # not by a clock
-    succeeds("prune net.py:build net.py:both --sparsity 0.75 --out out")
-    problem = load_problem("net.py:build", "net.py:both", PruningOptions(), choosing=False)
-    assert problem.count == 300, "all of the training data: no part is held out"
+    succeeds("prune net.py:build net.py:few --sparsity 0.75 --out out")
+    problem = load_problem("net.py:build", "net.py:few", PruningOptions(), choosing=False)
+    assert problem.count == 8, "all of the training data: no part is held out"
     pruned = package.prune(problem.model, problem.calibration_set(0), 0.75)
     ours = problem.model.state_dict()
     assert all(torch.equal(theirs, ours[name]) for name, theirs in weights("out").items())
@@ -302,7 +302,7 @@ def test_without_options_the_command_is_the_function(
 
 @pytest.mark.parametrize(
     ("options", "runs"),
-    [("", 1), ("--count 100", 1), ("--count 100 --damping 1e-4,1e-2 --stages 2", 3)],
+    [("", 1), ("--count 5", 1), ("--count 5 --damping 1e-4,1e-2 --stages 2", 3)],
 )
 def test_everything_runs_once(
     options: str, runs: int, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -316,7 +316,7 @@ def test_everything_runs_once(
             return run_stages(recipe, objective, sparsities)
 
         monkeypatch.setattr(module, "run_stages", counted)
-    succeeds("prune net.py:build net.py:both --sparsity 0.5 --out out", options)
+    succeeds("prune net.py:build net.py:few --sparsity 0.5 --out out", options)
     assert stages == [1] * (runs - 1) + [2]
 
 

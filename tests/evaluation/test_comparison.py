@@ -21,6 +21,7 @@ from woodbury.evaluation.resources import Resources
 from woodbury.evaluation.results import Result, summary
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
+from woodbury.memory import row_bytes
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
@@ -177,6 +178,21 @@ def test_the_seconds_of_a_choice_are_those_of_all_that_was_tried(
         tried = replace(method, **extra)
         best = run(tried, problem(), 0.5, validate=lambda o: -o.loss())
         assert best.cost.seconds == seconds
+
+
+def test_a_memory_holds_for_every_method_and_is_refused_where_it_is_none() -> None:
+    seen: list[int] = []
+
+    def recipe(objective: Objective) -> Fisher:
+        seen.append(row_bytes())
+        return mfac(COUNT)(objective)
+
+    method = Method(Pruner(recipe))
+    compare({"m": method}, [0.5], [0], problem, evaluate, memory="1MB")
+    assert seen == [500_000]
+    for memory, sentence in (("much", "give bytes"), ("1kB", "takes at least")):
+        with pytest.raises(WoodburyError, match=sentence):
+            compare({"m": method}, [0.5], [0], problem, evaluate, memory=memory)
 
 
 def test_stages_go_on_from_weights_that_are_zero_already() -> None:

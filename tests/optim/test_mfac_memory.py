@@ -70,6 +70,22 @@ def test_what_is_kept_fits_the_memory_and_one_gradient_more_does_not(
         MFAC(net().parameters(), window=window + 1, memory="40 kB", **options)
 
 
+def test_the_room_of_the_inverses_is_held_until_they_are_made() -> None:
+    """Full windows hold inverses, and 22 of them more than rows: they must not come later."""
+    model = net()
+    optimizer = MFAC(model.parameters(), window=4, partition=blocks(2))
+    train(model, optimizer, range(1))
+    windows = optimizer._windows
+    assert windows is not None and windows._reserve is not None
+    assert windows._reserve.nbytes == 22 * 4 * 4 * 8
+    held = tensors_of(optimizer) + windows._reserve.nbytes
+    train(model, optimizer, range(1, 5))
+    assert windows._reserve is None and tensors_of(optimizer) == held
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    train(model, optimizer, range(5, 6))
+    assert tensors_of(optimizer) == held
+
+
 def test_the_refusal_offers_what_fits() -> None:
     with pytest.raises(WoodburyError) as caught:
         make(window=300, memory="60 kB", partition=blocks(2))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import looped, vmapped
 from woodbury.estimation.recipes import mfac, woodfisher
+from woodbury.memory import row_bytes
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -399,3 +400,38 @@ def test_a_saved_state_knows_the_network_it_was_refitted_to() -> None:
     same.load_state_dict(first.state_dict())
     with pytest.raises(WoodburyError, match=r"pruner\.dense\.weights"):
         else_.load_state_dict(first.state_dict())
+
+
+def test_a_memory_holds_for_every_pruning_step() -> None:
+    seen: list[int] = []
+
+    def pruner(objective: Objective, sparsity: Any) -> Pruned:
+        seen.append(row_bytes())
+        return BY_MAGNITUDE(objective, sparsity)
+
+    model = network()
+    optimizer = sgd(model)
+    Gradual(model, optimizer, BATCHES, 0.5, end=4, steps=2, pruner=pruner, memory="1MB")
+    train(model, optimizer, 5)
+    assert seen == [500_000, 500_000]
+
+
+@pytest.mark.parametrize(
+    ("memory", "sentence"),
+    [("much", "give bytes or a size such as 6GiB"), ("1kB", "150 weights takes at least 6")],
+)
+def test_a_memory_without_room_is_refused_before_any_step(memory: str, sentence: str) -> None:
+    model = network()
+    with pytest.raises(WoodburyError, match=sentence):
+        Gradual(model, sgd(model), BATCHES, 0.5, end=4, steps=2, memory=memory)
+
+
+def test_a_memory_that_runs_out_in_a_step_is_a_sentence() -> None:
+    def pruner(objective: Objective, sparsity: Any) -> Pruned:
+        raise MemoryError
+
+    model = network()
+    optimizer = sgd(model)
+    Gradual(model, optimizer, BATCHES, 0.5, end=1, steps=1, pruner=pruner)
+    with pytest.raises(WoodburyError, match="The memory ran out: give Gradual"):
+        train(model, optimizer, 1)

@@ -57,6 +57,7 @@ class Windows:
         self._dtype = dtype
         self._device = device
         self._process_group = process_group
+        self._reserve: Tensor | None = None
         self._check_same_number(len(spans))
         self._open(spans, dampings)
 
@@ -134,6 +135,7 @@ class Windows:
         Returns:
             (d,), the same on all ranks unless their vectors are shards.
         """
+        self._release_reserve(1 if gradients.ndim == 1 else len(gradients))
         step = gradients if gradients.ndim == 1 else gradients.new_empty(gradients.shape[1])
         for window, span, products, damping in zip(
             self.windows, self.spans, measured, dampings, strict=True
@@ -174,6 +176,7 @@ class Windows:
         Args:
             state: What `state` gave.
         """
+        self._reserve = None
         for window, saved in zip(self.windows, state["states"], strict=True):
             window.load_state_dict(saved)
 
@@ -205,6 +208,17 @@ class Windows:
                 _take(window.gram)
             self.windows.append(window)
             self.spans.append(span)
+        # A window that is full has the inverse of its Gram matrix too: that room is taken now.
+        if all(window.num_rows < self.capacity for window in self.windows):
+            self._reserve = None
+            size = len(self.windows) * self.capacity**2
+            self._reserve = torch.zeros(size, dtype=torch.float64, device=self._device)
+            _take(self._reserve)
+
+    def _release_reserve(self, count: int) -> None:
+        """Give the room of the inverses free as they are made: when the windows are full."""
+        if self.windows and self.windows[0].pushed + count >= self.capacity:
+            self._reserve = None
 
     def _columns_per_rank(self, span: slice) -> int:
         """How many columns of a span a rank holds at most."""
