@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from language_models import LANGUAGES, calibration, nats, trained
+from language_models import LANGUAGES, LIKELIHOOD, calibration, nats, trained
 from layer_by_layer import EXACT, SPARSEGPT, WANDA
 from measured import finished, keep, spread
 from rich.console import Console
@@ -85,12 +85,14 @@ def cell(name: str, row: str, sparsity: float, seed: int) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if row == OURS:
         pruned, cost = measured(
-            lambda: woodbury.prune(model, batches, sparsity, include=LAYERS, memory=budget)
+            lambda: woodbury.prune(
+                model, batches, sparsity, likelihood=LIKELIHOOD, include=LAYERS, memory=budget
+            )
         )
         reached, settings = pruned.objective, dict(pruned.settings)
     else:
         space = ParameterSpace.from_model(model, LAYERS, min_ndim=2)
-        dense = Objective.from_model(model, batches, space=space)
+        dense = Objective.from_model(model, batches, LIKELIHOOD, space)
         reached, cost = measured(lambda: RIVALS[row](dense, sparsity))
     reached.write()
     removed = float((reached.space.expand(reached.weights) == 0).double().mean())

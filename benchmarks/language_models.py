@@ -25,6 +25,8 @@ import torch
 from tasks import GPT
 from torch import Tensor, nn
 
+from woodbury.model.likelihood import cross_entropy
+
 RUNS = Path("runs")
 LENGTH, SEED, TESTED = 128, 0, 512
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
@@ -131,6 +133,14 @@ def calibration(of: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """`count` sequences from random places."""
     draw = torch.Generator().manual_seed(seed)
     return windows(of, torch.randint(len(of) - LENGTH, (count,), generator=draw))
+
+
+def classes_first(logits: Tensor) -> Tensor:
+    """(b, T, codes) as torch's cross-entropy wants it, (b, codes, T)."""
+    return logits.transpose(1, 2)
+
+
+LIKELIHOOD = cross_entropy.with_output(classes_first)
 
 
 @torch.no_grad()
