@@ -29,6 +29,9 @@ from woodbury.model.likelihood import cross_entropy
 
 RUNS = Path("runs")
 LENGTH, SEED, TESTED = 128, 0, 512
+OTHERS = 0.3
+"""The rate of AdamW, for all but the layers' matrices, as a share of Muon's."""
+
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 OTHER = len(CHARACTERS)
 """What all other characters are read as."""
@@ -49,7 +52,9 @@ class Split(NamedTuple):
 class Language:
     """A text in tokens, a GPT for it and how it is trained.
 
-    codes: How many tokens there are; lr: the peak of Muon's rate.
+    codes: How many tokens there are. lr: The peak of Muon's rate. shallow, shallow_steps: How many
+    layers the first steps have, and how many these are; the network is then grown to its depth
+    (Gong et al. 2019), which saves a third of the time.
     """
 
     name: str
@@ -60,22 +65,27 @@ class Language:
     batch: int
     steps: int
     lr: float = 0.01
+    shallow: int = 0
+    shallow_steps: int = 0
 
     @property
     def path(self) -> Path:
         return RUNS / f"gpt_{self.name}.pt"
 
-    def model(self) -> GPT:
+    def model(self, depth: int | None = None) -> GPT:
         torch.manual_seed(SEED)
-        return GPT(self.codes, LENGTH, self.width, self.heads, self.depth)
+        return GPT(self.codes, LENGTH, self.width, self.heads, depth or self.depth)
+
+    def depth_at(self, step: int) -> int:
+        return self.shallow if step < self.shallow_steps else self.depth
 
     def text(self) -> Split:
         return tokens(self.codes)
 
 
 LANGUAGES = {
-    "characters": Language("characters", OTHER + 1, 128, 4, 4, 16, 900),
-    "words": Language("words", 1024, 384, 6, 6, 24, 200),
+    "characters": Language("characters", OTHER + 1, 128, 4, 4, 16, 650),
+    "words": Language("words", 1024, 384, 6, 6, 16, 200, shallow=2, shallow_steps=100),
 }
 
 
@@ -84,8 +94,8 @@ def tokens(codes: int) -> Split:
     """The text in so many tokens, which are kept in runs/."""
     path = RUNS / f"tokens_{codes}_python{sysconfig.get_python_version()}.pt"
     if not path.exists():
-        keep(path, tuple(numbered(codes)))
-    return Split(*torch.load(path, weights_only=True))
+        keep(path, [part.short() for part in numbered(codes)])
+    return Split(*(part.long() for part in torch.load(path, weights_only=True)))
 
 
 def numbered(codes: int) -> Split:
@@ -194,7 +204,7 @@ def optimizers(language: Language, model: GPT) -> list[torch.optim.Optimizer]:
     others = [p for p in model.parameters() if id(p) not in own]
     return [
         Muon(inner, language.lr, decay=0.1),
-        torch.optim.AdamW(others, 0.3 * language.lr, (0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, OTHERS * language.lr, (0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -205,47 +215,66 @@ def rate(step: int, steps: int) -> float:
 
 def train(language: Language, seconds: float = math.inf) -> dict[str, Any]:
     """Train on, at most so many seconds; what was reached is kept at `language.path`."""
-    if finished(language):
-        return torch.load(language.path, weights_only=True)
-    text, model = language.text(), language.model()
-    made = optimizers(language, model)
-    draw = torch.Generator().manual_seed(SEED)
-    orders = torch.randint(
-        len(text.train) - LENGTH, (language.steps, language.batch), generator=draw
-    )
-    kept: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    kept: dict[str, Any] = {"step": 0, "seconds": 0.0, "seed": SEED}
     if language.path.exists():
         kept = torch.load(language.path, weights_only=True)
+    if kept["step"] == language.steps:
+        return kept
+    text, draw = language.text(), torch.Generator().manual_seed(SEED)
+    shape = language.steps, language.batch
+    starts = torch.randint(len(text.train) - LENGTH, shape, generator=draw)
+    model = language.model(language.depth_at(kept["step"] - 1))
+    made = optimizers(language, model)
+    if kept["step"]:
         model.load_state_dict(kept["model"])
         for optimizer, state in zip(made, kept["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    since, before, first = time.perf_counter(), kept["seconds"], kept["step"]
-    for step in range(first, language.steps):
-        for optimizer, peak in zip(made, (language.lr, 0.3 * language.lr), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * rate(step, language.steps)
-        x, y = windows(text.train, orders[step])
-        loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in made:
-            optimizer.step()
-        kept["step"], kept["seconds"] = step + 1, before + time.perf_counter() - since
+    since, before = time.perf_counter(), kept["seconds"]
+    while kept["step"] < language.steps and time.perf_counter() - since < seconds:
+        step = kept["step"]
+        if language.depth_at(step) > len(model.layers):
+            model = grown(language, model)
+            made = optimizers(language, model)
+        share = rate(step, language.steps)
+        loss = one_step(model, made, windows(text.train, starts[step]), language.lr * share)
+        kept |= {"step": step + 1, "seconds": before + time.perf_counter() - since}
         if step % 20 == 0:
-            print(
-                f"{language.name}: step {step}, {float(loss.detach()):.3f} nats, "
-                f"{kept['seconds']:.0f} s",
-                flush=True,
-            )
-        if time.perf_counter() - since > seconds:
-            break
-    kept["model"] = model.state_dict()
-    kept["optimizers"] = [optimizer.state_dict() for optimizer in made]
+            print(f"{language.name}: step {step}, {loss:.3f} nats, {kept['seconds']:.0f} s")
+    kept |= {"model": model.state_dict(), "optimizers": [each.state_dict() for each in made]}
     if kept["step"] == language.steps:
         kept["nats"] = {name: nats(model, getattr(text, name)) for name in text._fields}
         del kept["optimizers"]
-    keep(language.path, kept | {"seed": SEED})
+    keep(language.path, kept)
     return kept
+
+
+def one_step(
+    model: GPT, made: list[torch.optim.Optimizer], batch: tuple[Tensor, Tensor], lr: float
+) -> float:
+    """The loss before the step."""
+    matrices, others = made
+    matrices.param_groups[0]["lr"], others.param_groups[0]["lr"] = lr, OTHERS * lr
+    x, y = batch
+    loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    model.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in made:
+        optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def grown(language: Language, shallow: GPT) -> GPT:
+    """The network of full depth, its layers those of the shallow one in turn, whose outputs are
+    divided among the copies."""
+    model, depth = language.model(), len(shallow.layers)
+    model.load_state_dict(shallow.state_dict(), strict=False)
+    for place, layer in enumerate(model.layers):
+        layer.load_state_dict(shallow.layers[place % depth].state_dict())
+        for name in ("mix.weight", "back.weight", "back.bias"):
+            layer.get_parameter(name).mul_(depth / len(model.layers))
+    return model
 
 
 def keep(path: Path, kept: Any) -> None:
@@ -261,12 +290,6 @@ def trained(name: str) -> GPT:
     model = language.model()
     model.load_state_dict(train(language)["model"])
     return model.eval()
-
-
-def finished(language: Language) -> bool:
-    return language.path.exists() and (
-        torch.load(language.path, weights_only=True)["step"] == language.steps
-    )
 
 
 def counted(text: Split, codes: int) -> tuple[float, float]:
@@ -293,8 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in asked.names or LANGUAGES:
         language = LANGUAGES[name]
         kept = train(language, asked.seconds)
-        text, model = language.text(), language.model()
-        weights = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+        text, layers = language.text(), language.model().layers
+        weights = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
         print(
             f"{name}: {weights:,} weights in matrices of layers, {language.codes} tokens, "
             f"{len(text.train):,} to train on, by counts {counted(text, language.codes)}"
