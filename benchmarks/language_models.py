@@ -85,7 +85,7 @@ class Language:
 
 LANGUAGES = {
     "characters": Language("characters", OTHER + 1, 128, 4, 4, 16, 650),
-    "words": Language("words", 1024, 384, 6, 6, 16, 200, shallow=2, shallow_steps=100),
+    "words": Language("words", 1024, 384, 6, 6, 16, 150, shallow=2, shallow_steps=80),
 }
 
 
