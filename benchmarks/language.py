@@ -72,6 +72,8 @@ RIVALS: Mapping[str, Rival] = {
     "SparseGPT, exact": EXACT,
 }
 ROWS = (OURS, *RIVALS)
+DATA_FREE = ("global magnitude", "magnitude, uniform")
+"""Rows that read no calibration sample: one seed is all."""
 
 
 def cell(name: str, row: str, sparsity: float, seed: int) -> dict[str, Any]:
@@ -130,7 +132,8 @@ def show(name: str, cells: Mapping[str, Any], console: Console) -> None:
         for sparsity in TABLES[name].sparsities:
             at = [made["found"] for made in own if made["sparsity"] == sparsity]
             values = [found["nats"] for found in at if "nats" in found]
-            texts.append(spread(values, 3) if values else "failed" if at else "")
+            alone = f"{values[0]:.3f}" if values else "failed" if at else ""
+            texts.append(spread(values, 3) if len(values) > 1 else alone)
         seconds = sorted(made["found"]["seconds"] for made in done)
         span = f"{seconds[0]:.1f} … {seconds[-1]:.1f}" if done else ""
         peak = max((made["found"]["megabytes"] for made in done), default=float("nan"))
@@ -166,7 +169,7 @@ def main() -> None:
         seeds = range(asked.seeds or table.seeds)
         for seed, row, sparsity in product(seeds, rows, asked.sparsities or table.sparsities):
             key, cells = f"{name} / {row} / {sparsity:g} / {seed}", finished(asked.out)
-            if key in cells and not asked.again:
+            if (key in cells and not asked.again) or (seed and row in DATA_FREE):
                 continue
             if time.perf_counter() - begun > asked.seconds:
                 break
