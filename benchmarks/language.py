@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +107,11 @@ def cell(name: str, row: str, sparsity: float, seed: int) -> dict[str, Any]:
     }
 
 
+def asked_rows(parts: Sequence[str]) -> list[str]:
+    """The rows of these names; a part that is no row's name stands for all that contain it."""
+    return [row for row in ROWS if row in parts or any(p in row for p in parts if p not in ROWS)]
+
+
 def apart(name: str, row: str, sparsity: float, seed: int, threads: int) -> dict[str, Any]:
     """The cell in a process of its own; one that fails says why."""
     asked = [name, "--here", row, str(sparsity), str(seed), "--threads", str(threads)]
@@ -165,7 +170,7 @@ def main() -> None:
     for name in asked.tables or TABLES:
         trained(name)
         table = TABLES[name]
-        rows = [row for row in ROWS if not asked.rows or any(part in row for part in asked.rows)]
+        rows = asked_rows(asked.rows or ROWS)
         seeds = range(asked.seeds or table.seeds)
         for seed, row, sparsity in product(seeds, rows, asked.sparsities or table.sparsities):
             key, cells = f"{name} / {row} / {sparsity:g} / {seed}", finished(asked.out)
@@ -176,8 +181,8 @@ def main() -> None:
             found = apart(name, row, sparsity, seed, asked.threads)
             console.print(f"{key}: {found}")
             facts = {"table": name, "row": row, "sparsity": sparsity, "seed": seed}
-            cells[key] = facts | {"found": found, "versions": versions()}
-            keep(cells, asked.out)
+            made = facts | {"found": found, "versions": versions()}
+            keep(finished(asked.out) | {key: made}, asked.out)  # others may have written meanwhile
         show(name, finished(asked.out), console)
 
 
