@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint types bench clean
+.PHONY: help setup demo test test-all lint types bench language clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ bench: $(READY)  ## speed against the papers' recursions and the machine; accura
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/optimizer.py
 	$(BIN)/python benchmarks/one_shot.py
+
+language: $(READY)  ## train two language models, 1 and 10 million weights, and prune them by six methods
+	$(BIN)/python benchmarks/language.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

@@ -42,6 +42,6 @@ def keep(cells: Mapping[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± population standard deviation."""
-    return f"{fmean(values):.2f} ± {pstdev(values):.2f}" if values else ""
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± population standard deviation, with so many digits after the point."""
+    return f"{fmean(values):.{digits}f} ± {pstdev(values):.{digits}f}" if values else ""

@@ -142,7 +142,9 @@ class WithLayers:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.recipe.rules
 
-    def __call__(self, objective: Objective, sparsity: Targets) -> Pruned:
+    def __call__(
+        self, objective: Objective, sparsity: Targets, carried: Carried | None = None
+    ) -> Pruned:
         """Prune once and fit the layers; the model is untouched."""
-        pruned = self.recipe(objective, sparsity)
+        pruned = self.recipe(objective, sparsity, carried)
         return replace(pruned, objective=self.refit(pruned.objective, self.dense))
