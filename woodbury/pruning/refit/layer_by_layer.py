@@ -13,7 +13,7 @@ from woodbury.estimation.layer_problems import LayerProblem, layer_problems, lay
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets
 
 
