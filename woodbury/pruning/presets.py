@@ -35,7 +35,7 @@ class Effort:
     Example:
         >>> from dataclasses import replace
         >>> replace(standard, samples=500).keep_per_stage
-        0.7
+        0.66
     """
 
     samples: int
