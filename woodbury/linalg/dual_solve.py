@@ -68,7 +68,7 @@ def solve_dual(
     Example:
         >>> rows = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
         >>> solve_dual(rows, 1.0, torch.tensor([2.5, 2.5]))
-        tensor([1., 1.], dtype=torch.float64)
+        tensor([1.0000, 1.0000], dtype=torch.float64)
     """
     m = len(rows)
     factor = damped_cholesky(_sketched_gram(rows, metric) / m, damping)
