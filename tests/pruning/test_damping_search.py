@@ -160,7 +160,7 @@ def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) 
 
 def test_large_spaces_are_taken_in_blocks(objective: Objective, limited: Limited) -> None:
     limited(whole_matrix=100)
-    assert choose(objective, 0.5, quick).settings["structure"] == "blocks of 500"
+    assert choose(objective, 0.5, quick).settings["structure"] == "blocks of 128"
 
 
 def test_all_dampings_on_one_eigendecomposition() -> None:

@@ -57,9 +57,9 @@ def test_the_standard_effort_is_two_stages_of_ggn_rows_and_a_refit() -> None:
     dense = Objective.from_model(
         copy.deepcopy(second), [], space=ParameterSpace.from_model(second, min_ndim=2)
     )
-    fisher = mfac(38, 3e-4)
+    fisher = mfac(19, 3e-4)
     recipe = WithRefit.around(
-        Pruner(gauss_newton(fisher, 2)),
+        Pruner(gauss_newton(fisher, 1)),
         dense,
         Refit(mc_samples=2, damping=3e-4, reconstruction=Reconstruction()),
         fisher.of_rows,

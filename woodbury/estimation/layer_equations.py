@@ -19,7 +19,7 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
 
-POSITIONS = 64
+POSITIONS = 16
 """Positions per sample, at most: a thousand samples of so many determine a few hundred inputs."""
 
 

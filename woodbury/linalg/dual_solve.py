@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
 from woodbury.linalg.iterative_solvers import conjugate_gradients
@@ -67,12 +68,10 @@ def solve_dual(
     Example:
         >>> rows = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
         >>> solve_dual(rows, 1.0, torch.tensor([2.5, 2.5]))
-        tensor([1., 1.], dtype=torch.float64)
+        tensor([1.0000, 1.0000], dtype=torch.float64)
     """
     m = len(rows)
-    sketch = torch.cat(list(_sketch(rows, metric)), 1)
-    factor = damped_cholesky(gram_of(sketch, sketch.dtype) / m, damping)
-    del sketch
+    factor = damped_cholesky(_sketched_gram(rows, metric) / m, damping)
 
     def multiply(v: Tensor) -> Tensor:
         column = v[:, 0]
@@ -84,6 +83,22 @@ def solve_dual(
 
     b = c.double()[:, None]
     return conjugate_gradients(multiply, b, MAX_STEPS, tolerance, precondition).x[:, 0]
+
+
+def _sketched_gram(rows: Tensor, metric: Metric) -> Tensor:
+    """TTᵀ (m, m) of a sketch T, some of whose columns are in memory at a time."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    waiting: list[Tensor] = []
+    columns = 0
+    for part in _sketch(rows, metric):
+        waiting.append(part)
+        columns += part.shape[1]
+        if columns >= Limits.current().row_columns:
+            gram += gram_of(torch.cat(waiting, 1), rows.dtype)
+            waiting, columns = [], 0
+    if waiting:
+        gram += gram_of(torch.cat(waiting, 1), rows.dtype)
+    return gram
 
 
 def _sketch(rows: Tensor, metric: Metric) -> Iterator[Tensor]:

@@ -37,8 +37,11 @@ SAMPLES_PER_BATCH = 16
 """Samples of one batch of the calibration set; whole batches are held back."""
 
 
-MAX_BLOCK_SIZE = 500
-"""Weights of a diagonal block of a space that is too large for the whole matrix."""
+MAX_BLOCK_SIZE = 128
+"""Weights of a diagonal block of a space that is too large for the whole matrix.
+
+Blocks of 500 take four times as long to choose by (docs/log.md).
+"""
 
 MIN_BLOCK_SIZE = 16
 """Weights of a block where the memory is short."""
@@ -175,6 +178,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     dampings = effort.dampings if held_back else effort.dampings[:1]
     stages = 1 if step.by_rows else stage_count(sparsity, start, effort.keep_per_stage)
     recipe: PruningRecipe = step.pruner
+    carried = ""
     if held_back and not step.by_rows:
         recipe = DampingSearch(step.pruner, held_back, dampings)
     layers = None
@@ -186,10 +190,11 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     if refit is not None:
         reuse = step.reuse if refit.iterations is None and stages > 1 else None
         recipe = WithRefit.around(recipe, objective, refit, reuse)
+        carried = ", later those of the refits" if reuse is not None else ""
     if layers is not None:
         recipe = WithLayers(recipe, objective, layers)
     settings = {
-        "rows": step.rows_in_words(),
+        "rows": step.rows_in_words() + carried,
         "structure": step.structure,
         "damping": RIDGE if step.by_rows else ", ".join(f"{damping:g}" for damping in dampings),
         "samples_held_back": _count_samples(held_back),
@@ -285,7 +290,7 @@ def block_size(d: int) -> int | None:
 
     Example:
         >>> block_size(1000), block_size(1_000_000)
-        (None, 500)
+        (None, 128)
     """
     limits = Limits.current()
     if d <= limits.whole_matrix:

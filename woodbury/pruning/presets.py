@@ -17,8 +17,10 @@ class Effort:
 
     Attributes:
         samples: Samples of the calibration set that are used at most, at least 1.
-        mc_samples: GGN samples per input, at least 1. `prune` takes one where the refits are
-            solved by conjugate gradients, as those correct what a second one would.
+        mc_samples: GGN samples per input, at least 1, that the weights to remove are chosen by. In
+            later stages those of the refits before serve where refits are by rows. `prune` takes
+            one where the refits are solved by conjugate gradients, as those correct what a second
+            one would.
         keep_per_stage: The least fraction of the weights that a stage keeps, in [0, 1); every
             stage has fresh gradients. 0 prunes in one stage.
         dampings: Candidates for the damping, at least one, all positive.
@@ -33,7 +35,7 @@ class Effort:
     Example:
         >>> from dataclasses import replace
         >>> replace(standard, samples=500).keep_per_stage
-        0.7
+        0.66
     """
 
     samples: int
@@ -66,8 +68,8 @@ quick = Effort(500, 1, 0.0)
 """One stage: seconds on a small network."""
 
 
-standard = Effort(1000, 2, 0.7)
-"""Stages that keep at least 70 % of the weights each."""
+standard = Effort(1000, 1, 0.66)
+"""Stages that keep at least 66 % of the weights each."""
 
 
 thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2, 2)

@@ -33,7 +33,7 @@ class AllRowsAtOnce:
     1. Solves: masked conjugate gradients, preconditioned by an `EffectiveMedium`. They tend to the
        exact ones as the tolerance tends to 0.
     2. Inverse elements: those of the medium, corrected to first order in each row's own mask
-       (eq. 68). Exact while nothing is removed.
+       (eq. 70). Exact while nothing is removed.
 
     Attributes:
         tolerance: Relative residual at which conjugate gradients end, over 0.

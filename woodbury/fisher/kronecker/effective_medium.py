@@ -21,7 +21,7 @@ PSEUDO_ROWS = 4.0
 
 @dataclass(frozen=True, eq=False)
 class EffectiveMedium:
-    """What stands for the random restrictions of a matrix in all of its rows  (eq. 68).
+    """What stands for the random restrictions of a matrix in all of its rows  (eq. 70).
 
     A column that is kept in a share p of the rows is replaced by one that is always kept, and held
     by a spring μ: (A + diag μ)⁻¹ is what (A_KK)⁻¹, zeros elsewhere, is on average over the rows.
