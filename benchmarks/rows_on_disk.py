@@ -26,7 +26,7 @@ from woodbury.memory import parse_bytes
 from woodbury.memory.row_file import RowFile
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
-FILE_BYTES = 4 * 2**30
+FILE_BYTES = 2**30
 PROBED = 16
 
 

@@ -18,7 +18,7 @@ class Limits:
     Attributes:
         memory: Bytes that the gradient rows may take; None for half of the default budget, 60 % of
             what the process may still have (`woodbury.memory`).
-        gradient_chunk: Bytes of one chunk of gradient rows while they are computed.
+        gradient_chunk: Bytes of one chunk of gradient rows while they are computed, both copies.
         temporary: float64 elements of one temporary of the linear algebra.
         activations: Elements (inputs, activations or output projections) that pass through the
             network at once in products with its Jacobian; a token counts for a thousand.

@@ -437,7 +437,7 @@ def test_chunks_stay_within_the_memory_budget(dtype: torch.dtype, limited: Limit
     limited(gradient_chunk=10_000)
     chunks = list(gradient_chunks(objective, 50, engine=vmapped))
     torch.testing.assert_close(torch.cat(chunks), whole)
-    assert max(chunk.numel() * chunk.element_size() for chunk in chunks) <= 10_000
+    assert max(2 * chunk.numel() * chunk.element_size() for chunk in chunks) <= 10_000  # two copies
     assert whole.untyped_storage().nbytes() == 50 * 310 * whole.element_size()
     limited(gradient_chunk=1)
     assert [len(chunk) for chunk in gradient_chunks(objective, 3, engine=vmapped)] == [1, 1, 1]
