@@ -11,7 +11,7 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 
-ENTRIES_AT_ONCE = 1 << 20
+ENTRIES_AT_ONCE = 1 << 16
 """Entries of vectors that are multiplied in float64 at once."""
 
 
