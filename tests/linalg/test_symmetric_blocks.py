@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support.random import normal
@@ -23,15 +25,15 @@ def test_panels_are_the_whole_blocks(size: int, panels: int, dtype: torch.dtype)
     assert block_bytes(3, size, dtype) == sum(
         panel.numel() * dtype.itemsize for panel in blocks.panels
     )
-    rounding = {"rtol": 1e-5, "atol": 1e-5}
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
     for which in (slice(0, 3), slice(1, 2), torch.tensor([2, 0])):
-        torch.testing.assert_close(blocks.matrices(which, torch.float64), truth[which], **rounding)
+        close(blocks.matrices(which, torch.float64), truth[which])
     diagonal = truth.diagonal(dim1=1, dim2=2).to(dtype)
-    torch.testing.assert_close(blocks.diagonal(), diagonal, **rounding)
+    close(blocks.diagonal(), diagonal)
     copy = SymmetricBlocks.zeros(3, size, dtype)
     copy.set(slice(0, 3), blocks.matrices(slice(0, 3), dtype))
     whole = copy.scale_(0.5).matrices(slice(0, 3), torch.float64)
-    torch.testing.assert_close(whole, truth / 2, **rounding)
+    close(whole, truth / 2)
 
 
 def test_products_may_be_of_another_dtype_than_the_sums() -> None:
