@@ -15,12 +15,14 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.blocks_of_rows import dense_blocks
+from woodbury.fisher.blocks_of_rows import dense_blocks, gathered, summed_blocks
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.diagonal import Diagonal
 from woodbury.fisher.kronecker.operator import Kronecker
 from woodbury.fisher.lowrank import LowRank
+from woodbury.limits import Limits
 from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.symmetric_blocks import SymmetricBlocks
 
 DAMPING = 0.04
 
@@ -229,3 +231,45 @@ def test_the_joint_step_of_float32_blocks_keeps_the_digits_of_their_rows() -> No
     truth = torch.linalg.solve(exact[keep][:, keep], (exact @ removed.double())[keep])
     result = dense_blocks(rows, [60], 1e-5).compensate(keep, removed)
     assert float((result - truth).norm() / truth.norm()) < 1e-6
+
+
+@pytest.mark.parametrize(("share", "dtype"), [(1.0, torch.float32), (1e-4, torch.float64)])
+def test_sums_are_in_float32_where_their_rounding_is_small_beside_the_damping(
+    share: float, dtype: torch.dtype
+) -> None:
+    rows = normal(40, 120).float()
+    sizes, damping = (50, 50, 20), share * 50
+    fisher = summed_blocks(rows.split(7), sizes, damping)
+    assert isinstance(fisher.curvature, SymmetricBlocks)
+    assert fisher.curvature.dtype == dtype
+    truth = dense.blocks_only(dense.low_rank(rows.double(), damping), list(sizes))
+    v = normal(120, seed=1).float()
+    expected = torch.linalg.solve(truth, v.double()).float()
+    torch.testing.assert_close(fisher.solve(v), expected, rtol=1e-5, atol=1e-6)
+    inverse = torch.linalg.inv(truth).diagonal().float()
+    torch.testing.assert_close(fisher.inverse_diagonal(), inverse, rtol=1e-5, atol=0)
+    assert {fisher.dtype, fisher.solve(v).dtype, fisher.logdet().__class__} == {
+        torch.float32,
+        float,
+    }
+
+
+def test_sums_are_in_float32_where_float64_has_no_room() -> None:
+    rows = normal(40, 120).float()
+    with Limits(memory=25_000):  # one block of 50 in float64 takes 15,000 bytes
+        fisher = summed_blocks(rows.split(7), (50, 50, 20), 1e-6)
+    assert isinstance(fisher.curvature, SymmetricBlocks)
+    assert fisher.curvature.dtype == torch.float32
+
+
+def test_sums_that_overflow_are_named() -> None:
+    with pytest.raises(WoodburyError, match="sum of the blocks is not finite"):
+        summed_blocks([torch.full((2, 3), 1e200, dtype=torch.float64)], (3,), 1.0)
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=8), count=st.integers(1, 6))
+def test_gathered_rows_are_all_rows_in_their_order(lengths: list[int], count: int) -> None:
+    rows = normal(sum(lengths), 2)
+    chunks = [chunk.clone() for chunk in gathered(rows.split(lengths), count)]
+    assert torch.equal(torch.cat(chunks), rows)
+    assert max(map(len, chunks)) <= max(count, *lengths)

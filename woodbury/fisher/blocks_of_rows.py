@@ -25,6 +25,9 @@ MAX_PRIMAL_SIZE = 128
 COLUMNS_AT_ONCE = 8192
 """Columns of the rows that are worked on at once: those of all would not fit a cache."""
 
+MIN_ROWS_AT_ONCE = 8
+"""Rows that are added to the sums at once at least, if they have room."""
+
 MAX_ROWS_AT_ONCE = 32
 """Rows from which on adding to the sums is bound by products and no more by memory."""
 
@@ -151,10 +154,13 @@ def rows_at_once(sizes: Sequence[int]) -> int:
         sizes: The lengths of the blocks.
 
     Returns:
-        As many as have room beside sums in float32, at most `MAX_ROWS_AT_ONCE`.
+        As many as take half of what the sums take in float32, between `MIN_ROWS_AT_ONCE` and
+        `MAX_ROWS_AT_ONCE`, if they have room beside them.
     """
-    left = row_bytes() - block_bytes(len(sizes), max(sizes), torch.float32)
-    return max(1, min(MAX_ROWS_AT_ONCE, left // (4 * sum(sizes))))
+    sums = block_bytes(len(sizes), max(sizes), torch.float32)
+    per_row = 4 * sum(sizes)
+    wanted = min(MAX_ROWS_AT_ONCE, max(MIN_ROWS_AT_ONCE, sums // (2 * per_row)))
+    return max(1, min(wanted, (row_bytes() - sums) // per_row))
 
 
 def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
