@@ -412,3 +412,15 @@ def test_ctrl_c_leaves_nothing(here: Path) -> None:
     assert result.exit_code == 130
     assert result.stderr.strip().endswith("Interrupted: nothing was written.")
     assert not Path("deep").exists()
+
+
+def test_rows_without_room_lie_in_the_scratch_folder(here: Path) -> None:
+    """Sixty rows of 456 weights are 109 kB, of the 50 that rows may take."""
+    Path("scratch").mkdir()
+    command = "prune net.py:build net.py:both --sparsity 0.5 --count 60 --damping 1e-2"
+    succeeds(command, "--method mfac --memory 100kB --scratch scratch --out disk")
+    succeeds(command, "--method mfac --out memory")
+    ours, theirs = weights("disk"), weights("memory")
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
+    assert not list(Path("scratch").iterdir()), "nothing is left behind"

@@ -183,3 +183,15 @@ def test_a_memory_without_room_for_the_weights(options: str, here: Path) -> None
 def test_a_memory_without_room_for_the_window(here: Path) -> None:
     words = "train net.py:build net.py:both --memory 100kB --out out"
     refused("A window of 128 gradients of 531 weights takes", words)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--scratch nowhere --method mfac", "--scratch is 'nowhere': there is no such folder"),
+        ("--scratch .", "--scratch is for the rows of mfac without --block"),
+        ("--scratch . --method mfac --block 20", "--scratch is for the rows of mfac"),
+    ],
+)
+def test_a_scratch_folder_that_is_of_no_use(options: str, sentence: str, here: Path) -> None:
+    refused(sentence, "prune net.py:build net.py:both --sparsity 0.5 --out out", options)

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from woodbury.cli.console import memory_for, progress_bars, unused_path
-from woodbury.cli.methods import MethodPlan, plan_method
+from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
 from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
 from woodbury.cli.output import ComparisonReport
@@ -45,6 +45,7 @@ def compare(
     out = out or unused_path(Path("woodbury-compare"))
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
+    check_scratch(plans.values(), options)
     require_matplotlib()
     with memory_for(options.resources.memory), output_folder(out) as folder:
         with progress_bars():

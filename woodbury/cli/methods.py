@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from woodbury.cli.names import (
@@ -54,6 +55,7 @@ class Sampling:
         seed: Of what is drawn.
         labels: None for each method's own.
         engine: `hooked`, `vmapped` or `looped`; None for the fastest.
+        scratch: A folder for rows that have no room in memory; None for the system's.
     """
 
     count: int
@@ -63,6 +65,7 @@ class Sampling:
     seed: int
     labels: Labels | None = None
     engine: Engine | None = None
+    scratch: Path | None = None
 
     def check_single(self, method: MethodName) -> None:
         """Raise WoodburyError if a gradient averages samples, which `method` cannot take."""
@@ -138,6 +141,7 @@ def _mfac(sampling: Sampling, damping: float) -> Estimate:
         labels=sampling.labels or observed,
         seed=sampling.seed,
         engine=sampling.engine,
+        scratch=sampling.scratch,
     )
 
 
@@ -293,3 +297,21 @@ def plan_method(text: str, options: PruningOptions, update: UpdateName | None = 
         refit_steps=options.stage.refit or 0,
         settings=settings_of(options.selection),
     )
+
+
+def check_scratch(plans: Iterable[MethodPlan], options: PruningOptions) -> None:
+    """Raise unless the scratch folder, if there is one, is of use to a method.
+
+    Args:
+        plans: The methods that will run.
+        options: What was asked for.
+
+    Raises:
+        WoodburyError: If none of the methods has rows that could lie there.
+    """
+    is_used = options.curvature.block is None and any(plan.name == "mfac" for plan in plans)
+    if options.disk.scratch is not None and not is_used:
+        raise WoodburyError(
+            "--scratch is for the rows of mfac without --block: give --method mfac, or leave it "
+            "out."
+        )

@@ -293,6 +293,24 @@ class MemoryOptions:
                 ) from error
 
 
+@Parameter(name="*", group=Group("Memory", sort_key=9))
+@dataclass(frozen=True)
+class ScratchOptions:
+    """Where lies what the memory does not hold.
+
+    Attributes:
+        scratch: A folder for the rows of mfac that have no room in memory.  [default: the system's
+            temporary one]
+    """
+
+    scratch: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no folder."""
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise WoodburyError(f"--scratch is {str(self.scratch)!r}: there is no such folder.")
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PruningOptions:
@@ -305,6 +323,7 @@ class PruningOptions:
         stage: What happens once or several times on the way.
         inputs: What the model and the data are made with.
         resources: What the command may hold.
+        disk: Where lies what the memory does not hold.
     """
 
     curvature: CurvatureOptions = CurvatureOptions()
@@ -313,6 +332,7 @@ class PruningOptions:
     stage: StageOptions = StageOptions()
     inputs: InputOptions = InputOptions()
     resources: MemoryOptions = MemoryOptions()
+    disk: ScratchOptions = ScratchOptions()
 
 
 def settings_of(*groups: Any) -> dict[str, Any]:
@@ -322,8 +342,8 @@ def settings_of(*groups: Any) -> dict[str, Any]:
         groups: Instances of the dataclasses of this module.
 
     Returns:
-        Option -> number, text or list of texts. `resume` and `memory` are left out: a run that was
-        resumed, perhaps with more memory, has the settings of one that was not.
+        Option -> number, text or list of texts. `resume`, `memory` and `scratch` are left out: a
+        run that was resumed, perhaps with more memory, has the settings of one that was not.
 
     Example:
         >>> settings_of(InputOptions(checkpoint=Path("a.pt")))["checkpoint"]
@@ -334,7 +354,7 @@ def settings_of(*groups: Any) -> dict[str, Any]:
         for name, value in ((each.name, getattr(group, each.name)) for each in fields(group)):
             if is_dataclass(value):
                 settings |= settings_of(value)
-            elif name not in ("resume", "memory"):
+            elif name not in ("resume", "memory", "scratch"):
                 settings[name] = _plain(value)
     return settings
 

@@ -129,6 +129,7 @@ class Problem:
             block=curvature.block,
             seed=self.options.inputs.seed,
             labels=LABELS[curvature.labels],
+            scratch=self.options.disk.scratch,
         )
 
     def refit(self, steps: int, sparsity: Targets, required: bool = True) -> Refit | None:

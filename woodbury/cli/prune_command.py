@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from woodbury.cli.console import memory_for, print_note, progress_bars
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
-from woodbury.cli.methods import MethodPlan, plan_method
+from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
 from woodbury.cli.names import parse_targets, pattern_sparsity
 from woodbury.cli.options import (
     Data,
@@ -68,6 +68,7 @@ def prune(
     memory = options.resources.memory
     training = FineTuning.of(tuning, optimizer, memory)
     plan = plan_method(asked.method, options, asked.update)
+    check_scratch([plan], options)
     with memory_for(memory):
         if training:
             prune_gradually(model, data, target, out, plan, training, options)
