@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint types bench clean
+.PHONY: help setup demo test test-all lint types bench scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ bench: $(READY)  ## speed against the papers' recursions and the machine; accura
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/optimizer.py
 	$(BIN)/python benchmarks/one_shot.py
+
+scale: $(READY)  ## ordinary networks within a budget, one process each: seconds and peak memory
+	$(BIN)/python benchmarks/scale.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
