@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint types bench language clean
+.PHONY: help setup demo test test-all lint types bench language scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ bench: $(READY)  ## speed against the papers' recursions and the machine; accura
 
 language: $(READY)  ## train two language models, 1 and 10 million weights, and prune them by six methods
 	$(BIN)/python benchmarks/language.py
+
+scale: $(READY)  ## ordinary networks within a budget, one process each: seconds and peak memory
+	$(BIN)/python benchmarks/scale.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

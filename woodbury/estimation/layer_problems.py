@@ -130,6 +130,8 @@ class _Comparison:
                 given = layer_input(positional, keywords)
                 use = uses.get(name, 0)
                 uses[name] = use + 1
+                if use >= len(waiting.get(name, ())):
+                    return  # the other network does not use it so
                 drawn = self._drawn(module, given, use)
                 lacking = waiting[name][use] - outputs_at(module, output, drawn)
                 self._add(name, module, given, drawn, lacking)

@@ -170,8 +170,12 @@ class Budget:
         another pool needs them.
         """
         count = len(self.pool_budgets)
-        spent = sum_by(self.costs[remove], self.pools[remove], count)
-        empty = torch.bincount(pools[~remove], minlength=count)[:count] == 0
+        spent = sum_by(chosen(self.costs, remove), chosen(self.pools, remove), count)
+        if is_constant(pools):
+            empty = torch.zeros(count, dtype=torch.bool)
+            empty[pools[0]] = bool(remove.all())
+        else:
+            empty = torch.bincount(pools[~remove], minlength=count)[:count] == 0
         check_enough(self.pool_budgets[empty], spent[empty], self.costs)
 
 
@@ -214,7 +218,7 @@ def budget_of(
     space = account.space
     keep = space.keep.cpu()
     pools = chosen(account.pools, keep)
-    layers = space.tensor_index().to(torch.int32)
+    layers = _tensor_index(space)
     layers = layers if space.kept is None else layers[keep]
     units = unit(space)
     groups = None if units is None else tuple(units)
@@ -303,6 +307,14 @@ def _lowest(scores: Tensor, cost: float, budget: Tensor) -> Tensor:
     return remove.index_fill_(0, equal, True)
 
 
+def _tensor_index(space: ParameterSpace) -> Tensor:
+    """(n,) int32: the index of each weight's tensor, in half the memory of the space's own."""
+    layers = torch.empty(space.n, dtype=torch.int32)
+    for index, where in enumerate(space.slices.values()):
+        layers[where] = index
+    return layers
+
+
 def _check_finite(scores: Tensor) -> None:
     """Raise for a score that is not finite, without a temporary of their number."""
     if not len(scores):
@@ -313,11 +325,6 @@ def _check_finite(scores: Tensor) -> None:
         raise WoodburyError(
             f"The saliency of unit {worst} is not finite: raise the damping or look at that weight."
         )
-
-
-def _ones(mask: Tensor) -> Tensor:
-    """(k,) ones, stored once, for the k entries that a mask chooses."""
-    return torch.ones(1, dtype=torch.float64).expand(int(mask.count_nonzero()))
 
 
 def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:
