@@ -35,7 +35,7 @@ class Effort:
     Example:
         >>> from dataclasses import replace
         >>> replace(standard, samples=500).keep_per_stage
-        0.7
+        0.66
     """
 
     samples: int
@@ -68,8 +68,8 @@ quick = Effort(500, 1, 0.0)
 """One stage: seconds on a small network."""
 
 
-standard = Effort(1000, 1, 0.7)
-"""Stages that keep at least 70 % of the weights each."""
+standard = Effort(1000, 1, 0.66)
+"""Stages that keep at least 66 % of the weights each."""
 
 
 thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2, 2)
