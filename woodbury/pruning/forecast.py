@@ -11,15 +11,20 @@ import torch
 
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import MAX_ROWS_PER_CHUNK, fastest, mean_gradient, sampled
+from woodbury.estimation.row_costs import row_cost
+from woodbury.fisher.blocks_of_rows import MAX_ROWS_AT_ONCE
 from woodbury.limits import Limits
+from woodbury.linalg.dual_solve import COLUMNS_PER_ROW
+from woodbury.linalg.symmetric_blocks import block_bytes
 from woodbury.memory.machine_rates import MachineRates
 from woodbury.model.batches import Batch, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
-from woodbury.pruning.autoconfig import StepChoice
+from woodbury.pruning.autoconfig import Choice, StepChoice
 from woodbury.pruning.refit.output_fit import DIAGONAL_PROBES, Refit
 from woodbury.pruning.run_plan import Phase
+from woodbury.pruning.selections import iterative_greedy
 
 TRIAL_SAMPLES = 256
 """Samples of a timed pass, at most: the speed of small networks depends on the batch."""
@@ -41,6 +46,15 @@ ROW_COPIES = 3
 
 ACTIVATIONS_KEPT = 3
 """What a backward pass holds for each element that a module returns."""
+
+BLOCK_SOLVES = 3
+"""Products of s³ in the factor, the inverse and the update of a block."""
+
+PRODUCT_SHARE = 0.5
+"""Of the speed of large products that those of K-FAC by rows have."""
+
+SKETCHED_READS = 24
+"""Reads of the rows in a sketched solve: two in each of about a dozen iterations."""
 
 VECTORS = 12
 """Vectors over all weights that a stage holds in float32: weights, scores, masks, steps."""
@@ -97,6 +111,7 @@ class Forecast:
         profile: Of the model.
         samples: That are read.
         n: Weights in the space.
+        shapes: Of its tensors.
     """
 
     trial: Trial
@@ -104,58 +119,85 @@ class Forecast:
     profile: ModelProfile
     samples: int
     n: int
+    shapes: tuple[torch.Size, ...]
 
-    def stage(self, step: StepChoice, d: int) -> Iterator[Phase]:
-        """The phases of one pruning step of d weights."""
-        if step.by_rows:
-            yield from self.kfac(step)
-            return
-        if step.block is None:
-            yield self.gradient_rows(step.rows, FLOAT * step.rows * d)
-            yield self.whole_matrix(step.rows, d)
-        else:
-            yield self.gradient_rows(step.rows, DOUBLE * d * step.block)
-            yield self.blocks(step.rows, d, step.block)
-
-    def kfac(self, step: StepChoice) -> Iterator[Phase]:
-        """The factors of all layers, and the inner steps on them."""
-        yield Phase("factors", self.samples * self.trial.backward, self._vectors, 1)
-
-    def gradient_rows(self, m: int, stored: int) -> Phase:
-        """Gradient rows, m of them, of which `stored` bytes are kept in whatever form."""
+    def rows(self, step: StepChoice, d: int) -> Iterator[Phase]:
+        """The phases of a pruning step of d weights on gradient rows of its own."""
+        sums = self._block_sums(d, step.block)
+        stored = FLOAT * step.rows * d if step.block is None else sums
         at_once = self._rows_at_once
         chunk = ROW_COPIES * FLOAT * self.n * at_once + self._activations(at_once)
-        return Phase("gradient rows", m * self.trial.row, stored + chunk + self._vectors, 1)
+        held = stored + chunk + self._vectors
+        yield Phase("gradient rows", step.rows * self.trial.row, held, 1)
+        yield self.curvature(step, step.rows, d)
 
-    def whole_matrix(self, m: int, d: int) -> Phase:
-        """The Gram matrix of m rows of d, its factor, and the whitened rows."""
-        flops = 2 * m**2 * d + m**3  # two triangles of m²d multiplications
-        held = FLOAT * m * d + 3 * DOUBLE * m**2
-        return Phase("curvature", flops / self.rates.float32, held + self._vectors)
+    def curvature(self, step: StepChoice, m: int, d: int) -> Phase:
+        """What is made of m rows of d weights to choose by, and the update."""
+        if step.block is None:
+            flops = 2.0 * m**2 * d + m**3  # two triangles of m²d multiplications
+            held = FLOAT * m * d + 3 * DOUBLE * m**2
+            return Phase("choice", flops / self.rates.float32, held + self._vectors)
+        s = step.block
+        seconds = 2 * m * d * s / self.rates.float32 + BLOCK_SOLVES * d * s**2 / self.rates.float64
+        return Phase("choice", seconds, self._block_sums(d, s) + self._vectors)
 
-    def blocks(self, m: int, d: int, s: int) -> Phase:
-        """Sums of m rows in blocks of s, their factors, inverse elements and the update."""
-        flops = 2 * m * d * s + 3 * d * s**2
-        held = 3 * DOUBLE * d * s
-        return Phase("curvature", flops / self.rates.float64, held + self._vectors)
+    def by_rows(self, choice: Choice) -> Iterator[Phase]:
+        """The phases of K-FAC by rows, and of the layers' fit after it."""
+        selection = choice.recipe.rules.selection
+        steps = selection.steps if isinstance(selection, iterative_greedy) else 1
+        passes = 0
+        if choice.layers is not None:
+            passes = choice.layers.passes or len(choice.objective.space.shapes)
+        cost = row_cost(choice.objective, self.samples, steps, passes)
+        products = (cost.moments_flops + cost.solves_flops) / (PRODUCT_SHARE * self.rates.float32)
+        yield Phase("factors", self.samples * self.trial.backward, cost.bytes, 1)
+        yield Phase("solves", products, cost.bytes)
+        if passes:
+            seconds = 2 * passes * self.samples * self.trial.forward
+            yield Phase("fits of the layers", seconds, cost.bytes, 2 * passes)
 
-    def refit(self, refit: Refit, d: int) -> Phase:
-        """One refit of d kept weights."""
+    def refit(self, refit: Refit, step: StepChoice, d: int, stages: int) -> Phase:
+        """One refit of d kept weights, in a path of so many stages."""
         m = refit.mc_samples * self.samples
-        layers = 2 * self.samples * self.trial.forward if refit.reconstruction else 0.0
-        compared = 4 * self.samples * self.trial.forward  # the goal, and the steps that are tried
+        forward = self.samples * self.trial.forward
+        seconds = 2 * refit.steps * forward  # where it starts, and where it ends
+        held = self._vectors + self._activations(self._rows_at_once)
+        if refit.reconstruction is not None:
+            factors, solves = self._layer_factors(d)
+            seconds += refit.steps * solves / self.rates.float64
+            held += factors
         if refit.iterations is None:
-            solve = (m**2 * d + m**3 / 3) / self.rates.float64
-            seconds = m * self.trial.row + solve
-            held = FLOAT * m * d + DOUBLE * m**2
+            seconds += refit.steps * (m * self.trial.row + self._dual_seconds(m, d))
+            held += FLOAT * m * d + 3 * DOUBLE * m**2
             held += ROW_COPIES * FLOAT * self.n * self._rows_at_once
+            if stages > 1:  # its rows become the next stage's curvature
+                held += self._block_sums(d, step.block)
         else:
-            products = refit.iterations + DIAGONAL_PROBES
-            seconds = products * self.samples * (self.trial.backward + self.trial.forward)
-            held = FLOAT * m * self.profile.output_elements
-        held += self._activations(self._rows_at_once) + self._vectors
-        passes = 2 + (refit.iterations or 0)
-        return Phase("refit", refit.steps * (seconds + layers + compared), held, passes)
+            products = refit.iterations + DIAGONAL_PROBES * (refit.reconstruction is not None)
+            seconds += refit.steps * products * (self.samples * self.trial.backward + forward)
+            held += FLOAT * m * self.profile.output_elements
+        passes = refit.steps * (2 + (refit.iterations or 1))
+        return Phase("refit", seconds, held, passes)
+
+    def _dual_seconds(self, m: int, d: int) -> float:
+        """Solving by m rows of d: through a sketch, or the whole Gram matrix."""
+        if d <= 2 * COLUMNS_PER_ROW * m:
+            return (m**2 * d + m**3 / 3) / self.rates.float64
+        sketch = COLUMNS_PER_ROW * m**3 / self.rates.float32 + m**3 / 3 / self.rates.float64
+        return sketch + SKETCHED_READS * FLOAT * m * d / self.rates.copied
+
+    def _layer_factors(self, d: int) -> tuple[int, float]:
+        """The bytes and FLOPs of the factors of all rows of all layers, of d kept weights."""
+        share = d / self.n
+        rows = [(shape[0], share * shape[1:].numel()) for shape in self.shapes]
+        elements = sum(count * size**2 for count, size in rows)
+        return int(FLOAT * elements), sum(count * size**3 for count, size in rows)
+
+    def _block_sums(self, d: int, size: int | None) -> int:
+        """Sums in blocks; in float64, as small dampings need."""
+        if size is None:
+            return 0
+        return block_bytes(-(-d // size), size, torch.float64) + MAX_ROWS_AT_ONCE * FLOAT * d
 
     @property
     def _rows_at_once(self) -> int:

@@ -186,6 +186,7 @@ def _plan_of(choice: Choice, trial: Trial, budget: int) -> Plan:
         profile=ModelProfile.measure(objective),
         samples=samples,
         n=objective.space.n,
+        shapes=tuple(objective.space.shapes.values()),
     )
     return Plan(
         weights=objective.space.n,
@@ -194,7 +195,7 @@ def _plan_of(choice: Choice, trial: Trial, budget: int) -> Plan:
         structure=choice.step.structure,
         dtype=dtype_name(objective.weights.dtype),
         stages=len(choice.sparsities),
-        refit=describe_refit(choice.refit),
+        refit=describe_refit(choice.refit) if choice.layers is None else choice.layers.in_words(),
         phases=merged(list(_phases(choice, forecast))),
         budget_bytes=budget,
     )
@@ -202,9 +203,18 @@ def _plan_of(choice: Choice, trial: Trial, budget: int) -> Plan:
 
 def _phases(choice: Choice, forecast: Forecast) -> Iterator[Phase]:
     """The phases of every stage in order."""
+    if choice.step.by_rows:
+        yield from forecast.by_rows(choice)
+        return
     space = choice.objective.space
     kept: Sequence[int] = [int(kept_count(space, target)) for target in choice.sparsities]
-    for before, after in zip([space.d, *kept], kept, strict=False):
-        yield from forecast.stage(choice.step, before)
+    rows_are_reused = (
+        choice.refit is not None and choice.refit.iterations is None and choice.step.reuse
+    )
+    for stage, (before, after) in enumerate(zip([space.d, *kept], kept, strict=False)):
+        if stage and rows_are_reused and choice.refit is not None:
+            yield forecast.curvature(choice.step, choice.refit.mc_samples * choice.samples, before)
+        else:
+            yield from forecast.rows(choice.step, before)
         if choice.refit is not None:
-            yield forecast.refit(choice.refit, after)
+            yield forecast.refit(choice.refit, choice.step, after, len(kept))
