@@ -119,7 +119,9 @@ def vit() -> nn.Module:
     """ViT-B/16 for images of 224 × 224, 86 million weights."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    return Logits(ViTForImageClassification(ViTConfig(num_labels=1000)))
+    config = ViTConfig()
+    config.num_labels = 1000
+    return Logits(ViTForImageClassification(config))
 
 
 def bert() -> nn.Module:

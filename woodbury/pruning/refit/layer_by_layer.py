@@ -43,8 +43,8 @@ class LayerByLayer:
         >>> batches = [(torch.randn(20, 4), None)]
         >>> dense = woodbury.Objective.from_model(model, batches)
         >>> pruned = woodbury.Pruner(woodbury.gauss_newton(woodbury.mfac(20)))(dense, 0.5)
-        >>> LayerByLayer()(pruned.objective, dense).space.d
-        32
+        >>> LayerByLayer()(pruned.objective, dense).space.d  # of 67
+        33
     """
 
     samples: int | None = None
