@@ -91,7 +91,8 @@ def test_dense_blocks_never_hold_all_rows(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("all rows were asked for")
 
-    monkeypatch.setattr("woodbury.estimation.recipes.gradient_rows", refuse)
+    for holder in ("gradient_rows", "stored_rows"):
+        monkeypatch.setattr(f"woodbury.estimation.recipes.{holder}", refuse)
     woodfisher(COUNT, 20, DAMPING)(objective_of())
     with pytest.raises(AssertionError, match="all rows"):
         mfac(COUNT, DAMPING)(objective_of())

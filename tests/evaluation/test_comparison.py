@@ -134,13 +134,13 @@ def test_a_damping_is_chosen_once_and_then_the_method_runs_once(
 ) -> None:
     calls: list[Objective] = []
     refits: list[Objective] = []
-    refit = Refit.__call__
+    refit = Refit.run
 
-    def recorded(self: Refit, objective: Objective, dense: Objective) -> Objective:
+    def recorded(self: Refit, objective: Objective, *others: Any, **options: Any) -> Any:
         refits.append(objective)
-        return refit(self, objective, dense)
+        return refit(self, objective, *others, **options)
 
-    monkeypatch.setattr(Refit, "__call__", recorded)
+    monkeypatch.setattr(Refit, "run", recorded)
     method = Method(
         Pruner(counted(mfac(COUNT, 1e-3), calls), obs, joint),
         stages=stages,

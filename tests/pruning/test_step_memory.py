@@ -48,4 +48,4 @@ def test_the_sums_once_and_few_vectors(
         pruner.on_quadratic(quadratic, objective, 0.5)
     # The weights, their layers (two), the inverse diagonal, the step and its product, masks, and
     # what makes each.
-    assert sums < step.peak <= sums + (9 + first_order) * vector
+    assert sums < step.peak <= sums + (10 + first_order) * vector

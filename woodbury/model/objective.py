@@ -157,7 +157,7 @@ class Objective:
                 "The batches carry no labels (None) and a loss needs them: give labels."
             )
         with attributes_kept(self.model):  # the loss may read what the forward pass has stored
-            output = run_model(self.model, inputs, parameters)
+            output = run_model(self.model, inputs, {**self.fixed, **parameters})
             loss = self.likelihood.loss(output, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             given = type(loss).__name__
