@@ -271,6 +271,18 @@ class InputOptions:
     seed: Seed = 0
 
 
+PlanOnly = Annotated[
+    bool,
+    Parameter(
+        name="--plan",
+        negative=(),
+        show_default=False,
+        group=Group("Memory", sort_key=9),
+        help="Say what would be done, the seconds and the memory, and do nothing.",
+    ),
+]
+
+
 @Parameter(name="*", group=Group("Memory", sort_key=9))
 @dataclass(frozen=True)
 class MemoryOptions:

@@ -46,6 +46,7 @@ class PruneReport:
         numbers: What was measured.
         tensors: What is kept of each parameter.
         grids: Tables to show beside.
+        plan: What the run was predicted to do and take, as facts; None without a plan.
     """
 
     title: str
@@ -55,6 +56,7 @@ class PruneReport:
     numbers: PruneNumbers | GradualNumbers
     tensors: Sequence[TensorSummary]
     grids: Sequence[Grid] = ()
+    plan: Mapping[str, Any] | None = None
 
     def write(self, folder: Path, model: nn.Module) -> None:
         """Write weights.safetensors, report.json and report.html.
@@ -67,6 +69,7 @@ class PruneReport:
         save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
         layers = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in self.tensors]
         more = {"layers": layers, "recipe": self.recipe}
+        more |= {"plan": self.plan} if self.plan else {}
         write_report(folder, "prune", self.settings, asdict(self.numbers) | more)
         numbers = tables.facts("Numbers", labelled(self.numbers))
         parts = [*_picture(self.tensors), tables.per_tensor(self.tensors), *self.grids, numbers]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from woodbury.cli.console import memory_for, print_note, progress_bars
+from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
 from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
 from woodbury.cli.names import parse_targets, pattern_sparsity
@@ -20,6 +20,7 @@ from woodbury.cli.options import (
     Model,
     OptimizerOptions,
     Out,
+    PlanOnly,
     PruningOptions,
     given,
 )
@@ -30,8 +31,10 @@ from woodbury.evaluation.methods import run
 from woodbury.evaluation.resources import Resources, measured
 from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
+from woodbury.memory import limits_within
 from woodbury.model.batchnorm import recalibrate
 from woodbury.pruning import api
+from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.refit.output_fit import Refit
@@ -53,6 +56,7 @@ def prune(
     /,
     *,
     out: Out,
+    plan_only: PlanOnly = False,
     asked: MethodOptions = MethodOptions(),
     tuning: FineTuningOptions = FineTuningOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
@@ -69,11 +73,20 @@ def prune(
     training = FineTuning.of(tuning, optimizer, memory)
     plan = plan_method(asked.method, options, asked.update)
     check_scratch([plan], options)
+    chosen = _chosen(plan, options, target)
+    if plan_only and (training or chosen is not None):
+        raise WoodburyError(
+            "--plan tells what is chosen where no option about the method or its stages is given: "
+            "leave these options out."
+        )
     with memory_for(memory):
-        if training:
+        if plan_only:
+            problem = load_problem(model, data, options, choosing=False)
+            print_result(str(_planned(problem, target).plan))
+        elif training:
             prune_gradually(model, data, target, out, plan, training, options)
         else:
-            _prune_at_once(model, data, target, out, _chosen(plan, options, target), options)
+            _prune_at_once(model, data, target, out, chosen, options)
 
 
 def _chosen(plan: MethodPlan, options: PruningOptions, target: Targets) -> MethodPlan | None:
@@ -146,6 +159,7 @@ def _prune_at_once(
                 **outcome.settings,
             },
             recipe=outcome.recipe,
+            plan=None if pruned.plan is None else pruned.plan.facts(),
             numbers=numbers,
             tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
@@ -173,22 +187,27 @@ class Outcome(NamedTuple):
 
 def _as_prune_does(problem: Problem, target: Targets) -> Outcome:
     """What `woodbury.prune(model, batches, sparsity)` does, to the last bit."""
+    with limits_within(problem.options.resources.memory):
+        chosen = _planned(problem, target)
+        print_note(chosen.plan.in_one_line())
+        pruned, cost = measured(lambda: api.run_planned(chosen))
+    decided = dict(pruned.settings)
+    settings = {"method": "gauss-newton", "update": "joint", **decided}
+    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, decided)
+
+
+def _planned(problem: Problem, target: Targets) -> Planned:
+    """What `woodbury.prune` chooses."""
     parameters = problem.options.parameters
-    pruned, cost = measured(
-        lambda: api.prune(
-            problem.model,
-            problem.calibration_set(problem.options.inputs.seed),
-            target,
-            likelihood=problem.loss.likelihood,
-            include=parameters.include or "*",
-            exclude=parameters.exclude,
-            keep_zeros=parameters.keep_zeros,
-            memory=problem.options.resources.memory,
-        )
+    objective = pruning_objective(
+        problem.model,
+        problem.calibration_set(problem.options.inputs.seed),
+        problem.loss.likelihood,
+        parameters.include or "*",
+        parameters.exclude,
+        parameters.keep_zeros,
     )
-    chosen = dict(pruned.settings)
-    settings = {"method": "gauss-newton", "update": "joint", **chosen}
-    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, chosen)
+    return planned(objective, target, standard, problem.options.resources.memory)
 
 
 def _by(plan: MethodPlan, problem: Problem, target: Targets) -> Outcome:

@@ -15,7 +15,7 @@ from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.space import Patterns
 from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
-from woodbury.pruning.planning import planned, pruning_objective
+from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, geometric
@@ -94,10 +94,7 @@ def prune(
     with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
         objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
         if pruner is None:
-            choice, plan = planned(objective, sparsity, effort, memory)
-            announce(plan.in_one_line())
-            pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
-            pruned = replace(pruned, settings=choice.settings, plan=plan)
+            pruned = run_planned(planned(objective, sparsity, effort, memory))
         else:
             check_holds(memory, objective.space.n)
             start: Targets = 0.0
@@ -106,3 +103,21 @@ def prune(
             pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
     pruned.write()
     return pruned
+
+
+def run_planned(chosen: Planned) -> Pruned:
+    """Say what was planned, and do it.
+
+    Args:
+        chosen: What `woodbury.pruning.planning.planned` gave.
+
+    Returns:
+        The pruned objective, with its settings and its plan; the model is untouched.
+
+    Raises:
+        WoodburyError: As `run_stages`.
+    """
+    choice, plan = chosen
+    announce(plan.in_one_line())
+    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
+    return replace(pruned, settings=choice.settings, plan=plan)
