@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
 
+ALLOCATOR_WORDS = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
+"""What the messages of torch's allocators have in common."""
+
 
 class WoodburyError(ValueError):
     """What was wrong, where, and what to do about it, in one sentence."""
@@ -62,6 +65,22 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of Python's or torch's allocators.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        True where the memory ran out.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("CUDA out of memory"))
+        (True, True)
+    """
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ALLOCATOR_WORDS)
+
+
 @contextmanager
 def user_code(sentence: str) -> Iterator[None]:
     """A context for code of the user's: whatever it raises becomes one sentence with the reason.
@@ -70,7 +89,7 @@ def user_code(sentence: str) -> Iterator[None]:
         sentence: What was wrong and what to do about it. The reason follows in brackets.
 
     Raises:
-        WoodburyError: In place of any error that is not one already.
+        WoodburyError: In place of any error that is not one already, nor of an allocator.
 
     Example:
         >>> with user_code("The model refuses the batch."):
@@ -83,4 +102,6 @@ def user_code(sentence: str) -> Iterator[None]:
     except WoodburyError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise WoodburyError(f"{sentence} ({reason(error)})") from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, check_whole_number, user_code
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.limits import Limits
 from woodbury.linalg.precision import wide_dtype
@@ -352,8 +352,11 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(chunk_size, settings.count):
             target = settings.labels(objective, inputs, target, settings.generator)
-            engine = engine or fastest(objective, inputs, target)
-            rows = engine(objective, inputs, target)
+            last = done + samples_in(inputs)
+            refusal = f"The model or its loss refuses one of the samples {done + 1} to {last}"
+            with user_code(f"{refusal}: look at them and at their labels."):
+                engine = engine or fastest(objective, inputs, target)
+                rows = engine(objective, inputs, target)
             _check_finite(objective, rows, done)
             done += len(rows)
             yield rows

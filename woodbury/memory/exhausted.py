@@ -6,13 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, is_out_of_memory
 from woodbury.memory.budget import bytes_in_words
-
-ALLOCATOR_WORDS = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
-"""What the messages of torch's allocators have in common."""
 
 
 @contextmanager
@@ -34,14 +29,8 @@ def if_memory_runs_out(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, WoodburyError) or not _is_of_an_allocator(error):
+        if isinstance(error, WoodburyError) or not is_out_of_memory(error):
             raise
         asked = re.search(r"allocate (\d+) bytes", str(error))
         size = f" where {bytes_in_words(int(asked[1]))} more were needed" if asked else ""
         raise WoodburyError(f"The memory ran out{size}: {advice}.") from error
-
-
-def _is_of_an_allocator(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ALLOCATOR_WORDS)
