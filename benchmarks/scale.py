@@ -23,6 +23,7 @@ from torch import nn
 import woodbury
 from woodbury.evaluation.resources import measured
 from woodbury.memory import parse_bytes
+from woodbury.pruning.run_plan import Plan
 
 THREADS = 2
 
@@ -51,8 +52,8 @@ ROWS = {
 }
 
 
-def run(name: str) -> dict[str, Any]:
-    """Prune one network in this process, within its budget."""
+def run(name: str, plan_only: bool) -> dict[str, Any]:
+    """Plan or prune one network in this process, within its budget."""
     row = ROWS[name]
     limit = parse_bytes(row.budget)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -60,9 +61,13 @@ def run(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = row.build().eval()
     batches = row.data(row.samples)
-    pruned, resources = measured(
-        lambda: woodbury.prune(model, batches, row.sparsity, effort=row.effort, memory=row.budget)
-    )
+    options: dict[str, Any] = {"effort": row.effort, "memory": row.budget}
+    _, before = measured(lambda: None)
+    if plan_only:
+        plan = woodbury.plan(model, batches, row.sparsity, **options)
+        return {"network": name, "budget": row.budget, **_predicted(plan, before.memory)}
+    pruned, resources = measured(lambda: woodbury.prune(model, batches, row.sparsity, **options))
+    assert pruned.plan is not None
     return {
         "network": name,
         "weights": pruned.objective.space.n,
@@ -71,7 +76,17 @@ def run(name: str) -> dict[str, Any]:
         "sparsity": pruned.sparsity,
         "seconds": round(resources.seconds, 1),
         "peak_megabytes": round(resources.memory),
+        **_predicted(pruned.plan, before.memory),
         **pruned.settings,
+    }
+
+
+def _predicted(plan: Plan, megabytes_before: float) -> dict[str, Any]:
+    """The plan's seconds, and its peak with what the process held before."""
+    return {
+        "predicted_seconds": round(plan.seconds, 1),
+        "predicted_peak_megabytes": round(megabytes_before + plan.peak_bytes / 2**20),
+        "structure": plan.structure,
     }
 
 
@@ -79,14 +94,15 @@ def main() -> None:
     """Run the rows that are asked for, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(ROWS), help=", ".join(ROWS))
+    parser.add_argument("--plan", action="store_true", help="the plan alone")
     parser.add_argument("--here", action="store_true", help="in this process, as JSON")
     asked = parser.parse_args()
     for name in asked.networks:
         if asked.here:
-            print(json.dumps(run(name)))
+            print(json.dumps(run(name, asked.plan)))
             continue
         begun = time.perf_counter()
-        command = [sys.executable, __file__, name, "--here"]
+        command = [sys.executable, __file__, name, "--here", *(["--plan"] if asked.plan else [])]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(

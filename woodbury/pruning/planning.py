@@ -12,6 +12,7 @@ from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
 from woodbury.memory.budget import available_bytes, budget_bytes, bytes_in_words
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.memory.machine_rates import MachineRates
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -92,8 +93,9 @@ def plan(
             ...
         woodbury.errors.WoodburyError: ...
     """
-    objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
-    return planned(objective, sparsity, effort, memory).plan
+    with if_memory_runs_out("even a few timed samples have no room: give more"):
+        objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
+        return planned(objective, sparsity, effort, memory).plan
 
 
 def pruning_objective(
