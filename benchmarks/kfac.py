@@ -92,13 +92,14 @@ def factored(
     for each sample."""
     sample, judge, test = prepared(task)
     plain, chosen = [], []
+    (sparsity,) = task.sparsities.values()
     for seed in seeds:
         tried: dict[float, Objective] = {}
         for damping in GRID:
             pruner = Pruner(
                 kfac(count, damping, labels=labels, damped=pi_corrected), obs, independent
             )
-            tried[damping] = pruner(sample(seed), *task.sparsities.values()).objective
+            tried[damping] = pruner(sample(seed), sparsity).objective
         best = min(tried, key=lambda damping: tried[damping].loss(judge))
         plain.append(100 * accuracy(tried[1e-5], test))
         chosen.append(100 * accuracy(tried[best], test))
