@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +12,11 @@ BATCH = 16
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions and the shortcut around them (He et al. 2016)."""
+    """Convolutions and the shortcut around them (He et al. 2016)."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, body: nn.Sequential, before: int, after: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
+        self.body = body
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or before != after:
             self.shortcut = nn.Sequential(
@@ -32,8 +27,46 @@ class Residual(nn.Module):
         return (self.body(x) + self.shortcut(x)).relu()
 
 
+def basic(before: int, width: int, stride: int) -> Residual:
+    """Two 3 × 3 convolutions, and the shortcut around them."""
+    body = nn.Sequential(
+        nn.Conv2d(before, width, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+    )
+    return Residual(body, before, width, stride)
+
+
+def bottleneck(before: int, width: int, stride: int) -> Residual:
+    """1 × 1, 3 × 3 and 1 × 1 convolutions, and the shortcut around them."""
+    body = nn.Sequential(
+        nn.Conv2d(before, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 4 * width, 1, bias=False),
+        nn.BatchNorm2d(4 * width),
+    )
+    return Residual(body, before, 4 * width, stride)
+
+
 def resnet18() -> nn.Module:
     """ResNet-18 for images of 224 × 224, 11.7 million weights."""
+    return _resnet(basic, (2, 2, 2, 2), expansion=1)
+
+
+def resnet50() -> nn.Module:
+    """ResNet-50 for images of 224 × 224, 25.5 million weights."""
+    return _resnet(bottleneck, (3, 4, 6, 3), expansion=4)
+
+
+def _resnet(
+    block: Callable[[int, int, int], Residual], counts: Sequence[int], expansion: int
+) -> nn.Module:
     stem = (
         nn.Conv2d(3, 64, 7, 2, 3, bias=False),
         nn.BatchNorm2d(64),
@@ -41,11 +74,11 @@ def resnet18() -> nn.Module:
         nn.MaxPool2d(3, 2, 1),
     )
     blocks, before = [], 64
-    for stage in range(4):
-        for block in range(2):
-            stride = 2 if stage and not block else 1
-            blocks.append(Residual(before, 64 * 2**stage, stride))
-            before = 64 * 2**stage
+    for stage, count in enumerate(counts):
+        for index in range(count):
+            stride = 2 if stage and not index else 1
+            blocks.append(block(before, 64 * 2**stage, stride))
+            before = expansion * 64 * 2**stage
     return nn.Sequential(
         *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000)
     )

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import torch
-from scale import resnet18
+from networks import resnet18, resnet50
 from torch import Tensor, nn
 
 import woodbury
@@ -28,51 +28,6 @@ from woodbury.memory.row_file import RowFile
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 FILE_BYTES = 2**30
 PROBED = 16
-
-
-class Bottleneck(nn.Module):
-    """1 × 1, 3 × 3 and 1 × 1 convolutions and the shortcut around them (He et al. 2016)."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        after = 4 * width
-        self.body = nn.Sequential(
-            nn.Conv2d(before, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, after, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.shortcut(x)).relu()
-
-
-def resnet50() -> nn.Module:
-    """ResNet-50 for images of 224 × 224, 25.5 million weights."""
-    stem = (
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    )
-    blocks, before = [], 64
-    for stage, count in enumerate((3, 4, 6, 3)):
-        for block in range(count):
-            stride = 2 if stage and not block else 1
-            blocks.append(Bottleneck(before, 64 * 2**stage, stride))
-            before = 256 * 2**stage
-    return nn.Sequential(
-        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000)
-    )
 
 
 NETWORKS = {"resnet18": resnet18, "resnet50": resnet50}

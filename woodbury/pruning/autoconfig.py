@@ -183,10 +183,10 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         recipe = DampingSearch(step.pruner, held_back, dampings)
     layers = None
     if step.by_rows:
-        in_haste = not effort.keep_per_stage
-        recipe = _with_inner_steps(step.pruner, objective, sparsity, in_haste)
+        one_stage = not effort.keep_per_stage
+        recipe = _with_inner_steps(step.pruner, objective, sparsity, one_stage)
         if effort.refits:
-            layers = LayerByLayer(passes=1 if in_haste else LAYER_PASSES)
+            layers = LayerByLayer(passes=1 if one_stage else LAYER_PASSES)
     if refit is not None:
         reuse = step.reuse if refit.iterations is None and stages > 1 else None
         recipe = WithRefit.around(recipe, objective, refit, reuse)
@@ -252,12 +252,12 @@ def best_step(
 
 
 def _with_inner_steps(
-    pruner: Pruner, objective: Objective, sparsity: Targets, in_haste: bool
+    pruner: Pruner, objective: Objective, sparsity: Targets, one_stage: bool
 ) -> Pruner:
     """As many inner steps as keep `KEPT_PER_STEP` each; two at most if it is to be quick."""
     kept = kept_count(objective.space, sparsity) / objective.space.d
     steps = max(1, math.ceil(math.log(kept) / math.log(KEPT_PER_STEP))) if 0 < kept < 1 else 1
-    return replace(pruner, selection=iterative_greedy(min(steps, 2) if in_haste else steps))
+    return replace(pruner, selection=iterative_greedy(min(steps, 2) if one_stage else steps))
 
 
 def _takes_kfac(objective: Objective, samples: int) -> bool:

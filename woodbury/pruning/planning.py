@@ -153,15 +153,15 @@ def planned(
     available = available_bytes(device)
     budget = min(budget_bytes(memory, device), int(SPARE * available))
     limits = Limits.current()
-    trial: Trial | None = None
+    forecast: Forecast | None = None
     smallest: Plan | None = None
     first: Plan | None = None
     for share in ROW_SHARES:
         rows = max(1, int(share * budget))
         with replace(limits, memory=min(rows, limits.memory or rows)):
             choice = choose(objective, sparsity, effort)
-            trial = trial or Trial.of(choice.objective, rows=not choice.step.by_rows)
-            made = _plan_of(choice, trial, budget)
+            forecast = forecast or _forecast_of(choice)
+            made = _plan_of(choice, forecast, budget)
         if first is None:
             first = made
         if made.peak_bytes <= budget:
@@ -179,20 +179,24 @@ def planned(
     )
 
 
-def _plan_of(choice: Choice, trial: Trial, budget: int) -> Plan:
+def _forecast_of(choice: Choice) -> Forecast:
+    """What the model and the machine take: the same for every choice for them."""
     objective = choice.objective
-    samples = choice.samples
-    forecast = Forecast(
-        trial=trial,
+    return Forecast(
+        trial=Trial.of(objective, rows=not choice.step.by_rows),
         rates=MachineRates.measure(objective.weights.device),
         profile=ModelProfile.measure(objective),
-        samples=samples,
+        samples=choice.samples,
         n=objective.space.n,
         shapes=tuple(objective.space.shapes.values()),
     )
+
+
+def _plan_of(choice: Choice, forecast: Forecast, budget: int) -> Plan:
+    objective = choice.objective
     return Plan(
         weights=objective.space.n,
-        samples=samples,
+        samples=choice.samples,
         rows=0 if choice.step.by_rows else choice.step.rows,
         structure=choice.step.structure,
         dtype=dtype_name(objective.weights.dtype),
