@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.io.sparse_files import is_sparse, load_sparse, save_sparse
+from woodbury.io.sparse_files import (
+    FORMAT,
+    HEADER,
+    VERSION,
+    _checksum,
+    is_sparse,
+    load_sparse,
+    save_sparse,
+)
 
 DTYPES = [
     torch.float64,
@@ -143,6 +151,17 @@ def test_no_flipped_bit_passes(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(WoodburyError, match=r"damaged|truncated|not a sparse file|version"):
             load_sparse(path)
+
+
+def test_a_shape_that_lies_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    stored = {"w#keep": torch.zeros(1, dtype=torch.uint8), "w#values": torch.zeros(0)}
+    facts = {"format": FORMAT, "version": VERSION, "marks": ["#keep", "#values"]}
+    facts |= {"shapes": {"w": [10**6, 10**6]}, "tied": {"w": "w"}}
+    facts["checksum"] = _checksum(facts, stored)  # as a liar would
+    save_file(stored, path, {HEADER: json.dumps(facts)})
+    with pytest.raises(WoodburyError, match="has 1 bytes of bits"):
+        load_sparse(path)
 
 
 def test_two_saves_are_equal_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -268,6 +269,8 @@ def _unpacked(stored: Mapping[str, Tensor], name: str, shape: list[int], marks: 
     """The dense tensor from its bits and its values."""
     values = stored[name + marks.values]
     bits = stored[name + marks.keep].numpy()
+    if bits.size != -(-math.prod(shape) // 8):  # before memory of that size is asked for
+        raise ValueError(f"{name!r} of shape {shape} has {bits.size} bytes of bits")
     dense = torch.zeros(shape, dtype=values.dtype)
     keep = torch.from_numpy(np.unpackbits(bits, count=dense.numel()).astype(bool))
     kept = int(keep.sum())
