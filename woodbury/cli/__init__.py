@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,10 @@ for command in (demo, prune, compare, train):
 
 def main() -> None:
     """The entry point; being terminated, or left by its terminal, cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on with a clean-up
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without our letters shows others
+            stream.reconfigure(errors="replace")
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
@@ -44,7 +49,7 @@ def run(words: Sequence[str]) -> int:
         words: The words of the command line after `woodbury`.
 
     Returns:
-        The exit code: 0, 2 for an error of the user, 130 for Ctrl-C.
+        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C.
     """
 
     def command() -> None:

@@ -165,9 +165,9 @@ def check_zip(path: str | os.PathLike) -> None:
     Raises:
         WoodburyError: If one does not match, or the file says that it holds more than it does.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as file:
             packed = [entry for entry in file.infolist() if entry.file_size > entry.compress_size]
             # Nothing that torch wrote is compressed: such an entry may be of any size.

@@ -89,6 +89,8 @@ def _acquired(file: Path, path: str | os.PathLike) -> int | None:
             ) from error
         except OSError as error:
             os.close(descriptor)
+            with suppress(OSError):
+                file.unlink()
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             return None

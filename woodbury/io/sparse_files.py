@@ -62,8 +62,7 @@ def save_sparse(
         >>> torch.equal(loaded["weight"], weight), size < weight.nbytes / 10
         (True, True)
     """
-    for name, tensor in state_dict.items():
-        _check_storable(name, tensor)
+    check_storable(state_dict)
     names = None if names is None else set(names)
     if names and (unknown := sorted(names - set(state_dict))):
         raise WoodburyError(
@@ -171,8 +170,22 @@ def check_file(path: str | os.PathLike) -> None:
     Raises:
         WoodburyError: If there is none.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # which takes names that the system refuses
         raise WoodburyError(f"There is no file {path}: check the path of the weights.")
+
+
+def check_storable(state_dict: Mapping[str, Any]) -> None:
+    """Raise unless `save_sparse` can store a state dict.
+
+    Args:
+        state_dict: name -> tensor.
+
+    Raises:
+        WoodburyError: For a tensor that is quantized, sparse or without values.
+        WrongType: For an entry that is no tensor, or a dtype that safetensors does not have.
+    """
+    for name, tensor in state_dict.items():
+        _check_storable(name, tensor)
 
 
 @contextmanager

@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from woodbury.cli.names import nearest
-from woodbury.errors import WoodburyError, reason
+from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
+from woodbury.io.sparse_files import check_storable
 from woodbury.model.space import ParameterSpace
 
 MAX_NAMES = 8
@@ -30,7 +31,8 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
         checkpoint: The file of the weights to load into it, None for its own.
 
     Returns:
-        The module, in eval mode.
+        The module, in eval mode; of DataParallel, DistributedDataParallel and torch.compile the
+        one inside.
 
     Raises:
         WoodburyError: For whatever is wrong with either.
@@ -39,10 +41,28 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise WoodburyError(
+            f"{where} returned a scripted module, whose weights cannot be replaced: return the "
+            "torch.nn.Module that it was made of."
+        )
     if checkpoint is not None:
         load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
+    check_storable(model.state_dict())  # before the work, not after it
     ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
     return model.eval()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers that only change how it runs."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def call_function(where: str) -> Any:
@@ -87,12 +107,8 @@ def run_user_code(where: str, function: Callable[[], Any]) -> Any:
     except WoodburyError:
         raise
     except Exception as error:
-        lines = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename != __file__ and not frame.filename.startswith("<frozen")
-        ]
-        at = f" at {Path(lines[-1].filename).name}, line {lines[-1].lineno}" if lines else ""
+        line = users_line(error)
+        at = f" at {line}" if line else ""
         raise WoodburyError(f"{where} failed{at}: {reason(error)}") from error
 
 
