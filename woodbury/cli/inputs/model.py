@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,6 +117,18 @@ def _imported(place: str) -> ModuleType:
     return _from_file(place) if place.endswith(".py") else _from_package(place)
 
 
+class _Uncached(SourceFileLoader):
+    """Reads a user's file anew each time.
+
+    Python's own copies of it would pass for a file that changed within a second, and are cut off by
+    a full disk.
+    """
+
+    def path_stats(self, path: Any) -> Any:
+        """Refuse: what has no time of change is neither read from a copy nor copied."""
+        raise OSError(f"{path} is read anew")
+
+
 def _from_file(place: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
@@ -125,7 +138,8 @@ def _from_file(place: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]  # MODEL and DATA often live in one file
     sys.path.insert(0, str(path.parent))  # its neighbours can be imported, as if it were run
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _Uncached(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec and spec.loader  # a path that ends in .py has both
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
