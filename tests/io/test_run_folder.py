@@ -13,7 +13,13 @@ import torch
 
 from woodbury.errors import WoodburyError
 from woodbury.io.fingerprint import digest
-from woodbury.io.run_folder import PARTIAL_RESULTS, PARTIAL_STATE, STATE_FILE, run_folder
+from woodbury.io.run_folder import (
+    PARTIAL_RESULTS,
+    PARTIAL_STATE,
+    STATE_FILE,
+    is_finished,
+    run_folder,
+)
 
 
 def state(step: int) -> dict[str, Any]:
@@ -130,6 +136,17 @@ def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
     with run_folder(tmp_path / "run", resume=True) as folder:
         assert folder.saved is not None
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_was_killed_at_its_end_is_finished_and_leaves_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert not is_finished(tmp_path / "run") and not is_finished(tmp_path / "nowhere")
+    (tmp_path / "run" / "report.json").touch()
+    (tmp_path / ".run.lock").write_text("1")
+    assert is_finished(tmp_path / "run")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "run" / STATE_FILE).touch()
+    assert not is_finished(tmp_path / "run")
 
 
 def test_a_full_disk_leaves_the_last_state_and_nothing_else(tmp_path: Path) -> None:

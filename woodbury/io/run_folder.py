@@ -155,9 +155,16 @@ def is_finished(path: str | os.PathLike) -> bool:
         path: The folder.
 
     Raises:
-        WoodburyError: If `path` is a file, or no path.
+        WoodburyError: If `path` is a file, or no path, or another process writes to it.
     """
     goal = resolve_output(path)
+    if not (goal / REPORT_FILE).exists():
+        return False
+    with claimed(goal, path):  # which removes the lock of a process that was killed at its end
+        return _has_ended(goal)
+
+
+def _has_ended(goal: Path) -> bool:
     return (goal / REPORT_FILE).exists() and not (goal / STATE_FILE).exists()
 
 
@@ -172,7 +179,7 @@ def _saved_state(
                 "folder."
             )
         return _read_state(goal / STATE_FILE, path)
-    if resume and is_finished(goal):
+    if resume and _has_ended(goal):
         raise WoodburyError(f"The run in {path} is finished: there is nothing to resume.")
     check_empty(goal, path, ignored=(PARTIAL_STATE, PARTIAL_RESULTS, LOCK_FILE))
     return None
