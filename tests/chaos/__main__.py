@@ -19,7 +19,7 @@ from chaos.tally import Tally
 from chaos.workers import Tell, many
 
 SECONDS = 600.0
-SHARES = {"disturb": 0.6, "files": 0.1, "calls": 0.3}
+SHARES = {"disturb": 0.56, "files": 0.05, "calls": 0.39}
 
 
 def damage(seed: int, tell: Tell) -> None:

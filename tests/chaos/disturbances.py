@@ -74,7 +74,7 @@ def fill_disk(truth: Undisturbed, draw: random.Random, tally: Tally) -> None:
     """Run a job where no file may grow beyond some size, then with room, and compare."""
     job = truth.job
     with workplace() as folder:
-        bound = round(truth.largest * draw.choice([0, 0.03, draw.random(), draw.random()]))
+        bound = round(truth.largest * draw.choice([0, 0.03, draw.random(), 1.1 * draw.random()]))
         ended = Child(lambda: job.work(False), folder, {resource.RLIMIT_FSIZE: bound}).end()
         said = ended.code == 2 and "Error: " in ended.output and "Traceback" not in ended.output
         if job.name.startswith("Gradual"):

@@ -113,6 +113,7 @@ def test_what_nobody_foresaw_is_one_sentence_too(
     result = woodbury(PRUNE, "net.py:data")
     assert result.exit_code == console.USER_ERROR  # by a line of this file, as a user's would be
     assert "Error: test_hard_places.py, line" in result.stderr and "unforeseen" in result.stderr
+    assert console.report_errors(fail, interrupts=[2]) == console.INTERRUPTED
     monkeypatch.setattr("woodbury.cli.problem.probe", None)
     result = woodbury(PRUNE, "net.py:data")
     assert result.exit_code == console.OWN_FAULT

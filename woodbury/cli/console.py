@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -99,11 +99,13 @@ MOST_SECONDS_BETWEEN_LINES = 60.0
 """Between two such lines of a long command."""
 
 
-def report_errors(command: Callable[[], Any]) -> int:
+def report_errors(command: Callable[[], Any], interrupts: Sequence[int] = ()) -> int:
     """Run a command; say what went wrong in one sentence, without a traceback.
 
     Args:
         command: What is run.
+        interrupts: The signals of Ctrl-C that have come so far: what fails after one has failed
+            because of it.
 
     Returns:
         The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C.
@@ -116,15 +118,19 @@ def report_errors(command: Callable[[], Any]) -> int:
         return _refuse(str(error))
     except OutputLost as error:
         return _refuse(f"The output cannot be shown ({error}): what is in files was written.")
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(str(interrupt))
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        return _explain(error)
-    except KeyboardInterrupt as interrupt:
-        message = str(interrupt) or "Interrupted: nothing was written."
-        err.print(escape(message), style="yellow", soft_wrap=True, highlight=False)
-        return INTERRUPTED
+        return _interrupted() if interrupts else _explain(error)
     return 0
+
+
+def _interrupted(message: str = "") -> int:
+    message = message or "Interrupted: nothing was written."
+    err.print(escape(message), style="yellow", soft_wrap=True, highlight=False)
+    return INTERRUPTED
 
 
 def _refuse(sentence: str) -> int:
