@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import warnings
 from pathlib import Path
 
@@ -193,6 +194,25 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: Tensor, words: s
     with pytest.raises(WoodburyError, match=f"'w' in the state dict is .*{words}"):
         save_sparse(tmp_path / "w.safetensors", {"w": tensor})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((nn.Linear(2, 2), "w"), "The state dict is a str: give (path, model.state_dict())."),
+        (("w", nn.Linear(2, 2)), "The state dict is a Linear: give (path, model.state_dict())."),
+        ((3, {}), "The path is a int: give the name of a file."),
+        (("", {}), "'.' names no file: give the path of the file to write."),
+        (("w", {1: torch.ones(2)}), "The state dict has the key 1"),
+        (("w", {"a": torch.ones(2)}, "a"), "names is a str: give a list of names"),
+        (("w", {"a": torch.ones(2)}, [[3]]), "names is a list: give a list of names"),
+    ],
+)
+def test_slips_of_type_are_one_sentence(arguments: tuple, sentence: str) -> None:
+    with pytest.raises(WoodburyError, match=re.escape(sentence)):
+        save_sparse(*arguments)
+    with pytest.raises(WrongType, match="The path is a NoneType"):
+        load_sparse(None)  # type: ignore[arg-type]
 
 
 def test_a_quantized_tensor_is_named(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def save_sparse(
         (True, True)
     """
     check_storable(state_dict)
-    names = None if names is None else set(names)
+    check_path(path)
+    names = None if names is None else set(_listed(names))
     if names and (unknown := sorted(names - set(state_dict))):
         raise WoodburyError(
             f"There is no tensor {unknown[0]!r} in the state dict to save sparsely: "
@@ -170,6 +171,7 @@ def check_file(path: str | os.PathLike) -> None:
     Raises:
         WoodburyError: If there is none.
     """
+    check_path(path)
     if not os.path.isfile(path):  # which takes names that the system refuses
         raise WoodburyError(f"There is no file {path}: check the path of the weights.")
 
@@ -184,8 +186,30 @@ def check_storable(state_dict: Mapping[str, Any]) -> None:
         WoodburyError: For a tensor that is quantized, sparse or without values.
         WrongType: For an entry that is no tensor, or a dtype that safetensors does not have.
     """
+    if not isinstance(state_dict, Mapping):
+        raise WrongType(
+            f"The state dict is a {type(state_dict).__name__}: give (path, model.state_dict())."
+        )
     for name, tensor in state_dict.items():
         _check_storable(name, tensor)
+
+
+def check_path(path: Any) -> None:
+    """Raise unless something is the path of a file.
+
+    Raises:
+        WrongType: If it is neither text nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise WrongType(f"The path is a {type(path).__name__}: give the name of a file.")
+
+
+def _listed(names: Any) -> list[str]:
+    listed = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [None]
+    if not all(isinstance(name, str) for name in listed):
+        kind = type(names).__name__
+        raise WrongType(f"names is a {kind}: give a list of names in the state dict, or None.")
+    return listed
 
 
 @contextmanager
@@ -234,6 +258,8 @@ def _checksum(facts: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
 
 def _check_storable(name: str, tensor: Tensor) -> None:
     """Raise unless safetensors can hold an entry of a state dict."""
+    if not isinstance(name, str):
+        raise WrongType(f"The state dict has the key {name!r}: give names, as state_dict() does.")
     if not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
         raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
