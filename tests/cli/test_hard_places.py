@@ -47,6 +47,10 @@ def test_models_in_wrappers_are_pruned_as_what_is_inside(here: Path) -> None:
     refused("a scripted module", PRUNE.replace("plain", "scripted"), "net.py:data")
 
 
+def test_functions_that_end_the_program(here: Path) -> None:
+    refused("net.py:leaves ends the program (bye): let it return.", PRUNE, "net.py:leaves")
+
+
 @pytest.mark.parametrize("command", ["prune", "prune --epochs 1", "train"])
 def test_what_cannot_be_stored_is_said_before_the_work(command: str, here: Path) -> None:
     target = "--sparsity 0.5" if "prune" in command else "--epochs 1"

@@ -20,6 +20,8 @@ from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 from woodbury.io.sparse_files import check_storable
 from woodbury.model.space import ParameterSpace
 
+SIGNALLED = 128
+"""Exit codes above it are those of signals."""
 MAX_NAMES = 8
 """Functions of a file that an error names."""
 
@@ -107,6 +109,10 @@ def run_user_code(where: str, function: Callable[[], Any]) -> Any:
         return function()
     except WoodburyError:
         raise
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > SIGNALLED:
+            raise  # of our own handler of signals
+        raise WoodburyError(f"{where} ends the program ({end.code}): let it return.") from end
     except Exception as error:
         line = users_line(error)
         at = f" at {line}" if line else ""
