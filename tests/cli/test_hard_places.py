@@ -184,7 +184,14 @@ def test_a_reader_that_has_left(here: Path) -> None:
 
 def test_ctrl_c_while_everything_is_imported(here: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "woodbury.cli", "demo", "--out", "out"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+        # Where these tests are a job in the background, they ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr
         for line in process.stderr:
             if line.rstrip().endswith(" woodbury.starting"):
