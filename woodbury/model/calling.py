@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from woodbury.model.space import memory_of
+from woodbury.model.layers import memory_of
 
 CONTAINERS = (list, dict, set, deque)
 """Attributes of these types may be changed without being assigned."""
