@@ -28,6 +28,7 @@ from woodbury.model.layers import (
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective, check_dependence
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 from woodbury.monitor import report
 
 
@@ -110,6 +111,7 @@ def factored(model: nn.Module) -> ParameterSpace:
     Raises:
         WoodburyError: If there is none.
     """
+    model = bare(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     names = sorted({name for name, _ in known_layers(model, trained)})
     if not names:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_map
 
 from woodbury.model.layers import memory_of
@@ -66,10 +68,55 @@ def run_model(model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | 
         positional = tuple(copies) if isinstance(copies, (tuple, list)) else (copies,)
     if parameters is None:
         return model(*positional, **keywords)
+    without_gradients = not torch.is_grad_enabled()
+    if without_gradients:
+        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        parameters = {**own, **parameters}
     tensors = _in_every_place(model, parameters)
-    # Each tensor is named once for each module that has it: torch's own tie_weights would swap the
-    # tensor of a module that has two names twice, and put the wrong one back.
-    return functional_call(model, tensors, positional, keywords, tie_weights=False)
+    # 1. Each tensor is named once for each module that has it: torch's own tie_weights would swap
+    #    the tensor of a module that has two names twice, and put the wrong one back.
+    # 2. A model may differentiate by its inputs, such as forces by positions. Without a parameter
+    #    that asks for a gradient nothing else makes a graph.
+    with checkpointing_off(), torch.enable_grad() if without_gradients else nullcontext():
+        output = functional_call(model, tensors, positional, keywords, tie_weights=False)
+    if not without_gradients:
+        return output
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
+
+
+@contextmanager
+def checkpointing_off() -> Iterator[None]:
+    """A context in which `torch.utils.checkpoint` runs its function and keeps what it computes.
+
+    It would run it again in the backward pass, when the model has its own parameters back: those
+    would give other activations in silence, and with `use_reentrant=True` an error.
+
+    Example:
+        >>> with checkpointing_off():
+        ...     checkpoint.checkpoint(lambda x: x + 1, torch.zeros(1), use_reentrant=True)
+        tensor([1.])
+    """
+    reentrant = checkpoint.CheckpointFunction
+    other = checkpoint._checkpoint_without_reentrant_generator
+    checkpoint.CheckpointFunction = _Once
+    checkpoint._checkpoint_without_reentrant_generator = _nothing_before_or_after
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = reentrant
+        checkpoint._checkpoint_without_reentrant_generator = other
+
+
+class _Once:
+    """What `CheckpointFunction` is without checkpoints."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+def _nothing_before_or_after(*_: Any) -> Iterator[None]:
+    yield
 
 
 @contextmanager

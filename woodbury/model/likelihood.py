@@ -54,6 +54,35 @@ class Likelihood:
 
     __repr__ = readable
 
+    def checked_loss(self, output: Any, target: Any) -> Tensor:
+        """The loss of a batch, seen to be one number.
+
+        Args:
+            output: What the model returned.
+            target: The labels.
+
+        Returns:
+            A scalar tensor.
+
+        Raises:
+            WoodburyError: If there are no labels.
+            WrongType: If the loss is no scalar tensor.
+        """
+        if target is None:
+            raise WoodburyError(
+                "The batches carry no labels (None) and a loss needs them: give labels."
+            )
+        loss = self.loss(output, target)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            given = type(loss).__name__
+            if isinstance(loss, Tensor):
+                given = f"a tensor of shape {tuple(loss.shape)}"
+            raise WrongType(
+                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar "
+                "tensor."
+            )
+        return loss
+
     def output_tensor(self, output: Any) -> Tensor:
         """The tensor of an output that the directions belong to.
 

@@ -18,6 +18,7 @@ from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 
 PROBED_SAMPLES = 6
 """Samples of which a probe takes the loss together and one by one."""
@@ -76,7 +77,7 @@ class Objective:
         """The objective at a model's own weights.
 
         Args:
-            model: The network.
+            model: The network, of which wrappers such as `DataParallel` are taken off.
             batches: Re-iterable pairs (inputs, target), such as a list or a DataLoader. Nothing is
                 read yet.
             likelihood: The loss; classes by default.
@@ -94,6 +95,7 @@ class Objective:
             raise WrongType(
                 f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
             )
+        model = bare(model)
         samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
@@ -152,22 +154,9 @@ class Objective:
             WoodburyError: If there are no labels.
             WrongType: If the likelihood's loss gives no scalar tensor.
         """
-        if target is None:
-            raise WoodburyError(
-                "The batches carry no labels (None) and a loss needs them: give labels."
-            )
         with attributes_kept(self.model):  # the loss may read what the forward pass has stored
             output = run_model(self.model, inputs, {**self.fixed, **parameters})
-            loss = self.likelihood.loss(output, target)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            given = type(loss).__name__
-            if isinstance(loss, Tensor):
-                given = f"a tensor of shape {tuple(loss.shape)}"
-            raise WrongType(
-                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar "
-                "tensor."
-            )
-        return loss
+            return self.likelihood.checked_loss(output, target)
 
     @torch.no_grad()
     def probe(self) -> None:

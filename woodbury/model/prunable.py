@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from woodbury.errors import WoodburyError
 from woodbury.model.parameters import is_dtensor
+from woodbury.model.wrappers import bare
 
 PRUNED_BY_TORCH = "_orig"
 """What torch.nn.utils.prune puts behind the name of a parameter that it masks."""
@@ -37,6 +38,7 @@ def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
             "Pruning needs gradients, which inference mode forbids: call it outside, or under "
             "torch.no_grad()."
         )
+    model = bare(model)
     for name in names:
         _check_parameter(model, name)
 

@@ -16,6 +16,7 @@ from woodbury.errors import WoodburyError, WrongType
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.channels import Channels, channels_of
 from woodbury.model.layers import memory_of
+from woodbury.model.wrappers import bare
 
 Patterns = str | Sequence[str]
 """One shell pattern, such as "*.weight", or several."""
@@ -66,8 +67,9 @@ class ParameterSpace:
         """The parameters of a model that are chosen by name.
 
         Args:
-            model: The model. Its tied parameters are taken once; those without elements, and whole
-                numbers and other parameters that have no gradient by their type, never.
+            model: The model, whose wrappers are seen through. Its tied parameters are taken once;
+                those without elements, and whole numbers and other parameters that have no gradient
+                by their type, never.
             include: Names to take, or shell patterns of them; all by default.
             exclude: Names or patterns to leave out of these.
             min_ndim: Dimensions that a tensor must have: 2 leaves out biases and norms.
@@ -86,6 +88,7 @@ class ParameterSpace:
         """
         if not isinstance(model, nn.Module):
             raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
+        model = bare(model)
         parameters = dict(model.named_parameters())
         if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
             raise WoodburyError(
