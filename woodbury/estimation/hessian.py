@@ -61,6 +61,7 @@ def second_derivatives(
         for inputs, target in objective.batches.in_batches(samples_per_pass, count):
             size = samples_in(inputs)
             target = labels(objective, inputs, target, generator)
+            objective.check_mean(inputs, target)
             for where, values in _of_batch(objective, inputs, target):
                 total[where] += size * values.double()
                 finished = done // samples_per_pass * d + where.stop

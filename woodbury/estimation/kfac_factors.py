@@ -50,6 +50,7 @@ def factors(
     *,
     labels: Labels = sampled,
     generator: torch.Generator | None = None,
+    skip_unknown: bool = False,
 ) -> dict[str, Factors]:
     """K-FAC's factors of every tensor of the space  (eq. 27).
 
@@ -66,6 +67,7 @@ def factors(
         count: Samples m, from the first.
         labels: `sampled` for the true Fisher, `observed` for the empirical one.
         generator: Of the sampled labels.
+        skip_unknown: Whether to leave out parameters without factors in place of an error.
 
     Returns:
         Parameter name -> its factors, float32 at least.
@@ -81,12 +83,13 @@ def factors(
         (torch.Size([2, 2]), torch.Size([3, 3]))
     """
     check_whole_number(count, "count", "the number of samples")
-    uses = _layer_uses(objective)
+    uses = _layer_uses(objective, skip_unknown)
     sums: dict[str, Factors] = {}
     done = 0
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(Limits.current().kfac_samples, count):
             target = labels(objective, inputs, target, generator)
+            objective.check_mean(inputs, target)
             for name, local in _sums_of_batch(objective, uses, inputs, target):
                 before = sums.get(name, (0.0, 0.0))
                 left = before[0] + local.left.double()
@@ -96,7 +99,8 @@ def factors(
             report("factors", done, count)
     check_enough_data(done, count)
     dtype = wide_dtype(objective.weights.dtype)
-    return {name: _averaged(name, sums, count, dtype) for name in objective.space.shapes}
+    names = sums if skip_unknown else objective.space.shapes
+    return {name: _averaged(name, sums, count, dtype) for name in names}
 
 
 def factored(model: nn.Module) -> ParameterSpace:
@@ -159,11 +163,15 @@ def _averaged(name: str, sums: Mapping[str, Factors], count: int, dtype: torch.d
     return Factors((left / count).to(dtype), (right / count).to(dtype))
 
 
-def _layer_uses(objective: Objective) -> list[_LayerUse]:
+def _layer_uses(objective: Objective, skip_unknown: bool) -> list[_LayerUse]:
     uses = []
+    unknown: set[str] = set()
     for owner in parameter_owners(objective.model, objective.space.shapes):
         module = owner.module
         first = next(iter(owner.names.values()))
+        if skip_unknown and not is_known(module):
+            unknown.update(owner.names.values())  # also where a known layer shares it
+            continue
         if type(module) not in KNOWN_TYPES:
             raise WoodburyError(
                 f"K-FAC does not know {type(module).__name__}, which holds {first!r}: "
@@ -176,11 +184,14 @@ def _layer_uses(objective: Objective) -> list[_LayerUse]:
         use = _LayerUse(module, owner.names.get("weight"), owner.names.get("bias"))
         if use.weight or use.bias:  # torch's own pruning keeps a weight under another name
             uses.append(use)
-    return uses
+    return [use for use in uses if unknown.isdisjoint((use.weight, use.bias))]
 
 
 def _remedy(name: str) -> str:
-    return f"leave it out with exclude={name!r}, or take another structure."
+    return (
+        f"leave it out with exclude={name!r}, give it a diagonal with kfac(skip_unknown=True), or "
+        "take another structure."
+    )
 
 
 def _sums_of_batch(

@@ -32,8 +32,8 @@ def call_model(
         model: The model.
         inputs: A tensor, a tuple or list of positional, or a mapping of keyword arguments. The
             model is given copies, as it may normalise in place.
-        parameters: Name -> tensor, in place of parameters of the model; None for its own. Then the
-            model also has copies of its buffers, but for those of BatchNorm.
+        parameters: Name -> tensor, in place of parameters of the model; None for its own. The
+            buffers are copies too, but for those of BatchNorm, which only `recalibrate` moves.
 
     Returns:
         Whatever the model returns.
@@ -45,7 +45,7 @@ def call_model(
         tensor([6.])
     """
     with attributes_kept(model):
-        return run_model(model, inputs, parameters)
+        return run_model(model, inputs, parameters or {})
 
 
 def run_model(model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
@@ -54,7 +54,7 @@ def run_model(model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | 
     Args:
         model: As for `call_model`.
         inputs: As for `call_model`.
-        parameters: As for `call_model`.
+        parameters: As for `call_model`; None to train the model, with all of its own.
 
     Returns:
         Whatever the model returns.
@@ -79,9 +79,12 @@ def run_model(model: nn.Module, inputs: Any, parameters: Mapping[str, Tensor] | 
     #    that asks for a gradient nothing else makes a graph.
     with checkpointing_off(), torch.enable_grad() if without_gradients else nullcontext():
         output = functional_call(model, tensors, positional, keywords, tie_weights=False)
-    if not without_gradients:
-        return output
-    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
+    return tree_map(_detached, output) if without_gradients else output
+
+
+def _detached(leaf: Any) -> Any:
+    """A tensor without its graph, if it has one: also forward derivatives would be lost."""
+    return leaf.detach() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
 
 
 @contextmanager
@@ -194,8 +197,8 @@ def _in_every_place(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, 
         for name, parameter in module._parameters.items():
             if parameter is not None and memory_of(parameter) in by_memory:
                 tensors[lead + name] = by_memory[memory_of(parameter)]
-        if isinstance(module, _BatchNorm) and not module.training:
-            continue  # it writes to none of them
+        if isinstance(module, _BatchNorm):
+            continue  # in eval mode it writes to none of them
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 tensors[lead + name] = copied.setdefault(id(buffer), buffer.clone())

@@ -39,6 +39,11 @@ class Channels:
     known: bool = True
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether all outputs of the layer are products with all of its inputs."""
+        return self.of in ("Linear", "Conv2d", "layer") and self.groups == 1
+
+    @property
     def is_lookup(self) -> bool:
         """Whether the inputs are codes, each of which picks a row: nothing is multiplied."""
         return self.of in ("Embedding", "EmbeddingBag")

@@ -143,10 +143,30 @@ class _AfterReading:
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     _check_tensor(output, "cross_entropy")
+    if not target.is_floating_point():
+        _check_classes(output, target)
+        target = target.long()
     # Summed over a sample's positions, as they are observations of their own: the mean over T of
     # them has a Hessian T times its Fisher, just as for batch means  (eq. 2).
     total = nn.functional.cross_entropy(output, target, reduction="sum", ignore_index=IGNORED)
     return total / len(target)
+
+
+def _check_classes(output: Tensor, target: Tensor) -> None:
+    """Raise unless there is one class per position of the outputs."""
+    expected = output.shape[:1] + output.shape[2:]
+    if output.ndim < 2 or target.shape == expected:
+        return
+    remedy = f"give classes of shape {tuple(expected)}"
+    if target.shape == output.shape[:-1]:
+        remedy = (
+            "the classes of an output lie along dimension 1, so take "
+            "likelihood=cross_entropy.with_output(lambda output: output.movedim(-1, 1))"
+        )
+    raise WoodburyError(
+        f"cross_entropy got outputs of shape {tuple(output.shape)} and labels of shape "
+        f"{tuple(target.shape)}: {remedy}."
+    )
 
 
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,14 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.errors import (
+    Refused,
+    WoodburyError,
+    WrongType,
+    is_out_of_memory,
+    reason,
+    user_code,
+)
 from woodbury.linalg.precision import dtype_name
-from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples
+from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
-from woodbury.model.wrappers import bare
+from woodbury.model.wrappers import checked_model
 
 PROBED_SAMPLES = 6
 """Samples of which a probe takes the loss together and one by one."""
@@ -95,7 +103,7 @@ class Objective:
             raise WrongType(
                 f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
             )
-        model = bare(model)
+        model = checked_model(model)
         samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
@@ -137,7 +145,8 @@ class Objective:
         Returns:
             What the model returns.
         """
-        return call_model(self.model, inputs, {**self.fixed, **parameters})
+        with _refusing("The model", inputs):
+            return call_model(self.model, inputs, {**self.fixed, **parameters})
 
     def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
         """The mean loss of one batch.
@@ -155,8 +164,10 @@ class Objective:
             WrongType: If the likelihood's loss gives no scalar tensor.
         """
         with attributes_kept(self.model):  # the loss may read what the forward pass has stored
-            output = run_model(self.model, inputs, {**self.fixed, **parameters})
-            return self.likelihood.checked_loss(output, target)
+            with _refusing("The model", inputs):
+                output = run_model(self.model, inputs, {**self.fixed, **parameters})
+            with _refusing("The loss", inputs):
+                return self.likelihood.checked_loss(output, target)
 
     @torch.no_grad()
     def probe(self) -> None:
@@ -183,10 +194,25 @@ class Objective:
                 output = self.forward(self.parameters, inputs)
                 target = self.likelihood.sample(output, generator)
             self.batch_loss(self.parameters, inputs, target)
-        self._check_mean(inputs, target)
+        self.check_mean(inputs, target)
 
-    def _check_mean(self, inputs: Any, target: Any) -> None:
-        """Raise unless the loss of the first samples is the mean of their single losses."""
+    @torch.no_grad()
+    def check_mean(self, inputs: Any, target: Any) -> None:
+        """Raise unless the loss of the first samples is the mean of their single losses.
+
+        It is tried once for each data set and likelihood.
+
+        Args:
+            inputs: Of the first batch that is used; nothing is learnt from a single sample.
+            target: Its labels.
+
+        Raises:
+            WoodburyError: If it is another number, or single samples are refused.
+        """
+        if self.batches.trusted or samples_in(inputs) < 2:
+            return
+        if any(likelihood is self.likelihood for likelihood in self.batches.tried):
+            return
         count = min(PROBED_SAMPLES, samples_in(inputs))
         refusal = "The model or its loss refuses a single sample, and each has its own gradient"
         with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
@@ -204,6 +230,7 @@ class Objective:
                 f"{mean:.4g}: a loss must be the mean over samples, without class weights, "
                 "reduction='sum' or a division by anything else in the batch."
             )
+        self.batches.tried.append(self.likelihood)
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:
@@ -245,6 +272,23 @@ class Objective:
         parameters = dict(self.model.named_parameters())
         for name, tensor in self.parameters.items():
             parameters[name].copy_(tensor)
+
+
+@contextmanager
+def _refusing(what: str, inputs: Any) -> Iterator[None]:
+    """A context for one call of the user's code."""
+    try:
+        yield
+    except WoodburyError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
+        raise Refused(
+            f"{what} refuses a batch with inputs of shape {shapes}: look at it and its labels. "
+            f"({reason(error)})"
+        ) from error
 
 
 def check_dependence(loss: Tensor, what: str = "parameters") -> None:

@@ -16,7 +16,7 @@ from woodbury.errors import WoodburyError, WrongType
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.channels import Channels, channels_of
 from woodbury.model.layers import memory_of
-from woodbury.model.wrappers import bare
+from woodbury.model.wrappers import checked_model, quantized_layers
 
 Patterns = str | Sequence[str]
 """One shell pattern, such as "*.weight", or several."""
@@ -79,21 +79,25 @@ class ParameterSpace:
 
         Raises:
             WrongType: If the model is no module.
-            WoodburyError: If a pattern matches no parameter, a layer is lazy, or nothing is chosen.
+            WoodburyError: If a pattern matches no parameter, a layer is lazy or quantized, the
+                model is scripted or exported, or nothing is chosen.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
             >>> list(ParameterSpace.from_model(model, exclude="1.*", min_ndim=2).shapes)
             ['0.weight']
         """
-        if not isinstance(model, nn.Module):
-            raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
-        model = bare(model)
+        model = checked_model(model)
         parameters = dict(model.named_parameters())
         if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
             raise WoodburyError(
                 f"{lazy[0]!r} has no shape yet: "
                 "show the model some data once, as its layers are lazy."
+            )
+        if include == "*" and (quantized := quantized_layers(model)):
+            raise WoodburyError(
+                f"{quantized[0]!r} is quantized, and its weights are no parameters: prune the "
+                "model before it is quantized, or name the parameters that are left with include=…."
             )
         included = _matches(parameters, include, "include")
         included -= _matches(parameters, exclude, "exclude")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from woodbury.errors import WoodburyError, WrongType
 
 
 def bare(model: Any) -> Any:
@@ -32,6 +35,58 @@ def bare(model: Any) -> Any:
             model = model._orig_mod
         else:
             return model
+
+
+def checked_model(model: Any) -> nn.Module:
+    """The bare model, seen to be one whose weights can be exchanged for others.
+
+    Args:
+        model: What was given as a model.
+
+    Returns:
+        `bare(model)`.
+
+    Raises:
+        WrongType: If it is no module.
+        WoodburyError: If it was scripted, traced or exported, or has no parameters.
+
+    Example:
+        >>> checked_model(DataParallel(nn.Linear(2, 1)))
+        Linear(in_features=2, out_features=1, bias=True)
+    """
+    model = bare(model)
+    if not isinstance(model, nn.Module):
+        raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
+    is_exported = "eval" in vars(model)  # torch.export puts an error there
+    if isinstance(model, torch.jit.ScriptModule) or is_exported:
+        raise WoodburyError(
+            f"The model is a {type(model).__name__}, whose weights cannot be exchanged for others: "
+            "give the module that was scripted, traced or exported."
+        )
+    if next(model.parameters(), None) is None:
+        raise WoodburyError(
+            "The model has no parameters: one that is quantized holds its weights elsewhere, so "
+            "prune it before."
+        )
+    return model
+
+
+def quantized_layers(model: nn.Module) -> list[str]:
+    """The names of a model's quantized layers, whose weights are no parameters.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Their names, in order.
+    """
+    return [name for name, module in model.named_modules() if _is_quantized(module)]
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Whether a module is one of torch's quantized ones, and not one for training with them."""
+    parts = type(module).__module__.split(".")
+    return parts[:2] in (["torch", "ao"], ["torch", "nn"]) and "quantized" in parts
 
 
 def _is_compiled(model: Any) -> bool:

@@ -17,7 +17,6 @@ from woodbury.cli.names import nearest
 from woodbury.errors import WoodburyError, reason
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 from woodbury.model.space import ParameterSpace
-from woodbury.model.wrappers import bare
 
 MAX_NAMES = 8
 """Functions of a file that an error names."""
@@ -36,7 +35,7 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     Raises:
         WoodburyError: For whatever is wrong with either.
     """
-    model = bare(call_function(where))
+    model = call_function(where)
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
