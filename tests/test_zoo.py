@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from woodbury import Objective, ParameterSpace, Pruner, WoodburyError
 from woodbury.estimation.gradients import gradient_rows, looped, observed
 from woodbury.evaluation.comparison import compare
 from woodbury.evaluation.methods import Method
+from woodbury.model.space import matches
 from woodbury.model.wrappers import bare
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
@@ -32,6 +35,8 @@ COUNT = 9
 """Samples that every row has at least."""
 
 MAGNITUDE = Pruner(None, magnitude, zero)
+MFAC = Pruner(woodbury.mfac(COUNT, 0.1))
+CHANNELS = Pruner(woodbury.mfac(COUNT, 0.1), unit=woodbury.units.output_channels)
 
 
 class Case(NamedTuple):
@@ -65,9 +70,10 @@ class Case(NamedTuple):
 
 def built(row: Row) -> Case:
     torch.manual_seed(0)
-    case = Case(row, row.build(), row.data())
-    case.model.train()
-    return case
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit and quantized tensors are on their way out
+        model = row.build()
+    return Case(row, model.train(), row.data())
 
 
 def _copied(tree: Any) -> Any:
@@ -111,8 +117,11 @@ def _in_double(tree: Any) -> Any:
 
 def true_rows(case: Case, space: ParameterSpace) -> Tensor:
     """The gradient of each single sample, by the user's own backward pass."""
-    model = copy.deepcopy(bare(case.model)).eval()
+    model = bare(built(case.row).model).double().eval()
+    model.load_state_dict(bare(case.model).state_dict())
     named = dict(model.named_parameters())
+    for name in space.shapes:
+        named[name].requires_grad_()
     rows = []
     for inputs, target in case.batches:
         size = _size(inputs)
@@ -132,9 +141,7 @@ def true_rows(case: Case, space: ParameterSpace) -> Tensor:
 
 def rows_are_those_of_single_samples(case: Case) -> None:
     if case.row.double:
-        torch.manual_seed(0)
-        batches = _in_double(case.batches)
-        case = Case(case.row, case.model.double(), batches)
+        case = Case(case.row, case.model.double(), _in_double(case.batches))
     with unchanged(case.model, case.batches):
         objective = case.objective()
         found = gradient_rows(objective, COUNT)
@@ -182,20 +189,20 @@ def user_loss(case: Case) -> float:
 
 def pruned_by(**options: Any) -> Callable[[Case], None]:
     def prune(case: Case) -> None:
-        named = dict(bare(case.model).named_parameters())
         given = {"likelihood": case.row.likelihood, **case.row.options}
-        may_change = set()
-        for name, parameter in case.model.named_parameters(remove_duplicate=False):
-            if parameter.ndim >= 2 and parameter.is_floating_point():
-                may_change.add(name)
+        excluded = case.row.options.get("exclude", "")
+        may_change = {
+            name
+            for name, parameter in case.model.named_parameters(remove_duplicate=False)
+            if parameter.ndim >= 2 and parameter.is_floating_point() and not matches(name, excluded)
+        }
         with unchanged(case.model, case.batches, but=may_change):
             pruned = woodbury.prune(case.model, case.batches, 0.5, **given, **options)
         space = pruned.objective.space
-        for name, tensor in named.items():
-            assert name in space.shapes or name.endswith(tuple(may_change)) or tensor.ndim < 2
-        assert pruned.sparsity == pytest.approx(0.5, abs=0.2 if "pruner" in options else 0.01)
+        assert pruned.sparsity == pytest.approx(0.5, abs=0.2 if "pruner" in options else 0.02)
         assert zeros_of(case, space) >= space.n - space.d > 0
-        assert pruned.objective.loss() == pytest.approx(user_loss(case), rel=1e-4, abs=1e-5)
+        if case.row.double:
+            assert pruned.objective.loss() == pytest.approx(user_loss(case), rel=1e-4, abs=1e-5)
         case.train(case.optimizer(), 2)
 
     return prune
@@ -208,7 +215,7 @@ def gradual(case: Case) -> None:
         made = woodbury.Gradual(case.model, optimizer, case.batches, 0.5, end=3, steps=2, **given)
     case.train(optimizer)
     assert case.model.training and len(made.history) == 2
-    assert made.sparsity == pytest.approx(0.5, abs=0.01)
+    assert made.sparsity == pytest.approx(0.5, abs=0.02)
     assert zeros_of(case, made.space) >= made.space.n - made.space.d > 0
 
 
@@ -246,7 +253,7 @@ def recalibrated(case: Case) -> None:
     norms = {
         f"{path}.{name}" if path else name
         for path, module in case.model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
         for name in module._buffers
     }
     batches = [batch for batch in case.batches if _size(batch[0]) > 1]
@@ -276,7 +283,7 @@ def saved(case: Case, folder: Path) -> None:
 
 
 def finetuned(case: Case) -> None:
-    twin = Case(case.row, copy.deepcopy(case.model), case.batches)
+    twin = built(case.row)
     batches = [batch for batch in case.batches if _size(batch[0]) > 1]
     torch.manual_seed(1)
     finetune(case.model, case.optimizer(), batches, range(1, 3), likelihood=case.row.likelihood)
@@ -284,7 +291,8 @@ def finetuned(case: Case) -> None:
     twin.train(twin.optimizer(), 2)
     expected = twin.model.state_dict()
     for name, tensor in case.model.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name])
+        if isinstance(tensor, Tensor):
+            torch.testing.assert_close(tensor, expected[name])
 
 
 class Entry(NamedTuple):
@@ -292,11 +300,12 @@ class Entry(NamedTuple):
 
     run: Callable[..., None]
     kinds: tuple[str, ...]
-    slow: bool = False
+    slow: bool = True
+    trains: bool = False
 
 
-CURVATURE = ("curvature", "model")
-PRUNING = ("pruning", "curvature", "model")
+CURVATURE = ("curvature", "loss", "model")
+PRUNING = ("pruning", *CURVATURE)
 QUICK = woodbury.presets.quick
 RECIPES: dict[str, Any] = {
     "mfac": woodbury.mfac(COUNT, 0.1),
@@ -307,30 +316,29 @@ RECIPES: dict[str, Any] = {
     "hessian diagonal": woodbury.hessian_diagonal(COUNT, 0.1),
 }
 ENTRIES = {
-    "rows": Entry(rows_are_those_of_single_samples, CURVATURE),
+    "rows": Entry(rows_are_those_of_single_samples, CURVATURE, slow=False),
     **{name: Entry(recipe(estimate), CURVATURE) for name, estimate in RECIPES.items()},
     "flops": Entry(flops, ("model",)),
-    "recalibrate": Entry(recalibrated, ("model",)),
+    "recalibrate": Entry(recalibrated, ()),
     "save": Entry(saved, ()),
-    "finetune": Entry(finetuned, ("model",)),
-    "channels": Entry(
-        pruned_by(pruner=Pruner(None, magnitude, zero, woodbury.units.output_channels)),
-        PRUNING,
-    ),
-    "n:m": Entry(pruned_by(pruner=woodbury.n_of_m(1, 2, MAGNITUDE).pruner), PRUNING),
-    "MFAC": Entry(mfac_optimizer, ()),
-    "Preconditioner": Entry(preconditioner, CURVATURE),
-    "quick": Entry(pruned_by(effort=QUICK), PRUNING, slow=True),
-    "prune": Entry(pruned_by(), PRUNING, slow=True),
-    "Gradual": Entry(gradual, PRUNING, slow=True),
-    "compare": Entry(compared, CURVATURE, slow=True),
-    "plan": Entry(planned, PRUNING, slow=True),
+    "channels": Entry(pruned_by(pruner=CHANNELS), PRUNING),
+    "n:m": Entry(pruned_by(pruner=woodbury.n_of_m(1, 2, MFAC).pruner), PRUNING),
+    "quick": Entry(pruned_by(effort=woodbury.presets.quick), PRUNING),
+    "prune": Entry(pruned_by(), PRUNING),
+    "compare": Entry(compared, CURVATURE),
+    "plan": Entry(planned, PRUNING),
+    "MFAC": Entry(mfac_optimizer, ("loss",), trains=True),
+    "Preconditioner": Entry(preconditioner, ("curvature", "loss"), trains=True),
+    "Gradual": Entry(gradual, PRUNING, trains=True),
+    "finetune": Entry(finetuned, ("loss",), trains=True),
 }
 
 
 def cells() -> Iterator[Any]:
     for name, entry in ENTRIES.items():
         for row in ROWS:
+            if entry.trains and not row.trains:
+                continue
             marks = [pytest.mark.slow] if entry.slow else []
             yield pytest.param(name, row, id=f"{name}-{row.name}", marks=marks)
 
@@ -350,5 +358,7 @@ def test_every_entry_on_every_row(name: str, row: Row, tmp_path: Path) -> None:
     if sentence is None:
         run(*arguments)
         return
-    with unchanged(case.model, case.batches), pytest.raises(WoodburyError, match=sentence):
+    # A loop of one's own trains until an entry refuses.
+    same = nullcontext() if ENTRIES[name].trains else unchanged(case.model, case.batches)
+    with same, pytest.raises(WoodburyError, match=sentence):
         run(*arguments)

@@ -27,6 +27,7 @@ def unchanged(model: nn.Module, batches: Any, *, but: Container[str] = ()) -> It
     values = {name: tensor.clone() for name, tensor in _tensors(model).items() if name not in but}
     data = [(leaf, leaf._version, leaf.clone()) for leaf in _leaves(batches)]
     random = torch.get_rng_state()
+    copied = _can_be_copied(model)
     try:
         yield
     finally:
@@ -39,8 +40,15 @@ def unchanged(model: nn.Module, batches: Any, *, but: Container[str] = ()) -> It
                 assert torch.equal(values[name], tensor), name
         for leaf, version, value in data:
             assert leaf._version == version and torch.equal(leaf, value), "the data"
-        if not isinstance(model, torch.jit.ScriptModule):
-            copy.deepcopy(model)  # which refuses tensors of torch.func
+        assert _can_be_copied(model) == copied, "a tensor of torch.func is left on the model"
+
+
+def _can_be_copied(model: nn.Module) -> bool:
+    try:
+        copy.deepcopy(model)
+    except Exception:  # also of models that nobody has touched
+        return False
+    return True
 
 
 def _leaves(batches: Any) -> list[Tensor]:
@@ -57,14 +65,13 @@ def _facts(model: nn.Module, but: Container[str]) -> dict[Any, Any]:
     facts: dict[Any, Any] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         facts[path, "training"] = module.training
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            grad = None if isinstance(module, torch.jit.ScriptModule) else parameter.grad
-            facts[path, name] = (id(parameter), parameter.requires_grad, id(grad))
-        facts[path, "buffers"] = set(module._buffers)
         if isinstance(module, torch.jit.ScriptModule):
             continue
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                given = (parameter.requires_grad, id(parameter.grad))
+                facts[path, name] = (id(parameter), *given)
+        facts[path, "buffers"] = set(module._buffers)
         for name, value in vars(module).items():
             if name in HOOKS:
                 facts[path, name] = list(value)

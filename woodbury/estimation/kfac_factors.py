@@ -85,12 +85,13 @@ def factors(
     check_whole_number(count, "count", "the number of samples")
     uses = _layer_uses(objective, skip_unknown)
     sums: dict[str, Factors] = {}
+    odd: set[str] | None = set() if skip_unknown else None
     done = 0
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(Limits.current().kfac_samples, count):
             target = labels(objective, inputs, target, generator)
             objective.check_mean(inputs, target)
-            for name, local in _sums_of_batch(objective, uses, inputs, target):
+            for name, local in _sums_of_batch(objective, uses, inputs, target, odd):
                 before = sums.get(name, (0.0, 0.0))
                 left = before[0] + local.left.double()
                 right = before[1] + local.right.double()
@@ -99,7 +100,7 @@ def factors(
             report("factors", done, count)
     check_enough_data(done, count)
     dtype = wide_dtype(objective.weights.dtype)
-    names = sums if skip_unknown else objective.space.shapes
+    names = objective.space.shapes if odd is None else sums.keys() - odd
     return {name: _averaged(name, sums, count, dtype) for name in names}
 
 
@@ -195,13 +196,21 @@ def _remedy(name: str) -> str:
 
 
 def _sums_of_batch(
-    objective: Objective, uses: list[_LayerUse], inputs: Any, target: Any
+    objective: Objective,
+    uses: list[_LayerUse],
+    inputs: Any,
+    target: Any,
+    odd: set[str] | None,
 ) -> Iterator[tuple[str, Factors]]:
-    """The sums over one batch's samples of both factors of each parameter."""
+    """The sums over one batch's samples of both factors of each parameter.
+
+    Parameters of layers that do not see the samples along dimension 0 are added to `odd`; where
+    that is None, they are an error.
+    """
     size = samples_in(inputs)
     seen = {name: _Seen() for use in uses for name in (use.weight, use.bias) if name is not None}
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
-    with torch.enable_grad(), _watching(uses, seen, size):
+    with torch.enable_grad(), _watching(uses, seen, size, odd):
         # The loss is a mean over the samples; its gradient by one sample's output is 1/size of
         # what that sample has.
         loss = size * objective.batch_loss(parameters, inputs, target)
@@ -213,7 +222,7 @@ def _sums_of_batch(
     slopes = torch.autograd.grad(loss, probes, materialize_grads=True)
     slope_of = {id(probe): slope for probe, slope in zip(probes, slopes, strict=True)}
     for name, one in seen.items():
-        if not one.probes:
+        if not one.probes or (odd and name in odd):
             continue
         by_use = [
             at_least_float32(by_position(layer, slope_of[id(probe)])) for layer, probe in one.probes
@@ -229,7 +238,7 @@ def _sums_of_batch(
 
 
 def _watching(
-    uses: list[_LayerUse], seen: Mapping[str, _Seen], size: int
+    uses: list[_LayerUse], seen: Mapping[str, _Seen], size: int, odd: set[str] | None
 ) -> AbstractContextManager[None]:
     """A context in which each layer's inputs and outputs are noted in `seen`."""
 
@@ -243,7 +252,15 @@ def _watching(
             output: Tensor,
         ) -> Tensor:
             given = layer_input(positional, keywords)
-            _check_batch(layer, given, size, names[0])
+            if not _has_samples(layer, given, size):
+                if odd is None:
+                    raise WoodburyError(
+                        f"The layer of {names[0]!r} got an input of shape {tuple(given.shape)} in "
+                        f"a batch of {size}: K-FAC needs the samples along dimension 0; "
+                        f"{_remedy(names[0])}"
+                    )
+                odd.update(names)
+                return output
             # A zero of its own carries the gradient, as the output may be overwritten in place.
             probe = torch.zeros_like(output, requires_grad=True)
             for name in names:
@@ -259,13 +276,10 @@ def _watching(
     return forward_hooks((use.layer, hook_of(use)) for use in uses)
 
 
-def _check_batch(layer: MatrixLayer, given: Tensor, size: int, name: str) -> None:
+def _has_samples(layer: MatrixLayer, given: Tensor, size: int) -> bool:
+    """Whether a layer's input has the samples along dimension 0."""
     is_image = isinstance(layer, nn.Conv2d)
-    if given.ndim < 2 or len(given) != size or (is_image and given.ndim != 4):
-        raise WoodburyError(
-            f"The layer of {name!r} got an input of shape {tuple(given.shape)} in a batch of "
-            f"{size}: K-FAC needs the samples along dimension 0; {_remedy(name)}"
-        )
+    return given.ndim >= 2 and len(given) == size and (not is_image or given.ndim == 4)
 
 
 def _second_moment(layer: MatrixLayer, given: Tensor) -> tuple[Tensor, int]:

@@ -141,6 +141,21 @@ class _AfterReading:
         return self.function(self.read(output), *arguments)
 
 
+def check_likelihood(likelihood: Any) -> None:
+    """Raise unless something is a likelihood.
+
+    Args:
+        likelihood: What was given as one.
+
+    Raises:
+        WrongType: If it is something else, such as a loss.
+    """
+    if not isinstance(likelihood, Likelihood):
+        raise WrongType(
+            f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
+        )
+
+
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     _check_tensor(output, "cross_entropy")
     if not target.is_floating_point():
@@ -155,10 +170,12 @@ def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 def _check_classes(output: Tensor, target: Tensor) -> None:
     """Raise unless there is one class per position of the outputs."""
     expected = output.shape[:1] + output.shape[2:]
-    if output.ndim < 2 or target.shape == expected:
+    if output.ndim > 1 and target.shape == expected:
         return
     remedy = f"give classes of shape {tuple(expected)}"
-    if target.shape == output.shape[:-1]:
+    if output.ndim < 2:
+        remedy = "keep the samples along dimension 0, also where there is one, without squeeze()"
+    elif target.shape == output.shape[:-1]:
         remedy = (
             "the classes of an output lie along dimension 1, so take "
             "likelihood=cross_entropy.with_output(lambda output: output.movedim(-1, 1))"

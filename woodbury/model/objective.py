@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from woodbury.errors import (
     Refused,
     WoodburyError,
-    WrongType,
     is_out_of_memory,
     reason,
     user_code,
@@ -23,8 +22,9 @@ from woodbury.errors import (
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
-from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
+from woodbury.model.parameters import is_dtensor
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
 
@@ -99,15 +99,14 @@ class Objective:
             WoodburyError: If the batches can be read only once, a weight is not finite, or a
                 BatchNorm has no running statistics.
         """
-        if not isinstance(likelihood, Likelihood):
-            raise WrongType(
-                f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
-            )
+        check_likelihood(likelihood)
         model = checked_model(model)
         samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            _check_usable(name, parameter)
         _check_dtypes({name: parameters[name] for name in space.shapes if name in parameters})
         for name in space.shapes:
             if name in parameters and not torch.isfinite(parameters[name]).all():
@@ -305,6 +304,21 @@ def check_dependence(loss: Tensor, what: str = "parameters") -> None:
         raise WoodburyError(
             f"The loss does not depend on the chosen {what}: "
             "does the model or the loss detach them?"
+        )
+
+
+def _check_usable(name: str, parameter: Tensor) -> None:
+    """Raise for a parameter whose values cannot be read or exchanged."""
+    if parameter.is_inference():
+        raise WoodburyError(
+            f"{name!r} was made in inference mode, which forbids gradients: make the model under "
+            "torch.no_grad()."
+        )
+    if parameter.is_meta:
+        raise WoodburyError(f"{name!r} is on meta and has no values: load the weights first.")
+    if is_dtensor(parameter):
+        raise WoodburyError(
+            f"{name!r} is sharded (a DTensor): take the model before it is sharded."
         )
 
 

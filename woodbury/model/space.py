@@ -89,6 +89,11 @@ class ParameterSpace:
         """
         model = checked_model(model)
         parameters = dict(model.named_parameters())
+        if not parameters:
+            raise WoodburyError(
+                "The model has no parameters: one that is quantized holds its weights elsewhere, "
+                "so prune it before."
+            )
         if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
             raise WoodburyError(
                 f"{lazy[0]!r} has no shape yet: "

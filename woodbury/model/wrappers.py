@@ -48,7 +48,7 @@ def checked_model(model: Any) -> nn.Module:
 
     Raises:
         WrongType: If it is no module.
-        WoodburyError: If it was scripted, traced or exported, or has no parameters.
+        WoodburyError: If it was scripted, traced or exported.
 
     Example:
         >>> checked_model(DataParallel(nn.Linear(2, 1)))
@@ -62,11 +62,6 @@ def checked_model(model: Any) -> nn.Module:
         raise WoodburyError(
             f"The model is a {type(model).__name__}, whose weights cannot be exchanged for others: "
             "give the module that was scripted, traced or exported."
-        )
-    if next(model.parameters(), None) is None:
-        raise WoodburyError(
-            "The model has no parameters: one that is quantized holds its weights elsewhere, so "
-            "prune it before."
         )
     return model
 

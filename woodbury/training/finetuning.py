@@ -12,8 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.calling import run_model
-from woodbury.model.likelihood import Likelihood, cross_entropy
-from woodbury.model.objective import Objective
+from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
 from woodbury.monitor import report
 
 
@@ -99,7 +98,7 @@ def finetune(
         1
         2
     """
-    Objective.from_model(model, [], likelihood)  # says what is wrong with them
+    check_likelihood(likelihood)
     model.train()
     try:
         for step, (inputs, target) in zip(steps, batches, strict=False):
