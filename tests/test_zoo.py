@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.cli import woodbury as command
 from support.unchanged import unchanged
 from support.zoo import ROWS, Batches, Row
 from torch import Tensor, nn
@@ -25,6 +29,7 @@ from woodbury import Objective, ParameterSpace, Pruner, WoodburyError
 from woodbury.estimation.gradients import gradient_rows, looped, observed
 from woodbury.evaluation.comparison import compare
 from woodbury.evaluation.methods import Method
+from woodbury.limits import Limits
 from woodbury.model.space import matches
 from woodbury.model.wrappers import bare
 from woodbury.pruning.saliencies import magnitude
@@ -208,6 +213,12 @@ def pruned_by(**options: Any) -> Callable[[Case], None]:
     return prune
 
 
+def without_room_for_rows(case: Case) -> None:
+    """As of a network of many weights: K-FAC by rows, one layer after the other."""
+    with replace(Limits.current(), memory=64):
+        pruned_by()(case)
+
+
 def gradual(case: Case) -> None:
     optimizer = case.optimizer()
     given = {"likelihood": case.row.likelihood, **case.row.options}
@@ -313,6 +324,7 @@ RECIPES: dict[str, Any] = {
     "diagonal": woodbury.diagonal_fisher(COUNT, 0.1),
     "kfac": woodbury.kfac(COUNT, 0.1, labels=observed),
     "kfac, skipping": woodbury.kfac(COUNT, 0.1, labels=observed, skip_unknown=True),
+    "kfac by rows": woodbury.estimation.kfac_by_rows(COUNT),
     "hessian diagonal": woodbury.hessian_diagonal(COUNT, 0.1),
 }
 ENTRIES = {
@@ -325,7 +337,8 @@ ENTRIES = {
     "n:m": Entry(pruned_by(pruner=woodbury.n_of_m(1, 2, MFAC).pruner), PRUNING),
     "quick": Entry(pruned_by(effort=woodbury.presets.quick), PRUNING),
     "prune": Entry(pruned_by(), PRUNING),
-    "compare": Entry(compared, CURVATURE),
+    "prune, large": Entry(without_room_for_rows, PRUNING),
+    "compare": Entry(compared, PRUNING),
     "plan": Entry(planned, PRUNING),
     "MFAC": Entry(mfac_optimizer, ("loss",), trains=True),
     "Preconditioner": Entry(preconditioner, ("curvature", "loss"), trains=True),
@@ -362,3 +375,60 @@ def test_every_entry_on_every_row(name: str, row: Row, tmp_path: Path) -> None:
     same = nullcontext() if ENTRIES[name].trains else unchanged(case.model, case.batches)
     with same, pytest.raises(WoodburyError, match=sentence):
         run(*arguments)
+
+
+NET = """
+import torch
+from support.zoo import ROWS
+
+ROW = next(row for row in ROWS if row.name == {name!r})
+
+
+def model():
+    torch.manual_seed(0)
+    return ROW.build()
+
+
+def data():
+    inputs, labels = zip(*(ROW.data() * 8))
+    return torch.cat(inputs), torch.cat(labels)
+"""
+
+COMMANDS = {
+    "plain": None,
+    "one module under two names": None,
+    "stores its features": None,
+    "BatchNorm": None,
+    "tied by object": None,
+    "names in brackets": None,
+    "transposed": None,
+    "attention": None,
+    "an embedding": None,
+    "checkpoints, re-entrant": None,
+    "weight norm": "remove_parametrizations",
+    "squeezes": "without squeeze",
+    "two precisions": "bfloat16",
+    "lazy": "has no shape yet",
+}
+"""Row -> what the command says, where it refuses the row."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("method", ["", "--method mfac --count 30"])
+def test_the_command_on_some_rows(
+    name: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET.format(name=name))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    done = command(f"prune net.py:model net.py:data --sparsity 0.5 --out out {method}")
+    sentence = COMMANDS[name]
+    assert "Traceback" not in done.output
+    if sentence is None:
+        assert done.exit_code == 0, done.output
+        state = woodbury.load_sparse(next((tmp_path / "out").glob("*.safetensors")))
+        assert any(bool((tensor == 0).any()) for tensor in state.values() if tensor.ndim > 1)
+    else:
+        assert done.exit_code == 2 and re.search(sentence, done.output), done.output

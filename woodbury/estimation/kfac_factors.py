@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels, sampled
+from woodbury.estimation.layer_products import used_elsewhere
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.model.batches import check_enough_data, samples_in
@@ -91,6 +92,8 @@ def factors(
         for inputs, target in objective.batches.in_batches(Limits.current().kfac_samples, count):
             target = labels(objective, inputs, target, generator)
             objective.check_mean(inputs, target)
+            if not done:
+                uses = _with_factors(objective, uses, inputs, target, skip_unknown)
             for name, local in _sums_of_batch(objective, uses, inputs, target, odd):
                 before = sums.get(name, (0.0, 0.0))
                 left = before[0] + local.left.double()
@@ -186,6 +189,21 @@ def _layer_uses(objective: Objective, skip_unknown: bool) -> list[_LayerUse]:
         if use.weight or use.bias:  # torch's own pruning keeps a weight under another name
             uses.append(use)
     return [use for use in uses if unknown.isdisjoint((use.weight, use.bias))]
+
+
+def _with_factors(
+    objective: Objective, uses: list[_LayerUse], inputs: Any, target: Any, skip_unknown: bool
+) -> list[_LayerUse]:
+    """The uses whose weights the model uses in no other way; others are an error, or left out."""
+    layers = [(use.weight, use.layer) for use in uses if use.weight is not None]
+    elsewhere = used_elsewhere(objective, layers, inputs, target)
+    if elsewhere and not skip_unknown:
+        name = min(elsewhere)
+        raise WoodburyError(
+            f"{name!r} takes part in the loss in other ways than its layer's products: "
+            f"{_remedy(name)}"
+        )
+    return [use for use in uses if use.weight not in elsewhere]
 
 
 def _remedy(name: str) -> str:
