@@ -28,6 +28,10 @@ class WrongType(WoodburyError, TypeError):
     """An argument of another type than the one that is needed."""
 
 
+class Refused(WoodburyError):
+    """The model or its loss failed on a batch; what they raised is the cause."""
+
+
 class MissingDependency(WoodburyError, ImportError):
     """A package that only some users need is not installed; the sentence says how to install it."""
 
@@ -132,6 +136,9 @@ def user_code(sentence: str) -> Iterator[None]:
     """
     try:
         yield
+    except Refused as refusal:  # was said by a context further in, which knew less
+        cause = refusal.__cause__ or refusal
+        raise WoodburyError(f"{sentence} ({reason(cause)})") from cause
     except WoodburyError:
         raise
     except Exception as error:

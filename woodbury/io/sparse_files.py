@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.folders import write_atomically
@@ -263,6 +264,10 @@ def _check_storable(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
         raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
+    if is_lazy(tensor):
+        raise WoodburyError(
+            f"{name!r} in the state dict has no shape yet: show the model some data once."
+        )
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "on meta" if tensor.is_meta else "sparse"
         raise WoodburyError(

@@ -17,7 +17,7 @@ from woodbury.limits import Limits
 from woodbury.linalg.dual_solve import COLUMNS_PER_ROW
 from woodbury.linalg.symmetric_blocks import block_bytes
 from woodbury.memory.machine_rates import MachineRates
-from woodbury.model.batches import Batch, samples_in, slice_samples
+from woodbury.model.batches import Batch, Samples, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
@@ -239,6 +239,9 @@ def _merged(phases: Sequence[Phase]) -> Iterator[Phase]:
 
 def _directed(objective: Objective, count: int) -> tuple[Objective, Batch]:
     """The objective whose gradients are the rows, and `count` of its samples."""
+    # Only these: outputs of a language model for a usual batch may have no room.
+    first = list(objective.batches.in_batches(count, count))
+    objective = replace(objective, batches=Samples(first, trusted=True))
     if objective.likelihood.directions is not None:
         objective = gauss_newton_rows(objective, 1)
     inputs, target = next(objective.batches.in_batches(count, count))

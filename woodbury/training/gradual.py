@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -204,7 +204,7 @@ class Gradual:
         if set(state) != {"step", "keep", "sparsities", "history", "settings"}:
             raise WoodburyError("This is no state of a Gradual: give what its state_dict() gave.")
         check_same(state["settings"], self._settings, "The saved state")
-        space = ParameterSpace(self.space.shapes, state["keep"])
+        space = replace(self.space, kept=state["keep"])
         self._hold.tighten(space)
         self.space = space
         self.step = state["step"]
