@@ -44,7 +44,7 @@ def test_models_in_wrappers_are_pruned_as_what_is_inside(here: Path) -> None:
         words = PRUNE.replace("plain", model).replace("--out out", f"--out {model}")
         succeeds(words, "net.py:data")
     assert list(weights("parallel")) == list(weights("plain"))
-    refused("a scripted module", PRUNE.replace("plain", "scripted"), "net.py:data")
+    refused("whose weights cannot be exchanged", PRUNE.replace("plain", "scripted"), "net.py:data")
 
 
 def test_functions_that_end_the_program(here: Path) -> None:

@@ -206,8 +206,9 @@ def check_path(path: Any) -> None:
 
 
 def _listed(names: Any) -> list[str]:
-    listed = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [None]
-    if not all(isinstance(name, str) for name in listed):
+    is_list = isinstance(names, Iterable) and not isinstance(names, str)
+    listed = list(names) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in listed):
         kind = type(names).__name__
         raise WrongType(f"names is a {kind}: give a list of names in the state dict, or None.")
     return listed
