@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury.errors import MissingDependency
+from woodbury.errors import MissingDependency, WoodburyError
 from woodbury.fisher.checks import check_keep, check_vector
 
 COLUMNS_AT_ONCE = 256
@@ -20,7 +20,7 @@ class Fisher(ABC):
 
     Implementations are final frozen dataclasses. They know tensors only, never a model, hold
     `damping` apart from the curvature, and raise `WoodburyError` where a vector, a mask or a group
-    does not fit.
+    does not fit. Vectors, masks and groups may be arrays or lists too; autograd records nothing.
 
     Attributes:
         damping: λ > 0, absolute, the same number in every operator.
@@ -92,6 +92,9 @@ class Fisher(ABC):
         Raises:
             WoodburyError: If the shape does not fit.
         """
+        v = check_vector(v, self.d)
+        if v.ndim == 2:
+            raise WoodburyError(f"A quadratic form needs one vector, not {v.shape[1]} columns.")
         return float(v.double() @ (self @ v).double())
 
     @abstractmethod
@@ -193,6 +196,7 @@ class Fisher(ABC):
         Raises:
             WoodburyError: If nothing is kept, or the mask does not fit.
         """
+        keep = check_keep(keep, self.d)
         kept = self.restrict(keep)
         curvature = self.diagonal()
         curvature[keep] = 1 / kept.inverse_diagonal()
@@ -228,7 +232,8 @@ class Fisher(ABC):
             ) from error
 
         def apply(v: Any) -> Any:
-            return (self @ torch.as_tensor(v, dtype=self.dtype, device=self.device)).cpu().numpy()
+            v = check_vector(v, self.d)
+            return (self @ v.to(self.device, self.dtype)).cpu().numpy()
 
         shape = (self.d, self.d)
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
@@ -253,7 +258,7 @@ def compensate_by_restriction(
     Raises:
         WoodburyError: If nothing is kept, or a shape does not fit.
     """
-    check_keep(keep, fisher.d)
+    keep = check_keep(keep, fisher.d)
     force = fisher @ removed
     if gradient is not None:
         force = force - check_vector(gradient, fisher.d)
