@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury.errors import MissingDependency, WoodburyError
+from woodbury.errors import MissingDependency
 from woodbury.fisher.checks import check_keep, check_vector
 
 COLUMNS_AT_ONCE = 256
@@ -92,9 +92,7 @@ class Fisher(ABC):
         Raises:
             WoodburyError: If the shape does not fit.
         """
-        v = check_vector(v, self.d)
-        if v.ndim == 2:
-            raise WoodburyError(f"A quadratic form needs one vector, not {v.shape[1]} columns.")
+        v = check_vector(v, self.d, columns=False)
         return float(v.double() @ (self @ v).double())
 
     @abstractmethod
@@ -200,6 +198,8 @@ class Fisher(ABC):
         kept = self.restrict(keep)
         curvature = self.diagonal()
         curvature[keep] = 1 / kept.inverse_diagonal()
+        if bool(keep.all()):
+            return curvature
         for chunk in (~keep).nonzero()[:, 0].split(COLUMNS_AT_ONCE):
             # The columns F_Kq of some removed weights, by products with unit vectors.
             units = torch.zeros(self.d, len(chunk), dtype=self.dtype, device=self.device)
@@ -259,7 +259,7 @@ def compensate_by_restriction(
         WoodburyError: If nothing is kept, or a shape does not fit.
     """
     keep = check_keep(keep, fisher.d)
-    force = fisher @ removed
+    force = fisher @ check_vector(removed, fisher.d, columns=False)
     if gradient is not None:
-        force = force - check_vector(gradient, fisher.d)
+        force = force - check_vector(gradient, fisher.d, columns=False)
     return fisher.restrict(keep).solve(force[keep])

@@ -169,10 +169,11 @@ class BlockDiagonal(Fisher):
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """The OBS update of the kept weights, part by part."""
         keep = check_keep(keep, self.d)
-        removed_of = check_vector(removed, self.d).split(self._sizes)
+        removed_of = check_vector(removed, self.d, columns=False).split(self._sizes)
         gradient_of: list[Tensor | None] = [None] * len(self.parts)
         if gradient is not None:
-            gradient_of = list(check_vector(gradient, self.d).split(self._sizes))
+            gradient = check_vector(gradient, self.d, columns=False)
+            gradient_of = list(gradient.split(self._sizes))
         result = torch.empty(int(keep.sum()), dtype=self.dtype, device=self.device)
         start = 0
         for index, (part, mask) in enumerate(self._masks(keep)):

@@ -126,12 +126,13 @@ def check_resolved(damping: float, curvature: float) -> None:
         )
 
 
-def check_vector(v: Tensor, d: int) -> Tensor:
+def check_vector(v: Tensor, d: int, *, columns: bool = True) -> Tensor:
     """A vector or columns of vectors on d weights.
 
     Args:
         v: (d,) or (d, k).
         d: The number of weights.
+        columns: Whether it may be (d, k).
 
     Returns:
         `v` itself.
@@ -140,16 +141,17 @@ def check_vector(v: Tensor, d: int) -> Tensor:
         WoodburyError: If the shape is another, or an entry not finite.
         WrongType: If it is no tensor of real numbers.
     """
-    return check_columns(v, d, f"A Fisher on d = {d} weights got a vector")
+    return check_columns(v, d, f"A Fisher on d = {d} weights got a vector", columns=columns)
 
 
-def check_columns(v: Any, length: int, subject: str) -> Tensor:
+def check_columns(v: Any, length: int, subject: str, *, columns: bool = True) -> Tensor:
     """A vector or columns of vectors, of finite real numbers.
 
     Args:
         v: (length,) or (length, k): a tensor, an array or a list.
         length: As it should be.
         subject: What the sentence begins with; "of shape …" follows.
+        columns: Whether it may be (length, k).
 
     Returns:
         `v` as a tensor.
@@ -159,10 +161,9 @@ def check_columns(v: Any, length: int, subject: str) -> Tensor:
         WrongType: If it is no tensor of real numbers.
     """
     v = as_tensor(v, "The vector")
-    if v.ndim not in (1, 2) or v.shape[0] != length:
-        raise WoodburyError(
-            f"{subject} of shape {tuple(v.shape)}: give ({length},) or ({length}, k)."
-        )
+    if v.ndim not in ((1, 2) if columns else (1,)) or v.shape[0] != length or 0 in v.shape:
+        wanted = f"({length},) or ({length}, k)" if columns else f"({length},)"
+        raise WoodburyError(f"{subject} of shape {tuple(v.shape)}: give {wanted}.")
     if v.is_complex():
         raise WrongType(
             "The vector is complex and a Fisher is real: give real and imaginary parts as columns."

@@ -27,7 +27,7 @@ from woodbury.fisher.checks import (
 from woodbury.fisher.padded import KeptBlocks, Padding
 from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
-from woodbury.linalg.precision import dtype_name, wide_dtype
+from woodbury.linalg.precision import dtype_name, is_wide, wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks
 
 ROWS_AT_ONCE = 4096
@@ -91,7 +91,7 @@ class Dense(Fisher):
                     f"valid is {dtype_name(valid.dtype)} of shape {tuple(valid.shape)}: "
                     f"give bool of shape {shape}, True somewhere."
                 )
-        if self.result not in (None, torch.float32, torch.float64):
+        if not (self.result is None or is_wide(self.result)):
             raise WrongType(f"result is {self.result!r}: it is torch.float32, float64 or None.")
 
     def _check_curvature(self, curvature: Tensor) -> None:
@@ -303,8 +303,10 @@ class Dense(Fisher):
         """F_KK⁻¹ (F_KQ w_Q − g_K), a few blocks at a time: all F_KK would take as much as F."""
         keep = check_keep(keep, self.d)
         mask = self._padding.scatter(keep)
-        values = self._scatter(check_vector(removed, self.d))
-        slope = None if gradient is None else self._scatter(check_vector(gradient, self.d))
+        values = self._scatter(check_vector(removed, self.d, columns=False))
+        slope = None
+        if gradient is not None:
+            slope = self._scatter(check_vector(gradient, self.d, columns=False))
         step = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
         for part in self._parts():
             blocks = self._matrices(part, torch.float64)

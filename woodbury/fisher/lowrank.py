@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import (
     check_columns,
@@ -247,9 +246,7 @@ class LowRank(Fisher):
         Raises:
             WoodburyError: If the shape does not fit.
         """
-        v = check_vector(v, self.d).to(self.dtype)
-        if v.ndim == 2:
-            raise WoodburyError(f"A quadratic form needs one vector, not {v.shape[1]} columns.")
+        v = check_vector(v, self.d, columns=False).to(self.dtype)
         length = collectives.all_sum(
             torch.linalg.vector_norm(v, dtype=torch.float64).square(), self.group
         )
@@ -436,13 +433,13 @@ class LowRank(Fisher):
         #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
         #    copy of them: what the other columns would add is cut off last.
         keep = check_keep(keep, self.d)
-        solver, force = self._kept_factorization(keep, check_vector(removed, self.d))
+        solver, force = self._kept_factorization(keep, check_vector(removed, self.d, columns=False))
         dtype = self._product_dtype(solver.exact)
         step = self._scaled.combine(solver.solve(force), dtype)[keep]
         if gradient is None:
             return check_held(step.to(self.dtype), "The update")
         # The gradient need not lie in the span: F_KK⁻¹ g_K in the subtractive form (eq. 6).
-        slope = check_vector(gradient, self.d).to(dtype).masked_fill(~keep, 0)
+        slope = check_vector(gradient, self.d, columns=False).to(dtype).masked_fill(~keep, 0)
         spanned = self._scaled.combine(solver.solve(self._scaled.times(slope)), dtype)
         newton = slope - spanned
         step = step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)

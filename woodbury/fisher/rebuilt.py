@@ -130,7 +130,8 @@ class Rebuilt(Fisher):
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """F_KK⁻¹ (F_KQ w_Q − g_K); the product of F with the whole step is remembered."""
-        keep, removed = check_keep(keep, self.d), check_vector(removed, self.d)
+        keep = check_keep(keep, self.d)
+        removed = check_vector(removed, self.d, columns=False)
         fisher = self._built()
         step = fisher.compensate(keep, removed, gradient)
         whole = -removed.to(self.dtype)
