@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.folders import write_atomically
 
@@ -29,6 +30,7 @@ VALUES_SUFFIX = "#values"
 """… and `name#values`, the kept weights in order."""
 
 
+@checks_types
 def save_sparse(
     path: str | os.PathLike, state_dict: Mapping[str, Tensor], names: Iterable[str] | None = None
 ) -> None:
@@ -95,6 +97,7 @@ def save_sparse(
     write_atomically(Path(path), lambda partial: save_file(stored, partial, header))
 
 
+@checks_types
 def load_sparse(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read what `save_sparse` wrote, as a dense state dict.
 

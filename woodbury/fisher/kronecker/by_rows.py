@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
@@ -56,6 +57,7 @@ class AllRowsAtOnce:
     exact_columns: int = 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.tolerance < 1:
             raise WoodburyError(
                 f"tolerance is {self.tolerance}: it is relative and must lie in (0, 1)."
