@@ -61,6 +61,7 @@ class Flops:
 
 
 @torch.no_grad()
+@torch.random.fork_rng(devices=[])
 def flops(model: nn.Module, inputs: Any) -> Flops:
     """Count the FLOPs of every parameter, by one forward pass.
 
