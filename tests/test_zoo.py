@@ -401,6 +401,8 @@ COMMANDS = {
     "BatchNorm": None,
     "tied by object": None,
     "names in brackets": None,
+    "DataParallel": None,
+    "compiled": None,
     "transposed": None,
     "attention": None,
     "an embedding": None,

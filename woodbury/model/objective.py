@@ -16,7 +16,7 @@ from woodbury.errors import (
     Refused,
     WoodburyError,
     is_out_of_memory,
-    reason,
+    reason_with_line,
     user_code,
 )
 from woodbury.linalg.precision import dtype_name
@@ -296,7 +296,7 @@ def _refusing(what: str, inputs: Any) -> Iterator[None]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
         raise Refused(
             f"{what} refuses a batch with inputs of shape {shapes}: look at it and its labels. "
-            f"({reason(error)})"
+            f"({reason_with_line(error)})"
         ) from error
 
 

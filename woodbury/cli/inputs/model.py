@@ -19,6 +19,7 @@ from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 from woodbury.io.sparse_files import check_storable
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 
 MAX_NAMES = 8
 """Functions of a file that an error names."""
@@ -42,7 +43,7 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
-    model = _unwrapped(model)
+    model = bare(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise WoodburyError(
             f"{where} returned a scripted module, whose weights cannot be replaced: return the "
@@ -53,17 +54,6 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     check_storable(model.state_dict())  # before the work, not after it
     ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
     return model.eval()
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers that only change how it runs."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def call_function(where: str) -> Any:
