@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType, user_code
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples
@@ -62,7 +61,6 @@ class Objective:
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self)
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))
         self.space.check_vector(self.weights)
