@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.checks import check_damping
 from woodbury.model.parameters import is_dtensor, local
 from woodbury.optim.partitions import Partition
@@ -212,6 +212,10 @@ class Layout:
         Raises:
             WoodburyError: If a shape is another.
         """
+        if not isinstance(rows, Sequence) or not all(isinstance(row, Tensor) for row in rows):
+            raise WrongType("rows has something that is no tensor: give one for each parameter.")
+        if residuals.is_complex() or any(row.is_complex() for row in rows):
+            raise WrongType("rows or residuals are complex: give real numbers.")
         expected = [(residuals.numel(), *part.local.shape) for part in self.slices]
         shapes = [tuple(row.shape) for row in rows]
         if residuals.ndim != 1 or shapes != expected:
