@@ -12,7 +12,7 @@ from support.random import normal
 from torch import Tensor
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.fisher.kronecker.by_rows import AllRowsAtOnce, KroneckerRows
+from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 
 
 def close(result: Tensor, truth: Tensor) -> None:

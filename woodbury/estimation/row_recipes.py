@@ -14,7 +14,7 @@ from woodbury.estimation.gradients import Labels
 from woodbury.estimation.recipes import COUNT
 from woodbury.estimation.row_factors import RowFactors, row_factors
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.kronecker.by_rows import AllRowsAtOnce, KroneckerRows
+from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.io.representation import readable
 from woodbury.model.objective import Objective
 

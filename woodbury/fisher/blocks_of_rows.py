@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
@@ -36,6 +38,9 @@ MIN_ROWS_AT_ONCE = 8
 
 MAX_ROWS_AT_ONCE = 32
 """Rows from which on adding to the sums is bound by products and no more by memory."""
+
+ROWS_TO_MEASURE = 64
+"""Rows whose traces decide the dtype of the sums."""
 
 MAX_ROUNDING = 1e-3
 """Rounding of the sums as a share of the damping, up to which they are in float32."""
@@ -216,9 +221,12 @@ def sums_dtype(rows: Tensor, padding: Padding, damping: float, scale: Tensor | N
     """
     if rows.dtype == torch.float64:
         return torch.float64
+    step = max(1, len(rows) // ROWS_TO_MEASURE)
+    some = rows[::step]
+    scale = None if scale is None else scale[::step]
     traces = [
-        columns.square().sum((0, 2)).max() / len(rows)
-        for _, columns in _columns(rows, padding, scale, torch.float32)
+        columns.square().sum((0, 2)).max() / len(some)
+        for _, columns in _columns(some, padding, scale, torch.float32)
     ]
     allowed = MAX_ROUNDING * damping / torch.finfo(torch.float32).eps
     if float(torch.stack(traces).max()) <= allowed:
@@ -237,19 +245,26 @@ def _columns(
     rows: Tensor, padding: Padding, scale: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor]]:
     """A few blocks at a time, and their columns (m, c, s) in a dtype, zeros in the padding."""
-    at_once = max(1, COLUMNS_AT_ONCE // padding.size)
+    size = padding.size
     end = 0
-    for start in range(0, padding.blocks, at_once):
-        part = slice(start, min(start + at_once, padding.blocks))
-        valid = None if padding.valid is None else padding.valid[part]
-        places = (part.stop - part.start) * padding.size
-        begin, end = end, end + (places if valid is None else int(valid.sum()))
+    for part in _runs(padding, max(1, COLUMNS_AT_ONCE // size)):
+        blocks = part.stop - part.start
+        length = size if padding.valid is None else int(padding.valid[part.start].sum())
+        begin, end = end, end + blocks * length
         columns = rows[:, begin:end].to(dtype)
         if scale is not None:
             columns = columns * scale.to(dtype)[:, None]
-        if end - begin == places:
-            yield part, columns.reshape(len(rows), -1, padding.size)
-        else:
-            padded = columns.new_zeros(len(rows), part.stop - part.start, padding.size)
-            padded[:, valid] = columns
-            yield part, padded
+        columns = columns.unflatten(1, (blocks, length))
+        yield part, columns if length == size else pad(columns, (0, size - length))
+
+
+def _runs(padding: Padding, at_once: int) -> Iterator[slice]:
+    """Blocks next to each other of one length, so that whole ones need no copy."""
+    if padding.valid is None:
+        ends = [padding.blocks]
+    else:
+        lengths = padding.valid.sum(1)
+        ends = [*(lengths.diff().nonzero()[:, 0] + 1).tolist(), padding.blocks]
+    for first, last in pairwise([0, *ends]):
+        for start in range(first, last, at_once):
+            yield slice(start, min(start + at_once, last))

@@ -178,20 +178,22 @@ class Window:
         self.admit(as_tensor(gradients, "The gradient"), measured)
         return True
 
-    def measure(self, gradients: Tensor) -> Tensor:
+    def measure(self, gradients: Tensor, step: int = 0) -> Tensor:
         """The Gram rows that gradients would have, over all ranks; nothing changes yet.
 
         So several windows can agree on a step before the first of them takes it.
 
         Args:
             gradients: (d,) or (k, d).
+            step: Which step they are of, on all ranks.
 
         Returns:
             (num_rows,) or (k, num_rows) float64, num_rows as after the push. They are finite if
             and only if the gradients, and their squares in the products' dtype, are.
 
         Raises:
-            WoodburyError: If the shape does not fit, or k exceeds the capacity.
+            WoodburyError: If the shape does not fit, k exceeds the capacity, or a rank is at
+                another step.
         """
         gradients, count = self._checked(gradients)
         stored = gradients.to(self.rows.device, self.rows.dtype)
@@ -207,7 +209,7 @@ class Window:
                 for part, chunk in column_chunks(self.rows[:num_rows], torch.float64):
                     measured += stored[:, part].double() @ chunk.mT
             measured[:, places] = gram_of(stored, torch.float64)
-        return collectives.all_sum(measured, self.group)
+        return collectives.all_sum_in_step(measured, step, self.group)
 
     def _checked(self, gradients: Tensor) -> tuple[Tensor, int]:
         """Gradients as a tensor, and how many they are, or an error unless they fit."""

@@ -12,7 +12,7 @@ from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
-from woodbury.linalg.row_products import combine, times
+from woodbury.linalg.row_products import column_squares, combine, times
 
 COLUMNS_PER_ROW = 8
 """Columns of a sketch for each row; twice as many save two iterations of ten."""
@@ -130,7 +130,7 @@ def _drawn_columns(rows: Tensor, wanted: int, generator: torch.Generator) -> Ten
     Column j is drawn with the probability pⱼ = min(1, s gⱼ²/Σ g²) and divided by √pⱼ. The draws are
     systematic: one random number, then even steps through the sum of the pⱼ.
     """
-    squares = torch.linalg.vector_norm(rows, dim=0).double().square()
+    squares = column_squares(rows).double()
     total = float(squares.sum())
     if total == 0 or wanted >= rows.shape[1]:
         return rows

@@ -115,11 +115,15 @@ class SymmetricBlocks:
             columns: (m, c, s), their columns of m rows; products are taken in this dtype.
         """
         batch = columns.permute(1, 0, 2)
+        # Of many rows the whole product takes less time than those of narrow panels.
+        whole = batch.mT @ batch if len(columns) >= self.size and len(self.panels) > 1 else None
         start = 0
         for panel in self.panels:
             end = panel.shape[2]
             left, right = batch[:, :, start:end].mT, batch[:, :, :end]
-            if panel.dtype == columns.dtype:
+            if whole is not None:
+                panel[which] += whole[:, start:end, :end]
+            elif panel.dtype == columns.dtype:
                 panel[which].baddbmm_(left, right)
             else:
                 panel[which] += left @ right

@@ -20,6 +20,7 @@ from woodbury.model.batches import (
 )
 from woodbury.model.calling import call_model
 from woodbury.model.modes import eval_mode
+from woodbury.model.wrappers import checked_model
 
 
 @torch.no_grad()
@@ -50,6 +51,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
         >>> torch.equal(model[1].running_var, torch.zeros(3))
         True
     """
+    model = checked_model(model)
     norms = [
         module
         for module in model.modules()

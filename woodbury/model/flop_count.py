@@ -19,6 +19,7 @@ from woodbury.model.hooks import ModuleCall, record_calls
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def flops(model: nn.Module, inputs: Any) -> Flops:
         {'weight': 10.0, 'bias': 10.0}
     """
     ParameterSpace.from_model(model)  # what is no model, or has no shapes yet, is named
+    model = bare(model)
     refusal = "The model refuses the inputs that its FLOPs are counted on."
     with user_code(refusal), eval_mode(model):
         _, calls = record_calls(model, lambda: call_model(model, inputs))

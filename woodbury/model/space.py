@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
+from woodbury.model.channels import Channels, channels_of
+from woodbury.model.layers import memory_of
+from woodbury.model.wrappers import checked_model, quantized_layers
 
 Patterns = str | Sequence[str]
 """One shell pattern, such as "*.weight", or several."""
@@ -33,6 +35,8 @@ class ParameterSpace:
     Attributes:
         shapes: Name -> shape of every tensor: n weights in all.
         kept: (n,) bool, True for each of the d weights that are kept; None if all are.
+        channels: Name -> along which dimensions its layer has outputs and inputs. Tensors that are
+            not named have outputs along dimension 0, and inputs along dimension 1.
 
     Raises:
         WoodburyError: If there is no tensor, or `kept` is no bool mask over all n weights.
@@ -48,6 +52,7 @@ class ParameterSpace:
 
     shapes: Mapping[str, torch.Size]
     kept: Tensor | None = None
+    channels: Mapping[str, Channels] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shapes, Mapping) or not all(
@@ -66,8 +71,9 @@ class ParameterSpace:
         """The parameters of a model that are chosen by name.
 
         Args:
-            model: The model. Its tied parameters are taken once; those without elements, and whole
-                numbers and other parameters that have no gradient by their type, never.
+            model: The model, whose wrappers are seen through. Its tied parameters are taken once;
+                those without elements, and whole numbers and other parameters that have no gradient
+                by their type, never.
             include: Names to take, or shell patterns of them; all by default.
             exclude: Names or patterns to leave out of these.
             min_ndim: Dimensions that a tensor must have: 2 leaves out biases and norms.
@@ -77,20 +83,30 @@ class ParameterSpace:
 
         Raises:
             WrongType: If the model is no module.
-            WoodburyError: If a pattern matches no parameter, a layer is lazy, or nothing is chosen.
+            WoodburyError: If a pattern matches no parameter, a layer is lazy or quantized, the
+                model is scripted or exported, or nothing is chosen.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
             >>> list(ParameterSpace.from_model(model, exclude="1.*", min_ndim=2).shapes)
             ['0.weight']
         """
-        if not isinstance(model, nn.Module):
-            raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
+        model = checked_model(model)
         parameters = dict(model.named_parameters())
+        if not parameters:
+            raise WoodburyError(
+                "The model has no parameters: one that is quantized holds its weights elsewhere, "
+                "so prune it before."
+            )
         if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
             raise WoodburyError(
                 f"{lazy[0]!r} has no shape yet: "
                 "show the model some data once, as its layers are lazy."
+            )
+        if include == "*" and (quantized := quantized_layers(model)):
+            raise WoodburyError(
+                f"{quantized[0]!r} is quantized, and its weights are no parameters: prune the "
+                "model before it is quantized, or name the parameters that are left with include=…."
             )
         included = _matches(parameters, include, "include")
         included -= _matches(parameters, exclude, "exclude")
@@ -104,7 +120,8 @@ class ParameterSpace:
                 f"No parameter is left: include={include!r}, exclude={exclude!r}, at least "
                 f"{min_ndim} dimension(s). The model has {_listed(parameters)}."
             )
-        return cls({name: parameter.shape for name, parameter in chosen.items()})
+        shapes = {name: parameter.shape for name, parameter in chosen.items()}
+        return cls(shapes, channels=channels_of(model, shapes))
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -209,6 +226,17 @@ class ParameterSpace:
         """(n,) int64: the index of the tensor that each weight belongs to."""
         sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+    def channels_of(self, name: str) -> Channels:
+        """Along which dimensions the layer of a tensor has its outputs and inputs.
+
+        Args:
+            name: Of a tensor of the space.
+
+        Returns:
+            Those of `channels`, or outputs along dimension 0 and inputs along dimension 1.
+        """
+        return self.channels.get(name, Channels())
 
     def name_of(self, index: int) -> str:
         """The name of the parameter that a kept weight belongs to.
@@ -343,23 +371,9 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def memory_of(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common that are one and the same memory, seen in the same way.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        Equal for tied tensors, also where they are two objects.
-    """
-    if not tensor.numel() or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
-        return (id(tensor),)
-    return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
-
-
 def _first_of_tied(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """The parameters without those that are the memory of one before."""
-    first: dict[tuple[Any, ...], str] = {}
+    first: dict[tuple[object, ...], str] = {}
     for name, parameter in parameters.items():
         first.setdefault(memory_of(parameter), name)
     return {name: parameters[name] for name in first.values()}

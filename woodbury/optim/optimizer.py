@@ -135,6 +135,7 @@ class MFAC(torch.optim.Optimizer):
         self._indices: dict[Tensor, Tensor] = {}
         self._windows: Windows | None = None
         self.skipped = 0
+        self._calls = 0  # of step, on each rank alike
         self._most_rows = 0  # bytes, of the steps by rows so far
         defaults = {
             "lr": lr,
@@ -224,9 +225,11 @@ class MFAC(torch.optim.Optimizer):
 
         Raises:
             WoodburyError: If only one of rows and residuals is given, a shape does not fit, a
-                gradient is sparse or complex, or groups that share a window differ in damping.
+                gradient is sparse or complex, groups that share a window differ in damping, or a
+                rank is at another step.
         """
         loss = None
+        self._calls += 1
         if closure is not None:
             if not callable(closure):
                 raise WrongType(f"closure is a {type(closure).__name__}: give a function, or None.")
@@ -250,7 +253,7 @@ class MFAC(torch.optim.Optimizer):
             self._check_room_for(residuals.numel() * layout.d * windows.like.itemsize, windows)
             gradients = layout.matrix(rows, residuals, windows.like)
         dampings = layout.dampings(windows.spans)
-        measured = windows.measure(gradients)
+        measured = windows.measure(gradients, self._calls)
         if measured is None or not (residuals is None or bool(torch.isfinite(residuals).all())):
             self.skipped += 1
             return loss
@@ -324,6 +327,7 @@ class MFAC(torch.optim.Optimizer):
             "_chosen_on": self._chosen_on,
             "_windows": self._windows,
             "skipped": self.skipped,
+            "_calls": self._calls,
             "_most_rows": self._most_rows,
         }
 

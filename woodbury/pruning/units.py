@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,11 @@ class block:
 
 @checks_types
 def output_channels(space: ParameterSpace) -> list[Tensor]:
-    """Output channels: the rows of a matrix, the filters of a kernel (dimension 0).
+    """Output channels: all weights that lead to one output of a layer.
+
+    They are the rows of a matrix and the filters of a convolution, and lie along the other
+    dimension where a layer is stored transposed: transposed convolutions, embeddings, the Conv1D of
+    transformers.
 
     Args:
         space: The weights to prune.
@@ -91,7 +95,7 @@ def output_channels(space: ParameterSpace) -> list[Tensor]:
         The units by size, each (g, s) int64 indices into the d kept weights.
 
     Raises:
-        WoodburyError: If no unit has a kept weight.
+        WoodburyError: If the channels of a tensor are not known, or no unit has a kept weight.
 
     Example:
         >>> import torch, woodbury
@@ -99,12 +103,15 @@ def output_channels(space: ParameterSpace) -> list[Tensor]:
         [tensor([[0, 1, 2],
                 [3, 4, 5]])]
     """
-    return _kept_parts(space, [indices.flatten(1) for indices in _indices(space, 1).values()])
+    return _kept_parts(space, list(_channels(space, of_outputs=True, min_ndim=1)))
 
 
 @checks_types
 def input_channels(space: ParameterSpace) -> list[Tensor]:
-    """Input channels: the columns of a matrix, what a kernel reads of one channel (dimension 1).
+    """Input channels: all weights that read one input of a layer.
+
+    They are the columns of a matrix, what a kernel reads of one channel, and of a grouped
+    convolution what the channel's own group reads of it.
 
     Args:
         space: The weights to prune.
@@ -113,7 +120,8 @@ def input_channels(space: ParameterSpace) -> list[Tensor]:
         The units by size, each (g, s) int64 indices into the d kept weights.
 
     Raises:
-        WoodburyError: If a tensor has fewer than two dimensions, or no unit has a kept weight.
+        WoodburyError: If a tensor has fewer than two dimensions, its channels are not known, or no
+            unit has a kept weight.
 
     Example:
         >>> import torch, woodbury
@@ -122,8 +130,7 @@ def input_channels(space: ParameterSpace) -> list[Tensor]:
                 [1, 4],
                 [2, 5]])]
     """
-    columns = [indices.transpose(0, 1).flatten(1) for indices in _indices(space, 2).values()]
-    return _kept_parts(space, columns)
+    return _kept_parts(space, list(_channels(space, of_outputs=False, min_ndim=2)))
 
 
 @dataclass(frozen=True, init=False)
@@ -178,6 +185,22 @@ def _indices(space: ParameterSpace, min_ndim: int = 0) -> dict[str, Tensor]:
             )
     indices = torch.arange(space.n)
     return {name: indices[part].view(space.shapes[name]) for name, part in space.slices.items()}
+
+
+def _channels(space: ParameterSpace, *, of_outputs: bool, min_ndim: int) -> Iterator[Tensor]:
+    """The indices of each tensor by channel: (g, s)."""
+    for name, indices in _indices(space, min_ndim).items():
+        channels = space.channels_of(name)
+        if not channels.known:
+            raise WoodburyError(
+                f"The channels of {name!r} are not known, as it belongs to {channels.of}: leave "
+                f"it out with exclude={name!r}, or give units.custom."
+            )
+        if (channels.outputs if of_outputs else channels.inputs) == 0:
+            yield indices.flatten(1)
+            continue
+        by_group = indices.unflatten(0, (channels.groups, -1))  # (groups, their rows, channels, …)
+        yield by_group.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _tiles(name: str, indices: Tensor, tile: Sequence[int]) -> Tensor:

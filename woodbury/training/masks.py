@@ -21,6 +21,7 @@ from woodbury.model.parameters import (
     optimized_parameters,
     unwrapped,
 )
+from woodbury.model.wrappers import bare
 
 
 class Hold:
@@ -64,7 +65,8 @@ class Hold:
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> None:
         self.optimizer = unwrapped(optimizer)
         self.removed: dict[nn.Parameter, Tensor] = {}
-        self._parameters = dict(model.named_parameters())
+        named = (*model.named_parameters(), *bare(model).named_parameters())
+        self._parameters = dict(named)  # also by the names of a wrapper
         optimized_parameters(self.optimizer, model)  # raises if there are none
         self.tighten(keep)
         after_step = self.optimizer.register_step_post_hook(lambda *_: self.clear())

@@ -1,6 +1,6 @@
 """Kronecker products of two factors, and their restriction to the kept weights."""
 
-from woodbury.fisher.kronecker.by_rows import AllRowsAtOnce as AllRowsAtOnce
+from woodbury.fisher.kronecker.all_rows import AllRowsAtOnce as AllRowsAtOnce
 from woodbury.fisher.kronecker.by_rows import KroneckerRows as KroneckerRows
 from woodbury.fisher.kronecker.elements import Elements as Elements
 from woodbury.fisher.kronecker.elements import exact as exact

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
@@ -22,62 +20,19 @@ from woodbury.fisher.checks import (
     check_keep,
     check_vector,
 )
-from woodbury.fisher.kronecker.effective_medium import EffectiveMedium
+from woodbury.fisher.kronecker.all_rows import AllRowsAtOnce
+from woodbury.fisher.kronecker.row_chunks import (
+    RowChunk,
+    chosen_places,
+    columns_of,
+    put,
+    submatrices,
+    taken,
+    taken_local,
+)
 from woodbury.limits import Limits
 from woodbury.linalg.cholesky import definite_cholesky, definite_inverse
-from woodbury.linalg.masked_solves import masked_conjugate_gradients
 from woodbury.linalg.precision import wide_dtype
-
-
-@dataclass(frozen=True)
-class AllRowsAtOnce:
-    """Approximate solves and inverse elements of `KroneckerRows`, at 2 d s FLOPs a product.
-
-    1. Solves: masked conjugate gradients, preconditioned by an `EffectiveMedium`. They tend to the
-       exact ones as the tolerance tends to 0.
-    2. Inverse elements: those of the medium, corrected to first order in each row's own mask
-       (eq. 70). Exact while nothing is removed.
-
-    Attributes:
-        tolerance: Relative residual at which conjugate gradients end, over 0.
-        max_steps: Products at most; what is reached then is taken.
-        exact_columns: Columns that interact up to which rows are treated exactly, which is cheaper.
-
-    Raises:
-        WoodburyError: If the tolerance is not positive.
-        WrongType: If a count is no whole number.
-
-    Example:
-        >>> AllRowsAtOnce(tolerance=1e-3).max_steps
-        50
-    """
-
-    tolerance: float = 1e-2
-    max_steps: int = 50
-    exact_columns: int = 64
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 < self.tolerance < 1:
-            raise WoodburyError(
-                f"tolerance is {self.tolerance}: it is relative and must lie in (0, 1)."
-            )
-        check_whole_number(self.max_steps, "max_steps", "conjugate gradients at most")
-        check_whole_number(self.exact_columns, "exact_columns", "columns that interact")
-
-
-class RowChunk(NamedTuple):
-    """Some of the rows, with the places that a batch of small matrices is made of.
-
-    Attributes:
-        rows: (c,) int64, which rows.
-        places: (c, k) int64, the places in each row; beyond the row's own count they mean nothing.
-        valid: (c, k) bool, False where a place means nothing.
-    """
-
-    rows: Tensor
-    places: Tensor
-    valid: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,18 +228,18 @@ class KroneckerRows(Fisher):
         result = torch.zeros_like(columns)
         for chunk in self._chunks(self._direct):
             factor = self._factor(chunk)
-            local = _taken(columns, chunk)
-            _put(result, chunk, torch.cholesky_solve(local, factor))
+            local = taken(columns, chunk)
+            put(result, chunk, torch.cholesky_solve(local, factor))
         for chunk in self._chunks(~self._direct, removed=True):
             # F_KK⁻¹v = (Hv)_K − H_KR (H_RR)⁻¹ (Hv)_R with H the inverse of all columns  (eq. 26).
             inverse = self.inverse_inputs[self._block_of(chunk)]
             free = inverse @ columns[chunk.rows]
             if chunk.places.shape[1]:
                 forces = torch.cholesky_solve(
-                    _taken_local(free, chunk),
-                    definite_cholesky(_submatrices(inverse, chunk)),
+                    taken_local(free, chunk),
+                    definite_cholesky(submatrices(inverse, chunk)),
                 )
-                free = free - _columns_of(inverse, chunk) @ forces
+                free = free - columns_of(inverse, chunk) @ forces
             result[chunk.rows] = free
         return self._gathered(result * self.kept[..., None], v)
 
@@ -303,7 +258,7 @@ class KroneckerRows(Fisher):
         result = self.row_scales.new_zeros(self.kept.shape)
         for chunk in self._chunks(self._direct):
             inverse = torch.cholesky_inverse(self._factor(chunk))
-            _put(result, chunk, inverse.diagonal(dim1=1, dim2=2))
+            put(result, chunk, inverse.diagonal(dim1=1, dim2=2))
         for chunk in self._chunks(~self._direct, removed=True):
             inverse = self.inverse_inputs[self._block_of(chunk)]
             diagonal = inverse.diagonal(dim1=1, dim2=2).clone()
@@ -367,43 +322,22 @@ class KroneckerRows(Fisher):
         return copy
 
     def _solved_at_once(self, columns: Tensor) -> Tensor:
-        """A_KK⁻¹ of columns (o·b, s, k), by conjugate gradients on all rows of a block."""
+        """A_KK⁻¹ of columns (o·b, s, k), all rows of a block at once."""
         assert self.approximation is not None
         result = torch.zeros_like(columns)
         keep = self._by_block(self.kept)
         for column in range(columns.shape[2]):
             rhs = self._by_block(columns[..., column])
-            for block, matrix in enumerate(self._padded_blocks.split(1)):
-                inverse = definite_inverse(matrix)
-                for rows in self._row_slices:
-                    rhs[block, rows] = masked_conjugate_gradients(
-                        matrix,
-                        keep[block, rows][None].to(rhs.dtype),
-                        rhs[block, rows][None],
-                        lambda v, inverse=inverse: v @ inverse,
-                        self.approximation.tolerance,
-                        self.approximation.max_steps,
-                    ).x
+            self.approximation.solve_(self._padded_blocks, keep, rhs)
             result[..., column] = self._by_row(rhs)
         return result
 
     def _diagonal_at_once(self) -> Tensor:
-        """diag(A_KK⁻¹) of every row, (o·b, s), by the effective medium."""
+        """diag(A_KK⁻¹) of every row, (o·b, s)."""
+        assert self.approximation is not None
         keep = self._by_block(self.kept)
-        result = torch.empty(keep.shape, dtype=self.dtype, device=self.device)
         upper = self.inverse_inputs_diagonal
-        for block, matrix in enumerate(self._padded_blocks.split(1)):
-            medium = EffectiveMedium.of(matrix, keep[block][None], upper[block][None])
-            for rows in self._row_slices:
-                result[block, rows] = medium.inverse_diagonals(keep[block, rows][None])[0]
-        return self._by_row(result)
-
-    @property
-    def _row_slices(self) -> list[slice]:
-        """The rows of a group, in parts whose temporaries fit in `Limits.temporary`."""
-        rows = len(self.scales) // self.groups
-        at_once = max(1, Limits.current().temporary // (4 * self.size))
-        return [slice(start, start + at_once) for start in range(0, rows, at_once)]
+        return self._by_row(self.approximation.inverse_diagonals(self._padded_blocks, keep, upper))
 
     def _by_block(self, rows: Tensor) -> Tensor:
         """(o·b, s) -> (g·b, o/g, s): the rows of each block of columns."""
@@ -450,7 +384,7 @@ class KroneckerRows(Fisher):
                 and (end + 1 - start) * max(least, numbers[end]) ** 2 <= Limits.current().temporary
             ):
                 end += 1
-            yield _row_chunk(order[start:end], chosen[order[start:end]], numbers[end - 1])
+            yield chosen_places(order[start:end], chosen[order[start:end]], numbers[end - 1])
             start = end
 
     def _inverses(self) -> Iterator[tuple[RowChunk, Tensor]]:
@@ -482,8 +416,8 @@ class KroneckerRows(Fisher):
 
     def _removed_half(self, inverse: Tensor, chunk: RowChunk) -> Tensor:
         """L⁻¹ H_R· with L Lᵀ = H_RR: (c, r, s), whose column sums of squares H_KK loses."""
-        factor = definite_cholesky(_submatrices(inverse, chunk))
-        rows = _columns_of(inverse, chunk).mT
+        factor = definite_cholesky(submatrices(inverse, chunk))
+        rows = columns_of(inverse, chunk).mT
         return torch.linalg.solve_triangular(factor, rows, upper=False)
 
     def _scattered(self, v: Tensor) -> Tensor:
@@ -508,41 +442,3 @@ class KroneckerRows(Fisher):
 
     def _gathered(self, columns: Tensor, v: Tensor) -> Tensor:
         return check_held(self._selected(columns).reshape(v.shape), "The product")
-
-
-def _row_chunk(rows: Tensor, chosen: Tensor, count: int) -> RowChunk:
-    """The chosen places (c, s) bool of some rows, `count` at most in each."""
-    places = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    valid = torch.arange(count, device=rows.device) < chosen.sum(1)[:, None]
-    return RowChunk(rows, places, valid)
-
-
-def _submatrices(matrices: Tensor, chunk: RowChunk) -> Tensor:
-    """(c, s, s) -> (c, k, k) on the chunk's places; the identity where not valid."""
-    at = torch.arange(len(chunk.rows), device=matrices.device)[:, None, None]
-    result = matrices[at, chunk.places[:, :, None], chunk.places[:, None, :]]
-    result = result * (chunk.valid[:, :, None] & chunk.valid[:, None, :])
-    result.diagonal(dim1=1, dim2=2).add_((~chunk.valid).to(result.dtype))
-    return result
-
-
-def _columns_of(matrices: Tensor, chunk: RowChunk) -> Tensor:
-    """(c, s, s) -> (c, s, k): the columns at the chunk's places, zeros where not valid."""
-    places = chunk.places[:, None, :].expand(-1, matrices.shape[1], -1)
-    return matrices.gather(2, places) * chunk.valid[:, None, :]
-
-
-def _taken(values: Tensor, chunk: RowChunk) -> Tensor:
-    """(o·b, s, k') -> (c, k, k') at the chunk's places, zeros where not valid."""
-    return _taken_local(values[chunk.rows], chunk)
-
-
-def _taken_local(values: Tensor, chunk: RowChunk) -> Tensor:
-    places = chunk.places[..., None].expand(-1, -1, values.shape[2])
-    return values.gather(1, places) * chunk.valid[..., None]
-
-
-def _put(result: Tensor, chunk: RowChunk, values: Tensor) -> None:
-    """Write values (c, k, …) at the chunk's places of result (o·b, s, …)."""
-    rows = chunk.rows[:, None].expand(chunk.places.shape)[chunk.valid]
-    result[rows, chunk.places[chunk.valid]] = values[chunk.valid]

@@ -9,7 +9,6 @@ from itertools import count
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from woodbury.argument_types import check_fields
 from woodbury.errors import check_whole_number
@@ -26,7 +25,7 @@ from woodbury.linalg.dual_solve import is_sketched, solve_dual
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
-from woodbury.linalg.row_products import combine
+from woodbury.linalg.row_products import column_squares, combine
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
@@ -276,7 +275,7 @@ class Refit:
         metric, target = Metric(()), None
         rhs = here
         if layer_terms is not None:
-            curvature = vector_norm(jacobian, dim=0).square_() / m
+            curvature = column_squares(jacobian) / m
             metric, target = layer_terms(curvature)
             rhs = here + jacobian @ target.to(jacobian.dtype)
         if is_sketched(jacobian):
