@@ -168,4 +168,4 @@ def _in_words(hint: Any) -> str:
     if kind is collections.abc.Mapping:
         return "a dict"
     name = getattr(kind, "__name__", str(kind))
-    return WORDS.get(kind, f"a {name}")
+    return WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -75,12 +76,12 @@ class Limits:
             if value is None and field.name == "memory":
                 continue
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if value > 0:
+                if 0 < value < math.inf:
                     continue
                 kind = WoodburyError
             else:
                 kind = WrongType
-            raise kind(f"Limits got {field.name}={value!r}: give a positive number.")
+            raise kind(f"Limits got {field.name}={value!r}: give a positive, finite number.")
 
     @staticmethod
     def current() -> Limits:

@@ -69,6 +69,10 @@ class Objective:
     weights: Tensor
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Objective({type(self.model).__name__}, weights={self.space.d})"
+
     def __post_init__(self) -> None:
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))

@@ -357,7 +357,7 @@ def _check_pruner(pruner: Prune | None) -> None:
         return
     try:
         signature(pruner).bind(None, 0.0)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise WrongType(
             f"The pruner {type(pruner).__name__} takes no (objective, sparsity): "
             "give Pruner(fisher=...), such as Pruner(mfac(500))."
