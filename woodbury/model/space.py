@@ -104,7 +104,7 @@ class ParameterSpace:
                 f"{lazy[0]!r} has no shape yet: "
                 "show the model some data once, as its layers are lazy."
             )
-        if include == "*" and (quantized := quantized_layers(model)):
+        if isinstance(include, str) and include == "*" and (quantized := quantized_layers(model)):
             raise WoodburyError(
                 f"{quantized[0]!r} is quantized, and its weights are no parameters: prune the "
                 "model before it is quantized, or name the parameters that are left with include=…."
