@@ -16,8 +16,8 @@ from woodbury.errors import WrongType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor")
-"""Classes whose instances may come wrapped, or as lists: looked at where they are used."""
+SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor", "Module", "Likelihood")
+"""Classes whose instances may come wrapped, or as lists, or are explained where they are used."""
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 """What a type is called in a sentence."""
@@ -98,7 +98,7 @@ def check_type(value: Any, hint: Any, name: str, owner: str) -> None:
     Raises:
         WrongType: If it is of another.
     """
-    if name == "memory" or is_of(value, hint):  # sizes have a sentence of their own
+    if name in ("memory", "sparsity") or is_of(value, hint):  # these have better sentences
         return
     plain = isinstance(value, (str, int, float, type(None)))
     shown = repr(value)[:60] if plain else f"a {type(value).__name__}"

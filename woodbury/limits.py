@@ -76,12 +76,14 @@ class Limits:
             if value is None and field.name == "memory":
                 continue
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if 0 < value < math.inf:
+                if 0 < value < math.inf or (value > 0 and field.type == "float"):
                     continue
                 kind = WoodburyError
             else:
                 kind = WrongType
-            raise kind(f"Limits got {field.name}={value!r}: give a positive, finite number.")
+            raise kind(
+                f"Limits got {field.name}={value!r}: give a positive number, finite but for a ratio."
+            )
 
     @staticmethod
     def current() -> Limits:
