@@ -16,7 +16,7 @@ from woodbury.errors import WrongType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor", "Module", "Likelihood")
+SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor", "Likelihood")
 """Classes whose instances may come wrapped, or as lists, or are explained where they are used."""
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
@@ -168,4 +168,5 @@ def _in_words(hint: Any) -> str:
     if kind is collections.abc.Mapping:
         return "a dict"
     name = getattr(kind, "__name__", str(kind))
+    name = "torch.nn.Module" if name == "Module" else name
     return WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -81,9 +81,7 @@ class Limits:
                 kind = WoodburyError
             else:
                 kind = WrongType
-            raise kind(
-                f"Limits got {field.name}={value!r}: give a positive number, finite but for a ratio."
-            )
+            raise kind(f"Limits got {field.name}={value!r}: give a positive, finite number.")
 
     @staticmethod
     def current() -> Limits:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.errors import WoodburyError, WrongType, reason, user_code
 from woodbury.linalg.conversion import as_tensor
 
 END = object()
@@ -109,6 +109,8 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
             f"batches is a {type(batches).__name__}: give a list or a DataLoader of pairs "
             "(inputs, target)."
         ) from error
+    except OSError as error:
+        raise WoodburyError(f"batches cannot be read. ({reason(error)})") from error
     for index in count():
         with user_code(f"Batch {index} cannot be read."):
             batch = next(iterator, END)

@@ -459,9 +459,9 @@ class _Settings:
             check_whole_number(self.window, "window", "the number of gradients to remember")
         if self.memory is not None:
             parse_bytes(self.memory)
-        sizes = self.process_group
-        if sizes is not None and not callable(getattr(sizes, "size", None)):
-            raise WrongType(f"group is a {type(sizes).__name__}: give a process group, or None.")
+        group = self.process_group
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
         if self.dtype not in (None, *ROW_DTYPES):
             raise WoodburyError(f"dtype is {self.dtype}: rows can be float32, bfloat16 or float64.")
 

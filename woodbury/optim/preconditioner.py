@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, WrongType, check_whole_number
+from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
 from woodbury.memory.budget import limits_within
@@ -198,7 +198,8 @@ class Preconditioner:
         ):
             batches = batches_for_step(self._calibration, self.step)
             objective = Objective.from_model(self._model, batches, self._likelihood, self.space)
-            fisher = self._estimate(objective)
+            with user_code("The estimate fails on this model and data."):
+                fisher = self._estimate(objective)
             if not isinstance(fisher, Fisher):
                 raise WrongType(f"The estimate gave a {type(fisher).__name__}, not a Fisher.")
         self.fisher = fisher

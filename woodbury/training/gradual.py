@@ -180,7 +180,8 @@ class Gradual:
         if keep_zeros:
             self.space = nonzero
         start_sparsity = current_sparsity(self.space, sparsity, rules.cost)
-        self._sparsities = schedule(sparsity, len(self.pruning_steps), start_sparsity)
+        with user_code("The schedule gives no sparsities."):
+            self._sparsities = schedule(sparsity, len(self.pruning_steps), start_sparsity)
         _check_sparsities(self._sparsities, self.pruning_steps)
         check_reachable(self.space, self._sparsities[0], rules.scope, rules.cost)
         self._settings = self._facts(sparsity, schedule, keep_zeros)
