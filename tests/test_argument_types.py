@@ -16,6 +16,7 @@ from support.random import normal
 import woodbury
 from woodbury.argument_types import hints_of, is_of
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.pruning.schedule import geometric, polynomial, pruning_steps
 
 WRONG: dict[str, Any] = {
     "text": "quick",
@@ -93,9 +94,9 @@ def test_prune_answers_any_option_in_a_sentence(option: str, value: Any) -> None
         (lambda: woodbury.mfac(damping="1"), "damping is '1': mfac takes a number"),  # type: ignore[arg-type]
         (lambda: woodbury.Pruner(woodbury.mfac(8), saliency=3), "saliency is 3"),  # type: ignore[arg-type]
         (lambda: woodbury.selections.iterative_greedy(10**12), "a whole number from 1 to 100,000"),
-        (lambda: woodbury.pruning.schedule.geometric(0.5, 10**12), "give 1 to 100,000"),
-        (lambda: woodbury.pruning.schedule.polynomial(0.5, 10**12), "give 1 to 100,000"),
-        (lambda: woodbury.pruning.schedule.pruning_steps(1, 10**12, every=1), "more than 100,000"),
+        (lambda: geometric(0.5, 10**12), "give 1 to 100,000"),
+        (lambda: polynomial(0.5, 10**12), "give 1 to 100,000"),
+        (lambda: pruning_steps(1, 10**12, every=1), "more than 100,000"),
         (lambda: woodbury.units.block(0), "at least 1"),
         (lambda: woodbury.units.custom([3]), "a unit that is no dict"),  # type: ignore[list-item]
         (lambda: woodbury.ParameterSpace({"a": torch.Size((3,))}, [True]), "kept is a list"),  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ class Limits:
                 kind = WoodburyError
             else:
                 kind = WrongType
-            raise kind(f"Limits got {field.name}={value!r}: give a positive, finite number.")
+            raise kind(f"Limits got {field.name}={value!r}: give a positive number.")
 
     @staticmethod
     def current() -> Limits:

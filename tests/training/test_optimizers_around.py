@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,6 +85,14 @@ def zeros(model: nn.Module) -> float:
     return sum(int((p == 0).sum()) for p in matrices) / sum(p.numel() for p in matrices)
 
 
+def in_turn(*optimizers: torch.optim.Optimizer) -> Callable[[Callable[[], None]], None]:
+    def step(_: Callable[[], None]) -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
 def in_two_steps(sam: SAM, gradients: Callable[[], None]) -> None:
     sam.climb()
     gradients()
@@ -94,25 +103,16 @@ def in_two_steps(sam: SAM, gradients: Callable[[], None]) -> None:
 def test_gradual_pruning_keeps_its_zeros(name: str) -> None:
     model = network()
     if name == "Muon beside AdamW":
-        given: torch.optim.Optimizer = torch.optim.Muon([model[2].weight], lr=0.02)
-        others = [p for p in model.parameters() if p is not model[2].weight]
-        beside = torch.optim.AdamW(others, lr=0.01)
-
-        def step(_: Callable[[], None]) -> None:
-            given.step()
-            beside.step()
+        matrix = model.get_parameter("2.weight")
+        given: torch.optim.Optimizer = torch.optim.Muon([matrix], lr=0.02)
+        rest = [p for p in model.parameters() if p is not matrix]
+        step = in_turn(given, torch.optim.AdamW(rest, lr=0.01))
     elif name == "Lookahead":
         given = Lookahead(torch.optim.Adam(model.parameters(), lr=0.01))
-
-        def step(_: Callable[[], None]) -> None:
-            given.step()
+        step = in_turn(given)
     else:
-        sam = SAM(model)
-        given = sam
-
-        def step(gradients: Callable[[], None]) -> None:
-            in_two_steps(sam, gradients)
-
+        given = SAM(model)
+        step = partial(in_two_steps, given)
     gradual = Gradual(model, given, BATCHES, 0.5, start=3, end=6, steps=2)
     train(model, step)
     assert gradual.step == 9
@@ -124,10 +124,7 @@ def test_masks_hold_for_an_optimizer_that_was_not_given() -> None:
     first = torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9)
     second = torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
 
-    def step(_: Callable[[], None]) -> None:
-        first.step()
-        second.step()
-
+    step = in_turn(first, second)
     train(model, step, times=1)
     keep = {"0.weight": torch.rand(8, 6) > 0.5, "2.weight": torch.rand(3, 8) > 0.5}
     hold = hold_zeros(first, model, keep)
@@ -154,7 +151,7 @@ def test_sparsity_is_that_of_the_model() -> None:
     train(model, lambda _: gradual._hold.optimizer.step(), times=1)
     assert gradual.sparsity == 0.5
     with torch.no_grad():
-        model[0].weight.fill_(1)
+        model.get_parameter("0.weight").fill_(1)
     assert gradual.sparsity == zeros(model) < 0.5
 
 
@@ -165,11 +162,10 @@ def test_a_pruning_step_that_was_not_reached_is_said(
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     gradual = Gradual(model, optimizer, BATCHES, 0.5, end=9, steps=2)
-    train(model, lambda _: optimizer.step(), times=1)
+    train(model, in_turn(optimizer), times=1)
     if ending == "remove":
         gradual.remove()
-    del gradual
-    model = optimizer = None  # type: ignore[assignment]
+    del gradual, model, optimizer
     gc.collect()
     said = capsys.readouterr().err
     assert "ended after step 3, before the pruning step after step 9" in said
@@ -236,10 +232,10 @@ def test_a_state_is_taken_as_a_whole_or_not_at_all(key: str, value: Any) -> None
     gradual = Gradual(
         model, torch.optim.SGD(model.parameters(), 0.1), BATCHES, 0.5, start=2, end=9, steps=2
     )
-    before, weights = str(gradual.state_dict()), model[0].weight.detach().clone()
+    before, weights = str(gradual.state_dict()), model.get_parameter("0.weight").detach().clone()
     with pytest.raises(WoodburyError):
         gradual.load_state_dict(saved | {key: value})
     assert str(gradual.state_dict()) == before
-    torch.testing.assert_close(model[0].weight.detach(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(model.get_parameter("0.weight").detach(), weights, rtol=0, atol=0)
     gradual.load_state_dict(saved)
     assert gradual.engine == saved["engine"]

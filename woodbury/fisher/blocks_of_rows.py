@@ -76,7 +76,8 @@ def dense_blocks(
         >>> fisher @ torch.tensor([1.0, 0.0, 0.0])
         tensor([2., 1., 0.])
     """
-    rows = check_rows(as_tensor(rows, "The matrix of rows"))
+    rows = as_tensor(rows, "The matrix of rows")
+    check_rows(rows)
     sizes = check_sizes(sizes, rows.shape[1])
     check_damping(damping)
     if is_primal(len(rows), sizes):

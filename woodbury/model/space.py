@@ -401,8 +401,9 @@ def _matches(
     try:
         several = [patterns] if isinstance(patterns, str) else list(patterns)
     except (TypeError, RuntimeError):
-        several = [None]
-    if not all(isinstance(pattern, str) for pattern in several):
+        several = []
+    readable = isinstance(patterns, Iterable) and all(isinstance(p, str) for p in several)
+    if not readable:
         raise WrongType(f"{which} is {str(patterns)[:60]}: give a pattern of names, or several.")
     for pattern in several:
         matched = {name for name in names if matches(name, pattern)}

@@ -93,7 +93,9 @@ def check_saved_groups(saved: Any, param_groups: Sequence[Mapping[str, Any]]) ->
     if [len(group.get("params", ())) if isinstance(group, Mapping) else -1 for group in groups] != (
         counts
     ):
-        raise WoodburyError("The saved parameter groups have other numbers of parameters.")
+        raise WoodburyError(
+            "The saved parameter groups have other numbers of parameters: they are of another model."
+        )
     for group in groups:
         check_options(group)
     places = dict(zip(_places(groups), parameters, strict=True))
