@@ -110,7 +110,7 @@ def test_every_operator_takes_arrays_and_lists(case: Case) -> None:
     for given in (v.numpy(), v.tolist(), v.clone().requires_grad_()):
         torch.testing.assert_close(fisher.solve(given), fisher.solve(v), rtol=0, atol=0)  # type: ignore[arg-type]
     for mask in (keep.numpy(), keep.tolist()):
-        found = fisher.restrict(mask).diagonal()
+        found = fisher.restrict(mask).diagonal()  # type: ignore[arg-type]
         torch.testing.assert_close(found, fisher.restrict(keep).diagonal(), rtol=0, atol=0)
     torch.testing.assert_close(
         fisher.inverse_blocks([[0, 1]]),  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def check_saved_groups(saved: Any, param_groups: Sequence[Mapping[str, Any]]) ->
         counts
     ):
         raise WoodburyError(
-            "The saved parameter groups have other numbers of parameters: they are of another model."
+            "The saved parameter groups have other numbers of parameters: of another model."
         )
     for group in groups:
         check_options(group)
