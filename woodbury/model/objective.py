@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from woodbury.argument_types import check_fields
 from woodbury.errors import (
     Refused,
     WoodburyError,
@@ -70,8 +69,11 @@ class Objective:
     weights: Tensor
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Objective({type(self.model).__name__}, weights={self.space.d})"
+
     def __post_init__(self) -> None:
-        check_fields(self)
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))
         self.space.check_vector(self.weights)
