@@ -36,17 +36,21 @@ class MissingDependency(WoodburyError, ImportError):
     """A package that only some users need is not installed; the sentence says how to install it."""
 
 
-def check_whole_number(value: object, name: str, meaning: str) -> None:
-    """Raise unless an argument is a whole number of at least 1.
+def check_whole_number(
+    value: object, name: str, meaning: str, *, least: int = 1, most: int = 2**62
+) -> None:
+    """Raise unless an argument is a whole number, mostly of at least 1.
 
     Args:
         value: The argument.
         name: Its name.
         meaning: What it counts, for the sentence.
+        least: The smallest that will do.
+        most: The largest.
 
     Raises:
         WrongType: If it is no whole number.
-        WoodburyError: If it is below 1.
+        WoodburyError: If it is out of range.
 
     Example:
         >>> check_whole_number(0, "count", "the number of gradient rows")
@@ -55,10 +59,11 @@ def check_whole_number(value: object, name: str, meaning: str) -> None:
     """
     kind = WrongType
     if isinstance(value, (int, Integral)) and not isinstance(value, bool):
-        if int(value) >= 1:
+        if least <= int(value) <= most:
             return
         kind = WoodburyError
-    raise kind(f"{name} is {value!r}: it is {meaning}, a whole number of at least 1.")
+    wanted = f"from {least} to {most:,}" if most < 2**62 else f"of at least {least}"
+    raise kind(f"{name} is {str(value)[:60]!s}: it is {meaning}, a whole number {wanted}.")
 
 
 def reason(error: BaseException) -> str:

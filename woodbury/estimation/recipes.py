@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import (
     Engine,
@@ -86,6 +87,7 @@ class diagonal_fisher:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
 
     def __call__(self, objective: Objective) -> Diagonal:
@@ -132,6 +134,7 @@ class hessian_diagonal:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
 
     def __call__(self, objective: Objective) -> Diagonal:
@@ -196,6 +199,7 @@ class mfac:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
         if self.memory is not None:
             parse_bytes(self.memory)
@@ -285,6 +289,7 @@ class woodfisher:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._as_mfac()
 
     def __call__(self, objective: Objective) -> Fisher:
@@ -350,6 +355,7 @@ class kfac:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
 
     def __call__(self, objective: Objective) -> BlockDiagonal:
@@ -409,6 +415,9 @@ class gauss_newton:
     seed: int = 0
 
     __repr__ = readable
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""

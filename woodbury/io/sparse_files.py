@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.folders import write_atomically
 
@@ -31,6 +32,7 @@ VALUES_SUFFIX = "#values"
 """… and `name#values`, the kept weights in order."""
 
 
+@checks_types
 def save_sparse(
     path: str | os.PathLike, state_dict: Mapping[str, Tensor], names: Iterable[str] | None = None
 ) -> None:
@@ -97,6 +99,7 @@ def save_sparse(
     write_atomically(Path(path), lambda partial: save_file(stored, partial, header))
 
 
+@checks_types
 def load_sparse(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read what `save_sparse` wrote, as a dense state dict.
 
@@ -206,8 +209,9 @@ def check_path(path: Any) -> None:
 
 
 def _listed(names: Any) -> list[str]:
-    listed = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [None]
-    if not all(isinstance(name, str) for name in listed):
+    iterable = isinstance(names, Iterable) and not isinstance(names, str)
+    listed = list(names) if iterable else []
+    if not iterable or not all(isinstance(name, str) for name in listed):
         kind = type(names).__name__
         raise WrongType(f"names is a {kind}: give a list of names in the state dict, or None.")
     return listed

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import (
     Batch,
@@ -23,6 +24,7 @@ from woodbury.model.wrappers import checked_model
 
 
 @torch.no_grad()
+@checks_types
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Set every BatchNorm's running mean and variance to their averages over some batches.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import samples_in
 from woodbury.model.calling import call_model
@@ -62,6 +63,7 @@ class Flops:
 
 @torch.no_grad()
 @torch.random.fork_rng(devices=[])
+@checks_types
 def flops(model: nn.Module, inputs: Any) -> Flops:
     """Count the FLOPs of every parameter, by one forward pass.
 

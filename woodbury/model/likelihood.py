@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32
@@ -53,6 +54,9 @@ class Likelihood:
     output_of: Callable[[Any], Tensor] = _identity
 
     __repr__ = readable
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def checked_loss(self, output: Any, target: Any) -> Tensor:
         """The loss of a batch, seen to be one number.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import (
     Refused,
     WoodburyError,
@@ -72,6 +73,7 @@ class Objective:
     def __post_init__(self) -> None:
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))
+        check_fields(self)
         self.space.check_vector(self.weights)
 
     @classmethod

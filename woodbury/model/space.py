@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.channels import Channels, channels_of
 from woodbury.model.layers import memory_of
@@ -55,6 +55,10 @@ class ParameterSpace:
     channels: Mapping[str, Channels] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shapes, Mapping) or not all(
+            isinstance(shape, torch.Size) for shape in self.shapes.values()
+        ):
+            raise WrongType("shapes maps names to shapes: give {'weight': torch.Size((2, 3))}.")
         if not self.shapes:
             raise WoodburyError("The space is empty: choose at least one parameter.")
         if self.kept is not None:
@@ -210,6 +214,8 @@ class ParameterSpace:
         Raises:
             WoodburyError: If its shape is not (d,).
         """
+        if not isinstance(vector, Tensor):
+            raise WrongType(f"The vector is a {type(vector).__name__}: give a tensor ({self.d},).")
         if vector.shape != (self.d,):
             raise WoodburyError(
                 f"A space of {self.d} kept weights got a vector of shape {tuple(vector.shape)}: "
@@ -243,6 +249,7 @@ class ParameterSpace:
             >>> space.restrict(torch.arange(3) > 0).name_of(1)
             'bias'
         """
+        check_whole_number(index, "index", "that of a kept weight", least=0, most=self.d - 1)
         return self.name_at(int(self.keep.nonzero()[index]))
 
     def name_at(self, position: int) -> str:
@@ -251,6 +258,7 @@ class ParameterSpace:
         Args:
             position: One of all n weights.
         """
+        check_whole_number(position, "position", "that of a weight", least=0, most=self.n - 1)
         return next(
             name for name, where in self.slices.items() if where.start <= position < where.stop
         )
@@ -300,12 +308,17 @@ class ParameterSpace:
 
     def _leading_dimensions(self, tensors: Mapping[str, Tensor]) -> torch.Size:
         """The dimensions before the parameters' own in all tensors; raises if they differ."""
+        if not isinstance(tensors, Mapping):
+            raise WrongType(f"tensors is a {type(tensors).__name__}: give name -> tensor.")
         lead: torch.Size | None = None
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise WoodburyError(
                     f"Parameter {name!r} is missing: the space needs {_listed(self.shapes)}."
                 )
+            if not isinstance(tensors[name], Tensor):
+                given_type = type(tensors[name]).__name__
+                raise WrongType(f"Parameter {name!r} is a {given_type}: give a tensor.")
             given = tensors[name].shape
             if lead is None:
                 lead = given[: max(0, len(given) - len(shape))]
@@ -327,11 +340,12 @@ def check_block_size(size: int) -> None:
     Raises:
         WoodburyError: If it is below 1.
     """
-    if size < 1:
-        raise WoodburyError(f"A block of {size} weights is empty: give a size of at least 1.")
+    check_whole_number(size, "block", "the number of weights of a block")
 
 
 def _check_mask(mask: Tensor, length: int, name: str, over: str) -> None:
+    if not isinstance(mask, Tensor):
+        raise WrongType(f"{name} is a {type(mask).__name__}: give a bool mask over {over}.")
     if mask.dtype != torch.bool or mask.shape != (length,):
         kind = WoodburyError if mask.dtype == torch.bool else WrongType
         raise kind(
@@ -373,7 +387,11 @@ def _has_gradient(parameter: nn.Parameter) -> bool:
 def _matches(names: Iterable[str], patterns: Patterns, which: str) -> set[str]:
     """The names that match any of the patterns; raises for a pattern that matches none."""
     result: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    iterable = isinstance(patterns, Iterable) and not isinstance(patterns, Tensor)
+    several = [patterns] if isinstance(patterns, str) else list(patterns) if iterable else []
+    if not iterable or not all(isinstance(pattern, str) for pattern in several):
+        raise WrongType(f"{which} is {str(patterns)[:60]}: give a pattern of names, or several.")
+    for pattern in several:
         matched = {name for name in names if matches(name, pattern)}
         if not matched:
             raise WoodburyError(

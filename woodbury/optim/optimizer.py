@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.memory.budget import available_bytes, bytes_in_words, parse_bytes
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -99,6 +100,7 @@ class MFAC(torch.optim.Optimizer):
         True
     """
 
+    @checks_types
     def __init__(
         self,
         params: Any,

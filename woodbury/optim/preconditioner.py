@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
@@ -83,6 +84,7 @@ class Preconditioner:
         (4, 12)
     """
 
+    @checks_types
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
@@ -47,6 +48,7 @@ class Planned(NamedTuple):
     plan: Plan
 
 
+@checks_types
 def plan(
     model: nn.Module,
     batches: Iterable[Batch],

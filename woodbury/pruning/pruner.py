@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
@@ -223,6 +224,9 @@ class Pruner:
     normalize_by: Cost | None = None
 
     __repr__ = readable
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def rules(self) -> Pruner:

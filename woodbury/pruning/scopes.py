@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace, matches
 
@@ -18,6 +19,7 @@ The weights of one pool compete, and each pool has its own budget.
 """
 
 
+@checks_types
 def global_(space: ParameterSpace) -> Tensor:
     """Global pruning: all weights compete, under one threshold.
 
@@ -35,6 +37,7 @@ def global_(space: ParameterSpace) -> Tensor:
     return torch.zeros(1, dtype=torch.int64).expand(space.n)
 
 
+@checks_types
 def layerwise(space: ParameterSpace) -> Tensor:
     """Layer-wise pruning: each tensor is a pool, so that all reach the same sparsity.
 
@@ -75,6 +78,9 @@ class consecutive:
 
     size: int
     dim: int | Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, space: ParameterSpace) -> Tensor:
         """The pool of each of the n weights, (n,) int64."""

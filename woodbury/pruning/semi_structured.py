@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.scopes import consecutive
@@ -24,6 +25,7 @@ class SemiStructured(NamedTuple):
     pruner: Pruner
 
 
+@checks_types
 def n_of_m(
     n: int, m: int, pruner: Pruner | None = None, *, dim: int | Mapping[str, int] | None = None
 ) -> SemiStructured:

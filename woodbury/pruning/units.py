@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 
@@ -22,6 +23,7 @@ NAMES_IN_ERROR = 8
 """Parameter names that an error lists at most."""
 
 
+@checks_types
 def single(space: ParameterSpace) -> None:
     """Unstructured pruning: every weight is a unit.
 
@@ -76,6 +78,7 @@ class block:
         return _kept_parts(space, tiles)
 
 
+@checks_types
 def output_channels(space: ParameterSpace) -> list[Tensor]:
     """Output channels: all weights that lead to one output of a layer.
 
@@ -101,6 +104,7 @@ def output_channels(space: ParameterSpace) -> list[Tensor]:
     return _kept_parts(space, list(_channels(space, of_outputs=True, min_ndim=1)))
 
 
+@checks_types
 def input_channels(space: ParameterSpace) -> list[Tensor]:
     """Input channels: all weights that read one input of a layer.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.calling import run_model
@@ -63,6 +64,7 @@ def batches_in(samples: int, size: int) -> int:
     return max(1, samples // size)
 
 
+@checks_types
 def finetune(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
@@ -120,6 +121,7 @@ class Gradual:
         ([1, 4], 12)
     """
 
+    @checks_types
     def __init__(
         self,
         model: nn.Module,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.parameters import (
     Keep,
@@ -111,6 +112,7 @@ class Hold:
         return _without(gradient, self.removed[parameter].to(gradient.device))
 
 
+@checks_types
 def hold_zeros(
     optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep | None = None
 ) -> Hold:
