@@ -62,8 +62,8 @@ class Flops:
 
 
 @torch.no_grad()
-@checks_types
 @torch.random.fork_rng(devices=[])
+@checks_types
 def flops(model: nn.Module, inputs: Any) -> Flops:
     """Count the FLOPs of every parameter, by one forward pass.
 

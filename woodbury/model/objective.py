@@ -76,6 +76,7 @@ class Objective:
     def __post_init__(self) -> None:
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))
+        check_fields(self)
         self.space.check_vector(self.weights)
 
     @classmethod
