@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import (
     Refused,
     WoodburyError,
