@@ -254,7 +254,7 @@ def _check_storable(name: str, tensor: Tensor) -> None:
         raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
     if is_lazy(tensor):
         raise WoodburyError(
-            f"{name!r} in the state dict has no shape yet: show the model some data once."
+            f"{name!r} has no shape yet: show the model some data once, as its layers are lazy."
         )
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "on meta" if tensor.is_meta else "sparse"
