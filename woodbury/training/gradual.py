@@ -25,6 +25,7 @@ from woodbury.model.objective import Objective
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace, Patterns
+from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import standard
@@ -159,7 +160,7 @@ class Gradual:
         self.history: tuple[PruningStep, ...] = ()
         self.space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
         check_prunable(model, self.space.shapes)
-        self._model = model
+        self._model = bare(model)
         self._batches = batches
         self._likelihood = likelihood
         self._score = score
