@@ -20,6 +20,7 @@ TILE = 8
 ACCUMULATORS_IN_FLIGHT = 8
 """A multiply-add takes four cycles and two begin in each, on the CPUs of the last ten years."""
 
+
 def vector_width() -> int:
     """Floats in a vector register of this machine: 16 of AVX-512, 8 of AVX, 4 of NEON and SSE."""
     has = binding.get_host_cpu_features()

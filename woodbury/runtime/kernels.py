@@ -1,6 +1,6 @@
 """The compiled kernels: a sparse matrix times the columns of an input, panel by panel.
 
-All arrays are addresses, so that a call costs microseconds; `layouts.Packed` and `layers` make them.
+All arrays are addresses, so that a call costs microseconds; `products` passes them.
 A panel holds some columns of the input, one row of it after another, as many as fit the registers.
 """
 
@@ -45,9 +45,7 @@ def compiled(*signature: Any) -> Any:
 
 
 @numba.njit(**_OPTIONS)
-def _multiply(
-    vectors, values, places, starts, begin, panel, out, first, last, stride, go_on, low
-):
+def _multiply(vectors, values, places, starts, begin, panel, out, first, last, stride, go_on, low):
     """Call the kernel for a number of registers of columns."""
     if vectors == 8:
         _rows_8(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
@@ -145,9 +143,7 @@ def _unpack_planes(out, stride, rows, begin, columns, target, plane, width, grid
             count = min(width - x, end - position)
             place = target + 4 * (line * width + x)
             for row in range(rows):
-                _copy(
-                    out + row * stride + 4 * (position - begin), place + 4 * row * plane, count
-                )
+                _copy(out + row * stride + 4 * (position - begin), place + 4 * row * plane, count)
         position += grid - x
 
 
@@ -210,7 +206,7 @@ def multiply(
     stride = 4 * most
     panels = (columns + most - 1) // most
     panel, result = scratch, scratch + min(block, inner) * stride
-    blocks = (inner + block - 1) // block
+    blocks = max(1, (inner + block - 1) // block)
     low = np.float32(0) if bounded else np.float32(-np.inf)
     step = ROWS_AT_ONCE if blocks == 1 else last_row - first_row
     for unit in range(first_unit, last_unit):

@@ -1,0 +1,5 @@
+"""Sparse inference: a copy of a model that skips the zeros of its weights."""
+
+from woodbury.runtime.api import LayerChoice as LayerChoice
+from woodbury.runtime.api import accelerate as accelerate
+from woodbury.runtime.api import choices as choices
