@@ -173,6 +173,10 @@ def _copy_with_shared_weights(model: nn.Module) -> nn.Module:
     memo: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for module in model.modules():  # tensors of a graph, such as a masked weight, have no copies
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), value.detach())
     return deepcopy(model, memo)
 
 

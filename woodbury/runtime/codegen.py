@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Numba's decorators and LLVM's builders say nothing of types, and need not be installed.
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
 from collections.abc import Callable
 from typing import Any
 

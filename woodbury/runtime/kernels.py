@@ -6,6 +6,8 @@ A panel holds some columns of the input, one row of it after another, as many as
 
 from __future__ import annotations
 
+# Numba's decorators and LLVM's builders say nothing of types, and need not be installed.
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
 import warnings
 from typing import Any
 

@@ -97,19 +97,21 @@ def in_turns(
     Returns:
         Name -> its seconds, one number a round.
     """
+    # With one thread its own time counts, in which other processes have no share.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     limits = {}
     for name, work in ways.items():
         work()
-        begin = time.perf_counter()
+        begin = clock()
         work()
-        limits[name] = max(2, int(seconds / max(time.perf_counter() - begin, 1e-9)))
+        limits[name] = max(2, int(seconds / max(clock() - begin, 1e-9)))
     result: dict[Any, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
         for name, work in ways.items():
             if number < limits[name]:
-                begin = time.perf_counter()
+                begin = clock()
                 work()
-                result[name].append(time.perf_counter() - begin)
+                result[name].append(clock() - begin)
     return result
 
 
@@ -197,6 +199,10 @@ def _add(file: Path, key: str, choice: Choice) -> None:
         ]
         for name, each in entries.items()
     }
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(plain), "utf-8")
+
     with suppress(OSError, WoodburyError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda path: path.write_text(json.dumps(plain), "utf-8") and None)
+        write_atomically(file, write)
