@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 
 import woodbury
 from woodbury.errors import MissingDependency, WoodburyError
-from woodbury.runtime import layers, measuring, products
+from woodbury.runtime import layers, layouts, measuring, products
 from woodbury.runtime.layouts import Tiling, grid_of
 from woodbury.runtime.measuring import Choice
 
@@ -355,14 +356,52 @@ def test_a_numba_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_work_is_shared_by_units_or_by_rows(threads: int) -> None:
-    from woodbury.runtime.layouts import pack
-
-    packed = pack(torch.eye(40), torch.zeros(40), Tiling(1, 16))
+    weight = torch.eye(200)
+    weight[:20, :150] = 1  # the first rows have most of the non-zeros
+    packed = layouts.pack(weight, torch.zeros(200), Tiling(1, 16))
     for units in (1, 2, 7):
-        covered = torch.zeros(units, 40, dtype=torch.int)
+        covered = torch.zeros(units, 200, dtype=torch.int)
         for first, last, top, bottom in products._shares(packed, units, threads):
             covered[first:last, top:bottom] += 1
+            assert top % layouts.ROWS_AT_ONCE == 0
         assert (covered == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpu", "width", "instruction"),
+    [
+        ("x86_64-linux-gnu", "skylake-avx512", 16, "%zmm"),
+        ("x86_64-linux-gnu", "znver3", 8, "%ymm"),
+        ("aarch64-linux-gnu", "neoverse-n1", 4, "fmla"),
+        ("x86_64-linux-gnu", "x86-64", 4, "mulps"),
+    ],
+)
+def test_the_code_is_that_of_the_machine(
+    machine: str, cpu: str, width: int, instruction: str
+) -> None:
+    """One multiply-add for each register of columns, whatever the CPU; none is run here."""
+    from llvmlite import binding, ir
+
+    from woodbury.runtime.codegen import FLOAT, LONG, emit_rows
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = ir.Module()
+    kind = ir.FunctionType(ir.VoidType(), [LONG] * 11 + [FLOAT])
+    function = ir.Function(module, kind, "rows")
+    builder = ir.IRBuilder(function.append_basic_block())
+    emit_rows(builder, 8, width, function.args)
+    builder.ret_void()
+    try:
+        target = binding.Target.from_triple(machine)
+    except RuntimeError:
+        pytest.skip(f"this LLVM makes no code for {machine}")
+    code = target.create_target_machine(cpu=cpu, opt=3).emit_assembly(
+        binding.parse_assembly(str(module))
+    )
+    products = [line for line in code.splitlines() if re.match(r"\s(vfm|fmla|mulps)", line)]
+    assert len(products) == 8
+    assert all(instruction in line for line in products)
 
 
 def test_a_grid_needs_an_image_as_large_as_the_kernel() -> None:

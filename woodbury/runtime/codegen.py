@@ -73,11 +73,11 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
         width: Floats in a register.
 
     Returns:
-        f(values, places, starts, begin, panel, out, first, last, stride, go_on, low). All are
-        addresses and int64 but `low`: the rows first … last - 1 of a block have the non-zeros
-        `values[starts[r]] …` in the panel's rows at `places` · 4·`width` bytes; they begin with
-        `begin[r]`, or go on from `out` where `go_on`; the result, at least `low`, is stored at
-        `out + r·stride` bytes.
+        f(values, places, starts, order, begin, panel, out, first, last, stride, go_on, low). All
+        are addresses and int64 but `low`. For n in first … last - 1, row r = `order[n]` has the
+        non-zeros `values[starts[n]] …` in the panel's rows at `places` · 4·`width` bytes; it begins
+        with `begin[r]`, or goes on from `out` where `go_on`; the result, at least `low`, is stored
+        at `out + r·stride` bytes.
     """
 
     @intrinsic
@@ -86,6 +86,7 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
         values,
         places,
         starts,
+        order,
         begin,
         panel,
         out,
@@ -95,7 +96,7 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
         go_on,
         low,
     ):
-        signature = types.void(*[types.int64] * 10, types.float32)
+        signature = types.void(*[types.int64] * 11, types.float32)
 
         def generate(context, builder, signature, arguments):
             emit_rows(builder, vectors, width, arguments)
@@ -108,13 +109,14 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
 
 def emit_rows(builder: ir.IRBuilder, vectors: int, width: int, arguments: Any) -> None:
     """Emit the loop over rows of `row_products`."""
-    values, places, starts, begin, panel, out, first, last, stride, go_on, low = arguments
+    values, places, starts, order, begin, panel, out, first, last, stride, go_on, low = arguments
     vector = ir.VectorType(FLOAT, width)
     four = ir.Constant(LONG, 4)
     bound = splat(builder, low, width)
     goes_on = builder.icmp_signed("!=", go_on, ir.Constant(LONG, 0))
-    with cgutils.for_range_slice(builder, first, last, ir.Constant(LONG, 1), LONG) as (row, _):
-        place = builder.mul(row, four)
+    with cgutils.for_range_slice(builder, first, last, ir.Constant(LONG, 1), LONG) as (number, _):
+        place = builder.mul(number, four)
+        row = builder.sext(load(builder, order, WORD, place), LONG)
         start = builder.sext(load(builder, starts, WORD, place), LONG)
         end = builder.sext(load(builder, starts, WORD, place, four), LONG)
         target = builder.add(out, builder.mul(row, stride))
@@ -124,7 +126,7 @@ def emit_rows(builder: ir.IRBuilder, vectors: int, width: int, arguments: Any) -
                 for u, slot in enumerate(slots):
                     builder.store(load(builder, target, vector, _bytes(u, width)), slot)
             with otherwise:
-                value = splat(builder, load(builder, begin, FLOAT, place), width)
+                value = splat(builder, load(builder, begin, FLOAT, builder.mul(row, four)), width)
                 for slot in slots:
                     builder.store(value, slot)
         sums = [builder.load(slot) for slot in slots]

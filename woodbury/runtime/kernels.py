@@ -17,11 +17,10 @@ from numba import carray, int64, void
 from numba.core.errors import NumbaWarning
 
 from woodbury.runtime.codegen import TILE, WIDTH, as_floats, row_products, transpose_tile
+from woodbury.runtime.layouts import ROWS_AT_ONCE
 
 VECTORS = (1, 2, 3, 4, 6, 7, 8)
 """Registers of columns that there are kernels for."""
-ROWS_AT_ONCE = 64
-"""Rows of a result that are finished while they are in the cache."""
 GELU = 1
 """The number of an activation that is no bound from below."""
 
@@ -47,22 +46,22 @@ def compiled(*signature: Any) -> Any:
 
 
 @numba.njit(**_OPTIONS)
-def _multiply(vectors, values, places, starts, begin, panel, out, first, last, stride, go_on, low):
+def _multiply(vectors, *arguments):
     """Call the kernel for a number of registers of columns."""
     if vectors == 8:
-        _rows_8(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_8(*arguments)
     elif vectors == 7:
-        _rows_7(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_7(*arguments)
     elif vectors == 6:
-        _rows_6(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_6(*arguments)
     elif vectors == 4:
-        _rows_4(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_4(*arguments)
     elif vectors == 3:
-        _rows_3(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_3(*arguments)
     elif vectors == 2:
-        _rows_2(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_2(*arguments)
     else:
-        _rows_1(values, places, starts, begin, panel, out, first, last, stride, go_on, low)
+        _rows_1(*arguments)
 
 
 @numba.njit(**_OPTIONS)
@@ -149,13 +148,14 @@ def _unpack_planes(out, stride, rows, begin, columns, target, plane, width, grid
         position += grid - x
 
 
-@compiled(void(*[int64] * 24))
+@compiled(void(*[int64] * 25))
 def multiply(
     source,
     target,
     values,
     places,
     starts,
+    order,
     begin,
     sources,
     scratch,
@@ -184,6 +184,7 @@ def multiply(
         values: The non-zeros, block by block of the inner dimension, in each row by row.
         places: Of each, the row of the panel times `vectors`, 16 bits.
         starts: (blocks·outer + 1) where each row of each block begins, 32 bits.
+        order: (blocks·outer) the rows in the order in which each block has them, 32 bits.
         begin: (outer,) what the sums begin with.
         sources: For planes, (inner,) where each row of the panel begins in an image, 32 bits.
         scratch: Room for a panel of a block and the result of all rows.
@@ -237,6 +238,7 @@ def multiply(
                     values,
                     places,
                     starts + 4 * b * outer,
+                    order + 4 * b * outer,
                     begin,
                     panel,
                     result - top * stride,

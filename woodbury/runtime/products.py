@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import MissingDependency, WoodburyError, reason
-from woodbury.runtime.layouts import Grid, Packed
+from woodbury.runtime.layouts import ROWS_AT_ONCE, Grid, Packed
 
 RELU, GELU = "relu", "gelu"
 
@@ -126,9 +126,16 @@ def _shares(packed: Packed, units: int, threads: int) -> list[tuple[int, int, in
     by_units = min(threads, units)
     by_rows = max(1, min(threads // by_units, packed.outer))
     edges = np.linspace(0, units, by_units + 1).astype(int)
-    nonzeros = np.diff(packed.starts.astype(np.int64)).reshape(-1, packed.outer).sum(0) + 1
-    share = np.cumsum(nonzeros) / nonzeros.sum()
-    rows = [0, *np.searchsorted(share, np.arange(1, by_rows) / by_rows).tolist(), packed.outer]
+    if by_rows == 1:
+        rows = [0, packed.outer]
+    else:
+        nonzeros = np.diff(packed.starts.astype(np.int64)).reshape(-1, packed.outer).sum(0) + 1
+        share = np.cumsum(nonzeros) / nonzeros.sum()
+        inner = np.searchsorted(share, np.arange(1, by_rows) / by_rows)
+        inner = (
+            -(-inner // ROWS_AT_ONCE) * ROWS_AT_ONCE
+        )  # only within such groups rows change places
+        rows = [0, *inner.clip(max=packed.outer).tolist(), packed.outer]
     return [
         (int(a), int(b), top, bottom)
         for a, b in pairwise(edges)
@@ -146,6 +153,7 @@ def _part(work: Work, first_unit: int, last_unit: int, first_row: int, last_row:
         packed.values.ctypes.data,
         packed.places.ctypes.data,
         packed.starts.ctypes.data,
+        packed.order.ctypes.data,
         packed.begin.ctypes.data,
         0 if packed.sources is None else packed.sources.ctypes.data,
         _scratch.room(room).ctypes.data,
