@@ -42,6 +42,7 @@ from woodbury.pruning.refit.layer_goal import Reconstruction as Reconstruction
 from woodbury.pruning.refit.output_fit import Refit as Refit
 from woodbury.pruning.semi_structured import n_of_m as n_of_m
 from woodbury.runtime.api import accelerate as accelerate
+from woodbury.runtime.layer_seconds import latency as latency
 from woodbury.training.gradual import Gradual as Gradual
 from woodbury.training.masks import hold_zeros as hold_zeros
 

@@ -64,3 +64,10 @@ def test_what_it_refuses(here: Path) -> None:
     refused("does not hold what prune writes", "speed empty")
     Path("empty/report.json").write_text(json.dumps({"settings": {}}), "utf-8")
     refused("does not hold what prune writes", "speed empty")
+
+
+def test_a_share_of_the_time(here: Path) -> None:
+    succeeds(PRUNE, "--latency")
+    settings = report("out")["settings"]
+    assert settings["latency"] is True
+    refused("--latency counts seconds", PRUNE.replace("out out", "out other"), "--latency --flops")

@@ -21,6 +21,8 @@ from woodbury.runtime.measuring import Choice
 LEAST_SPARSITY = 0.5
 """With fewer zeros no kernel of ours was faster than the dense product (docs/results.md)."""
 
+FEW_ZEROS = "fewer than half of its weights are zero."
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -154,9 +156,35 @@ def why_dense(layer: Any) -> str | None:
         return "its weight is computed by another module: make it permanent first."
     if weight.dtype != torch.float32 or weight.layout != torch.strided:
         return f"its weight is {weight.dtype}, {weight.layout}; only plain float32 is replaced."
+    if not weight.numel():
+        return "it has no weights."
     if weight.numel() - int(weight.count_nonzero()) < LEAST_SPARSITY * weight.numel():
-        return "fewer than half of its weights are zero."
-    return None if weight.numel() else "it has no weights."
+        return FEW_ZEROS
+    return None
+
+
+def can_be_sparse(layer: nn.Module) -> bool:
+    """Whether a layer could be replaced if enough of its weights were zero.
+
+    Args:
+        layer: Any module.
+    """
+    return type(layer) in _replacements(layer) and why_dense(layer) in (None, FEW_ZEROS)
+
+
+def trial(layer: nn.Module, inputs: Tensor) -> Choice:
+    """Time one layer both ways, or remember what an earlier trial of this machine gave.
+
+    Args:
+        layer: A layer that `can_be_sparse`; it is replaced.
+        inputs: Its inputs.
+    """
+    replaced: Any = layer.eval()
+    replaced.run = SparseRun()
+    _replace(replaced)
+    with torch.inference_mode():
+        replaced(inputs)
+    return next(iter(replaced.run.choices.values()))
 
 
 def _check(model: Any) -> None:
