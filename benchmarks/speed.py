@@ -2,13 +2,12 @@
 
 python benchmarks/speed.py [--networks bert,resnet50] [--sparsities .9] [--batches 1] [--threads 1]
 
-The networks have random weights, of which the smallest of each layer are zero; MobileNetV2 keeps its
-depthwise convolutions and its first one dense. The ways take turns in one process, and a number is
-the median of its runs. With one thread its own time is counted: other jobs on the machine take none
+The networks have random weights, of which the smallest of each layer are zero; MobileNetV2 keeps
+its depthwise convolutions and its first one dense. The ways take turns in one process, and a number
+is the median of its runs. With one thread its own time is counted: other jobs on the machine take none
 of it, but they do take cache and memory bandwidth.
 
-For each layer the least time is told that its non-zeros allow: two FLOPs each at every position, at
-the rate of the peak that `peak` measures by products that stay in the registers' reach.
+Each cell also has what its layers took in their trials, and the rate of torch's dense product.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from woodbury.runtime.measuring import Choice
 
 Signature = tuple[int, ...]
 """What of an input's shape the choice depends on."""
+MOST_SIZES = 64
+"""Sizes of images whose grids a convolution keeps."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class SparseRun:
     activation: str | None = None
     following: Sequence[nn.Module] = ()
     choices: dict[Signature, Choice] = field(default_factory=dict)
-    packed: dict[Any, tuple[Any, Packed]] = field(default_factory=dict, repr=False)
+    packed: dict[Tiling, tuple[Any, Packed]] = field(default_factory=dict, repr=False)
     grids: dict[tuple[int, int], Grid | None] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,6 +93,8 @@ class SparseConv2d(nn.Conv2d):
         dense = super().forward
         size = (input.shape[-2], input.shape[-1]) if input.ndim == 4 else (0, 0)
         if size not in self.run.grids:
+            if len(self.run.grids) >= MOST_SIZES:
+                self.run.grids.clear()
             self.run.grids[size] = layouts.grid_of(self, size)
         grid = self.run.grids[size]
         if grid is None or input.shape[1] != self.in_channels or not _suits(self, input):
@@ -98,7 +102,7 @@ class SparseConv2d(nn.Conv2d):
         check_no_gradient(self, input)
 
         def sparse(tiling: Tiling, activation: str | None) -> Tensor:
-            packed = _packed(self, tiling, lambda: layouts.full_matrix(self), grid)
+            packed = _packed(self, tiling, lambda: layouts.full_matrix(self))
             source = layouts.planes(self, grid, input)
             return products.times_planes(packed, grid, source, activation)
 
@@ -181,9 +185,7 @@ def _choose(
     return choice
 
 
-def _packed(
-    layer: Any, tiling: Tiling, matrix: Callable[[], Tensor], grid: Grid | None = None
-) -> Packed:
+def _packed(layer: Any, tiling: Tiling, matrix: Callable[[], Tensor]) -> Packed:
     """The packed weight, with the norm that follows; packed again if anything of it changed."""
     run: SparseRun = layer.run
     norm = run.norm if run.fuses else None
@@ -191,8 +193,7 @@ def _packed(
     if norm is not None:
         parts += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
     state = tuple(None if part is None else (part.data_ptr(), _version(part)) for part in parts)
-    key = (tiling, None if grid is None else grid.size)
-    known = run.packed.get(key)
+    known = run.packed.get(tiling)
     if known is not None and known[0] == state:
         return known[1]
     weight = matrix()
@@ -200,8 +201,8 @@ def _packed(
     if norm is not None:
         scale, shift = norm_as_line(norm)
         weight, begin = weight * scale[:, None], begin * scale + shift
-    packed = layouts.pack(weight, begin, tiling, None if grid is None else grid.sources)
-    run.packed[key] = (state, packed)
+    packed = layouts.pack(weight, begin, tiling, skip_unused=isinstance(layer, nn.Conv2d))
+    run.packed[tiling] = (state, packed)
     return packed
 
 

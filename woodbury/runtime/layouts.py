@@ -40,8 +40,8 @@ class Packed(NamedTuple):
         starts: (blocks·outer + 1,) int32, where each row of each block begins.
         order: (blocks·outer,) int32, the rows of each block in that order.
         begin: (outer,) float32, what is added to the product.
-        sources: (inner,) int32, where each row of a panel begins in an image; None for tokens.
-        inner: Columns of the matrix that are not all zero; for tokens all columns.
+        used: (inner,) int64, the columns of the matrix that are not left out; None for all.
+        inner: How many columns are packed.
         outer: Its rows.
         block: Columns in a block.
         vectors: Of the tiling.
@@ -52,34 +52,33 @@ class Packed(NamedTuple):
     starts: np.ndarray
     order: np.ndarray
     begin: np.ndarray
-    sources: np.ndarray | None
+    used: Tensor | None
     inner: int
     outer: int
     block: int
     vectors: int
 
 
-def pack(matrix: Tensor, begin: Tensor, tiling: Tiling, sources: Tensor | None = None) -> Packed:
+def pack(matrix: Tensor, begin: Tensor, tiling: Tiling, *, skip_unused: bool = False) -> Packed:
     """Pack a matrix.
 
     Args:
         matrix: (outer, inner) float32, most of it zero.
         begin: (outer,) float32, what is added to the product.
         tiling: How the product is cut.
-        sources: (inner,) int64, where the row of a panel that each column takes begins in an
-            image; None for tokens.
+        skip_unused: Whether to leave out columns without any non-zero.
 
     Returns:
-        The non-zeros. Columns without any are left out where there are `sources`.
+        The non-zeros.
 
     Example:
         >>> packed = pack(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.zeros(2), Tiling(4, 0))
         >>> packed.values, packed.places, packed.starts
         (array([2., 3.], dtype=float32), array([4, 0], dtype=uint16), array([0, 1, 2], dtype=int32))
     """
-    if sources is not None:
-        used = (matrix != 0).any(0)
-        matrix, sources = matrix[:, used], sources[used]
+    used = (matrix != 0).any(0).nonzero()[:, 0] if skip_unused else None
+    if used is not None:
+        matrix = matrix[:, used]
     outer, inner = matrix.shape
     largest = PLACES // tiling.vectors
     block = min(tiling.block or inner, inner, largest) or 1
@@ -101,7 +100,7 @@ def pack(matrix: Tensor, begin: Tensor, tiling: Tiling, sources: Tensor | None =
         _array(starts, np.int32),
         _array(torch.cat(orders) if orders else torch.arange(outer), np.int32),
         _array(begin, np.float32),
-        None if sources is None else _array(sources, np.int32),
+        used,
         inner,
         outer,
         block,

@@ -25,6 +25,7 @@ class Work(NamedTuple):
     """What the kernel is called with, but for the ranges of a thread."""
 
     packed: Packed
+    sources: np.ndarray | None
     source: Tensor
     target: Tensor
     images: int
@@ -69,7 +70,7 @@ def times_tokens(packed: Packed, tokens: Tensor, activation: str | None = None) 
     tokens = tokens.contiguous()
     count = len(tokens)
     target = torch.empty(count, packed.outer)
-    _run(Work(packed, tokens, target, 1, count, 0, 0, count, count, activation))
+    _run(Work(packed, None, tokens, target, 1, count, 0, 0, count, count, activation))
     return target
 
 
@@ -79,7 +80,7 @@ def times_planes(
     """A packed matrix times the patches of images, i.e. a convolution.
 
     Args:
-        packed: The matrix, with the grid's sources.
+        packed: The matrix.
         grid: The grid.
         source: (b, …) what `planes` made of the images.
         activation: "relu", "gelu" or None.
@@ -90,8 +91,10 @@ def times_planes(
     high, wide = grid.output
     target = torch.empty(len(source), packed.outer, high, wide)
     line, width = (high * wide, high * wide) if grid.line == wide else (grid.line, wide)
+    sources = grid.sources if packed.used is None else grid.sources[packed.used]
     work = Work(
         packed,
+        sources.numpy().astype(np.int32),
         source,
         target,
         len(source),
@@ -155,7 +158,7 @@ def _part(work: Work, first_unit: int, last_unit: int, first_row: int, last_row:
         packed.starts.ctypes.data,
         packed.order.ctypes.data,
         packed.begin.ctypes.data,
-        0 if packed.sources is None else packed.sources.ctypes.data,
+        0 if work.sources is None else work.sources.ctypes.data,
         _scratch.room(room).ctypes.data,
         packed.inner,
         packed.outer,
