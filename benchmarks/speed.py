@@ -4,8 +4,8 @@ python benchmarks/speed.py [--networks bert,resnet50] [--sparsities .9] [--batch
 
 The networks have random weights, of which the smallest of each layer are zero; MobileNetV2 keeps
 its depthwise convolutions and its first one dense. The ways take turns in one process, and a number
-is the median of its runs. With one thread its own time is counted: other jobs on the machine take none
-of it, but they do take cache and memory bandwidth.
+is the median of its runs. With one thread its own time is counted: other jobs on the machine take
+none of it, but they do take cache and memory bandwidth.
 
 Each cell also has what its layers took in their trials, and the rate of torch's dense product.
 """
