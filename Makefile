@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint types bench language scale clean
+.PHONY: help setup demo test test-all chaos lint types bench language scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: $(READY)  ## the fast tests, under 5 minutes on 2 cores
 
 test-all: $(READY)  ## the slow ones too, such as ResNet-20, ViT, BERT and GPT-2
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
+
+chaos: $(READY)  ## ten minutes of kills, full disks, damaged files and senseless calls; how each ended
+	PYTHONPATH=tests $(BIN)/python -m chaos
 
 lint: $(READY)  ## style, and the order of the packages
 	$(BIN)/ruff check .

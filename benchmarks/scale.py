@@ -66,6 +66,7 @@ def run(name: str, plan_only: bool) -> dict[str, Any]:
     if plan_only:
         plan = woodbury.plan(model, batches, row.sparsity, **options)
         return {"network": name, "budget": row.budget, **_predicted(plan, before.memory)}
+    begun = time.process_time()
     pruned, resources = measured(lambda: woodbury.prune(model, batches, row.sparsity, **options))
     assert pruned.plan is not None
     return {
@@ -75,6 +76,7 @@ def run(name: str, plan_only: bool) -> dict[str, Any]:
         "budget": row.budget,
         "sparsity": pruned.sparsity,
         "seconds": round(resources.seconds, 1),
+        "processor_seconds": round(time.process_time() - begun, 1),
         "peak_megabytes": round(resources.memory),
         **_predicted(pruned.plan, before.memory),
         **pruned.settings,

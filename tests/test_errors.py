@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def test_errors_of_the_users_code_become_one_sentence() -> None:
     cause = RuntimeError("shapes differ")
     with pytest.raises(WoodburyError) as caught, user_code("Refused."):
         raise cause
-    assert str(caught.value) == "Refused. (RuntimeError: shapes differ)"
+    line = "test_errors.py, line [0-9]+"
+    assert re.fullmatch(rf"Refused\. \(RuntimeError: shapes differ; {line}\)", str(caught.value))
     assert caught.value.__cause__ is cause
     with pytest.raises(WrongType, match=r"^already a sentence$"), user_code("Refused."):
         raise WrongType("already a sentence")

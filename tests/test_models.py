@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.zoo import LOGITS, MODELS, TOKENS, Batches, Model, split, train
+from support.trained_models import LOGITS, MODELS, TOKENS, Batches, Model, split, train
 from torch import Tensor, nn
 
 import woodbury

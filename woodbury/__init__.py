@@ -1,5 +1,6 @@
 """woodbury prunes, trains and explains neural networks with second-order information."""
 
+from woodbury import starting as starting  # isort: skip  (first: the rest takes a second)
 from woodbury import estimation as estimation
 from woodbury import fisher as fisher
 from woodbury import pruning as pruning

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 
 ALLOCATOR_WORDS = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
 """What the messages of torch's allocators have in common."""
+
+
+NOT_OF_THE_USER = (
+    str(Path(__file__).parent),
+    *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+"""Where the code lies that is not the user's."""
 
 
 class WoodburyError(ValueError):
@@ -18,21 +28,29 @@ class WrongType(WoodburyError, TypeError):
     """An argument of another type than the one that is needed."""
 
 
+class Refused(WoodburyError):
+    """The model or its loss failed on a batch; what they raised is the cause."""
+
+
 class MissingDependency(WoodburyError, ImportError):
     """A package that only some users need is not installed; the sentence says how to install it."""
 
 
-def check_whole_number(value: object, name: str, meaning: str) -> None:
-    """Raise unless an argument is a whole number of at least 1.
+def check_whole_number(
+    value: object, name: str, meaning: str, *, least: int = 1, most: int = 2**62
+) -> None:
+    """Raise unless an argument is a whole number, mostly of at least 1.
 
     Args:
         value: The argument.
         name: Its name.
         meaning: What it counts, for the sentence.
+        least: The smallest that will do.
+        most: The largest.
 
     Raises:
         WrongType: If it is no whole number.
-        WoodburyError: If it is below 1.
+        WoodburyError: If it is out of range.
 
     Example:
         >>> check_whole_number(0, "count", "the number of gradient rows")
@@ -41,10 +59,11 @@ def check_whole_number(value: object, name: str, meaning: str) -> None:
     """
     kind = WrongType
     if isinstance(value, (int, Integral)) and not isinstance(value, bool):
-        if int(value) >= 1:
+        if least <= int(value) <= most:
             return
         kind = WoodburyError
-    raise kind(f"{name} is {value!r}: it is {meaning}, a whole number of at least 1.")
+    wanted = f"from {least} to {most:,}" if most < 2**62 else f"of at least {least}"
+    raise kind(f"{name} is {str(value)[:60]!s}: it is {meaning}, a whole number {wanted}.")
 
 
 def reason(error: BaseException) -> str:
@@ -63,6 +82,28 @@ def reason(error: BaseException) -> str:
     lines = (line.strip() for line in str(error).splitlines())
     message = next((line for line in lines if line), "no message")
     return f"{type(error).__name__}: {message}"
+
+
+def users_line(error: BaseException) -> str | None:
+    """The line of the user's own code that raised an error, or called what raised it.
+
+    Args:
+        error: As it was caught.
+
+    Returns:
+        Such as "net.py, line 12"; None where no code of the user's had part in it.
+
+    Example:
+        >>> try:
+        ...     Path("nowhere").read_text()
+        ... except OSError as error:
+        ...     users_line(error) is None  # this is no file
+        True
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*NOT_OF_THE_USER, "<")):
+            return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -86,7 +127,8 @@ def user_code(sentence: str) -> Iterator[None]:
     """A context for code of the user's: whatever it raises becomes one sentence with the reason.
 
     Args:
-        sentence: What was wrong and what to do about it. The reason follows in brackets.
+        sentence: What was wrong and what to do about it. The reason follows in brackets, with the
+            user's line.
 
     Raises:
         WoodburyError: In place of any error that is not one already, nor of an allocator.
@@ -99,9 +141,14 @@ def user_code(sentence: str) -> Iterator[None]:
     """
     try:
         yield
+    except Refused as refusal:  # was said by a context further in, which knew less
+        cause = refusal.__cause__ or refusal
+        raise WoodburyError(f"{sentence} ({reason(cause)})") from cause
     except WoodburyError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise WoodburyError(f"{sentence} ({reason(error)})") from error
+        line = users_line(error)
+        at = f"; {line}" if line else ""
+        raise WoodburyError(f"{sentence} ({reason(error)}{at})") from error

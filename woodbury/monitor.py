@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from woodbury.argument_types import checks_types
+
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called as long work moves on."""
 
@@ -21,6 +23,7 @@ SECONDS_BETWEEN_LINES = 0.2
 
 
 @contextmanager
+@checks_types
 def progress(callback: Progress | None) -> Iterator[None]:
     """Report the long work inside the block to `callback`, and nowhere else.
 

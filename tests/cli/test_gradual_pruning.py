@@ -25,6 +25,8 @@ from support.cli import (
     woodbury,
 )
 
+from woodbury.io.fingerprint import digest
+
 NET = Path(__file__).with_name("trainable_net.py")
 PRUNE = "prune net.py:build net.py:data --sparsity 0.8 --count 40"
 COMMAND = f"{PRUNE} --damping 1e-2 --epochs 3 --steps 3 --lr 0.05"
@@ -247,10 +249,21 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_another_network(
     refused(sentence, GO_ON, "--resume")
 
 
-def test_a_finished_run_is_not_gone_on_with(interrupted: str) -> None:
+def test_a_finished_run_has_nothing_to_go_on_with(interrupted: str) -> None:
     succeeds(GO_ON, "--resume")
-    refused("is finished", GO_ON, "--resume")
+    before = {file: file.read_bytes() for file in Path("my out").iterdir()}
+    again = succeeds(GO_ON, "--resume")
+    assert "The run in my out is finished: there is nothing left to do." in again.stderr
+    assert "Load it with" in again.stdout
+    assert before == {file: file.read_bytes() for file in Path("my out").iterdir()}
+    refused(
+        "The finished run in my out was made with lr 0.05, now",
+        GO_ON.replace("0.05", "0.5"),
+        "--resume",
+    )
     refused("is not empty", GO_ON)
+    Path("my out/report.json").write_text("{}")
+    refused("report.json is damaged or no report", GO_ON, "--resume")
     Path("my out/unfinished.pt").write_bytes(b"half")
     refused("unfinished.pt is damaged", GO_ON, "--resume")
 
@@ -262,9 +275,9 @@ def test_a_loss_that_blows_up_is_said(here: Path) -> None:
 
 
 def test_other_versions_are_remarked_upon(interrupted: str) -> None:
-    state = torch.load("my out/unfinished.pt", weights_only=True)
-    state["record"]["made"]["torch"] = "1.0"
-    torch.save(state, "my out/unfinished.pt")
+    content = torch.load("my out/unfinished.pt", weights_only=True)
+    content["state"]["record"]["made"]["torch"] = "1.0"
+    torch.save({**content, "checksum": digest(content["state"])}, "my out/unfinished.pt")
     assert "began with torch 1.0 and goes on with" in succeeds(GO_ON, "--resume").stderr
 
 

@@ -41,7 +41,8 @@ def test_a_terminated_process_cleans_up(here: Path, sent: signal.Signals) -> Non
 def test_main_is_the_entry_point(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGHUP)}
+    all_three = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {sent: signal.getsignal(sent) for sent in all_three}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     monkeypatch.setattr(sys, "argv", ["woodbury", "--help"])
     with pytest.raises(SystemExit) as end:

@@ -20,6 +20,7 @@ from support.cli import (
     woodbury,
 )
 
+from woodbury.io.fingerprint import digest
 from woodbury.io.run_folder import RunFolder
 
 NET = Path(__file__).with_name("trainable_net.py")
@@ -122,9 +123,9 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_another_network(
 
 @pytest.mark.parametrize("optimizer", ["sgd"])
 def test_other_versions_are_remarked_upon(here: Path, stopped: str) -> None:
-    state = torch.load("stopped/unfinished.pt", weights_only=True)
-    state["record"]["made"]["torch"] = "1.0"
-    torch.save(state, "stopped/unfinished.pt")
+    content = torch.load("stopped/unfinished.pt", weights_only=True)
+    content["state"]["record"]["made"]["torch"] = "1.0"
+    torch.save({**content, "checksum": digest(content["state"])}, "stopped/unfinished.pt")
     result = succeeds(stopped, "--resume")
     assert "began with torch 1.0 and goes on with" in result.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -213,7 +214,7 @@ def test_the_model_is_left_as_it_was() -> None:
     failing = _objective(
         model, _random(10, 1, 4, 4), torch.arange(10), type(cross_entropy)(broken), min_ndim=2
     )
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(WoodburyError, match="on purpose"):
         factors(failing, 10, labels=observed)
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -266,7 +267,8 @@ class _Shuffled(nn.Module):
 def test_layers_it_does_not_know_are_named(
     model: Callable[[], nn.Module], inputs: tuple[int, ...], says: str
 ) -> None:
-    objective = _objective(model(), _random(*inputs), torch.zeros(5))
+    targets = torch.zeros(5, 4, 2) if model is _Shuffled else torch.zeros(5)
+    objective = _objective(model(), _random(*inputs), targets)
     with pytest.raises(WoodburyError, match=says):
         factors(objective, 5, labels=observed)
 
@@ -336,3 +338,42 @@ def test_the_recipe_takes_another_damping_of_the_factors() -> None:
     with pytest.raises(WoodburyError, match="damping is 0"):
         kfac(40, 0.0)
     assert isinstance(kfac(5, labels=sampled)(objective).parts[0], Kronecker)  # type: ignore[attr-defined]
+
+
+class _Mixed(nn.Module):
+    """Layers with factors, and others without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(5, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.grouped = nn.Conv1d(4, 4, 2, groups=2)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.codes(x)
+        y = y + self.attention(y, y, y)[0]
+        return self.last(self.grouped(y.mT).tanh().mean(2))
+
+
+def test_unknown_layers_may_have_a_diagonal() -> None:
+    torch.manual_seed(0)
+    model = _Mixed().double()
+    inputs, target = torch.randint(0, 5, (8, 6)), torch.arange(8) % 3
+    objective = _objective(model, inputs, target, cross_entropy, min_ndim=2)
+    recipe = kfac(8, 1e-3, labels=observed, skip_unknown=True)
+    with pytest.raises(WoodburyError, match=r"know Embedding.*kfac\(skip_unknown=True\)"):
+        replace(recipe, skip_unknown=False)(objective)
+    alone = ParameterSpace.from_model(model, include="last.weight")
+    known = recipe(Objective.from_model(model, objective.batches, space=alone)).diagonal()
+    diagonal = gradient_rows(objective, 8).square().mean(0) + 1e-3
+    diagonal[objective.space.slices["last.weight"]] = known
+    assert_close(recipe(objective).diagonal(), diagonal)
+    keep = torch.rand(objective.space.n) > 0.3
+    weights = torch.where(keep, objective.weights, 0)
+    pruned = objective.at(weights[keep], objective.space.restrict(keep))
+    unknown = torch.ones_like(keep)
+    unknown[objective.space.slices["last.weight"]] = False
+    found = recipe(pruned).inverse_diagonal()[unknown[keep]]
+    there = gradient_rows(objective.at(weights), 8).square().mean(0) + 1e-3
+    assert_close(1 / found, there[keep & unknown])

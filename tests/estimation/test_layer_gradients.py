@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.limits import Limited
 from support.random import normal
-from support.zoo import MODELS, Model
+from support.trained_models import MODELS, Model
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close

@@ -192,7 +192,7 @@ def test_only_products_in_float64_count_as_exact() -> None:
     window, rows = Window(4, 6, 0.1), stream(4).float()
     window.push(rows)
     torch.testing.assert_close(window.gram, rows.double() @ rows.double().T, rtol=1e-14, atol=0)
-    with pytest.raises(WoodburyError, match="one for each"):
+    with pytest.raises(WoodburyError, match="one real number for each"):
         window.solve_newest(residuals=torch.ones(3))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,80 @@ STATE = {"weight": torch.eye(3), "bias": torch.arange(3.0)}
 PARALLEL = {f"module.{name}": tensor for name, tensor in STATE.items()}
 
 
+COMPILED = {f"_orig_mod.{name}": tensor for name, tensor in PARALLEL.items()}
+
+
 @pytest.mark.parametrize(
     "content",
-    [STATE, PARALLEL, {"state_dict": STATE, "epoch": 3}, {"model": PARALLEL}],
-    ids=["plain", "parallel", "with an epoch", "model and parallel"],
+    [
+        STATE,
+        PARALLEL,
+        COMPILED,
+        {"state_dict": STATE, "epoch": 3},
+        {"model": PARALLEL, "args": Namespace(lr=0.1)},
+        {"model_state_dict": {f"module.{name}": tensor for name, tensor in COMPILED.items()}},
+    ],
+    ids=["plain", "parallel", "compiled", "with an epoch", "with options", "many"],
 )
 def test_wrappings_of_torch_files_are_taken_off(content: dict[str, Any], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.pt")
-    weights = read_checkpoint(tmp_path / "model.pt")
-    assert all(torch.equal(weights[name], STATE[name]) for name in weights | STATE)
+    model = nn.Linear(3, 3)
+    load_state_dict_checked(model, read_checkpoint(tmp_path / "model.pt"), "model.pt")
+    assert torch.equal(model.weight, STATE["weight"]) and torch.equal(model.bias, STATE["bias"])
+
+
+def test_a_prefix_that_the_model_has_itself_stays() -> None:
+    inner = nn.Linear(3, 3)
+    model = nn.DataParallel(inner)
+    load_state_dict_checked(model, PARALLEL, "w.pt")
+    assert torch.equal(inner.weight, STATE["weight"])
+
+
+def test_torch_itself_decides_what_old_files_may_lack(tmp_path: Path) -> None:
+    norm = nn.BatchNorm1d(3)
+    old = {name: tensor for name, tensor in norm.state_dict().items() if "num" not in name}
+    load_state_dict_checked(nn.BatchNorm1d(3), {f"module.{name}": old[name] for name in old}, "w")
+    new = norm.state_dict()
+    del new["num_batches_tracked"]  # its version says that it should be there
+    with pytest.raises(WoodburyError, match="w lacks 'num_batches_tracked'"):
+        load_state_dict_checked(nn.BatchNorm1d(3), new, "w")
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    scales = {"weight_g": torch.full((3, 1), 2.0), "weight_v": torch.eye(3)}
+    load_state_dict_checked(layer, {"bias": STATE["bias"], **scales}, "w")
+    assert torch.equal(layer.weight, 2 * torch.eye(3))
+
+
+class Scaled(nn.Linear):
+    scale = 0.0
+
+    def get_extra_state(self) -> Any:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.scale = state["scale"]
+
+
+def test_extra_state_is_handed_over(tmp_path: Path) -> None:
+    saved = Scaled(3, 3)
+    saved.scale = 5.0
+    torch.save({"model": saved.state_dict()}, tmp_path / "w.pt")
+    model = Scaled(3, 3)
+    load_state_dict_checked(model, read_checkpoint(tmp_path / "w.pt"), "w.pt")
+    assert model.scale == 5.0
+    before = model.weight.detach().clone()
+    with pytest.raises(WoodburyError, match=r"w.pt cannot be loaded \(KeyError: 'scale'\)"):
+        load_state_dict_checked(model, {**STATE, "_extra_state": {}}, "w.pt")
+    assert torch.equal(model.weight, before)
+    with pytest.raises(WoodburyError, match=r"w\.pt lacks '_extra_state'"):
+        load_state_dict_checked(model, STATE, "w.pt")
+
+
+def test_a_zip_that_holds_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(WoodburyError, match=r"damaged \(archive/data.pkl is compressed\)"):
+        read_checkpoint(path)
 
 
 def test_safetensors_are_read_dense_or_sparse(tmp_path: Path) -> None:
@@ -59,6 +126,7 @@ def test_files_that_hold_no_state_dict_are_one_sentence(tmp_path: Path) -> None:
     [
         ({"weight": STATE["weight"]}, "w.pt lacks 'bias', which the model has: is it of another"),
         ({**STATE, "scale": torch.ones(3)}, "w.pt has 'scale', which the model lacks: is it of"),
+        ({**STATE, "bias": torch.ones(3) * 1j}, "'bias' is complex in w.pt and real in the model"),
         ({**STATE, "bias": torch.ones(4)}, r"'bias' has shape \(4,\) in w.pt and \(3,\) in the"),
     ],
 )

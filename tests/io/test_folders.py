@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from woodbury.errors import WoodburyError
-from woodbury.io.folders import output_folder, write_atomically
+from woodbury.io.folders import new_output_folder, output_folder, write_atomically
+from woodbury.io.locks import InUse
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
@@ -96,3 +99,44 @@ def test_a_file_is_replaced_whole_or_not_at_all(end: BaseException, tmp_path: Pa
     write_atomically(path, succeed)
     assert [entry.name for entry in tmp_path.iterdir()] == ["numbers"]
     assert path.read_text() == "second"
+
+
+def test_no_two_processes_write_to_one_folder(tmp_path: Path) -> None:
+    goal = tmp_path / "out"
+    with output_folder(goal) as folder:
+        (folder / "x").touch()
+        sentence = f"Process {os.getpid()} is writing to the output folder .*: wait until"
+        with pytest.raises(InUse, match=sentence), output_folder(goal):
+            raise AssertionError("work began")
+        with new_output_folder(goal) as (second, name):
+            (second / "y").touch()
+    assert name == tmp_path / "out-2"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out-2"]
+    with new_output_folder(goal) as (_, name):
+        pass
+    assert name == tmp_path / "out-3"
+
+
+def test_the_next_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (".out.abcdefgh.partial", ".out.b.abcdefgh.partial"):
+        (tmp_path / name).mkdir()
+    for name in (".out.lock", f".w.{ended.pid}.partial", f".w.{os.getpid()}.partial"):
+        (tmp_path / name).touch()
+    with output_folder(tmp_path / "out"):
+        pass
+    write_atomically(tmp_path / "w", lambda partial: partial.touch() or None)
+    left = sorted(entry.name for entry in tmp_path.iterdir())
+    assert left == [".out.b.abcdefgh.partial", "out", "w"], "that of another folder stays"
+
+
+@pytest.mark.parametrize("path", ["loop", "x" * 300, "nul\0", "~nobody-of-that-name/out"])
+def test_what_is_no_path_is_one_sentence(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(WoodburyError, match="output folder"), output_folder(path):
+        raise AssertionError("work began")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loop"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ import pytest
 import torch
 
 from woodbury.errors import WoodburyError
-from woodbury.io.run_folder import PARTIAL_RESULTS, PARTIAL_STATE, STATE_FILE, run_folder
+from woodbury.io.fingerprint import digest
+from woodbury.io.run_folder import (
+    PARTIAL_RESULTS,
+    PARTIAL_STATE,
+    STATE_FILE,
+    is_finished,
+    run_folder,
+)
 
 
 def state(step: int) -> dict[str, Any]:
@@ -101,6 +110,56 @@ def test_bad_folders_are_refused_before_any_work(tmp_path: Path) -> None:
         else:
             (tmp_path / "run" / STATE_FILE).write_bytes(content)
         refused("unfinished.pt is damaged or no state of a run", tmp_path / "run", resume=True)
+
+
+def test_no_flipped_bit_of_a_state_passes(tmp_path: Path) -> None:
+    stopped(tmp_path / "run")
+    file = tmp_path / "run" / STATE_FILE
+    whole = file.read_bytes()
+    draw = random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            with run_folder(tmp_path / "run", resume=True) as folder:
+                assert folder.saved is not None
+                assert digest(folder.saved) == digest(state(1)), "a bit that means nothing"
+        except WoodburyError as error:
+            assert "is damaged or no state of a run" in str(error)
+
+
+def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
+    with run_folder(tmp_path / "run") as folder:
+        folder.save(state(1))
+        refused(f"Process {os.getpid()} is writing to", tmp_path / "run", resume=True)
+    with run_folder(tmp_path / "run", resume=True) as folder:
+        assert folder.saved is not None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_was_killed_at_its_end_is_finished_and_leaves_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert not is_finished(tmp_path / "run") and not is_finished(tmp_path / "nowhere")
+    (tmp_path / "run" / "report.json").touch()
+    (tmp_path / ".run.lock").write_text("1")
+    assert is_finished(tmp_path / "run")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "run" / STATE_FILE).touch()
+    assert not is_finished(tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_last_state_and_nothing_else(tmp_path: Path) -> None:
+    with run_folder(tmp_path / "run") as folder:
+        folder.save(state(1))
+        bound = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, bound[1]))
+        try:
+            with pytest.raises(WoodburyError, match=r"cannot be written: choose a place with room"):
+                folder.save(state(2) | {"more": torch.zeros(10_000)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, bound)
+    assert [entry.name for entry in folder.path.iterdir()] == [STATE_FILE]
 
 
 def test_a_state_that_cannot_be_written_leaves_the_last(

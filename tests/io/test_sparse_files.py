@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.io.sparse_files import is_sparse, load_sparse, save_sparse
+from woodbury.io.sparse_files import (
+    FORMAT,
+    HEADER,
+    VERSION,
+    _checksum,
+    is_sparse,
+    load_sparse,
+    save_sparse,
+)
 
 DTYPES = [
     torch.float64,
@@ -145,6 +154,17 @@ def test_no_flipped_bit_passes(tmp_path: Path) -> None:
             load_sparse(path)
 
 
+def test_a_shape_that_lies_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    stored = {"w#keep": torch.zeros(1, dtype=torch.uint8), "w#values": torch.zeros(0)}
+    facts = {"format": FORMAT, "version": VERSION, "marks": ["#keep", "#values"]}
+    facts |= {"shapes": {"w": [10**6, 10**6]}, "tied": {"w": "w"}}
+    facts["checksum"] = _checksum(facts, stored)  # as a liar would
+    save_file(stored, path, {HEADER: json.dumps(facts)})
+    with pytest.raises(WoodburyError, match="has 1 bytes of bits"):
+        load_sparse(path)
+
+
 def test_two_saves_are_equal_files(tmp_path: Path) -> None:
     state = {name: pruned(8, 8) for name in "abcdef"}
     for file in ("one", "two"):
@@ -174,6 +194,25 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: Tensor, words: s
     with pytest.raises(WoodburyError, match=f"'w' in the state dict is .*{words}"):
         save_sparse(tmp_path / "w.safetensors", {"w": tensor})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((nn.Linear(2, 2), "w"), "The state dict is a str: give (path, model.state_dict())."),
+        (("w", nn.Linear(2, 2)), "The state dict is a Linear: give (path, model.state_dict())."),
+        ((3, {}), "The path is a int: give the name of a file."),
+        (("", {}), "'.' names no file: give the path of the file to write."),
+        (("w", {1: torch.ones(2)}), "The state dict has the key 1"),
+        (("w", {"a": torch.ones(2)}, "a"), "names is a str: give a list of names"),
+        (("w", {"a": torch.ones(2)}, [[3]]), "names is a list: give a list of names"),
+    ],
+)
+def test_slips_of_type_are_one_sentence(arguments: tuple, sentence: str) -> None:
+    with pytest.raises(WoodburyError, match=re.escape(sentence)):
+        save_sparse(*arguments)
+    with pytest.raises(WrongType, match="The path is a NoneType"):
+        load_sparse(None)  # type: ignore[arg-type]
 
 
 def test_a_quantized_tensor_is_named(tmp_path: Path) -> None:

@@ -173,3 +173,15 @@ def test_a_file_that_was_cut_is_a_sentence(tmp_path: Path) -> None:
     stored.file.truncate(100)
     with pytest.raises(WoodburyError, match=r"cannot be read back.*shorter than what was written"):
         list(stored.pages())
+
+
+def test_no_flipped_bit_of_the_rows_passes(tmp_path: Path, limited: Limited) -> None:
+    limited(page=M * 8 * 4, row_columns=4)
+    stored = on_disk(normal(M, D).float(), tmp_path)
+    stored.file.seek(M * 8 * 4 + 3)  # in the second page
+    byte = stored.file.read(1)
+    stored.file.seek(-1, os.SEEK_CUR)
+    stored.file.write(bytes([byte[0] ^ 1]))
+    assert stored.take(torch.tensor([0])).shape == (M, 1), "the first page is whole"
+    with pytest.raises(WoodburyError, match=r"cannot be read back.*other bytes than what was"):
+        list(stored.pages())

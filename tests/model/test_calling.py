@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import woodbury
 from woodbury.estimation.gradients import gradient_rows, looped, vmapped
@@ -172,3 +173,74 @@ def test_a_loss_may_read_what_the_model_has_stored() -> None:
     usual = Objective.from_model(model, data())
     assert objective.loss() == usual.loss()
     torch.testing.assert_close(gradient_rows(objective, 8), gradient_rows(usual, 8))
+
+
+class Checkpointed(nn.Module):
+    """A model that computes its hidden layer again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        def body(y: Tensor) -> Tensor:
+            return torch.tanh(self.hidden(torch.tanh(y)))
+
+        return self.last(checkpoint(body, self.first(x), use_reentrant=self.reentrant))
+
+
+class Plain(Checkpointed):
+    """The same network without that."""
+
+    def __init__(self) -> None:
+        super().__init__(reentrant=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.hidden(torch.tanh(self.first(x)))))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_sees_the_weights_that_are_asked_for(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    model, plain = Checkpointed(reentrant), Plain()
+    plain.load_state_dict(model.state_dict())
+    found = []
+    for each in (model, plain):
+        objective = Objective.from_model(each, data())
+        elsewhere = objective.at(torch.linspace(-1, 1, objective.space.d))
+        found.append([gradient_rows(elsewhere, 9, engine=engine) for engine in (vmapped, looped)])
+    torch.testing.assert_close(found[0], found[1])
+    # A training loop of one's own still has its checkpoints.
+    seen = []
+    model.hidden.register_forward_hook(lambda *_: seen.append(1))
+    model(data()[0][0].requires_grad_()).sum().backward()
+    assert len(seen) == 2
+
+
+class Forces(nn.Module):
+    """A model whose output is a slope of its own energy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        energy = self.last(torch.tanh(self.first(x))).sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_a_model_that_differentiates_by_its_inputs() -> None:
+    torch.manual_seed(0)
+    model = Forces().double()
+    batches = [(inputs.double(), inputs.double() - 1) for inputs, _ in data()]
+    space = woodbury.ParameterSpace.from_model(model, min_ndim=2)
+    objective = Objective.from_model(model, batches, woodbury.squared_error, space)
+    weights = [model.first.weight, model.last.weight]
+    for index, row in enumerate(gradient_rows(objective, 5)):
+        x, y = (part[index : index + 1].clone() for part in batches[0])
+        slopes = torch.autograd.grad(0.5 * (model(x) - y).square().sum(), weights)
+        torch.testing.assert_close(row, torch.cat([slope.flatten() for slope in slopes]))
+    pruned = woodbury.prune(model, batches, 0.5, likelihood=woodbury.squared_error)
+    assert pruned.sparsity == pytest.approx(0.5, abs=0.02)

@@ -150,7 +150,7 @@ def test_patterns_that_choose_nothing_are_named(options: dict, says: str) -> Non
 
 
 def test_a_model_without_parameters() -> None:
-    with pytest.raises(WoodburyError, match="matches no parameter"):
+    with pytest.raises(WoodburyError, match="has no parameters"):
         ParameterSpace.from_model(nn.ReLU())
 
 

@@ -135,6 +135,24 @@ def with_budgets_of_their_own(rank: int, group: Any) -> tuple[int | None, ...]:
     return before, optimizer.window
 
 
+def out_of_step(rank: int, group: Any) -> str:
+    """The second rank has no gradients at its second step, and nothing to do there."""
+    model = net()
+    optimizer = MFAC(model.parameters(), window=3, group=group)
+    for step in range(2):
+        optimizer.zero_grad()
+        if (rank, step) != (1, 1):
+            model(data()[0][step]).sum().backward()
+        if (rank, step) != (0, 1):
+            optimizer.step()
+    before = model[0].weight.detach().clone()
+    model(data()[0][2]).sum().backward()
+    with pytest.raises(WoodburyError) as caught:
+        optimizer.step()
+    assert torch.equal(model[0].weight, before)
+    return str(caught.value)
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
@@ -149,6 +167,7 @@ def work(rank: int, folder: str) -> None:
         }
         results["rows"] = on_rows(dist.group.WORLD)
         results["late"] = late_group(dist.group.WORLD)
+        results["step"] = out_of_step(rank, dist.group.WORLD)
         results["budgets"] = with_budgets_of_their_own(rank, dist.group.WORLD)
         results["sharded"] = sharded(rank, dist.group.WORLD)
         torch.save(results, f"{folder}/{rank}.pt")
@@ -202,6 +221,13 @@ def test_rows_on_two_processes_are_those_on_one(ranks: list[dict[str, Any]]) -> 
 
 def test_a_late_group_is_refused_on_ranks(ranks: list[dict[str, Any]]) -> None:
     assert all("before the first step" in results["late"] for results in ranks)
+
+
+def test_a_rank_that_skips_a_step_is_found_out(ranks: list[dict[str, Any]]) -> None:
+    sentences = [results["step"] for results in ranks]
+    for step, sentence in zip((2, 3), sentences, strict=True):
+        assert f"This rank is at step {step} and another is not" in sentence
+    assert all("skip a step on all ranks or on none" in each for each in sentences)
 
 
 def test_ranks_take_the_smallest_window_that_any_has_room_for(ranks: list[dict[str, Any]]) -> None:

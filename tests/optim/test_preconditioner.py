@@ -281,7 +281,7 @@ def wide() -> nn.Module:
 @pytest.mark.parametrize(
     ("estimate", "message"),
     [
-        (woodbury.kfac(8, damping=0.1), r"leave out '0\.weight' by the space"),
+        (woodbury.kfac(8, damping=0.1), r"leave out '0\.weight' with exclude='0\.weight'"),
         (woodbury.mfac(400, damping=0.1), r"give mfac\(\d+\), or more memory"),
         (woodbury.gauss_newton(woodbury.mfac(400), 1), r"give mfac\(\d+\), or more memory"),
     ],
@@ -303,3 +303,26 @@ def test_the_offer_has_room() -> None:
     Preconditioner(sgd(model), model, woodbury.kfac(8), batches, memory="400 kB")
     with pytest.raises(WoodburyError, match="give bytes or a size such as 6GiB"):
         Preconditioner(sgd(model), model, woodbury.mfac(offer), batches, memory="much")
+
+
+def test_what_has_no_factors_is_left_out_or_has_a_diagonal() -> None:
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
+
+    batches = [(torch.randint(0, 9, (16, 3)), torch.arange(16) % 3) for _ in range(2)]
+    for exclude, recipe, names in (
+        ("0.weight", woodbury.kfac(16, damping=0.1), ["2.weight"]),
+        ((), woodbury.kfac(16, damping=0.1, skip_unknown=True), ["0.weight", "2.weight"]),
+    ):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        made = woodbury.Preconditioner(optimizer, model, recipe, batches, exclude=exclude)
+        nn.functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+        optimizer.step()
+        assert list(made.space.shapes) == names
+        assert made.fisher is not None and made.fisher.d == made.space.n
+    with pytest.raises(WoodburyError, match="leave exclude out"):
+        woodbury.Preconditioner(
+            optimizer, model, recipe, batches, space=made.space, exclude="0.weight"
+        )

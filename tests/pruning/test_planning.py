@@ -93,3 +93,26 @@ def test_a_table_and_a_line() -> None:
     )
     assert "samples          256, 5 times through the network" in str(plan)
     assert "  refit          1 s, 1.05 MB" in str(plan)
+
+
+def test_every_damping_that_is_tried_is_in_the_plan() -> None:
+    model, batches = small()
+    thorough = replace(standard, held_back=0.25, dampings=(1e-4, 1e-3, 1e-2, 1e-1) * 50)
+    several = choice_seconds(woodbury.plan(model, batches, 0.7, effort=thorough))
+    one = choice_seconds(
+        woodbury.plan(model, batches, 0.7, effort=replace(thorough, dampings=(1e-3,)))
+    )
+    assert several > 20 * one
+
+
+def choice_seconds(plan: Plan) -> float:
+    return sum(phase.seconds for phase in plan.phases if phase.name == "choice")
+
+
+def test_where_the_process_has_less_than_was_asked_for_its_limit_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batches = small()
+    monkeypatch.setattr("woodbury.pruning.planning.available_bytes", lambda device: 1000)
+    with pytest.raises(WoodburyError, match=r"may hold 950 B: free memory, or raise the limit"):
+        woodbury.prune(model, batches, 0.7, memory="1GiB")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from woodbury.cli import run
 from woodbury.io.sparse_files import load_sparse
+from woodbury.reporting.files import read_json
 
 
 class Killed(BaseException):
@@ -66,8 +66,8 @@ def files() -> set[Path]:
 
 
 def report(folder: str | Path) -> dict[str, Any]:
-    """The numbers that a command wrote."""
-    return json.loads((Path(folder) / "report.json").read_text("utf-8"))
+    """The numbers that a command wrote; their checksum is verified."""
+    return read_json(Path(folder) / "report.json")
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:

@@ -56,6 +56,20 @@ def test_it_trains_in_train_mode_and_ends_in_eval_mode() -> None:
     assert reports == [("training", step, 5) for step in (3, 4, 5)]
 
 
+def test_the_statistics_of_batchnorm_move_as_in_any_training() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    batches = [(torch.randn(8, 3), torch.arange(8) % 2) for _ in range(4)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    finetune(models[0], optimizers[0], batches, range(1, 5))
+    for inputs, target in batches:
+        optimizers[1].zero_grad()
+        nn.functional.cross_entropy(models[1](inputs), target).backward()
+        optimizers[1].step()
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
+
+
 def test_a_loss_that_is_not_finite_is_named_with_its_step() -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

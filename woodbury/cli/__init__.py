@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,21 +32,33 @@ for command in (demo, prune, compare, speed, train):
 
 def main() -> None:
     """The entry point; being terminated, or left by its terminal, cleans up as Ctrl-C does."""
+    interrupts: list[int] = []
+
+    def interrupt(received: int, _: object) -> None:
+        interrupts.append(received)  # half-done imports may swallow what is raised
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without our letters shows others
+            stream.reconfigure(errors="replace")
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, lambda received, _: sys.exit(128 + received))
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], interrupts))
 
 
-def run(words: Sequence[str]) -> int:
+def run(words: Sequence[str], interrupts: Sequence[int] = ()) -> int:
     """Run a command.
 
     Args:
         words: The words of the command line after `woodbury`.
+        interrupts: The signals of Ctrl-C that have come so far.
 
     Returns:
-        The exit code: 0, 2 for an error of the user, 130 for Ctrl-C.
+        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C.
     """
 
     def command() -> None:
@@ -57,4 +70,4 @@ def run(words: Sequence[str]) -> int:
             result_action="return_value",
         )
 
-    return console.report_errors(command)
+    return console.report_errors(command, interrupts)

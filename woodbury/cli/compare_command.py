@@ -9,15 +9,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from woodbury.cli.console import memory_for, progress_bars, unused_path
+from woodbury.cli.console import memory_for, progress_bars
 from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
 from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
-from woodbury.cli.output import ComparisonReport
+from woodbury.cli.output import ComparisonReport, folder_for
 from woodbury.cli.problem import load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
-from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
 from woodbury.reporting.figures import require_matplotlib
 
@@ -42,12 +41,12 @@ def compare(
 
     Example:  `woodbury compare net.py:trained data.npz --methods magnitude,mfac --out compared`
     """
-    out = out or unused_path(Path("woodbury-compare"))
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
     check_scratch(plans.values(), options)
     require_matplotlib()
-    with memory_for(options.resources.memory), output_folder(out) as folder:
+    place = folder_for(out, "woodbury-compare")
+    with memory_for(options.resources.memory), place as (folder, out):
         with progress_bars():
             choosing = any(len(plan.dampings) > 1 for plan in plans.values())
             problem = load_problem(model, data, options, choosing=choosing)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -32,15 +35,62 @@ from rich.text import Text
 
 from woodbury import monitor
 from woodbury.cli.names import hint, nearest
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 
-out = Console()
-err = Console(stderr=True)
+
+class OutputLost(Exception):
+    """Nothing more can be written to stdout, as its disk is full or its reader has left."""
+
+
+class _Stdout(Console):
+    """Results; that they are lost is said in one sentence."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does.
+
+        Raises:
+            OutputLost: If nobody can get it.
+        """
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            _drop_stdout()
+            raise OutputLost(reason(error)) from error
+
+    def on_broken_pipe(self) -> None:
+        """Raise, where rich would end the process without a word."""
+        _drop_stdout()
+        raise OutputLost("nobody reads it any more")
+
+
+class _Stderr(Console):
+    """Remarks; no work ends because they cannot be shown."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does."""
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a word."""
+
+
+def _drop_stdout() -> None:
+    """Let the interpreter's own flush at the end not fail once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+out = _Stdout()
+err = _Stderr(stderr=True)
 
 USER_ERROR = 2
 """The exit code for everything that the user can put right."""
+OWN_FAULT = 1
+"""The exit code for what woodbury itself did wrong."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells count it."""
 SECONDS_TO_FIRST_LINE = 2.0
@@ -49,14 +99,16 @@ MOST_SECONDS_BETWEEN_LINES = 60.0
 """Between two such lines of a long command."""
 
 
-def report_errors(command: Callable[[], Any]) -> int:
+def report_errors(command: Callable[[], Any], interrupts: Sequence[int] = ()) -> int:
     """Run a command; say what went wrong in one sentence, without a traceback.
 
     Args:
         command: What is run.
+        interrupts: The signals of Ctrl-C that have come so far: what fails after one has failed
+            because of it.
 
     Returns:
-        The exit code: 0, 2 for an error of the user, 130 for Ctrl-C.
+        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C.
     """
     try:
         command()
@@ -64,16 +116,41 @@ def report_errors(command: Callable[[], Any]) -> int:
         return _refuse(sentence_of(error))
     except WoodburyError as error:
         return _refuse(str(error))
+    except OutputLost as error:
+        return _refuse(f"The output cannot be shown ({error}): what is in files was written.")
     except KeyboardInterrupt as interrupt:
-        message = str(interrupt) or "Interrupted: nothing was written."
-        err.print(escape(message), style="yellow", soft_wrap=True, highlight=False)
-        return INTERRUPTED
+        return _interrupted(str(interrupt))
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        return _interrupted() if interrupts else _explain(error)
     return 0
+
+
+def _interrupted(message: str = "") -> int:
+    message = message or "Interrupted: nothing was written."
+    err.print(escape(message), style="yellow", soft_wrap=True, highlight=False)
+    return INTERRUPTED
 
 
 def _refuse(sentence: str) -> int:
     err.print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     return USER_ERROR
+
+
+def _explain(error: Exception) -> int:
+    """Say what no other place has explained: where it arose, the user's own line if one had part.
+
+    `python -X dev -m woodbury.cli …` shows the traceback.
+    """
+    if isinstance(error, OSError) and error.filename:
+        return _refuse(f"{error.filename} cannot be read or written ({reason(error)}): look at it.")
+    if line := users_line(error):
+        return _refuse(f"{line} failed: {reason(error)}.")
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "no line"
+    _refuse(f"woodbury failed ({at}: {reason(error)}): please report it with the command line.")
+    return OWN_FAULT
 
 
 def sentence_of(error: CycloptsError) -> str:
@@ -233,17 +310,3 @@ def memory_for(memory: str | None) -> Iterator[None]:
     advice = "give a smaller --memory, a smaller --count, or fewer parameters with --include"
     with limits_within(memory), if_memory_runs_out(advice):
         yield
-
-
-def unused_path(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, … that does not exist.
-
-    Args:
-        path: Where to look.
-    """
-    number = 2
-    candidate = path
-    while candidate.exists():
-        candidate = path.with_name(f"{path.name}-{number}")
-        number += 1
-    return candidate

@@ -12,15 +12,14 @@ import torch
 from cyclopts import Parameter
 
 from woodbury import monitor
-from woodbury.cli.console import print_plain, progress_bars, unused_path
+from woodbury.cli.console import print_plain, progress_bars
 from woodbury.cli.digits import load_digits, train_network
 from woodbury.cli.options import Seed
-from woodbury.cli.output import ComparisonReport
+from woodbury.cli.output import ComparisonReport, folder_for
 from woodbury.estimation.recipes import diagonal_fisher, gauss_newton, mfac, woodfisher
 from woodbury.evaluation.comparison import choose_damping, compare
 from woodbury.evaluation.methods import Method
 from woodbury.evaluation.metrics import accuracy
-from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
@@ -67,8 +66,7 @@ def demo(
     Example:  `woodbury demo --out runs/demo`
     """
     require_matplotlib()
-    out = out or unused_path(Path("woodbury-demo"))
-    with output_folder(out) as folder, one_thread():
+    with folder_for(out, "woodbury-demo") as (folder, out), one_thread():
         digits = load_digits(seed)
         with progress_bars():
             model = train_network(digits, seed).requires_grad_(False)

@@ -25,7 +25,7 @@ from woodbury.cli.options import (
 )
 from woodbury.cli.output import PruneReport, score_label
 from woodbury.cli.problem import Problem, load_problem
-from woodbury.cli.session import Parts, Session, resumable
+from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
 from woodbury.evaluation.methods import Method, run
@@ -125,6 +125,8 @@ def prune_gradually(
         "lr": training.settings.lr,
         "weight_decay": training.settings.weight_decay,
     }
+    if already_finished(out, training.optimizer.resume, settings):
+        return
     with resumable(out, training.optimizer.resume, settings) as folder:
         with progress_bars():
             problem = load_problem(model, data, options, choosing=True)
@@ -143,6 +145,7 @@ def prune_gradually(
             numbers=numbers,
             tensors=summarize_tensors(space, problem.flops()),
             grids=(_steps_table(numbers),),
+            asked=settings,
         )
         with folder.finishing() as results:
             report.write(results, problem.model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from woodbury.cli.console import print_note, print_plain, print_result
-from woodbury.errors import MissingDependency
+from woodbury.errors import MissingDependency, reason
 from woodbury.evaluation.results import Result, summary
+from woodbury.io.folders import WRITABLE, new_output_folder, os_errors_explained, output_folder
+from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.settings import flattened
 from woodbury.io.sparse_files import save_sparse
 from woodbury.reporting import plots, tables
@@ -47,6 +50,7 @@ class PruneReport:
         tensors: What is kept of each parameter.
         grids: Tables to show beside.
         plan: What the run was predicted to do and take, as facts; None without a plan.
+        asked: What a run that is resumed must be asked for again; None where there is none.
     """
 
     title: str
@@ -57,6 +61,7 @@ class PruneReport:
     tensors: Sequence[TensorSummary]
     grids: Sequence[Grid] = ()
     plan: Mapping[str, Any] | None = None
+    asked: Mapping[str, Any] | None = None
 
     def write(self, folder: Path, model: nn.Module) -> None:
         """Write weights.safetensors, report.json and report.html.
@@ -66,16 +71,18 @@ class PruneReport:
             model: The pruned network.
         """
         names = [tensor.name for tensor in self.tensors]
-        save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
         layers = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in self.tensors]
         more = {"layers": layers, "recipe": self.recipe}
         more |= {"plan": self.plan} if self.plan else {}
-        write_report(folder, "prune", self.settings, asdict(self.numbers) | more)
-        numbers = tables.facts("Numbers", labelled(self.numbers))
-        parts = [*_picture(self.tensors), tables.per_tensor(self.tensors), *self.grids, numbers]
-        recipe = tables.facts("Recipe", flattened(self.recipe))
-        details = [recipe, *folded(self.settings)]
-        write_page(folder / "report.html", self.title, self.line, parts, details)
+        with needed(folder):
+            save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
+            write_report(folder, "prune", self.settings, asdict(self.numbers) | more, self.asked)
+        with if_there_is_room(folder / "report.html") as page:
+            numbers = tables.facts("Numbers", labelled(self.numbers))
+            parts = [*_picture(self.tensors), tables.per_tensor(self.tensors), *self.grids, numbers]
+            recipe = tables.facts("Recipe", flattened(self.recipe))
+            details = [recipe, *folded(self.settings)]
+            write_page(page, self.title, self.line, parts, details)
 
     def show(self, out: Path, remark: str = "") -> None:
         """Print the tables, the result, what to look at, and how to load the weights.
@@ -126,20 +133,25 @@ class ComparisonReport:
         Args:
             folder: Where.
         """
-        write_csv(folder / "results.csv", self.results)
-        write_json(folder / "results.json", self._record())
-        scores = self._scores_picture()
-        (folder / "accuracy.png").write_bytes(scores.light)
-        parts: list[Picture | Grid] = [scores, self._scores_table()]
-        if predictions := self._predictions_picture():
-            (folder / "prediction.png").write_bytes(predictions.light)
-            parts.append(predictions)
+        with needed(folder):
+            write_csv(folder / "results.csv", self.results)
+            write_json(folder / "results.json", self._record())
+        parts: list[Picture | Grid] = [self._scores_table()]
+        with if_there_is_room(folder / "accuracy.png") as file:
+            scores = self._scores_picture()
+            parts.insert(0, scores)
+            file.write_bytes(scores.light)
+        with if_there_is_room(folder / "prediction.png") as file:
+            if predictions := self._predictions_picture():
+                parts.append(predictions)
+                file.write_bytes(predictions.light)
         details = [
             tables.accuracies_before_update(self.results, measure=score_label(self.measure)),
             tables.losses_and_resources(self.results),
             *folded(self.settings),
         ]
-        write_page(folder / "report.html", self.title, self.lead, parts, details)
+        with if_there_is_room(folder / "report.html") as page:
+            write_page(page, self.title, self.lead, parts, details)
 
     def show(self, out: Path) -> None:
         """Print the table, and where the rest is.
@@ -187,8 +199,55 @@ class ComparisonReport:
         return Picture(light, dark, words)
 
 
+@contextmanager
+def folder_for(out: Path | None, default: str) -> Iterator[tuple[Path, Path]]:
+    """Yield a folder to write into and the name that it will take, as `output_folder` does.
+
+    Args:
+        out: What the user asks for; None for the first of default, default-2, … that is free.
+        default: That name.
+    """
+    if out is None:
+        with new_output_folder(Path(default)) as both:
+            yield both
+    else:
+        with output_folder(out) as folder:
+            yield folder, out
+
+
+def needed(folder: Path) -> AbstractContextManager[None]:
+    """A context for the files that are the result: where they have no room, one sentence says so.
+
+    Args:
+        folder: What they are written into, which takes its name or its place later.
+    """
+    return os_errors_explained(f"The results cannot be written to {folder.parent}", WRITABLE)
+
+
+@contextmanager
+def if_there_is_room(file: Path) -> Iterator[Path]:
+    """A context for a file beside the result, which is left out where it has no room.
+
+    Args:
+        file: The file.
+
+    Yields:
+        The same.
+    """
+    try:
+        yield file
+    except OSError as error:
+        with suppress(OSError):
+            file.unlink()
+        print_note(f"{file.name} is left out ({reason(error)}): all else is written.")
+
+
 def write_report(
-    folder: Path, command: str, settings: Mapping[str, Any], numbers: Mapping[str, Any]
+    folder: Path,
+    command: str,
+    settings: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    asked: Mapping[str, Any] | None = None,
 ) -> None:
     """Write report.json: the command, its settings, the versions, and the numbers.
 
@@ -197,9 +256,11 @@ def write_report(
         command: Which command made it.
         settings: What was asked for and what was decided.
         numbers: The fields of one of `woodbury.reporting.records`, and more.
+        asked: What a run that is resumed must be asked for again; None where there is none.
     """
     head = {"command": command, "settings": settings, "versions": versions()}
-    write_json(folder / "report.json", head | dict(numbers))
+    head |= {} if asked is None else {"asked": asked}
+    write_json(folder / REPORT_FILE, head | dict(numbers), sealed=True)
 
 
 def print_how_to_load(out: Path) -> None:

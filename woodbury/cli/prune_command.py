@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -126,9 +127,11 @@ def _prune_at_once(
             objective = problem.objective(options.inputs.seed)
             loss_before = objective.loss()
             flops = problem.flops()
+            began = time.perf_counter()
             outcome = (
                 _as_prune_does(problem, target) if plan is None else _by(plan, problem, target)
             )
+            seconds = time.perf_counter() - began  # the plan and the choice of a damping included
             pruned = outcome.pruned
             numbers = PruneNumbers(
                 measure=problem.measure,
@@ -140,7 +143,7 @@ def _prune_at_once(
                 predicted_increase=pruned.predicted,
                 measured_increase=loss_after - loss_before,
                 damping=outcome.damping,
-                seconds=outcome.cost.seconds,
+                seconds=seconds,
                 peak_megabytes=outcome.cost.memory,
                 peak_device_megabytes=outcome.cost.device_memory,
             )
@@ -173,7 +176,7 @@ class Outcome(NamedTuple):
     Attributes:
         pruned: The pruned objective.
         damping: Of the Fisher; None for a method without one, or with several.
-        cost: The seconds waited, and the peak memory.
+        cost: The seconds and the peak memory of the pruning alone.
         settings: What was decided.
         recipe: What pruned, as facts.
     """

@@ -19,11 +19,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.cli.console import print_note
+from woodbury.cli.output import print_how_to_load
 from woodbury.io.fingerprint import check_same, facts_of
-from woodbury.io.run_folder import RunFolder, run_folder
+from woodbury.io.run_folder import REPORT_FILE, RunFolder, is_finished, run_folder
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood
-from woodbury.reporting.files import versions
+from woodbury.reporting.files import in_json, read_json, versions
 from woodbury.training.finetuning import finetune
 
 SAVE_EVERY_SECONDS = 60.0
@@ -91,6 +92,26 @@ def resumable(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[
         if folder.saved:
             check_same(folder.saved["settings"], settings, f"The run in {out}")
         yield folder
+
+
+def already_finished(out: Path, resume: bool, settings: Mapping[str, Any]) -> bool:
+    """Whether a run that is to be gone on with has ended; this is said then.
+
+    Args:
+        out: The folder.
+        resume: Whether an unfinished run is gone on with.
+        settings: What the run is made with.
+
+    Raises:
+        WoodburyError: If it was made with other settings.
+    """
+    if not (resume and is_finished(out)):
+        return False
+    made_with = read_json(out.expanduser() / REPORT_FILE).get("asked", {})
+    check_same(made_with, in_json(settings), f"The finished run in {out}")
+    print_note(f"The run in {out} is finished: there is nothing left to do.")
+    print_how_to_load(out)
+    return True
 
 
 class Session:

@@ -43,11 +43,13 @@ from woodbury.cli.options import (
 from woodbury.cli.output import (
     WEIGHTS_FILE,
     folded,
+    if_there_is_room,
+    needed,
     print_how_to_load,
     score_label,
     write_report,
 )
-from woodbury.cli.session import Parts, Session, resumable
+from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.estimation.kfac_factors import factored
 from woodbury.estimation.recipes import kfac
 from woodbury.io.sparse_files import save_sparse
@@ -97,6 +99,8 @@ def train(
         **settings_of(training, optimizer, inputs),
         **facts,
     }
+    if already_finished(out, optimizer.resume, settings):
+        return
     with memory_for(resources.memory), resumable(out, optimizer.resume, settings) as folder:
         torch.manual_seed(inputs.seed)
         network = load_model(model, inputs.checkpoint)
@@ -107,10 +111,12 @@ def train(
         table = _table(numbers)
         line = _line(training, numbers)
         with folder.finishing() as results:
-            save_sparse(results / WEIGHTS_FILE, network.state_dict(), {})
-            write_report(results, "train", settings, asdict(numbers))
+            with needed(results):
+                save_sparse(results / WEIGHTS_FILE, network.state_dict(), {})
+                write_report(results, "train", settings, asdict(numbers), asked=settings)
             title = f"{Path(model).name} by {training.optimizer}"
-            write_page(results / "report.html", title, line, [table], folded(settings))
+            with if_there_is_room(results / "report.html") as page:
+                write_page(page, title, line, [table], folded(settings))
     print_result(table.rich())
     print_result(line)
     print_how_to_load(out)

@@ -203,9 +203,7 @@ def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
     try:
         vmapped(objective, *chunk)  # the first call pays for more than the others
         vectorised = _seconds_per_sample(vmapped, objective, *chunk)
-    except WoodburyError:
-        raise
-    except Exception:  # what vmap refuses has no common type
+    except Exception:  # what vmap refuses has no common type; what is wrong `looped` says too
         return looped
     seconds = _seconds_per_sample(looped, objective, *few)
     margin = 1 if large else VMAP_MARGIN
@@ -316,6 +314,7 @@ def mean_gradient(
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(samples_per_pass, count):
             size = samples_in(inputs)
+            objective.check_mean(inputs, target)
             total += size * _mean_gradient(objective, inputs, target).to(dtype)
             samples += size
     check_enough_data(samples, count or 1)
@@ -355,6 +354,7 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
             last = done + samples_in(inputs)
             refusal = f"The model or its loss refuses one of the samples {done + 1} to {last}"
             with user_code(f"{refusal}: look at them and at their labels."):
+                objective.check_mean(inputs, target)
                 engine = engine or fastest(objective, inputs, target)
                 rows = engine(objective, inputs, target)
             _check_finite(objective, rows, done)
@@ -371,6 +371,7 @@ def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]
             if samples_in(inputs) < settings.batch:
                 continue
             target = settings.labels(objective, inputs, target, settings.generator)
+            objective.check_mean(inputs, target)
             row = settings.batch**0.5 * _mean_gradient(objective, inputs, target)[None]
             _check_finite(objective, row, done)
             done += 1

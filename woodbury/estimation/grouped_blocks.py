@@ -110,10 +110,10 @@ def on_tensors(objective: Objective, names: tuple[str, ...]) -> Objective:
     shapes = {name: space.shapes[name] for name in names}
     if space.kept is None:
         weights = objective.weights[whole]
-        part = ParameterSpace(shapes)
+        part = replace(space, shapes=shapes)
     else:
         first = int(space.kept[: whole.start].sum())
-        part = ParameterSpace(shapes, space.kept[whole])
+        part = replace(space, shapes=shapes, kept=space.kept[whole])
         weights = objective.weights[first : first + part.d]
     fixed = {name: tensor for name, tensor in objective.parameters.items() if name not in shapes}
     return replace(objective, space=part, weights=weights, fixed={**objective.fixed, **fixed})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, check_whole_number, is_out_of_memory, user_code
 from woodbury.estimation.gradients import Labels, observed
 from woodbury.limits import Limits
 from woodbury.model.batches import check_enough_data, samples_in
@@ -61,6 +61,7 @@ def second_derivatives(
         for inputs, target in objective.batches.in_batches(samples_per_pass, count):
             size = samples_in(inputs)
             target = labels(objective, inputs, target, generator)
+            objective.check_mean(inputs, target)
             for where, values in _of_batch(objective, inputs, target):
                 total[where] += size * values.double()
                 finished = done // samples_per_pass * d + where.stop
@@ -94,6 +95,7 @@ def _of_batch(objective: Objective, inputs: Any, target: Any) -> Iterator[_Entri
     slopes = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=True, materialize_grads=True
     )
+    slopes = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
     _check_twice_differentiable(parameters, slopes)
     keep = objective.space.keep.to(loss.device)
     columns = Limits.current().hessian_columns
@@ -102,7 +104,10 @@ def _of_batch(objective: Objective, inputs: Any, target: Any) -> Iterator[_Entri
         kept = keep[objective.space.slices[name]].nonzero()[:, 0]
         for index in kept.split(columns):
             stop = start + len(index)
-            yield _Entries(slice(start, stop), _diagonal_entries(slope, parameter, index))
+            refusal = f"The loss cannot be differentiated twice by {name!r}"
+            with user_code(f"{refusal}: take diagonal_fisher() instead."):
+                values = _diagonal_entries(slope, parameter, index)
+            yield _Entries(slice(start, stop), values)
             start = stop
 
 
@@ -130,17 +135,33 @@ def _diagonal_entries(slope: Tensor, parameter: Tensor, index: Tensor) -> Tensor
         return parameter.new_zeros(len(index))
     unit_vectors = parameter.new_zeros(len(index), parameter.numel())
     unit_vectors.scatter_(1, index[:, None], 1)
-    with warnings.catch_warnings():
-        # An operation without a batching rule gives the right answer, one vector at a time.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        (products,) = torch.autograd.grad(
-            slope,
-            parameter,
-            unit_vectors.view(-1, *slope.shape),
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=True,
-        )
+    vectors = unit_vectors.view(-1, *slope.shape)
+    try:
+        with warnings.catch_warnings():
+            # An operation without a batching rule gives the right answer, one vector at a time.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            products = _hessian_products(slope, parameter, vectors, batched=True)
+    except RuntimeError as error:  # torch has wrong batching rules too, as of GroupNorm
+        if is_out_of_memory(error):
+            raise
+        each = [_hessian_products(slope, parameter, one, batched=False) for one in vectors]
+        known = [one for one in each if one is not None]
+        products = torch.stack(known) if known else None
     if products is None:  # the slope does not depend on its own parameter
         return parameter.new_zeros(len(index))
     return products.reshape(len(index), -1).gather(1, index[:, None])[:, 0]
+
+
+def _hessian_products(
+    slope: Tensor, parameter: Tensor, vectors: Tensor, *, batched: bool
+) -> Tensor | None:
+    """∂slope/∂parameter times vectors; None where the slope does not depend on its parameter."""
+    (product,) = torch.autograd.grad(
+        slope,
+        parameter,
+        vectors,
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=batched,
+    )
+    return product.to_dense() if product is not None and product.is_sparse else product

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels, sampled
+from woodbury.estimation.layer_products import used_elsewhere
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.model.batches import check_enough_data, samples_in
@@ -28,6 +29,7 @@ from woodbury.model.layers import (
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective, check_dependence
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 from woodbury.monitor import report
 
 
@@ -49,6 +51,7 @@ def factors(
     *,
     labels: Labels = sampled,
     generator: torch.Generator | None = None,
+    skip_unknown: bool = False,
 ) -> dict[str, Factors]:
     """K-FAC's factors of every tensor of the space  (eq. 27).
 
@@ -65,6 +68,7 @@ def factors(
         count: Samples m, from the first.
         labels: `sampled` for the true Fisher, `observed` for the empirical one.
         generator: Of the sampled labels.
+        skip_unknown: Whether to leave out parameters without factors in place of an error.
 
     Returns:
         Parameter name -> its factors, float32 at least.
@@ -80,13 +84,17 @@ def factors(
         (torch.Size([2, 2]), torch.Size([3, 3]))
     """
     check_whole_number(count, "count", "the number of samples")
-    uses = _layer_uses(objective)
+    uses = _layer_uses(objective, skip_unknown)
     sums: dict[str, Factors] = {}
+    odd: set[str] | None = set() if skip_unknown else None
     done = 0
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(Limits.current().kfac_samples, count):
             target = labels(objective, inputs, target, generator)
-            for name, local in _sums_of_batch(objective, uses, inputs, target):
+            objective.check_mean(inputs, target)
+            if not done:
+                uses = _with_factors(objective, uses, inputs, target, skip_unknown)
+            for name, local in _sums_of_batch(objective, uses, inputs, target, odd):
                 before = sums.get(name, (0.0, 0.0))
                 left = before[0] + local.left.double()
                 right = before[1] + local.right.double()
@@ -95,7 +103,8 @@ def factors(
             report("factors", done, count)
     check_enough_data(done, count)
     dtype = wide_dtype(objective.weights.dtype)
-    return {name: _averaged(name, sums, count, dtype) for name in objective.space.shapes}
+    names = objective.space.shapes if odd is None else sums.keys() - odd
+    return {name: _averaged(name, sums, count, dtype) for name in names}
 
 
 def factored(model: nn.Module) -> ParameterSpace:
@@ -110,6 +119,7 @@ def factored(model: nn.Module) -> ParameterSpace:
     Raises:
         WoodburyError: If there is none.
     """
+    model = bare(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     names = sorted({name for name, _ in known_layers(model, trained)})
     if not names:
@@ -157,11 +167,15 @@ def _averaged(name: str, sums: Mapping[str, Factors], count: int, dtype: torch.d
     return Factors((left / count).to(dtype), (right / count).to(dtype))
 
 
-def _layer_uses(objective: Objective) -> list[_LayerUse]:
+def _layer_uses(objective: Objective, skip_unknown: bool) -> list[_LayerUse]:
     uses = []
+    unknown: set[str] = set()
     for owner in parameter_owners(objective.model, objective.space.shapes):
         module = owner.module
         first = next(iter(owner.names.values()))
+        if skip_unknown and not is_known(module):
+            unknown.update(owner.names.values())  # also where a known layer shares it
+            continue
         if type(module) not in KNOWN_TYPES:
             raise WoodburyError(
                 f"K-FAC does not know {type(module).__name__}, which holds {first!r}: "
@@ -174,21 +188,47 @@ def _layer_uses(objective: Objective) -> list[_LayerUse]:
         use = _LayerUse(module, owner.names.get("weight"), owner.names.get("bias"))
         if use.weight or use.bias:  # torch's own pruning keeps a weight under another name
             uses.append(use)
-    return uses
+    return [use for use in uses if unknown.isdisjoint((use.weight, use.bias))]
+
+
+def _with_factors(
+    objective: Objective, uses: list[_LayerUse], inputs: Any, target: Any, skip_unknown: bool
+) -> list[_LayerUse]:
+    """The uses whose weights the model uses in no other way; others are an error, or left out."""
+    layers = [(use.weight, use.layer) for use in uses if use.weight is not None]
+    elsewhere = used_elsewhere(objective, layers, inputs, target)
+    if elsewhere and not skip_unknown:
+        name = min(elsewhere)
+        raise WoodburyError(
+            f"{name!r} takes part in the loss in other ways than its layer's products: "
+            f"{_remedy(name)}"
+        )
+    return [use for use in uses if use.weight not in elsewhere]
 
 
 def _remedy(name: str) -> str:
-    return f"leave it out with exclude={name!r}, or take another structure."
+    return (
+        f"leave it out with exclude={name!r}, give it a diagonal with kfac(skip_unknown=True), or "
+        "take another structure."
+    )
 
 
 def _sums_of_batch(
-    objective: Objective, uses: list[_LayerUse], inputs: Any, target: Any
+    objective: Objective,
+    uses: list[_LayerUse],
+    inputs: Any,
+    target: Any,
+    odd: set[str] | None,
 ) -> Iterator[tuple[str, Factors]]:
-    """The sums over one batch's samples of both factors of each parameter."""
+    """The sums over one batch's samples of both factors of each parameter.
+
+    Parameters of layers that do not see the samples along dimension 0 are added to `odd`; where
+    that is None, they are an error.
+    """
     size = samples_in(inputs)
     seen = {name: _Seen() for use in uses for name in (use.weight, use.bias) if name is not None}
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
-    with torch.enable_grad(), _watching(uses, seen, size):
+    with torch.enable_grad(), _watching(uses, seen, size, odd):
         # The loss is a mean over the samples; its gradient by one sample's output is 1/size of
         # what that sample has.
         loss = size * objective.batch_loss(parameters, inputs, target)
@@ -200,7 +240,7 @@ def _sums_of_batch(
     slopes = torch.autograd.grad(loss, probes, materialize_grads=True)
     slope_of = {id(probe): slope for probe, slope in zip(probes, slopes, strict=True)}
     for name, one in seen.items():
-        if not one.probes:
+        if not one.probes or (odd and name in odd):
             continue
         by_use = [
             at_least_float32(by_position(layer, slope_of[id(probe)])) for layer, probe in one.probes
@@ -216,7 +256,7 @@ def _sums_of_batch(
 
 
 def _watching(
-    uses: list[_LayerUse], seen: Mapping[str, _Seen], size: int
+    uses: list[_LayerUse], seen: Mapping[str, _Seen], size: int, odd: set[str] | None
 ) -> AbstractContextManager[None]:
     """A context in which each layer's inputs and outputs are noted in `seen`."""
 
@@ -230,7 +270,15 @@ def _watching(
             output: Tensor,
         ) -> Tensor:
             given = layer_input(positional, keywords)
-            _check_batch(layer, given, size, names[0])
+            if not _has_samples(layer, given, size):
+                if odd is None:
+                    raise WoodburyError(
+                        f"The layer of {names[0]!r} got an input of shape {tuple(given.shape)} in "
+                        f"a batch of {size}: K-FAC needs the samples along dimension 0; "
+                        f"{_remedy(names[0])}"
+                    )
+                odd.update(names)
+                return output
             # A zero of its own carries the gradient, as the output may be overwritten in place.
             probe = torch.zeros_like(output, requires_grad=True)
             for name in names:
@@ -246,13 +294,10 @@ def _watching(
     return forward_hooks((use.layer, hook_of(use)) for use in uses)
 
 
-def _check_batch(layer: MatrixLayer, given: Tensor, size: int, name: str) -> None:
+def _has_samples(layer: MatrixLayer, given: Tensor, size: int) -> bool:
+    """Whether a layer's input has the samples along dimension 0."""
     is_image = isinstance(layer, nn.Conv2d)
-    if given.ndim < 2 or len(given) != size or (is_image and given.ndim != 4):
-        raise WoodburyError(
-            f"The layer of {name!r} got an input of shape {tuple(given.shape)} in a batch of "
-            f"{size}: K-FAC needs the samples along dimension 0; {_remedy(name)}"
-        )
+    return given.ndim >= 2 and len(given) == size and (not is_image or given.ndim == 4)
 
 
 def _second_moment(layer: MatrixLayer, given: Tensor) -> tuple[Tensor, int]:

@@ -270,7 +270,7 @@ def _run_noting(objective: Objective, inputs: Any, note: Note) -> Any:
         ) -> None:
             given = layer_input(positional, keywords)
             if given.ndim >= 2 and (isinstance(layer, nn.Linear) or given.ndim == 4):
-                note(name, layer, given, output)
+                note(name, layer, given.detach(), output.detach())
 
         return hook
 

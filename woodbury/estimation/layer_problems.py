@@ -119,7 +119,7 @@ class _Comparison:
             def hook(module: Any, positional: Any, keywords: Any, output: Tensor) -> None:
                 earlier = waiting.setdefault(name, [])
                 drawn = self._drawn(module, layer_input(positional, keywords), len(earlier))
-                earlier.append(outputs_at(module, output, drawn))
+                earlier.append(outputs_at(module, output.detach(), drawn))
 
             return hook
 
@@ -127,13 +127,13 @@ class _Comparison:
 
         def compare(name: str) -> ForwardHook:
             def hook(module: Any, positional: Any, keywords: Any, output: Tensor) -> None:
-                given = layer_input(positional, keywords)
+                given = layer_input(positional, keywords).detach()
                 use = uses.get(name, 0)
                 uses[name] = use + 1
                 if use >= len(waiting.get(name, ())):
                     return  # the other network does not use it so
                 drawn = self._drawn(module, given, use)
-                lacking = waiting[name][use] - outputs_at(module, output, drawn)
+                lacking = waiting[name][use] - outputs_at(module, output.detach(), drawn)
                 self._add(name, module, given, drawn, lacking)
 
             return hook

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from woodbury.errors import WoodburyError, reason
+from woodbury.errors import Refused, WoodburyError, is_out_of_memory, reason
 from woodbury.estimation.ggn import directions_at, draw_directions, repeat_per_direction
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
@@ -260,12 +260,13 @@ class Residuals:
                     (here,),
                     (v.to(here.dtype),),
                 )[1]
-        except RuntimeError as error:
-            if "memory" in str(error):  # the CPU's allocator has no type of its own
+        except (RuntimeError, Refused) as error:
+            if is_out_of_memory(error):
                 raise
+            cause = error.__cause__ if isinstance(error, Refused) else error
             raise WoodburyError(
                 "This model cannot be differentiated forward, which a refit by iterations needs: "
-                f"use Refit(iterations=None). ({reason(error)})"
+                f"use Refit(iterations=None). ({reason(cause or error)})"
             ) from error
         return product
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import (
     Engine,
@@ -19,7 +20,7 @@ from woodbury.estimation.gradients import (
     observed,
     sampled,
 )
-from woodbury.estimation.grouped_blocks import block_sums
+from woodbury.estimation.grouped_blocks import block_sums, on_tensors
 from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.kfac_factors import factors
 from woodbury.fisher.base import Fisher
@@ -86,6 +87,7 @@ class diagonal_fisher:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
 
     def __call__(self, objective: Objective) -> Diagonal:
@@ -132,6 +134,7 @@ class hessian_diagonal:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
 
     def __call__(self, objective: Objective) -> Diagonal:
@@ -196,6 +199,7 @@ class mfac:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
         if self.memory is not None:
             parse_bytes(self.memory)
@@ -285,6 +289,7 @@ class woodfisher:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._as_mfac()
 
     def __call__(self, objective: Objective) -> Fisher:
@@ -321,6 +326,9 @@ class kfac:
         elements: Inverse elements once weights are removed: `exact`, at O(n³) for n weights of a
             tensor that are kept or removed, or `upper_bound`, for several stages on tensors
             beyond a few thousand weights.
+        skip_unknown: Whether a tensor that is not in a Linear or an ungrouped Conv2d has the
+            diagonal of its gradients in place of an error, which takes a pass over the samples
+            more for each such tensor.
 
     Raises:
         WoodburyError: If the damping is not positive, the data gives fewer samples, or a tensor
@@ -342,22 +350,35 @@ class kfac:
     seed: int = 0
     damped: Callable[[Tensor, Tensor, float], Kronecker] = Kronecker
     elements: Elements = exact
+    skip_unknown: bool = False
 
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
 
     def __call__(self, objective: Objective) -> BlockDiagonal:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
         generator = _generator(objective, self.seed)
-        pairs = factors(objective, self.count, labels=self.labels, generator=generator)
+        pairs = factors(
+            objective,
+            self.count,
+            labels=self.labels,
+            generator=generator,
+            skip_unknown=self.skip_unknown,
+        )
         keep = space.keep.to(objective.weights.device)
-        parts = []
+        parts: list[Fisher] = []
+        diagonal = diagonal_fisher(self.count, self.damping, labels=self.labels, seed=self.seed)
         for name, where in space.slices.items():
             kept = keep[where]
-            if kept.any():
+            if not kept.any():
+                continue
+            if name not in pairs:
+                parts.append(diagonal(on_tensors(objective, (name,))))
+            else:
                 whole = self.damped(*pairs[name], self.damping)
                 parts.append(replace(whole, elements=self.elements).restrict(kept))
         return BlockDiagonal(tuple(parts))
@@ -394,6 +415,9 @@ class gauss_newton:
     seed: int = 0
 
     __repr__ = readable
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""

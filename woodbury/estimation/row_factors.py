@@ -136,6 +136,8 @@ def row_factors(
                 loss_of = objective.batch_loss
             else:
                 loss_of = partial(_directional_loss, objective, generator)
+            if target is not None:
+                objective.check_mean(inputs, target)
             collector.add(loss_of, inputs, target)
             done += samples_in(inputs)
             report("factors", done, count)
@@ -168,6 +170,7 @@ class _Collector:
     layouts: dict[str, RowLayout] = field(default_factory=dict)
     watched: list[tuple[str, nn.Module]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    listening: bool = True
     positions: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
@@ -227,7 +230,9 @@ class _Collector:
         wanted = [parameters[name].requires_grad_() for name in self.others]
         root = self._new_root()
         with torch.enable_grad(), self._watching(root):
+            self.listening = False  # a model may differentiate within its forward pass
             loss = samples_in(inputs) * loss_of(parameters, inputs, target)
+            self.listening = True
             check_dependence(loss, "layers")
             # Hooks see the gradients of the layers' outputs on the way to these.
             gradients = torch.autograd.grad(loss, [root, *wanted], allow_unused=True)
@@ -298,11 +303,15 @@ class _Collector:
             sums.rows += len(chunk)
 
     def _add_output_gradient(self, name: str, module: nn.Module, gradient: Tensor) -> None:
-        rows = by_output(module, gradient)
+        if not self.listening:
+            return
+        rows = by_output(module, gradient.detach())
         self._sums_of(name, "products").scales += rows.square().sum(0)
 
     def _add_token_gradient(self, name: str, gradient: Tensor) -> None:
-        rows = at_least_float32(gradient).reshape(-1, gradient.shape[-1])
+        if not self.listening:
+            return
+        rows = at_least_float32(gradient.detach()).reshape(-1, gradient.shape[-1])
         sums = self._sums_of(name, "tokens")
         self.layouts[name].add(sums.inputs, rows)
         sums.rows += len(rows)

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.linalg.precision import at_least_float32
+from woodbury.model.channels import is_transposed_linear
 from woodbury.model.layers import patches
-
-TRANSPOSED_LINEAR = ("transformers.pytorch_utils", "Conv1D")
-"""A Linear whose weight is stored (inputs, outputs); transformers is not imported for it."""
 
 LEAST_SIZE = 1024
 """Columns of a block at least, however few rows share it."""
@@ -48,7 +46,7 @@ class RowLayout:
     def of(cls, module: nn.Module, tensor: Tensor) -> RowLayout:
         """That of a parameter of a module; of unknown ones, with two rows at least if possible."""
         if has_factors(module):
-            if is_transposed(module):
+            if is_transposed_linear(module):
                 return cls(tensor.shape[1], tensor.shape[0], transposed=True)
             groups = module.groups if isinstance(module, nn.Conv2d) else 1
             return cls(len(tensor), tensor[0].numel(), groups)
@@ -117,12 +115,7 @@ def has_factors(module: nn.Module) -> bool:
     Returns:
         True for Linear, Conv2d, Embedding, and the Conv1D of transformers.
     """
-    return type(module) in (nn.Linear, nn.Conv2d, nn.Embedding) or is_transposed(module)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a module is a Linear whose weight is stored (inputs, outputs)."""
-    return (type(module).__module__, type(module).__name__) == TRANSPOSED_LINEAR
+    return type(module) in (nn.Linear, nn.Conv2d, nn.Embedding) or is_transposed_linear(module)
 
 
 def draw_positions(

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels
 from woodbury.estimation.recipes import COUNT
@@ -68,6 +69,7 @@ class kfac_by_rows:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole_number(self.max_columns, "max_columns", "the inputs that interact")
         if not 0 < self.ridge < math.inf:
             raise WoodburyError(f"ridge is {self.ridge}: give a positive, finite share.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Method, MethodRunner, check_decidable, comparable
 from woodbury.evaluation.metrics import Score
@@ -15,6 +16,7 @@ from woodbury.model.objective import Objective
 from woodbury.monitor import whole
 
 
+@checks_types
 def compare(
     methods: Mapping[str, Method],
     sparsities: Sequence[float],

@@ -20,7 +20,7 @@ class Fisher(ABC):
 
     Implementations are final frozen dataclasses. They know tensors only, never a model, hold
     `damping` apart from the curvature, and raise `WoodburyError` where a vector, a mask or a group
-    does not fit.
+    does not fit. Vectors, masks and groups may be arrays or lists too; autograd records nothing.
 
     Attributes:
         damping: λ > 0, absolute, the same number in every operator.
@@ -92,6 +92,7 @@ class Fisher(ABC):
         Raises:
             WoodburyError: If the shape does not fit.
         """
+        v = check_vector(v, self.d, columns=False)
         return float(v.double() @ (self @ v).double())
 
     @abstractmethod
@@ -193,9 +194,12 @@ class Fisher(ABC):
         Raises:
             WoodburyError: If nothing is kept, or the mask does not fit.
         """
+        keep = check_keep(keep, self.d)
         kept = self.restrict(keep)
         curvature = self.diagonal()
         curvature[keep] = 1 / kept.inverse_diagonal()
+        if bool(keep.all()):
+            return curvature
         for chunk in (~keep).nonzero()[:, 0].split(COLUMNS_AT_ONCE):
             # The columns F_Kq of some removed weights, by products with unit vectors.
             units = torch.zeros(self.d, len(chunk), dtype=self.dtype, device=self.device)
@@ -228,7 +232,8 @@ class Fisher(ABC):
             ) from error
 
         def apply(v: Any) -> Any:
-            return (self @ torch.as_tensor(v, dtype=self.dtype, device=self.device)).cpu().numpy()
+            v = check_vector(v, self.d)
+            return (self @ v.to(self.device, self.dtype)).cpu().numpy()
 
         shape = (self.d, self.d)
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
@@ -253,8 +258,8 @@ def compensate_by_restriction(
     Raises:
         WoodburyError: If nothing is kept, or a shape does not fit.
     """
-    check_keep(keep, fisher.d)
-    force = fisher @ removed
+    keep = check_keep(keep, fisher.d)
+    force = fisher @ check_vector(removed, fisher.d, columns=False)
     if gradient is not None:
-        force = force - check_vector(gradient, fisher.d)
+        force = force - check_vector(gradient, fisher.d, columns=False)
     return fisher.restrict(keep).solve(force[keep])

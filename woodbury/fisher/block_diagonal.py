@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_groups, check_keep, check_vector
 
@@ -38,6 +38,15 @@ class BlockDiagonal(Fisher):
     parts: tuple[Fisher, ...]
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "parts", tuple(self.parts))
+        except TypeError as error:
+            raise WrongType(
+                f"parts is a {type(self.parts).__name__}: give a tuple of Fishers."
+            ) from error
+        for part in self.parts:
+            if not isinstance(part, Fisher):
+                raise WrongType(f"A part is a {type(part).__name__}: give Fishers, such as Dense.")
         if not self.parts:
             raise WoodburyError("A block-diagonal Fisher has no parts: give at least one.")
         dtypes = {part.dtype for part in self.parts}
@@ -79,7 +88,7 @@ class BlockDiagonal(Fisher):
 
     def _split(self, v: Tensor) -> Iterator[tuple[Fisher, Tensor]]:
         """Each part with its weights' entries of v."""
-        yield from zip(self.parts, check_vector(v, self.d).split(self._sizes), strict=True)
+        yield from zip(self.parts, v.split(self._sizes), strict=True)
 
     def _masks(self, keep: Tensor) -> Iterator[tuple[Fisher, Tensor]]:
         """Each part with the mask of its weights."""
@@ -95,10 +104,12 @@ class BlockDiagonal(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v, part by part."""
+        v = check_vector(v, self.d)
         return self._joined((part @ entries for part, entries in self._split(v)), v.shape)
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v, part by part."""
+        v = check_vector(v, self.d)
         return self._joined((part.solve(entries) for part, entries in self._split(v)), v.shape)
 
     def diagonal(self) -> Tensor:
@@ -111,8 +122,9 @@ class BlockDiagonal(Fisher):
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ; 0 between weights of different parts. Groups inside one part are batched."""
+        groups = check_groups(groups, self.d)
         ends = torch.tensor(self._ends, device=groups.device)
-        part_of = torch.searchsorted(ends, check_groups(groups, self.d), right=True)
+        part_of = torch.searchsorted(ends, groups, right=True)
         blocks = torch.zeros(*groups.shape, groups.shape[1], dtype=self.dtype, device=self.device)
         inside = (part_of == part_of[:, :1]).all(1)
         for index in part_of[inside][:, :1].unique().tolist():
@@ -156,10 +168,12 @@ class BlockDiagonal(Fisher):
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """The OBS update of the kept weights, part by part."""
-        removed_of = check_vector(removed, self.d).split(self._sizes)
+        keep = check_keep(keep, self.d)
+        removed_of = check_vector(removed, self.d, columns=False).split(self._sizes)
         gradient_of: list[Tensor | None] = [None] * len(self.parts)
         if gradient is not None:
-            gradient_of = list(check_vector(gradient, self.d).split(self._sizes))
+            gradient = check_vector(gradient, self.d, columns=False)
+            gradient_of = list(gradient.split(self._sizes))
         result = torch.empty(int(keep.sum()), dtype=self.dtype, device=self.device)
         start = 0
         for index, (part, mask) in enumerate(self._masks(keep)):

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.checks import check_finite, check_rows, check_weights
+from woodbury.fisher.checks import (
+    as_tensor,
+    check_damping,
+    check_finite,
+    check_rows,
+    check_sizes,
+    check_weights,
+)
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.padded import Padding
@@ -70,17 +76,15 @@ def dense_blocks(
         >>> fisher @ torch.tensor([1.0, 0.0, 0.0])
         tensor([2., 1., 0.])
     """
+    rows = as_tensor(rows, "The matrix of rows")
     check_rows(rows)
-    if sum(sizes) != rows.shape[1] or min(sizes, default=0) < 1:
-        raise WoodburyError(
-            f"Blocks of {sum(sizes)} weights in all cannot tile rows of {rows.shape[1]} weights: "
-            "give positive sizes that sum to d."
-        )
+    sizes = check_sizes(sizes, rows.shape[1])
+    check_damping(damping)
     if is_primal(len(rows), sizes):
         check_finite(rows, "A matrix of rows")
         scale = None if weights is None else check_weights(weights, len(rows)).sqrt()
         return summed_blocks([rows], sizes, damping, scale)
-    columns = rows.split(list(sizes), dim=1)
+    columns = rows.split(sizes, dim=1)
     return BlockDiagonal(tuple(LowRank(part, damping, weights) for part in columns))
 
 

@@ -11,19 +11,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import (
+    RESOLVED_SHARE,
+    as_tensor,
     check_damping,
     check_finite,
     check_groups,
+    check_held,
     check_keep,
+    check_resolved,
     check_vector,
 )
 from woodbury.fisher.padded import KeptBlocks, Padding
 from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
-from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.precision import dtype_name, is_wide, wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks
 
 ROWS_AT_ONCE = 4096
@@ -73,14 +77,22 @@ class Dense(Fisher):
     result: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_damping(self.damping)
-        if isinstance(self.curvature, Tensor):
-            self._check_curvature(self.curvature)
+        object.__setattr__(self, "damping", check_damping(self.damping))
+        if not isinstance(self.curvature, SymmetricBlocks):
+            curvature = as_tensor(self.curvature, "The dense curvature")
+            object.__setattr__(self, "curvature", curvature)
+            self._check_curvature(curvature)
         shape = len(self._blocks), self._blocks.size
-        if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.shape != shape):
-            raise WoodburyError(
-                f"valid has shape {tuple(self.valid.shape)}: give bool of shape {shape}."
-            )
+        if self.valid is not None:
+            valid = as_tensor(self.valid, "valid")
+            object.__setattr__(self, "valid", valid)
+            if valid.dtype != torch.bool or valid.shape != shape or not valid.any():
+                raise WoodburyError(
+                    f"valid is {dtype_name(valid.dtype)} of shape {tuple(valid.shape)}: "
+                    f"give bool of shape {shape}, True somewhere."
+                )
+        if not (self.result is None or is_wide(self.result)):
+            raise WrongType(f"result is {self.result!r}: it is torch.float32, float64 or None.")
 
     def _check_curvature(self, curvature: Tensor) -> None:
         shape = curvature.shape
@@ -118,9 +130,17 @@ class Dense(Fisher):
         """(c, s, s) lower triangular: L Lᵀ = F of some blocks, padding included."""
         factor = self._kept_factors.get(part.start)
         if factor is None:
-            factor = damped_cholesky(self._matrices(part, torch.float64), self.damping)
+            factor = self._resolved_factor(self._matrices(part, torch.float64))
             if len(self._blocks) * self._blocks.size**2 <= Limits.current().temporary:
                 self._kept_factors[part.start] = factor
+        return factor
+
+    def _resolved_factor(self, matrices: Tensor) -> Tensor:
+        """The factor of damped matrices (c, s, s), or an error where rounding decides it."""
+        factor = damped_cholesky(matrices, self.damping)
+        pivots = factor.diagonal(dim1=1, dim2=2).square()
+        if bool((pivots < RESOLVED_SHARE * factor.square().sum(2)).any()):
+            check_resolved(self.damping, float(matrices.diagonal(dim1=1, dim2=2).sum(1).max()))
         return factor
 
     def _matrices(self, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,7 +179,7 @@ class Dense(Fisher):
 
     def _scatter(self, v: Tensor) -> Tensor:
         """(d,) or (d, k) -> (b, s, 1) or (b, s, k), zeros in the padding."""
-        return self._padding.scatter(check_vector(v, self.d).reshape(self.d, -1))
+        return self._padding.scatter(v.reshape(self.d, -1))
 
     def _gather(self, padded: Tensor, v: Tensor) -> Tensor:
         """(b, s, k) -> the shape of v."""
@@ -167,19 +187,21 @@ class Dense(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v, O(b s²) for each column."""
+        v = check_vector(v, self.d)
         columns = self._scatter(v.to(self._wide))
         result = torch.empty_like(columns)
         for part in self._parts():
             result[part] = self._matrices(part, self._wide) @ columns[part]
-        return self._gather(result.add_(columns, alpha=self.damping), v)
+        return check_held(self._gather(result.add_(columns, alpha=self.damping), v), "F v")
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v by Cholesky factors: O(b s³), and O(b s²) for each column."""
+        v = check_vector(v, self.d)
         columns = self._scatter(v.to(torch.promote_types(v.dtype, self._wide)))
         result = torch.empty_like(columns)
         for part in self._parts():
             result[part] = torch.cholesky_solve(columns[part].double(), self._factor(part))
-        return self._gather(result, v)
+        return check_held(self._gather(result, v), "F⁻¹v")
 
     def diagonal(self) -> Tensor:
         """diag(F), damping included."""
@@ -196,7 +218,8 @@ class Dense(Fisher):
         diagonal = torch.empty(shape, dtype=self.dtype, device=self.device)
         for first, inverse in self._inverses():
             diagonal[first : first + len(inverse)] = inverse.diagonal(dim1=1, dim2=2)
-        return self._padding.gather(diagonal)
+        diagonal = self._padding.gather(diagonal)
+        return check_held(diagonal, "The inverse diagonal", positive=True)
 
     def _inverses(self, wanted: Tensor | None = None) -> Iterator[_Inverse]:
         """The inverses of a few blocks at a time: of those `wanted`, or of all."""
@@ -211,7 +234,8 @@ class Dense(Fisher):
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ; 0 between weights of different blocks."""
         size = self._blocks.size
-        places = self._padding.places[check_groups(groups, self.d)]
+        groups = check_groups(groups, self.d)
+        places = self._padding.places[groups]
         block = places // size
         within = places % size
         shape = (*groups.shape, groups.shape[1])
@@ -226,7 +250,7 @@ class Dense(Fisher):
                 elements = inverse[local[:, :, None], at[:, :, None], at[:, None, :]]
                 result[chunk] += elements * _pairs(here[chunk])
         same_block = block[:, :, None] == block[:, None, :]
-        return (result * same_block).to(self.dtype)
+        return check_held((result * same_block).to(self.dtype), "An inverse block")
 
     def restrict(self, keep: Tensor) -> Dense:
         """F_KK: every block without its removed rows and columns, padded to the largest."""
@@ -251,7 +275,7 @@ class Dense(Fisher):
         for part in self._parts():
             blocks = self._matrices(part, torch.float64)
             kept = KeptBlocks.of(blocks, mask[part])
-            inverse = torch.cholesky_inverse(damped_cholesky(kept.matrix, self.damping))
+            inverse = torch.cholesky_inverse(self._resolved_factor(kept.matrix))
             # F_qq − F_qK F_KK⁻¹ F_Kq for all q, with the columns F_Kq of every q in `coupling`.
             coupling = kept.gather(blocks)
             explained = (coupling * (inverse @ coupling)).sum(1)
@@ -260,7 +284,8 @@ class Dense(Fisher):
             pivots = 1 / inverse.diagonal(dim1=1, dim2=2)
             pivots = torch.where(kept.valid, pivots, schur.gather(1, kept.order))
             result[part] = schur.scatter(1, kept.order, pivots)
-        return self._padding.gather(result)
+        curvature = self._padding.gather(result)
+        return check_held(curvature, "The conditional curvature", positive=True)
 
     def with_damping(self, damping: float) -> Dense:
         """The same curvature under another damping; the factor is computed again."""
@@ -276,20 +301,23 @@ class Dense(Fisher):
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """F_KK⁻¹ (F_KQ w_Q − g_K), a few blocks at a time: all F_KK would take as much as F."""
-        mask = self._padding.scatter(check_keep(keep, self.d))
-        values = self._scatter(removed)
-        slope = None if gradient is None else self._scatter(gradient)
+        keep = check_keep(keep, self.d)
+        mask = self._padding.scatter(keep)
+        values = self._scatter(check_vector(removed, self.d, columns=False))
+        slope = None
+        if gradient is not None:
+            slope = self._scatter(check_vector(gradient, self.d, columns=False))
         step = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
         for part in self._parts():
             blocks = self._matrices(part, torch.float64)
             kept = KeptBlocks.of(blocks, mask[part])
-            factor = damped_cholesky(kept.matrix, self.damping)
+            factor = self._resolved_factor(kept.matrix)
             force = (blocks @ values[part].double())[..., 0]
             if slope is not None:
                 force = force - slope[part, :, 0].double()
             solved = torch.cholesky_solve(kept.gather(force)[..., None], factor)[..., 0]
             step[part].scatter_(1, kept.order, solved.to(step.dtype))
-        return self._padding.gather(step)[keep]
+        return check_held(self._padding.gather(step)[keep], "The update")
 
 
 class _Inverse(NamedTuple):

@@ -10,9 +10,11 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
+    as_tensor,
     check_damping,
     check_finite,
     check_groups,
+    check_held,
     check_keep,
     check_vector,
 )
@@ -42,7 +44,8 @@ class Diagonal(Fisher):
     damping: float
 
     def __post_init__(self) -> None:
-        check_damping(self.damping)
+        object.__setattr__(self, "damping", check_damping(self.damping))
+        object.__setattr__(self, "curvature", as_tensor(self.curvature, "The diagonal curvature"))
         if self.curvature.ndim != 1 or not len(self.curvature):
             raise WoodburyError(
                 f"A diagonal curvature has shape {tuple(self.curvature.shape)}: give (d,)."
@@ -69,11 +72,13 @@ class Diagonal(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v, O(d)."""
-        return self._column_for(check_vector(v, self.d)) * v.to(self.dtype)
+        v = check_vector(v, self.d)
+        return check_held(self._column_for(v) * v.to(self.dtype), "F v")
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v, O(d)."""
-        return v.to(self.dtype) / self._column_for(check_vector(v, self.d))
+        v = check_vector(v, self.d)
+        return check_held(v.to(self.dtype) / self._column_for(v), "F⁻¹v")
 
     def _column_for(self, v: Tensor) -> Tensor:
         """diag(F) as (d,) or (d, 1), so that it multiplies the rows of v."""
@@ -85,11 +90,13 @@ class Diagonal(Fisher):
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹) = 1/diag(F)."""
-        return 1 / self.diagonal()
+        return check_held(1 / self.diagonal(), "The inverse diagonal", positive=True)
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ, diagonal matrices (g, s, s)."""
-        return self.inverse_diagonal()[check_groups(groups, self.d)].diag_embed()
+        groups = check_groups(groups, self.d)
+        same = groups[:, :, None] == groups[:, None, :]  # a group may repeat a weight
+        return self.inverse_diagonal()[groups][:, :, None] * same
 
     def restrict(self, keep: Tensor) -> Diagonal:
         """F_KK, the kept entries."""

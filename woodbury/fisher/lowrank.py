@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import (
+    check_columns,
     check_damping,
     check_finite,
     check_groups,
+    check_held,
     check_keep,
     check_rows,
     check_vector,
@@ -74,12 +76,12 @@ class LowRank(Fisher):
     _known: KnownGram | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_damping(self.damping)
-        check_rows(self.rows)
+        object.__setattr__(self, "damping", check_damping(self.damping))
+        object.__setattr__(self, "rows", check_rows(self.rows))
         if isinstance(self.rows, Tensor):  # what is stored was checked when it was written
             check_finite(self.rows, "A matrix of rows")
         if self.weights is not None:
-            check_weights(self.weights, self.m)
+            object.__setattr__(self, "weights", check_weights(self.weights, self.m))
 
     @classmethod
     def from_gram(
@@ -174,9 +176,20 @@ class LowRank(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v, two reads of the rows."""
-        v = check_vector(v, self.d).to(self.dtype)
-        spanned = self._scaled.combine(self._scaled.times(v), self.dtype)
+        v = check_vector(v, self.d)
+        return self._representable(lambda dtype: self._product(v.to(dtype)), "F v")
+
+    def _product(self, v: Tensor) -> Tensor:
+        """F v, from products in the dtype of v."""
+        spanned = self._scaled.combine(self._scaled.times(v), v.dtype)
         return spanned.add_(v, alpha=self.damping)
+
+    def _representable(self, compute: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
+        """What is computed in this operator's dtype; in float64 where that overflows on the way."""
+        result = compute(self.dtype)
+        if bool(torch.isfinite(result).all()):
+            return result
+        return check_held(compute(torch.float64).to(self.dtype), what)
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v = (v − Gᵀ S A⁻¹ S G v)/λ, A = gram + λI  (eq. 6): two reads of the rows.
@@ -195,7 +208,7 @@ class LowRank(Fisher):
         v = check_vector(v, self.d).to(self._product_dtype(self._factorization.exact))
         small = self._factorization.solve(self._scaled.times(v))
         spanned = self._scaled.combine(small, v.dtype)
-        return (v - spanned).div_(self.damping).to(self.dtype)
+        return check_held((v - spanned).div_(self.damping).to(self.dtype), "F⁻¹v")
 
     def solve_range(self, c: Tensor) -> Tensor:
         """F⁻¹ Gᵀ c = Gᵀ S A⁻¹ S⁻¹ c  (eq. 8): no cancellation, one read of the rows.
@@ -216,14 +229,10 @@ class LowRank(Fisher):
             >>> fisher.solve_range(torch.tensor([3.0]))
             tensor([1., 1.])
         """
-        if c.ndim not in (1, 2) or c.shape[0] != self.m:
-            raise WoodburyError(
-                f"A Fisher of {self.m} rows got coefficients of shape {tuple(c.shape)}: "
-                f"give ({self.m},) or ({self.m}, k)."
-            )
+        c = check_columns(c, self.m, f"A Fisher of {self.m} rows got coefficients")
         small = self._factorization.solve(self._scaled.unscaled(c.double()))
         dtype = self._product_dtype(self._factorization.exact)
-        return self._scaled.combine(small, dtype).to(self.dtype)
+        return check_held(self._scaled.combine(small, dtype).to(self.dtype), "F⁻¹v")
 
     def quadratic_form(self, v: Tensor) -> float:
         """vᵀFv = λ|v|² + |S G v|²: one read of the rows.
@@ -237,7 +246,7 @@ class LowRank(Fisher):
         Raises:
             WoodburyError: If the shape does not fit.
         """
-        v = check_vector(v, self.d).to(self.dtype)
+        v = check_vector(v, self.d, columns=False).to(self.dtype)
         length = collectives.all_sum(
             torch.linalg.vector_norm(v, dtype=torch.float64).square(), self.group
         )
@@ -248,14 +257,18 @@ class LowRank(Fisher):
         known = known_squares(self.rows)
         if known is not None and self.weights is None:
             return (known / self.m).add_(self.damping)
-        scale = self._scaled.scale.to(self.dtype)[:, None]
-        chunks = column_chunks(self.rows, self.dtype)
+        return self._representable(self._diagonal, "The diagonal")
+
+    def _diagonal(self, dtype: torch.dtype) -> Tensor:
+        scale = self._scaled.scale.to(dtype)[:, None]
+        chunks = column_chunks(self.rows, dtype)
         squares = [(scale * chunk).square_().sum(0) for _, chunk in chunks]
         return torch.cat(squares).add_(self.damping)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹) = (1 − Σᵢ W²ᵢq)/λ  (eq. 7): O(dm²) once, and O(dm) after `spectral`."""
-        return self._scaled_inverse_diagonal / self.damping
+        diagonal = self._scaled_inverse_diagonal / self.damping
+        return check_held(diagonal, "The inverse diagonal", positive=True)
 
     @cached_property
     def _scaled_inverse_diagonal(self) -> Tensor:
@@ -287,7 +300,8 @@ class LowRank(Fisher):
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ = (I − W_QᵀW_Q)/λ  (eq. 7): O(m²) for each weight of a group."""
-        size = check_groups(groups, self.d).shape[1]
+        groups = check_groups(groups, self.d)
+        size = groups.shape[1]
         blocks = torch.empty(len(groups), size, size, dtype=self.dtype, device=self.device)
         at_once = max(1, chunk_width(self.rows) // max(size, 1))
         for start in range(0, len(groups), at_once):
@@ -298,11 +312,12 @@ class LowRank(Fisher):
             white = white.view(self.m, len(chunk), size).permute(1, 0, 2)
             elements = (identity - white.mT @ white) / self.damping
             blocks[start : start + at_once] = elements.to(self.dtype)
-        return blocks
+        return check_held(blocks, "An inverse block")
 
     def restrict(self, keep: Tensor) -> LowRank:
         """F_KK: an index on the same rows; their Gram matrix by subtraction if known."""
-        rows = restricted(self.rows, check_keep(keep, self.d))
+        keep = check_keep(keep, self.d)
+        rows = restricted(self.rows, keep)
         gram = self._downdated_gram(keep)
         known = None
         if gram is not None:
@@ -353,6 +368,7 @@ class LowRank(Fisher):
 
     def conditional_curvature(self, keep: Tensor) -> Tensor:
         """λ/(1 − Σᵢ W²ᵢq) for kept weights, λ(1 + Σᵢ W²ᵢq) for removed ones  (eq. 57)."""
+        keep = check_keep(keep, self.d)
         kept = self.restrict(keep)
         curvature = torch.empty(self.d, dtype=self.dtype, device=self.device)
         curvature[keep] = self.damping / kept._scaled_inverse_diagonal
@@ -363,7 +379,7 @@ class LowRank(Fisher):
             squares = [kept._squared_columns(whitener, chunk) for _, chunk in chunks]
         if squares:
             curvature[~keep] = self.damping * (1 + torch.cat(squares))
-        return curvature
+        return check_held(curvature, "The conditional curvature", positive=True)
 
     def spectral(self) -> LowRank:
         """The same operator with orthogonal rows  (eq. 60).
@@ -416,18 +432,18 @@ class LowRank(Fisher):
         # 1. F_KQ w_Q lies in the span of the kept columns of the rows, so that (eq. 8) applies: no
         #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
         #    copy of them: what the other columns would add is cut off last.
-        solver, force = self._kept_factorization(
-            check_keep(keep, self.d), check_vector(removed, self.d)
-        )
+        keep = check_keep(keep, self.d)
+        solver, force = self._kept_factorization(keep, check_vector(removed, self.d, columns=False))
         dtype = self._product_dtype(solver.exact)
         step = self._scaled.combine(solver.solve(force), dtype)[keep]
         if gradient is None:
-            return step.to(self.dtype)
+            return check_held(step.to(self.dtype), "The update")
         # The gradient need not lie in the span: F_KK⁻¹ g_K in the subtractive form (eq. 6).
-        slope = check_vector(gradient, self.d).to(dtype).masked_fill(~keep, 0)
+        slope = check_vector(gradient, self.d, columns=False).to(dtype).masked_fill(~keep, 0)
         spanned = self._scaled.combine(solver.solve(self._scaled.times(slope)), dtype)
         newton = slope - spanned
-        return step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
+        step = step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
+        return check_held(step, "The update")
 
     def _kept_factorization(self, keep: Tensor, v: Tensor) -> tuple[Factorization, Tensor]:
         """The factor of the kept columns' Gram matrix, and S G v (m,): one read for both."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from woodbury.fisher.base import Fisher
-from woodbury.fisher.checks import check_damping, check_keep
+from woodbury.fisher.checks import check_damping, check_keep, check_vector
 
 NO_DAMPING = 1e-30
 """A damping that leaves the diagonal to the curvature."""
@@ -51,7 +51,7 @@ class Rebuilt(Fisher):
     _known: _Known = field(default_factory=lambda: _Known(), repr=False)
 
     def __post_init__(self) -> None:
-        check_damping(self.damping)
+        object.__setattr__(self, "damping", check_damping(self.damping))
 
     @property
     def d(self) -> int:
@@ -74,6 +74,7 @@ class Rebuilt(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v."""
+        v = check_vector(v, self.d)
         known = self._known.product
         if known is not None and known.damping == self.damping and torch.equal(known.v, v):
             return known.product.clone()
@@ -109,7 +110,8 @@ class Rebuilt(Fisher):
 
     def restrict(self, keep: Tensor) -> Rebuilt:
         """F_KK, which is restricted each time it is built."""
-        kept = int(check_keep(keep, self.d).sum())
+        keep = check_keep(keep, self.d)
+        kept = int(keep.sum())
         return Rebuilt(
             lambda: self._built().restrict(keep), kept, self.damping, self.result, self.place
         )
@@ -128,6 +130,8 @@ class Rebuilt(Fisher):
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """F_KK⁻¹ (F_KQ w_Q − g_K); the product of F with the whole step is remembered."""
+        keep = check_keep(keep, self.d)
+        removed = check_vector(removed, self.d, columns=False)
         fisher = self._built()
         step = fisher.compensate(keep, removed, gradient)
         whole = -removed.to(self.dtype)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.errors import WoodburyError
+from woodbury.fisher.checks import check_resolved
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_and_times, gram_of
@@ -18,6 +20,15 @@ from woodbury.linalg.row_products import combine, times
 
 MIN_NEW_SHARE = 0.01
 """Float64 is needed where less than this share of a row is independent of the rows before it."""
+
+
+MAX_ROWS_PER_WEIGHT = 0.75
+"""Float64 is needed where the rows are more than this share of the weights: they depend on each
+other as much as the damping allows."""
+
+
+MIN_FLOAT32_DAMPING = 1e-28
+"""Beside a smaller damping float32 would lose squares that count."""
 
 
 MIN_PROBED_ROWS = 64
@@ -193,7 +204,7 @@ class ScaledRows:
         Returns:
             True for float64 rows, and for rows of which a quarter tells.
         """
-        if self.dtype == torch.float64:
+        if self._is_beyond_float32(damping, keep):
             return True
         quarter = self.m // 4
         if quarter < MIN_PROBED_ROWS:
@@ -202,7 +213,18 @@ class ScaledRows:
         if rows is None:  # from a disk a quarter takes as long as all
             return False
         gram = self._scaled_gram(gram_of(rows, self.dtype, keep))
+        if not bool(torch.isfinite(gram).all()):
+            return True
         return _least_new_share(damped_cholesky(gram, damping)) < MIN_NEW_SHARE
+
+    def _is_beyond_float32(self, damping: float, keep: Tensor | None) -> bool:
+        """Whether the numbers of rows and weights, or the damping, ask for float64 products."""
+        if self.dtype == torch.float64 or damping < MIN_FLOAT32_DAMPING:
+            return True
+        kept = self.rows.shape[1] if keep is None else int(keep.sum())
+        if self.group is not None:
+            kept = int(collectives.all_sum(torch.tensor(kept, device=self.rows.device), self.group))
+        return self.m > MAX_ROWS_PER_WEIGHT * kept
 
     def refactor_if_inexact(
         self, gram: Tensor, exact: bool, damping: float, keep: Tensor | None = None
@@ -217,13 +239,23 @@ class ScaledRows:
 
         Returns:
             The Gram matrix, the old or the new one, its factor, and whether it is exact.
+
+        Raises:
+            WoodburyError: If the rows overflow float64 too, or float64 does not resolve the damping
+                beside them.
         """
-        exact = exact or self.dtype == torch.float64
-        factor = damped_cholesky(gram, damping)
-        if exact or _least_new_share(factor) >= MIN_NEW_SHARE:
-            return Factorization(gram, factor, exact)
-        gram = self.gram(torch.float64, keep)
-        return Factorization(gram, damped_cholesky(gram, damping), True)
+        factor: Tensor | None = None
+        finite = bool(torch.isfinite(gram).all())
+        if finite and (exact or not self._is_beyond_float32(damping, keep)):
+            factor = damped_cholesky(gram, damping)
+            exact = exact or self.dtype == torch.float64
+        if factor is None or not (exact or _least_new_share(factor) >= MIN_NEW_SHARE):
+            gram = self.gram(torch.float64, keep)
+            if not bool(torch.isfinite(gram).all()):
+                raise WoodburyError("The squares of the rows overflow float64: give smaller rows.")
+            factor, exact = damped_cholesky(gram, damping), True
+        check_resolved(damping, float(gram.abs().sum(0).max()))
+        return Factorization(gram, factor, exact)
 
 
 def _scale_rows(scale: Tensor, c: Tensor) -> Tensor:

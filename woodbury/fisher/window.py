@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
-from woodbury.fisher.checks import check_damping
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
+from woodbury.fisher.checks import as_tensor, check_damping, check_vector
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.scaled_rows import KnownGram
 from woodbury.linalg import collectives
@@ -23,6 +25,8 @@ from woodbury.linalg.row_products import (
     products,
 )
 from woodbury.linalg.sliding_inverse import SlidingInverse
+from woodbury.memory.budget import available_bytes, bytes_in_words
+from woodbury.memory.exhausted import if_memory_runs_out
 
 MAX_ERROR = 3e-5
 """Estimated relative error of F⁻¹g above which products or the combination are taken in float64."""
@@ -34,6 +38,10 @@ FLOAT32_ROUNDOFF = 2.0**-24
 
 SIMD_LANES = 8
 """Partial sums of a float32 dot product: the lanes of a 256-bit register."""
+
+
+ROW_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""In which rows can be remembered."""
 
 
 STATE_KEYS = (
@@ -123,13 +131,15 @@ class Window:
         device: torch.device | str = "cpu",
         group: Any = None,
     ) -> None:
-        if capacity < 1 or d < (1 if group is None else 0):
-            raise WoodburyError(
-                f"A window of {capacity} gradients of {d} weights holds nothing: "
-                "both must be at least 1."
-            )
+        check_whole_number(capacity, "capacity", "the number of gradients to remember")
+        if group is None or d != 0:  # a rank may hold no weight
+            check_whole_number(d, "d", "the number of weights")
+        if dtype not in ROW_DTYPES:
+            raise WrongType(f"dtype is {dtype!r}: rows are float32, float64, float16 or bfloat16.")
         self.damping = check_damping(damping)
-        self.rows = torch.zeros(capacity, d, dtype=dtype, device=device)
+        with if_memory_runs_out("give the window fewer gradients"):
+            _check_room(capacity, d, dtype, device)
+            self.rows = torch.zeros(capacity, d, dtype=dtype, device=device)
         self.gram = torch.zeros(capacity, capacity, dtype=torch.float64, device=device)
         self.group = group
         self.pushed = 0
@@ -165,25 +175,27 @@ class Window:
         if not bool(torch.isfinite(measured).all()):
             self.skipped += 1
             return False
-        self.admit(gradients, measured)
+        self.admit(as_tensor(gradients, "The gradient"), measured)
         return True
 
-    def measure(self, gradients: Tensor) -> Tensor:
+    def measure(self, gradients: Tensor, step: int = 0) -> Tensor:
         """The Gram rows that gradients would have, over all ranks; nothing changes yet.
 
         So several windows can agree on a step before the first of them takes it.
 
         Args:
             gradients: (d,) or (k, d).
+            step: Which step they are of, on all ranks.
 
         Returns:
             (num_rows,) or (k, num_rows) float64, num_rows as after the push. They are finite if
             and only if the gradients, and their squares in the products' dtype, are.
 
         Raises:
-            WoodburyError: If the shape does not fit, or k exceeds the capacity.
+            WoodburyError: If the shape does not fit, k exceeds the capacity, or a rank is at
+                another step.
         """
-        count = self._count_of(gradients)
+        gradients, count = self._checked(gradients)
         stored = gradients.to(self.rows.device, self.rows.dtype)
         num_rows = min(self.pushed + count, len(self.rows))
         places = self._places(self.pushed, count)
@@ -197,11 +209,14 @@ class Window:
                 for part, chunk in column_chunks(self.rows[:num_rows], torch.float64):
                     measured += stored[:, part].double() @ chunk.mT
             measured[:, places] = gram_of(stored, torch.float64)
-        return collectives.all_sum(measured, self.group)
+        return collectives.all_sum_in_step(measured, step, self.group)
 
-    def _count_of(self, gradients: Tensor) -> int:
-        """How many gradients these are, or an error unless they fit."""
-        if gradients.shape[-1:] != self.rows.shape[1:] or gradients.ndim > 2:
+    def _checked(self, gradients: Tensor) -> tuple[Tensor, int]:
+        """Gradients as a tensor, and how many they are, or an error unless they fit."""
+        gradients = as_tensor(gradients, "The gradient")
+        if gradients.is_complex():
+            raise WrongType("The gradient is complex: give real numbers.")
+        if gradients.ndim not in (1, 2) or gradients.shape[-1] != self.rows.shape[1]:
             raise WoodburyError(
                 f"A window of {self.rows.shape[1]} weights got gradients of shape "
                 f"{tuple(gradients.shape)}: give (d,) or (k, d)."
@@ -212,7 +227,7 @@ class Window:
                 f"A push of {count} rows does not fit a window of {len(self.rows)}: "
                 f"give 1 to {len(self.rows)} rows at once."
             )
-        return count
+        return gradients, count
 
     def admit(self, gradients: Tensor, measured: Tensor) -> None:
         """Replace the oldest rows by gradients that were measured and found finite.
@@ -227,7 +242,7 @@ class Window:
             self.inverse.replace(self.pushed % len(self.rows), measured.view(-1))
         else:
             self.inverse.invalidate()
-        self.rows[places] = gradients
+        self.rows[places] = gradients.to(self.rows.device, self.rows.dtype)
         self.pushed += count
         self.last_push_size = count
         if gradients.ndim == 2 and count == len(self.rows):
@@ -277,11 +292,13 @@ class Window:
         """
         self._check_not_empty()
         size = self.last_push_size
-        if residuals is not None and residuals.shape != (size,):
-            raise WoodburyError(
-                f"A push of {size} rows got residuals of shape {tuple(residuals.shape)}: "
-                "give one for each."
-            )
+        if residuals is not None:
+            residuals = as_tensor(residuals, "residuals")
+            if residuals.shape != (size,) or residuals.is_complex():
+                raise WoodburyError(
+                    f"A push of {size} rows got residuals of shape {tuple(residuals.shape)}: "
+                    "give one real number for each."
+                )
         n = self.num_rows
         places = self._places(self.pushed - size, size)
         c = torch.zeros(n, dtype=torch.float64, device=self.gram.device)  # g = Gᵀc
@@ -298,7 +315,7 @@ class Window:
         self.slope = estimates.slope
         coefficients = n * column
         if plus is not None:
-            plus = plus.to(self.rows.device)
+            plus = check_vector(plus, self.rows.shape[1]).to(self.rows.device)
             coefficients = coefficients - self._projected(plus) / self.damping
         exact = 2 * FLOAT32_ROUNDOFF * estimates.cancellation > MAX_ERROR
         step = combination(self.rows[:n], coefficients, exact)
@@ -344,17 +361,51 @@ class Window:
         Raises:
             WoodburyError: If a key is missing, or the rows differ in shape or dtype.
         """
+        if not isinstance(state, Mapping):
+            raise WrongType(f"The state is a {type(state).__name__}: give what state_dict() gave.")
         missing = {*STATE_KEYS, *INVERSE_KEYS} - set(state)
         if missing:
             raise WoodburyError(
                 f"This is not a window's state: it lacks {', '.join(sorted(missing))}."
             )
         saved = state["rows"]
-        if saved.shape != self.rows.shape or saved.dtype != self.rows.dtype:
+        if isinstance(saved, Tensor) and (
+            saved.shape != self.rows.shape or saved.dtype != self.rows.dtype
+        ):
             raise WoodburyError(
                 f"The saved window is {_described(saved)}, this one {_described(self.rows)}: "
                 "make them equal."
             )
+        for key, meaning, sound in self._sound_values(state):
+            if not sound:
+                raise WoodburyError(
+                    f"This is no sound state of a window: {key!r} is not {meaning}."
+                )
+
+    def _sound_values(self, state: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+        """Each key, what its value has to be, and whether it is that."""
+        capacity = len(self.rows)
+        rows, inverse = state["rows"], state["inverse"]
+        yield "rows", "a matrix of finite numbers", _is_finite(rows) and rows.ndim == 2
+        yield "gram", "a finite float64 matrix", _is_square(state["gram"], capacity)
+        yield "inverse", "a finite matrix", inverse is None or _is_square(inverse, capacity)
+        for key, least in (
+            ("pushed", 0),
+            ("skipped", 0),
+            ("last_push_size", 1),
+            ("float64_until_push", 0),
+            ("inverse_updates", -1),
+        ):
+            value = state[key]
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            yield key, f"a whole number of at least {least}", whole
+        size, updates = state["last_push_size"], state["inverse_updates"]
+        yield "last_push_size", "within the window", size <= max(1, min(state["pushed"], capacity))
+        yield "inverse_updates", "of an inverse", updates < 0 or inverse is not None
+        for key in ("slope", "damping", "inverse_shift"):
+            yield key, "a number", isinstance(state[key], (int, float))
+        damping = state["damping"]
+        yield "damping", "positive and finite", math.isfinite(damping) and damping > 0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved window, from whatever device.
@@ -366,7 +417,6 @@ class Window:
             WoodburyError: If it does not fit; nothing has changed then.
         """
         self.check_state(state)
-        check_damping(state["damping"])
         for key in STATE_KEYS:
             if key not in ("rows", "gram"):
                 setattr(self, key, state[key])
@@ -449,6 +499,34 @@ class Window:
             return flag
         flags = torch.tensor(float(flag), device=self.rows.device)
         return bool(collectives.all_sum(flags, self.group) > 0)
+
+
+def _check_room(capacity: int, d: int, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Raise unless a window has room: zeros that were only asked for have no memory yet."""
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise WrongType(f"device is {device!r}: give a torch.device, or its name.") from error
+    if where.type == "meta":
+        return
+    need = capacity * (d * dtype.itemsize + capacity * torch.float64.itemsize)
+    if need > available_bytes(where):
+        raise WoodburyError(
+            f"A window of {capacity} gradients of {d} weights takes {bytes_in_words(need)}, which "
+            "have no room: give fewer gradients."
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value of a state is a tensor of finite numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return bool(torch.isfinite(value).all())
+
+
+def _is_square(value: Any, size: int) -> bool:
+    """Whether a value of a state is a finite float64 matrix of some size."""
+    return _is_finite(value) and value.shape == (size, size) and value.dtype == torch.float64
 
 
 def _described(rows: Tensor) -> str:

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch.nn.parameter import is_lazy
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, reason
 from woodbury.io.sparse_files import check_file, is_sparse, load_sparse, read_safetensors
 
-WRAPPING_KEYS = ("state_dict", "model")
+WRAPPING_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state dict."""
 PARALLEL_PREFIX = "module."
 """What DataParallel and DistributedDataParallel put before every name."""
+COMPILED_PREFIX = "_orig_mod."
+"""What torch.compile puts before the names of a module, which may be a part of the model."""
+EXTRA_STATE = "_extra_state"
+"""The end of the name of what `get_extra_state` gave, which need not be a tensor."""
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
     """Read a state dict from a file, without running code from it.
 
     Args:
         path: A .safetensors file, dense or written by `save_sparse`; or what `torch.save` wrote: a
-            state dict, also under the key "state_dict" or "model", also with the prefix "module.".
+            state dict, also under the key "state_dict", "model_state_dict" or "model".
 
     Returns:
-        name -> tensor, on the CPU.
+        name -> tensor, on the CPU, under the names in the file; and what `get_extra_state` gave.
 
     Raises:
         WoodburyError: If the file is missing, truncated, or holds something else.
@@ -37,7 +43,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"state_dict": {"module.bias": torch.ones(2)}}, f"{folder}/model.pt")
+        ...     torch.save({"state_dict": {"bias": torch.ones(2)}}, f"{folder}/model.pt")
         ...     read_checkpoint(f"{folder}/model.pt")
         {'bias': tensor([1., 1.])}
     """
@@ -49,18 +55,21 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(name, str) and (isinstance(value, Tensor) or name.endswith(EXTRA_STATE))
+        for name, value in content.items()
     ):
         raise WoodburyError(f"{path} holds no state dict (name -> tensor): {SAVE_PLAINLY}.")
-    weights = dict(content)
-    consume_prefix_in_state_dict_if_present(weights, PARALLEL_PREFIX)
-    return weights
+    return content
 
 
 def load_state_dict_checked(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike
+    model: nn.Module, weights: Mapping[str, Any], source: str | os.PathLike
 ) -> None:
-    """Copy a state dict into a model, all of it.
+    """Copy a state dict into a model, all of it, or leave the model as it was.
+
+    What fits is what `model.load_state_dict` takes: names of old versions, such as `weight_g`, and
+    counters that old versions lacked are no obstacle. The prefixes of DataParallel and of
+    torch.compile are taken off.
 
     Args:
         model: The network to fill, in place.
@@ -68,26 +77,66 @@ def load_state_dict_checked(
         source: Where the weights came from, for the sentence of the error.
 
     Raises:
-        WoodburyError: If a name or a shape does not fit; it names the first, and the model is
-            unchanged.
+        WoodburyError: If a name, a shape or a kind of numbers does not fit; it names the first.
 
     Example:
-        >>> load_state_dict_checked(nn.Linear(2, 1), {"weight": torch.ones(1, 2)}, "w.pt")
+        >>> load_state_dict_checked(nn.Linear(2, 1), {"module.weight": torch.ones(1, 2)}, "w.pt")
         Traceback (most recent call last):
         woodbury.errors.WoodburyError: w.pt lacks 'bias', which the model has: ...
     """
-    expected = model.state_dict()
-    if missing := [name for name in expected if name not in weights]:
-        raise _another_network(f"{source} lacks {missing[0]!r}, which the model has")
-    if extra := [name for name in weights if name not in expected]:
-        raise _another_network(f"{source} has {extra[0]!r}, which the model lacks")
+    expected = {name: each for name, each in model.state_dict().items() if not is_lazy(each)}
+    weights = _without_prefixes(weights, expected)
     for name, tensor in weights.items():
-        there, here = tuple(tensor.shape), tuple(expected[name].shape)
-        if there != here:
-            raise _another_network(
-                f"{name!r} has shape {there} in {source} and {here} in the model"
-            )
-    model.load_state_dict(weights)
+        here = expected.get(name)
+        if not isinstance(tensor, Tensor) or not isinstance(here, Tensor):
+            continue
+        if tensor.is_complex() and not here.is_complex():
+            raise _another_network(f"{name!r} is complex in {source} and real in the model")
+        if tensor.shape != here.shape and not _is_extra(name):
+            there = f"{tuple(tensor.shape)} in {source} and {tuple(here.shape)}"
+            raise _another_network(f"{name!r} has shape {there} in the model")
+    before = {name: here.clone() for name, here in expected.items() if isinstance(here, Tensor)}
+    try:
+        missing, extra = model.load_state_dict(weights, strict=False)
+        if missing:
+            raise _another_network(f"{source} lacks {missing[0]!r}, which the model has")
+        if extra:
+            raise _another_network(f"{source} has {extra[0]!r}, which the model lacks")
+    except Exception as error:
+        with torch.no_grad():
+            for name, tensor in before.items():
+                if not _is_extra(name):
+                    expected[name].copy_(tensor)
+        if isinstance(error, WoodburyError):
+            raise
+        raise _another_network(f"{source} cannot be loaded ({reason(error)})") from error
+
+
+def _without_prefixes(weights: Mapping[str, Any], expected: Iterable[str]) -> Mapping[str, Any]:
+    """A state dict under the names of the model that was wrapped; torch's versions are kept."""
+    strip = _stripper(list(weights), list(expected))
+    renamed = OrderedDict((strip(name), value) for name, value in weights.items())
+    versions = getattr(weights, "_metadata", None)
+    if versions is not None:
+        renamed._metadata = {  # type: ignore[attr-defined]
+            strip(f"{name}.").removesuffix("."): version for name, version in versions.items()
+        }
+    return renamed
+
+
+def _stripper(names: list[str], expected: list[str]) -> Callable[[str], str]:
+    """Name -> name without what wrappers put before it, where the model has no such names."""
+    compiled = "" if any(COMPILED_PREFIX in name for name in expected) else COMPILED_PREFIX
+    names = [name.replace(compiled, "") if compiled else name for name in names]
+    lead = ""
+    if not any(name.startswith(PARALLEL_PREFIX) for name in expected):
+        while names and all(name.startswith(lead + PARALLEL_PREFIX) for name in names):
+            lead += PARALLEL_PREFIX
+    return lambda name: (name.replace(compiled, "") if compiled else name).removeprefix(lead)
+
+
+def _is_extra(name: str) -> bool:
+    return name.rpartition(".")[2] == EXTRA_STATE
 
 
 SAVE_PLAINLY = "save it with torch.save(model.state_dict(), …)"
@@ -96,9 +145,10 @@ SAVE_PLAINLY = "save it with torch.save(model.state_dict(), …)"
 
 def _load_plain(path: str | os.PathLike) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain Python values."""
-    _check_zip(path)
+    check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # the options of a training script
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a truncated file shows itself as one of half a dozen types
         raise WoodburyError(
             f"{path} is truncated or no plain state dict ({_first_sentence(error)}): "
@@ -106,14 +156,23 @@ def _load_plain(path: str | os.PathLike) -> Any:
         ) from error
 
 
-def _check_zip(path: str | os.PathLike) -> None:
-    """Compare the checksums of a zip, which `torch.load` does not do."""
-    if not zipfile.is_zipfile(path):
-        return
+def check_zip(path: str | os.PathLike) -> None:
+    """Compare the checksums of what `torch.save` wrote, which `torch.load` does not do.
+
+    Args:
+        path: The file. One that is no zip, as old versions of torch wrote, has no checksums.
+
+    Raises:
+        WoodburyError: If one does not match, or the file says that it holds more than it does.
+    """
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+            packed = [entry for entry in file.infolist() if entry.file_size > entry.compress_size]
+            # Nothing that torch wrote is compressed: such an entry may be of any size.
+            damaged = f"{packed[0].filename} is compressed" if packed else file.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
         damaged = str(error)
     if damaged:
         raise WoodburyError(f"{path} is damaged ({damaged}): copy or write it again.")

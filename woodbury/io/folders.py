@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from woodbury.errors import WoodburyError
+from woodbury.io.locks import InUse, locked
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         WoodburyError: At once, before any work, where `path` is a file, a folder with something in
-            it, or in a place that cannot be written; at the end, where `path` was taken meanwhile.
+            it, one that another process writes to, or in a place that cannot be written; at the
+            end, where `path` was taken meanwhile.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as place:
@@ -43,9 +47,11 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise WoodburyError(
             f"The output folder {path} cannot be written in one step: name a new folder inside it."
         )
-    check_empty(goal, path)
-    with new_folders(goal.parent, path):
+    with new_folders(goal.parent, path), claimed(goal, path) as is_ours:
+        check_empty(goal, path)
         with unwritable_explained(path):
+            if is_ours:
+                _remove_remains(goal)
             partial = Path(
                 tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".partial", dir=goal.parent)
             )
@@ -63,14 +69,73 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def new_output_folder(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The same for the first of path, path-2, path-3, … that neither exists nor is being written.
+
+    Args:
+        path: The first name to try.
+
+    Yields:
+        The folder to write into, and the name that it will take.
+
+    Raises:
+        WoodburyError: As `output_folder`.
+    """
+    for number in count(1):
+        name = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if name.exists():
+            continue
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(output_folder(name))
+            except InUse:
+                continue
+            yield folder, name
+            return
+
+
+@contextmanager
+def claimed(goal: Path, path: str | os.PathLike) -> Iterator[bool]:
+    """A context in which no other process writes to an output folder, as `locked` with a sentence.
+
+    Args:
+        goal: The folder, absolute.
+        path: Its name as the user wrote it.
+
+    Yields:
+        Whether that is sure: not every file system has locks.
+
+    Raises:
+        InUse: If another process does.
+        WoodburyError: If the place cannot be written.
+    """
+    with ExitStack() as stack:
+        with unwritable_explained(path):
+            held = stack.enter_context(locked(goal, path))
+        yield held
+
+
+def _remove_remains(goal: Path) -> None:
+    """Remove what runs that were killed have left beside an output folder."""
+    remains = re.compile(rf"\.{re.escape(goal.name)}\.[a-z0-9_]{{8}}\.partial")
+    for entry in goal.parent.iterdir():
+        if remains.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
 def resolve_output(path: str | os.PathLike) -> Path:
     """The absolute path of an output folder.
 
     Raises:
-        WoodburyError: If `path` is a file.
+        WoodburyError: If `path` is a file, or no path.
     """
-    goal = Path(path).expanduser().resolve()
-    if goal.exists() and not goal.is_dir():
+    try:
+        goal = Path(path).expanduser().resolve()
+        is_file = goal.exists() and not goal.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long
+        raise WoodburyError(f"The output folder {path} cannot be ({error}): {WRITABLE}.") from error
+    if is_file:
         raise WoodburyError(f"The output folder {path} is a file: choose another name.")
     return goal
 
@@ -128,9 +193,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         WoodburyError: If the place cannot be written.
     """
+    if not path.name or "\0" in str(path):
+        raise WoodburyError(f"{str(path)!r} names no file: give the path of the file to write.")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with os_errors_explained(f"{path} cannot be written", WRITABLE):
+            _remove_remaining_files(path)
             write(partial)
             partial.chmod(0o666 & ~umask())  # safetensors makes files for the owner alone
             partial.replace(path)
@@ -140,7 +208,29 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-WRITABLE = "choose a place that you may write to"
+def _remove_remaining_files(path: Path) -> None:
+    """Remove what processes that were killed have left of the same file."""
+    remains = re.compile(rf"\.{re.escape(path.name)}\.([0-9]+)\.partial")
+    for entry in path.parent.iterdir():
+        match = remains.fullmatch(entry.name)
+        if match and not _is_running(int(match[1])):
+            with suppress(OSError):
+                entry.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # there it cannot be asked without harm
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+WRITABLE = "choose a place with room that you may write to"
 """What to do about a place that cannot be written."""
 
 

@@ -13,8 +13,18 @@ from typing import Any
 
 import torch
 
-from woodbury.errors import WoodburyError
-from woodbury.io.folders import check_empty, new_folders, resolve_output, unwritable_explained
+from woodbury.errors import WoodburyError, user_code
+from woodbury.io.checkpoints import check_zip
+from woodbury.io.fingerprint import digest
+from woodbury.io.folders import (
+    WRITABLE,
+    check_empty,
+    claimed,
+    new_folders,
+    resolve_output,
+    unwritable_explained,
+)
+from woodbury.io.locks import LOCK_FILE
 
 STATE_FILE = "unfinished.pt"
 """The last saved state; it is there as long as the run is unfinished."""
@@ -49,14 +59,18 @@ class RunFolder:
         Raises:
             WoodburyError: If it cannot be written; the last state is still there then.
         """
-        with unwritable_explained(self.path):
-            partial = self.path / PARTIAL_STATE
-            with partial.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / STATE_FILE)
-            _sync_folder(self.path)
+        content = {"checksum": digest(state), "state": dict(state)}
+        partial = self.path / PARTIAL_STATE
+        try:
+            with user_code(f"The output folder {self.path} cannot be written: {WRITABLE}."):
+                with partial.open("wb") as file:  # torch has errors of its own for a full disk
+                    torch.save(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(self.path / STATE_FILE)
+                _sync_folder(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @contextmanager
     def finishing(self) -> Iterator[Path]:
@@ -106,7 +120,8 @@ def run_folder(
 
     Raises:
         WoodburyError: At once, before any work, where the folder holds something else, or an
-            unfinished run without `resume`, or a finished run with it, or cannot be written.
+            unfinished run without `resume`, or a finished run with it, or cannot be written, or
+            another process writes to it.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as place:
@@ -121,8 +136,8 @@ def run_folder(
         ['report.json']
     """
     goal = resolve_output(path)
-    saved = _saved_state(goal, path, resume, how_to_resume)
-    with new_folders(goal, path):
+    with new_folders(goal.parent, path), claimed(goal, path), new_folders(goal, path):
+        saved = _saved_state(goal, path, resume, how_to_resume)
         with unwritable_explained(path):
             tempfile.TemporaryFile(dir=goal).close()
         try:
@@ -131,6 +146,26 @@ def run_folder(
             if on_interrupt and (goal / STATE_FILE).exists():
                 raise KeyboardInterrupt(on_interrupt) from interrupt
             raise
+
+
+def is_finished(path: str | os.PathLike) -> bool:
+    """Whether a folder holds a finished run, with nothing to go on with.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        WoodburyError: If `path` is a file, or no path, or another process writes to it.
+    """
+    goal = resolve_output(path)
+    if not (goal / REPORT_FILE).exists():
+        return False
+    with claimed(goal, path):  # which removes the lock of a process that was killed at its end
+        return _has_ended(goal)
+
+
+def _has_ended(goal: Path) -> bool:
+    return (goal / REPORT_FILE).exists() and not (goal / STATE_FILE).exists()
 
 
 def _saved_state(
@@ -144,16 +179,20 @@ def _saved_state(
                 "folder."
             )
         return _read_state(goal / STATE_FILE, path)
-    if resume and (goal / REPORT_FILE).exists():
+    if resume and _has_ended(goal):
         raise WoodburyError(f"The run in {path} is finished: there is nothing to resume.")
-    check_empty(goal, path, ignored=(PARTIAL_STATE, PARTIAL_RESULTS))
+    check_empty(goal, path, ignored=(PARTIAL_STATE, PARTIAL_RESULTS, LOCK_FILE))
     return None
 
 
 def _read_state(file: Path, path: str | os.PathLike) -> Mapping[str, Any]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        check_zip(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        state = content["state"]
         state["settings"]  # every state has them
+        if content["checksum"] != digest(state):
+            raise WoodburyError("Its checksum does not match.")
     except Exception as error:  # a damaged file shows itself as one of half a dozen types
         raise WoodburyError(
             f"{path}/{STATE_FILE} is damaged or no state of a run: remove {path} to start again."

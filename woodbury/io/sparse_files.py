@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.folders import write_atomically
 
@@ -29,6 +32,7 @@ VALUES_SUFFIX = "#values"
 """… and `name#values`, the kept weights in order."""
 
 
+@checks_types
 def save_sparse(
     path: str | os.PathLike, state_dict: Mapping[str, Tensor], names: Iterable[str] | None = None
 ) -> None:
@@ -61,9 +65,9 @@ def save_sparse(
         >>> torch.equal(loaded["weight"], weight), size < weight.nbytes / 10
         (True, True)
     """
-    for name, tensor in state_dict.items():
-        _check_storable(name, tensor)
-    names = None if names is None else set(names)
+    check_storable(state_dict)
+    check_path(path)
+    names = None if names is None else set(_listed(names))
     if names and (unknown := sorted(names - set(state_dict))):
         raise WoodburyError(
             f"There is no tensor {unknown[0]!r} in the state dict to save sparsely: "
@@ -95,6 +99,7 @@ def save_sparse(
     write_atomically(Path(path), lambda partial: save_file(stored, partial, header))
 
 
+@checks_types
 def load_sparse(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read what `save_sparse` wrote, as a dense state dict.
 
@@ -170,8 +175,46 @@ def check_file(path: str | os.PathLike) -> None:
     Raises:
         WoodburyError: If there is none.
     """
-    if not Path(path).is_file():
+    check_path(path)
+    if not os.path.isfile(path):  # which takes names that the system refuses
         raise WoodburyError(f"There is no file {path}: check the path of the weights.")
+
+
+def check_storable(state_dict: Mapping[str, Any]) -> None:
+    """Raise unless `save_sparse` can store a state dict.
+
+    Args:
+        state_dict: name -> tensor.
+
+    Raises:
+        WoodburyError: For a tensor that is quantized, sparse or without values.
+        WrongType: For an entry that is no tensor, or a dtype that safetensors does not have.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise WrongType(
+            f"The state dict is a {type(state_dict).__name__}: give (path, model.state_dict())."
+        )
+    for name, tensor in state_dict.items():
+        _check_storable(name, tensor)
+
+
+def check_path(path: Any) -> None:
+    """Raise unless something is the path of a file.
+
+    Raises:
+        WrongType: If it is neither text nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise WrongType(f"The path is a {type(path).__name__}: give the name of a file.")
+
+
+def _listed(names: Any) -> list[str]:
+    iterable = isinstance(names, Iterable) and not isinstance(names, str)
+    listed = list(names) if iterable else []
+    if not iterable or not all(isinstance(name, str) for name in listed):
+        kind = type(names).__name__
+        raise WrongType(f"names is a {kind}: give a list of names in the state dict, or None.")
+    return listed
 
 
 @contextmanager
@@ -220,9 +263,15 @@ def _checksum(facts: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
 
 def _check_storable(name: str, tensor: Tensor) -> None:
     """Raise unless safetensors can hold an entry of a state dict."""
+    if not isinstance(name, str):
+        raise WrongType(f"The state dict has the key {name!r}: give names, as state_dict() does.")
     if not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
         raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
+    if is_lazy(tensor):
+        raise WoodburyError(
+            f"{name!r} in the state dict has no shape yet: show the model some data once."
+        )
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "on meta" if tensor.is_meta else "sparse"
         raise WoodburyError(
@@ -268,6 +317,8 @@ def _unpacked(stored: Mapping[str, Tensor], name: str, shape: list[int], marks: 
     """The dense tensor from its bits and its values."""
     values = stored[name + marks.values]
     bits = stored[name + marks.keep].numpy()
+    if bits.size != -(-math.prod(shape) // 8):  # before memory of that size is asked for
+        raise ValueError(f"{name!r} of shape {shape} has {bits.size} bytes of bits")
     dense = torch.zeros(shape, dtype=values.dtype)
     keep = torch.from_numpy(np.unpackbits(bits, count=dense.numel()).astype(bool))
     kept = int(keep.sum())

@@ -25,6 +25,22 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def is_wide(dtype: object) -> bool:
+    """Whether something is one of the dtypes that sums are taken in.
+
+    Args:
+        dtype: Anything.
+
+    Returns:
+        True for torch.float32 and torch.float64.
+
+    Example:
+        >>> is_wide(torch.float32), is_wide("float32")
+        (True, False)
+    """
+    return isinstance(dtype, torch.dtype) and dtype in (torch.float32, torch.float64)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """`tensor` in its `wide_dtype`: sums of products of halves would lose their digits.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class RowFile(PagedRows):
         device: Where the pages are given.
         width: Columns of a page; the last one may have fewer.
         squares: (d,), the sum of the squares of each column as far as rows are written.
+        sums: The CRC-32 of each page as far as rows are written, which reading compares.
     """
 
     file: FileIO
@@ -40,6 +42,7 @@ class RowFile(PagedRows):
     device: torch.device
     width: int
     squares: Tensor
+    sums: list[int]
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @classmethod
@@ -63,7 +66,8 @@ class RowFile(PagedRows):
         if width > limits.row_columns:  # no chunk of a product is then cut by the page's end
             width -= width % limits.row_columns
         squares = torch.zeros(d, dtype=wide_dtype(dtype), device=device)
-        rows = cls(file, shape, dtype, device, width, squares)
+        sums = [0] * -(-d // width)
+        rows = cls(file, shape, dtype, device, width, squares, sums)
         weakref.finalize(rows, file.close)
         return rows
 
@@ -77,7 +81,7 @@ class RowFile(PagedRows):
             The pages in the order of their columns, each valid until the next.
 
         Raises:
-            WoodburyError: If the file cannot be read.
+            WoodburyError: If the file cannot be read, or is damaged.
         """
         m, d = self.shape
         starts = list(range(0, d, self.width))
@@ -118,10 +122,10 @@ class RowFile(PagedRows):
         return result
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Put some rows into their places.
+        """Put some rows into their places, one after the other and each once.
 
         Args:
-            first: The row of the file that is the first of them.
+            first: The row of the file that is the first of them: the one after the last written.
             rows: (c, d), any float dtype.
 
         Raises:
@@ -133,7 +137,10 @@ class RowFile(PagedRows):
             part = rows[:, columns].to(self.dtype)
             self.squares[columns] += part.to(self.squares.dtype).square().sum(0)
             position = start * m + first * (columns.stop - start)
-            self._write(_bytes_of(part.cpu().contiguous()), position * self.dtype.itemsize)
+            content = _bytes_of(part.cpu().contiguous())
+            self._write(content, position * self.dtype.itemsize)
+            page = start // self.width
+            self.sums[page] = zlib.crc32(content, self.sums[page])
 
     def _columns(self, start: int) -> slice:
         return slice(start, min(start + self.width, self.shape[1]))
@@ -152,6 +159,8 @@ class RowFile(PagedRows):
                     if not count:
                         raise OSError("the file is shorter than what was written to it")
                     remaining = remaining[count:]
+            if zlib.crc32(_bytes_of(values)) != self.sums[start // self.width]:
+                raise OSError("the file holds other bytes than what was written to it")
         except OSError as error:
             raise WoodburyError(
                 "The gradient rows cannot be read back from their scratch folder: run again with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ class Samples:
         batches: Re-iterable pairs (inputs, target): a list or a DataLoader, no generator.
         trusted: Whether this package made the batches, so that nothing is checked.
 
+    Attributes:
+        tried: The likelihoods whose loss was seen to be a mean over these samples.
+
     Raises:
         WoodburyError: If `batches` can be read only once. While reading: if a batch is no such
             pair.
@@ -44,6 +47,7 @@ class Samples:
 
     batches: Iterable[Batch]
     trusted: bool = False
+    tried: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.batches, Iterator):

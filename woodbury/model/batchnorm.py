@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import (
     Batch,
@@ -19,9 +20,11 @@ from woodbury.model.batches import (
 )
 from woodbury.model.calling import call_model
 from woodbury.model.modes import eval_mode
+from woodbury.model.wrappers import checked_model
 
 
 @torch.no_grad()
+@checks_types
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Set every BatchNorm's running mean and variance to their averages over some batches.
 
@@ -48,6 +51,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
         >>> torch.equal(model[1].running_var, torch.zeros(3))
         True
     """
+    model = checked_model(model)
     norms = [
         module
         for module in model.modules()

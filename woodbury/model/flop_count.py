@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import samples_in
 from woodbury.model.calling import call_model
@@ -18,6 +19,7 @@ from woodbury.model.hooks import ModuleCall, record_calls
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Flops:
 
 
 @torch.no_grad()
+@checks_types
 def flops(model: nn.Module, inputs: Any) -> Flops:
     """Count the FLOPs of every parameter, by one forward pass.
 
@@ -84,6 +87,7 @@ def flops(model: nn.Module, inputs: Any) -> Flops:
         {'weight': 10.0, 'bias': 10.0}
     """
     ParameterSpace.from_model(model)  # what is no model, or has no shapes yet, is named
+    model = bare(model)
     refusal = "The model refuses the inputs that its FLOPs are counted on."
     with user_code(refusal), eval_mode(model):
         _, calls = record_calls(model, lambda: call_model(model, inputs))

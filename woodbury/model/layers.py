@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,20 @@ class ParameterOwner(NamedTuple):
     names: Mapping[str, str]
 
 
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that are one and the same memory, seen in the same way.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        Equal for tied tensors, also where they are two objects.
+    """
+    if not tensor.numel() or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+
+
 def parameter_owners(model: nn.Module, names: Container[str]) -> Iterator[ParameterOwner]:
     """The modules that hold some parameters.
 
@@ -55,12 +69,14 @@ def parameter_owners(model: nn.Module, names: Container[str]) -> Iterator[Parame
     Returns:
         Those modules in the model's order, each with its parameters that are named in `names`.
     """
-    name_of = {id(tensor): name for name, tensor in model.named_parameters() if name in names}
+    name_of = {
+        memory_of(tensor): name for name, tensor in model.named_parameters() if name in names
+    }
     for path, module in model.named_modules():
         local = {
-            attribute: name_of[id(tensor)]
+            attribute: name_of[memory_of(tensor)]
             for attribute, tensor in module.named_parameters(recurse=False)
-            if id(tensor) in name_of
+            if memory_of(tensor) in name_of
         }
         if local:
             yield ParameterOwner(path, module, local)

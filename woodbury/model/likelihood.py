@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32
@@ -53,6 +54,38 @@ class Likelihood:
     output_of: Callable[[Any], Tensor] = _identity
 
     __repr__ = readable
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def checked_loss(self, output: Any, target: Any) -> Tensor:
+        """The loss of a batch, seen to be one number.
+
+        Args:
+            output: What the model returned.
+            target: The labels.
+
+        Returns:
+            A scalar tensor.
+
+        Raises:
+            WoodburyError: If there are no labels.
+            WrongType: If the loss is no scalar tensor.
+        """
+        if target is None:
+            raise WoodburyError(
+                "The batches carry no labels (None) and a loss needs them: give labels."
+            )
+        loss = self.loss(output, target)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            given = type(loss).__name__
+            if isinstance(loss, Tensor):
+                given = f"a tensor of shape {tuple(loss.shape)}"
+            raise WrongType(
+                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar "
+                "tensor."
+            )
+        return loss
 
     def output_tensor(self, output: Any) -> Tensor:
         """The tensor of an output that the directions belong to.
@@ -112,12 +145,49 @@ class _AfterReading:
         return self.function(self.read(output), *arguments)
 
 
+def check_likelihood(likelihood: Any) -> None:
+    """Raise unless something is a likelihood.
+
+    Args:
+        likelihood: What was given as one.
+
+    Raises:
+        WrongType: If it is something else, such as a loss.
+    """
+    if not isinstance(likelihood, Likelihood):
+        raise WrongType(
+            f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
+        )
+
+
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     _check_tensor(output, "cross_entropy")
+    if not target.is_floating_point():
+        _check_classes(output, target)
+        target = target.long()
     # Summed over a sample's positions, as they are observations of their own: the mean over T of
     # them has a Hessian T times its Fisher, just as for batch means  (eq. 2).
     total = nn.functional.cross_entropy(output, target, reduction="sum", ignore_index=IGNORED)
     return total / len(target)
+
+
+def _check_classes(output: Tensor, target: Tensor) -> None:
+    """Raise unless there is one class per position of the outputs."""
+    expected = output.shape[:1] + output.shape[2:]
+    if output.ndim > 1 and target.shape == expected:
+        return
+    remedy = f"give classes of shape {tuple(expected)}"
+    if output.ndim < 2:
+        remedy = "keep the samples along dimension 0, also where there is one, without squeeze()"
+    elif target.shape == output.shape[:-1]:
+        remedy = (
+            "the classes of an output lie along dimension 1, so take "
+            "likelihood=cross_entropy.with_output(lambda output: output.movedim(-1, 1))"
+        )
+    raise WoodburyError(
+        f"cross_entropy got outputs of shape {tuple(output.shape)} and labels of shape "
+        f"{tuple(target.shape)}: {remedy}."
+    )
 
 
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,13 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.argument_types import check_fields
+from woodbury.errors import (
+    Refused,
+    WoodburyError,
+    is_out_of_memory,
+    reason,
+    user_code,
+)
 from woodbury.linalg.precision import dtype_name
-from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples
+from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
-from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
+from woodbury.model.parameters import is_dtensor
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import checked_model
 
 PROBED_SAMPLES = 6
 """Samples of which a probe takes the loss together and one by one."""
@@ -61,6 +71,7 @@ class Objective:
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))
         self.space.check_vector(self.weights)
@@ -76,7 +87,7 @@ class Objective:
         """The objective at a model's own weights.
 
         Args:
-            model: The network.
+            model: The network, of which wrappers such as `DataParallel` are taken off.
             batches: Re-iterable pairs (inputs, target), such as a list or a DataLoader. Nothing is
                 read yet.
             likelihood: The loss; classes by default.
@@ -90,14 +101,14 @@ class Objective:
             WoodburyError: If the batches can be read only once, a weight is not finite, or a
                 BatchNorm has no running statistics.
         """
-        if not isinstance(likelihood, Likelihood):
-            raise WrongType(
-                f"The likelihood is a {type(likelihood).__name__}: wrap a loss as Likelihood(loss)."
-            )
+        check_likelihood(likelihood)
+        model = checked_model(model)
         samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            _check_usable(name, parameter)
         _check_dtypes({name: parameters[name] for name in space.shapes if name in parameters})
         for name in space.shapes:
             if name in parameters and not torch.isfinite(parameters[name]).all():
@@ -135,7 +146,8 @@ class Objective:
         Returns:
             What the model returns.
         """
-        return call_model(self.model, inputs, {**self.fixed, **parameters})
+        with _refusing("The model", inputs):
+            return call_model(self.model, inputs, {**self.fixed, **parameters})
 
     def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
         """The mean loss of one batch.
@@ -152,22 +164,11 @@ class Objective:
             WoodburyError: If there are no labels.
             WrongType: If the likelihood's loss gives no scalar tensor.
         """
-        if target is None:
-            raise WoodburyError(
-                "The batches carry no labels (None) and a loss needs them: give labels."
-            )
         with attributes_kept(self.model):  # the loss may read what the forward pass has stored
-            output = run_model(self.model, inputs, {**self.fixed, **parameters})
-            loss = self.likelihood.loss(output, target)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            given = type(loss).__name__
-            if isinstance(loss, Tensor):
-                given = f"a tensor of shape {tuple(loss.shape)}"
-            raise WrongType(
-                f"The likelihood's loss gave {given}: it must give the batch's mean loss, a scalar "
-                "tensor."
-            )
-        return loss
+            with _refusing("The model", inputs):
+                output = run_model(self.model, inputs, {**self.fixed, **parameters})
+            with _refusing("The loss", inputs):
+                return self.likelihood.checked_loss(output, target)
 
     @torch.no_grad()
     def probe(self) -> None:
@@ -194,10 +195,25 @@ class Objective:
                 output = self.forward(self.parameters, inputs)
                 target = self.likelihood.sample(output, generator)
             self.batch_loss(self.parameters, inputs, target)
-        self._check_mean(inputs, target)
+        self.check_mean(inputs, target)
 
-    def _check_mean(self, inputs: Any, target: Any) -> None:
-        """Raise unless the loss of the first samples is the mean of their single losses."""
+    @torch.no_grad()
+    def check_mean(self, inputs: Any, target: Any) -> None:
+        """Raise unless the loss of the first samples is the mean of their single losses.
+
+        It is tried once for each data set and likelihood.
+
+        Args:
+            inputs: Of the first batch that is used; nothing is learnt from a single sample.
+            target: Its labels.
+
+        Raises:
+            WoodburyError: If it is another number, or single samples are refused.
+        """
+        if self.batches.trusted or samples_in(inputs) < 2:
+            return
+        if any(likelihood is self.likelihood for likelihood in self.batches.tried):
+            return
         count = min(PROBED_SAMPLES, samples_in(inputs))
         refusal = "The model or its loss refuses a single sample, and each has its own gradient"
         with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
@@ -215,6 +231,7 @@ class Objective:
                 f"{mean:.4g}: a loss must be the mean over samples, without class weights, "
                 "reduction='sum' or a division by anything else in the batch."
             )
+        self.batches.tried.append(self.likelihood)
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:
@@ -258,6 +275,23 @@ class Objective:
             parameters[name].copy_(tensor)
 
 
+@contextmanager
+def _refusing(what: str, inputs: Any) -> Iterator[None]:
+    """A context for one call of the user's code."""
+    try:
+        yield
+    except WoodburyError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
+        raise Refused(
+            f"{what} refuses a batch with inputs of shape {shapes}: look at it and its labels. "
+            f"({reason(error)})"
+        ) from error
+
+
 def check_dependence(loss: Tensor, what: str = "parameters") -> None:
     """Raise unless a loss can be differentiated by what was chosen.
 
@@ -272,6 +306,21 @@ def check_dependence(loss: Tensor, what: str = "parameters") -> None:
         raise WoodburyError(
             f"The loss does not depend on the chosen {what}: "
             "does the model or the loss detach them?"
+        )
+
+
+def _check_usable(name: str, parameter: Tensor) -> None:
+    """Raise for a parameter whose values cannot be read or exchanged."""
+    if parameter.is_inference():
+        raise WoodburyError(
+            f"{name!r} was made in inference mode, which forbids gradients: make the model under "
+            "torch.no_grad()."
+        )
+    if parameter.is_meta:
+        raise WoodburyError(f"{name!r} is on meta and has no values: load the weights first.")
+    if is_dtensor(parameter):
+        raise WoodburyError(
+            f"{name!r} is sharded (a DTensor): take the model before it is sharded."
         )
 
 

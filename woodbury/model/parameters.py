@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import bare
 
 Keep = ParameterSpace | Mapping[Any, Tensor]
 """Which weights are kept: a space, such as `pruned.objective.space`, or bool masks, True = kept.
@@ -135,7 +136,7 @@ def optimized_parameters(
     owned = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     result = {
         name: parameter
-        for name, parameter in model.named_parameters()
+        for name, parameter in bare(model).named_parameters()
         if parameter in owned and (parameter.requires_grad or not trainable)
     }
     if not result:

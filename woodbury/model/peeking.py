@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.model.batches import Batch, checked, samples_in
 
@@ -82,6 +83,7 @@ class PeekingLoader:
         3 [2, 3]
     """
 
+    @checks_types
     def __init__(self, batches: Iterable[Batch], samples: int) -> None:
         check_whole_number(samples, "samples", "the number of samples to read ahead")
         self.batches = batches

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from woodbury.errors import WoodburyError
-from woodbury.model.parameters import is_dtensor
+from woodbury.model.wrappers import bare
 
 PRUNED_BY_TORCH = "_orig"
 """What torch.nn.utils.prune puts behind the name of a parameter that it masks."""
@@ -24,7 +26,7 @@ def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
 
     Raises:
         WoodburyError: For a parameter of a parametrization, under a mask of torch.nn.utils.prune,
-            made in inference mode, expanded, without values, or sharded; and within inference mode.
+            or expanded; and within inference mode.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
@@ -37,6 +39,7 @@ def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
             "Pruning needs gradients, which inference mode forbids: call it outside, or under "
             "torch.no_grad()."
         )
+    model = bare(model)
     for name in names:
         _check_parameter(model, name)
 
@@ -59,17 +62,15 @@ def _check_parameter(model: nn.Module, name: str) -> None:
             f"{name!r} has a mask of torch.nn.utils.prune beside it: make its zeros weights with "
             f"torch.nn.utils.prune.remove(module, {masked!r}), and keep them with keep_zeros=True."
         )
-    if parameter.is_inference():
-        raise WoodburyError(
-            f"{name!r} was made in inference mode and cannot be written: make the model under "
-            "torch.no_grad()."
-        )
-    if parameter.is_meta:
-        raise WoodburyError(f"{name!r} is on meta and has no values: load the weights first.")
-    if is_dtensor(parameter):
-        raise WoodburyError(
-            f"{name!r} is sharded (a DTensor): prune the model before it is sharded."
-        )
+    hooks = model.get_submodule(path)._forward_pre_hooks.values()
+    for hook in hooks:
+        if isinstance(hook, (SpectralNorm, WeightNorm)) and own_name.startswith(f"{hook.name}_"):
+            kind = "spectral" if isinstance(hook, SpectralNorm) else "weight"
+            raise WoodburyError(
+                f"{name!r} is a part from which {hook.name!r} is computed: prune that tensor "
+                f"itself, after torch.nn.utils.remove_{kind}_norm(module), or leave it out with "
+                f"exclude={name!r}."
+            )
     steps = zip(parameter.shape, parameter.stride(), strict=True)
     if any(size > 1 and step == 0 for size, step in steps):
         raise WoodburyError(

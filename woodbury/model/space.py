@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
+from woodbury.model.channels import Channels, channels_of
+from woodbury.model.layers import memory_of
+from woodbury.model.wrappers import checked_model, quantized_layers
 
 Patterns = str | Sequence[str]
 """One shell pattern, such as "*.weight", or several."""
@@ -33,6 +35,8 @@ class ParameterSpace:
     Attributes:
         shapes: Name -> shape of every tensor: n weights in all.
         kept: (n,) bool, True for each of the d weights that are kept; None if all are.
+        channels: Name -> along which dimensions its layer has outputs and inputs. Tensors that are
+            not named have outputs along dimension 0, and inputs along dimension 1.
 
     Raises:
         WoodburyError: If there is no tensor, or `kept` is no bool mask over all n weights.
@@ -48,8 +52,13 @@ class ParameterSpace:
 
     shapes: Mapping[str, torch.Size]
     kept: Tensor | None = None
+    channels: Mapping[str, Channels] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shapes, Mapping) or not all(
+            isinstance(shape, torch.Size) for shape in self.shapes.values()
+        ):
+            raise WrongType("shapes maps names to shapes: give {'weight': torch.Size((2, 3))}.")
         if not self.shapes:
             raise WoodburyError("The space is empty: choose at least one parameter.")
         if self.kept is not None:
@@ -62,8 +71,9 @@ class ParameterSpace:
         """The parameters of a model that are chosen by name.
 
         Args:
-            model: The model. Its tied parameters are taken once; those without elements, and whole
-                numbers and other parameters that have no gradient by their type, never.
+            model: The model, whose wrappers are seen through. Its tied parameters are taken once;
+                those without elements, and whole numbers and other parameters that have no gradient
+                by their type, never.
             include: Names to take, or shell patterns of them; all by default.
             exclude: Names or patterns to leave out of these.
             min_ndim: Dimensions that a tensor must have: 2 leaves out biases and norms.
@@ -73,20 +83,30 @@ class ParameterSpace:
 
         Raises:
             WrongType: If the model is no module.
-            WoodburyError: If a pattern matches no parameter, a layer is lazy, or nothing is chosen.
+            WoodburyError: If a pattern matches no parameter, a layer is lazy or quantized, the
+                model is scripted or exported, or nothing is chosen.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
             >>> list(ParameterSpace.from_model(model, exclude="1.*", min_ndim=2).shapes)
             ['0.weight']
         """
-        if not isinstance(model, nn.Module):
-            raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
+        model = checked_model(model)
         parameters = dict(model.named_parameters())
+        if not parameters:
+            raise WoodburyError(
+                "The model has no parameters: one that is quantized holds its weights elsewhere, "
+                "so prune it before."
+            )
         if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
             raise WoodburyError(
                 f"{lazy[0]!r} has no shape yet: "
                 "show the model some data once, as its layers are lazy."
+            )
+        if include == "*" and (quantized := quantized_layers(model)):
+            raise WoodburyError(
+                f"{quantized[0]!r} is quantized, and its weights are no parameters: prune the "
+                "model before it is quantized, or name the parameters that are left with include=…."
             )
         included = _matches(parameters, include, "include")
         included -= _matches(parameters, exclude, "exclude")
@@ -100,7 +120,8 @@ class ParameterSpace:
                 f"No parameter is left: include={include!r}, exclude={exclude!r}, at least "
                 f"{min_ndim} dimension(s). The model has {_listed(parameters)}."
             )
-        return cls({name: parameter.shape for name, parameter in chosen.items()})
+        shapes = {name: parameter.shape for name, parameter in chosen.items()}
+        return cls(shapes, channels=channels_of(model, shapes))
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -193,6 +214,8 @@ class ParameterSpace:
         Raises:
             WoodburyError: If its shape is not (d,).
         """
+        if not isinstance(vector, Tensor):
+            raise WrongType(f"The vector is a {type(vector).__name__}: give a tensor ({self.d},).")
         if vector.shape != (self.d,):
             raise WoodburyError(
                 f"A space of {self.d} kept weights got a vector of shape {tuple(vector.shape)}: "
@@ -203,6 +226,17 @@ class ParameterSpace:
         """(n,) int64: the index of the tensor that each weight belongs to."""
         sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+    def channels_of(self, name: str) -> Channels:
+        """Along which dimensions the layer of a tensor has its outputs and inputs.
+
+        Args:
+            name: Of a tensor of the space.
+
+        Returns:
+            Those of `channels`, or outputs along dimension 0 and inputs along dimension 1.
+        """
+        return self.channels.get(name, Channels())
 
     def name_of(self, index: int) -> str:
         """The name of the parameter that a kept weight belongs to.
@@ -215,6 +249,7 @@ class ParameterSpace:
             >>> space.restrict(torch.arange(3) > 0).name_of(1)
             'bias'
         """
+        check_whole_number(index, "index", "that of a kept weight", least=0, most=self.d - 1)
         return self.name_at(int(self.keep.nonzero()[index]))
 
     def name_at(self, position: int) -> str:
@@ -223,6 +258,7 @@ class ParameterSpace:
         Args:
             position: One of all n weights.
         """
+        check_whole_number(position, "position", "that of a weight", least=0, most=self.n - 1)
         return next(
             name for name, where in self.slices.items() if where.start <= position < where.stop
         )
@@ -272,12 +308,17 @@ class ParameterSpace:
 
     def _leading_dimensions(self, tensors: Mapping[str, Tensor]) -> torch.Size:
         """The dimensions before the parameters' own in all tensors; raises if they differ."""
+        if not isinstance(tensors, Mapping):
+            raise WrongType(f"tensors is a {type(tensors).__name__}: give name -> tensor.")
         lead: torch.Size | None = None
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise WoodburyError(
                     f"Parameter {name!r} is missing: the space needs {_listed(self.shapes)}."
                 )
+            if not isinstance(tensors[name], Tensor):
+                given_type = type(tensors[name]).__name__
+                raise WrongType(f"Parameter {name!r} is a {given_type}: give a tensor.")
             given = tensors[name].shape
             if lead is None:
                 lead = given[: max(0, len(given) - len(shape))]
@@ -299,11 +340,12 @@ def check_block_size(size: int) -> None:
     Raises:
         WoodburyError: If it is below 1.
     """
-    if size < 1:
-        raise WoodburyError(f"A block of {size} weights is empty: give a size of at least 1.")
+    check_whole_number(size, "block", "the number of weights of a block")
 
 
 def _check_mask(mask: Tensor, length: int, name: str, over: str) -> None:
+    if not isinstance(mask, Tensor):
+        raise WrongType(f"{name} is a {type(mask).__name__}: give a bool mask over {over}.")
     if mask.dtype != torch.bool or mask.shape != (length,):
         kind = WoodburyError if mask.dtype == torch.bool else WrongType
         raise kind(
@@ -329,23 +371,9 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def memory_of(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common that are one and the same memory, seen in the same way.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        Equal for tied tensors, also where they are two objects.
-    """
-    if not tensor.numel() or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
-        return (id(tensor),)
-    return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
-
-
 def _first_of_tied(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """The parameters without those that are the memory of one before."""
-    first: dict[tuple[Any, ...], str] = {}
+    first: dict[tuple[object, ...], str] = {}
     for name, parameter in parameters.items():
         first.setdefault(memory_of(parameter), name)
     return {name: parameters[name] for name in first.values()}
@@ -359,7 +387,11 @@ def _has_gradient(parameter: nn.Parameter) -> bool:
 def _matches(names: Iterable[str], patterns: Patterns, which: str) -> set[str]:
     """The names that match any of the patterns; raises for a pattern that matches none."""
     result: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    iterable = isinstance(patterns, Iterable) and not isinstance(patterns, Tensor)
+    several = [patterns] if isinstance(patterns, str) else list(patterns) if iterable else []
+    if not iterable or not all(isinstance(pattern, str) for pattern in several):
+        raise WrongType(f"{which} is {str(patterns)[:60]}: give a pattern of names, or several.")
+    for pattern in several:
         matched = {name for name in names if matches(name, pattern)}
         if not matched:
             raise WoodburyError(

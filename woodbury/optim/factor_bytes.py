@@ -58,14 +58,20 @@ def fisher_bytes(estimate: Estimate, space: ParameterSpace) -> int:
         passing = 2 * min(rows, Limits.current().gradient_chunk)  # gradients as they are computed
         return rows + passing + 32 * estimate.count**2 + vectors
     if isinstance(estimate, kfac):
-        return _kfac_bytes(space) + vectors
+        return _kfac_bytes(space, estimate.skip_unknown) + vectors
     return vectors
 
 
-def _kfac_bytes(space: ParameterSpace) -> int:
+def _kfac_bytes(space: ParameterSpace, skip_unknown: bool) -> int:
     """Both factors of each tensor, their sums and eigenvectors in float64, and the spectra."""
-    squares = [rows**2 + columns**2 for rows, columns in map(_sides, space.shapes.values())]
-    return 20 * sum(squares) + 24 * max(squares) + 8 * space.d
+    squares = [
+        rows**2 + columns**2
+        for name, (rows, columns) in zip(
+            space.shapes, map(_sides, space.shapes.values()), strict=True
+        )
+        if not skip_unknown or space.channels_of(name).is_matrix
+    ]
+    return 20 * sum(squares) + 24 * max(squares, default=0) + 8 * space.d
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -84,8 +90,11 @@ def _way_out(estimate: Estimate, space: ParameterSpace, budget: int) -> str:
             return f"give mfac({fits}), or more memory"
     if isinstance(recipe, kfac):
         costs = {
-            name: _kfac_bytes(ParameterSpace({name: shape})) for name, shape in space.shapes.items()
+            name: _kfac_bytes(ParameterSpace({name: shape}), False)
+            for name, shape in space.shapes.items()
         }
         largest = max(costs, key=costs.__getitem__)
-        return f"leave out {largest!r} by the space, which takes most, or give more memory"
+        return (
+            f"leave out {largest!r} with exclude={largest!r}, as it takes most, or give more memory"
+        )
     return "give a space of fewer parameters, or more memory"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.optim.optimizer import MFAC
 
@@ -63,6 +64,7 @@ class LevenbergMarquardt:
         0.00625
     """
 
+    @checks_types
     def __init__(
         self,
         optimizer: MFAC,

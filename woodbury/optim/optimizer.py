@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.memory.budget import available_bytes, bytes_in_words, parse_bytes
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -99,6 +100,7 @@ class MFAC(torch.optim.Optimizer):
         True
     """
 
+    @checks_types
     def __init__(
         self,
         params: Any,
@@ -132,6 +134,7 @@ class MFAC(torch.optim.Optimizer):
         self._indices: dict[Tensor, Tensor] = {}
         self._windows: Windows | None = None
         self.skipped = 0
+        self._calls = 0  # of step, on each rank alike
         self._most_rows = 0  # bytes, of the steps by rows so far
         defaults = {
             "lr": lr,
@@ -215,9 +218,11 @@ class MFAC(torch.optim.Optimizer):
 
         Raises:
             WoodburyError: If only one of rows and residuals is given, a shape does not fit, a
-                gradient is sparse or complex, or groups that share a window differ in damping.
+                gradient is sparse or complex, groups that share a window differ in damping, or a
+                rank is at another step.
         """
         loss = None
+        self._calls += 1
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -238,7 +243,7 @@ class MFAC(torch.optim.Optimizer):
             self._check_room_for(residuals.numel() * layout.d * windows.like.itemsize, windows)
             gradients = layout.matrix(rows, residuals, windows.like)
         dampings = layout.dampings(windows.spans)
-        measured = windows.measure(gradients)
+        measured = windows.measure(gradients, self._calls)
         if measured is None or not (residuals is None or bool(torch.isfinite(residuals).all())):
             self.skipped += 1
             return loss
@@ -310,6 +315,7 @@ class MFAC(torch.optim.Optimizer):
             "_chosen_on": self._chosen_on,
             "_windows": self._windows,
             "skipped": self.skipped,
+            "_calls": self._calls,
             "_most_rows": self._most_rows,
         }
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.checks import check_damping
@@ -24,6 +25,11 @@ def check_param_group(group: Mapping[str, Any]) -> None:
         WoodburyError: If a parameter is no real floating-point one, or an option is out of range.
     """
     for parameter in group["params"]:
+        if is_lazy(parameter):
+            raise WoodburyError(
+                "A parameter has no shape yet: show the model some data once, as its layers are "
+                "lazy."
+            )
         if not parameter.is_floating_point():
             raise WoodburyError(
                 f"A parameter has dtype {dtype_name(parameter.dtype)}: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import check_whole_number
 
 Partition = Callable[[Sequence[Sequence[int]]], Sequence[int]]
@@ -87,6 +88,7 @@ class blocks:
     size: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole_number(self.size, "size", "the number of weights of a block")
 
     def __call__(self, sizes: Sequence[Sequence[int]]) -> Sequence[int]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
@@ -16,7 +17,7 @@ from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.parameters import is_dtensor, optimized_parameters, unwrapped
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
-from woodbury.model.space import ParameterSpace
+from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.optim.factor_bytes import check_room
 
 EARLY_ESTIMATE_STEPS = (1, 4, 16, 64)
@@ -47,6 +48,7 @@ class Preconditioner:
         every: Steps between two estimates, which cost a pass over the calibration samples each.
         space: The parameters whose gradients are preconditioned; all others keep theirs. By default
             the matrices and kernels that the optimizer moves.
+        exclude: Shell patterns of names to leave out of that default.
         likelihood: Says what the loss is, and its curvature; by default that of classifiers.
         memory: What the Fisher and a step may hold, in bytes or as "6GiB"; None for 60 % of what is
             available where the model is.
@@ -82,6 +84,7 @@ class Preconditioner:
         (4, 12)
     """
 
+    @checks_types
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -91,6 +94,7 @@ class Preconditioner:
         *,
         every: int = 200,
         space: ParameterSpace | None = None,
+        exclude: Patterns = (),
         likelihood: Likelihood = cross_entropy,
         memory: int | str | None = None,
     ) -> None:
@@ -98,9 +102,9 @@ class Preconditioner:
         self.optimizer = unwrapped(optimizer)
         moved = optimized_parameters(self.optimizer, model, trainable=True)
         _check_not_sharded(moved)
-        self.space = space or ParameterSpace(
-            {name: parameter.shape for name, parameter in moved.items() if parameter.ndim >= 2}
-        )
+        if space is not None and exclude:
+            raise WoodburyError("space says what is preconditioned: leave exclude out.")
+        self.space = space or ParameterSpace.from_model(model, list(moved), exclude, min_ndim=2)
         _check_space(self.space, moved)
         self._parameters = {name: moved[name] for name in self.space.shapes}
         check_room(estimate, self.space, memory, self._device)
@@ -223,7 +227,6 @@ def _check_space(space: ParameterSpace, moved: dict[str, nn.Parameter]) -> None:
 def _checked_gradient(name: str, gradient: Tensor) -> Tensor:
     if gradient.layout != torch.strided:
         raise WoodburyError(
-            f"The gradient of {name!r} is sparse: "
-            f"pass space=ParameterSpace.from_model(model, exclude={name!r}, min_ndim=2)."
+            f"The gradient of {name!r} is sparse: leave it out with exclude={name!r}."
         )
     return gradient

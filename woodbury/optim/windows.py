@@ -98,17 +98,21 @@ class Windows:
         self.spans = [*old[:last], spans[last]]
         self._open(spans[last + 1 :], dampings[last + 1 :])
 
-    def measure(self, gradients: Tensor) -> list[Tensor] | None:
+    def measure(self, gradients: Tensor, step: int) -> list[Tensor] | None:
         """The Gram rows that gradients would have in each window, which do not change yet.
 
         Args:
             gradients: (d,) or (k, d).
+            step: Which step they are of, on all ranks.
 
         Returns:
             One tensor for each window, for `solve`; None if a gradient is not finite.
+
+        Raises:
+            WoodburyError: If a rank is at another step.
         """
         measured = [
-            window.measure(gradients[..., self._columns(span)])
+            window.measure(gradients[..., self._columns(span)], step)
             for window, span in zip(self.windows, self.spans, strict=True)
         ]
         # One question to the device for all windows: a sum is finite only if all its terms are.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -27,6 +28,7 @@ IF_MEMORY_RUNS_OUT = (
 )
 
 
+@checks_types
 def prune(
     model: nn.Module,
     batches: Iterable[Batch],

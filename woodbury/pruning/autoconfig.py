@@ -85,6 +85,7 @@ class Choice:
         refit: What follows each step; None for nothing.
         layers: What follows K-FAC by rows in its place.
         samples: That curvature and refit are estimated from.
+        dampings: That each stage tries.
         settings: What was chosen, in words.
     """
 
@@ -95,6 +96,7 @@ class Choice:
     refit: Refit | None
     layers: LayerByLayer | None
     samples: int
+    dampings: int
     settings: Mapping[str, str | int]
 
 
@@ -202,7 +204,9 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         "refit_per_stage": describe_refit(refit) if layers is None else layers.in_words(),
     }
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
-    return Choice(recipe, objective, sparsities, step, refit, layers, samples, settings)
+    return Choice(
+        recipe, objective, sparsities, step, refit, layers, samples, len(dampings), settings
+    )
 
 
 def best_step(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.io.representation import readable
 from woodbury.model.flop_count import Flops as Flops
 from woodbury.model.flop_count import flops as flops
@@ -17,6 +18,7 @@ Cost = Callable[[ParameterSpace], Tensor]
 """space -> the cost of each of the n weights, (n,) positive; a sparsity is a share of the sum."""
 
 
+@checks_types
 def weights(space: ParameterSpace) -> Tensor:
     """Every weight costs 1, so that a sparsity counts weights.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
@@ -61,6 +62,7 @@ class DampingSearch:
     trust: tuple[float, ...] = TRUST
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.pruner, Pruner):
             raise WrongType(
                 f"DampingSearch got a {type(self.pruner).__name__}: give a Pruner, "

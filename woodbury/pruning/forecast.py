@@ -17,7 +17,7 @@ from woodbury.limits import Limits
 from woodbury.linalg.dual_solve import COLUMNS_PER_ROW
 from woodbury.linalg.symmetric_blocks import block_bytes
 from woodbury.memory.machine_rates import MachineRates
-from woodbury.model.batches import Batch, samples_in, slice_samples
+from woodbury.model.batches import Batch, Samples, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
@@ -51,7 +51,7 @@ BLOCK_SOLVES = 3
 """Products of s³ in the factor, the inverse and the update of a block."""
 
 PRODUCT_SHARE = 0.5
-"""Of the speed of large products that those of K-FAC by rows have."""
+"""Of the speed of large square products that those of blocks, sketches and layers have."""
 
 SKETCHED_READS = 24
 """Reads of the rows in a sketched solve: two in each of about a dozen iterations."""
@@ -121,7 +121,7 @@ class Forecast:
     n: int
     shapes: tuple[torch.Size, ...]
 
-    def rows(self, step: StepChoice, d: int) -> Iterator[Phase]:
+    def rows(self, step: StepChoice, d: int, dampings: int) -> Iterator[Phase]:
         """The phases of a pruning step of d weights on gradient rows of its own."""
         sums = self._block_sums(d, step.block)
         stored = FLOAT * step.rows * d if step.block is None else sums
@@ -129,17 +129,21 @@ class Forecast:
         chunk = ROW_COPIES * FLOAT * self.n * at_once + self._activations(at_once)
         held = stored + chunk + self._vectors
         yield Phase("gradient rows", step.rows * self.trial.row, held, 1)
-        yield self.curvature(step, step.rows, d)
+        yield self.curvature(step, step.rows, d, dampings)
 
-    def curvature(self, step: StepChoice, m: int, d: int) -> Phase:
-        """What is made of m rows of d weights to choose by, and the update."""
+    def curvature(self, step: StepChoice, m: int, d: int, dampings: int) -> Phase:
+        """What is made of m rows of d weights to choose by, and the update with every damping."""
         if step.block is None:
-            flops = 2.0 * m**2 * d + m**3  # two triangles of m²d multiplications
+            # Two triangles of m²d multiplications: the Gram matrix once, what is made of it often.
+            flops = (1.0 + dampings) * m**2 * d + dampings * m**3
             held = FLOAT * m * d + 3 * DOUBLE * m**2
-            return Phase("choice", flops / self.rates.float32, held + self._vectors)
+            seconds = flops / (PRODUCT_SHARE * self.rates.float32)
+            return Phase("choice", seconds, held + self._vectors)
         s = step.block
-        seconds = 2 * m * d * s / self.rates.float32 + BLOCK_SOLVES * d * s**2 / self.rates.float64
-        return Phase("choice", seconds, self._block_sums(d, s) + self._vectors)
+        sums = 2 * m * d * s / self.rates.float32
+        solves = dampings * BLOCK_SOLVES * d * s**2 / self.rates.float64
+        held = self._block_sums(d, s) + self._vectors
+        return Phase("choice", (sums + solves) / PRODUCT_SHARE, held)
 
     def by_rows(self, choice: Choice) -> Iterator[Phase]:
         """The phases of K-FAC by rows, and of the layers' fit after it."""
@@ -164,7 +168,7 @@ class Forecast:
         held = self._vectors + self._activations(self._rows_at_once)
         if refit.reconstruction is not None:
             factors, solves = self._layer_factors(d)
-            seconds += refit.steps * solves / self.rates.float64
+            seconds += refit.steps * solves / (PRODUCT_SHARE * self.rates.float64)
             held += factors
         if refit.iterations is None:
             seconds += refit.steps * (m * self.trial.row + self._dual_seconds(m, d))
@@ -184,6 +188,7 @@ class Forecast:
         if d <= 2 * COLUMNS_PER_ROW * m:
             return (m**2 * d + m**3 / 3) / self.rates.float64
         sketch = COLUMNS_PER_ROW * m**3 / self.rates.float32 + m**3 / 3 / self.rates.float64
+        sketch /= PRODUCT_SHARE
         return sketch + SKETCHED_READS * FLOAT * m * d / self.rates.copied
 
     def _layer_factors(self, d: int) -> tuple[int, float]:
@@ -234,6 +239,9 @@ def _merged(phases: Sequence[Phase]) -> Iterator[Phase]:
 
 def _directed(objective: Objective, count: int) -> tuple[Objective, Batch]:
     """The objective whose gradients are the rows, and `count` of its samples."""
+    # Only these: outputs of a language model for a usual batch may have no room.
+    first = list(objective.batches.in_batches(count, count))
+    objective = replace(objective, batches=Samples(first, trusted=True))
     if objective.likelihood.directions is not None:
         objective = gauss_newton_rows(objective, 1)
     inputs, target = next(objective.batches.in_batches(count, count))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
@@ -47,6 +48,7 @@ class Planned(NamedTuple):
     plan: Plan
 
 
+@checks_types
 def plan(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -150,8 +152,8 @@ def planned(
         WoodburyError: If nothing fits.
     """
     device = objective.weights.device
-    available = available_bytes(device)
-    budget = min(budget_bytes(memory, device), int(SPARE * available))
+    asked = budget_bytes(memory, device)
+    budget = min(asked, int(SPARE * available_bytes(device)))
     limits = Limits.current()
     forecast: Forecast | None = None
     smallest: Plan | None = None
@@ -172,10 +174,13 @@ def planned(
             smallest = made
     assert smallest is not None
     least = bytes_in_words(smallest.peak_bytes)
+    more = f"give memory={least!r}"
+    if budget < asked:
+        more = "free memory, or raise the limit of the process"
     raise WoodburyError(
         f"Pruning {smallest.weights:,} weights takes at least {least} and may hold "
-        f"{bytes_in_words(budget)}: give memory={least!r}, prune fewer tensors at a time with "
-        "include=…, or take Pruner(None, magnitude, zero)."
+        f"{bytes_in_words(budget)}: {more}, prune fewer tensors at a time with include=…, or take "
+        "Pruner(None, magnitude, zero)."
     )
 
 
@@ -219,8 +224,9 @@ def _phases(choice: Choice, forecast: Forecast) -> Iterator[Phase]:
     )
     for stage, (before, after) in enumerate(zip([space.d, *kept], kept, strict=False)):
         if stage and rows_are_reused and choice.refit is not None:
-            yield forecast.curvature(choice.step, choice.refit.mc_samples * choice.samples, before)
+            m = choice.refit.mc_samples * choice.samples
+            yield forecast.curvature(choice.step, m, before, choice.dampings)
         else:
-            yield from forecast.rows(choice.step, before)
+            yield from forecast.rows(choice.step, before, choice.dampings)
         if choice.refit is not None:
             yield forecast.refit(choice.refit, choice.step, after, len(kept))

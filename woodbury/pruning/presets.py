@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.checks import check_damping
 
@@ -46,6 +47,7 @@ class Effort:
     refits: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole_number(self.samples, "samples", "the number of calibration samples")
         check_whole_number(self.mc_samples, "mc_samples", "the number of GGN samples per input")
         if self.refits != 0:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
@@ -16,6 +17,7 @@ from woodbury.estimation.recipes import Estimate, mfac
 from woodbury.fisher.base import Fisher
 from woodbury.io.representation import readable
 from woodbury.model.objective import Objective
+from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.budget import Budget, budget_for, budget_of
 from woodbury.pruning.costs import Cost, weights
@@ -223,6 +225,9 @@ class Pruner:
 
     __repr__ = readable
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def rules(self) -> Pruner:
         """This pruner: its own unit, scope, cost and limits hold."""
@@ -349,6 +354,7 @@ class Pruner:
             WoodburyError: If the sparsity cannot be reached, before any gradient is taken; or what
                 `quadratic` and `on_quadratic` raise.
         """
+        check_prunable(objective.model, objective.space.shapes)
         budget = self.budget(objective.space, sparsity)
         fisher = None if carried is None else carried.fisher
         return self.on_quadratic(self.quadratic(objective, fisher), objective, sparsity, budget)

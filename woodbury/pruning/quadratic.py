@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
 from woodbury.limits import Limits
@@ -38,6 +39,7 @@ class Quadratic:
     gradient: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not bool(torch.isfinite(self.weights).all()):
             raise WoodburyError("A weight is NaN or infinite: load a sound checkpoint.")
         if self.fisher is not None and self.fisher.d != len(self.weights):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.pruning.quadratic import Quadratic
@@ -18,6 +19,7 @@ Units of low score are removed first.
 """
 
 
+@checks_types
 def magnitude(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     """Magnitude pruning: w², summed over a unit; no curvature.
 
@@ -36,6 +38,7 @@ def magnitude(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     return _summed(quadratic.weights.double().square(), groups)
 
 
+@checks_types
 def obd(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     """Optimal Brain Damage: ½ F_qq w_q², summed over a unit  (eq. 15).
 
@@ -61,6 +64,7 @@ def obd(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     return _summed(0.5 * fisher.diagonal() * quadratic.weights.to(fisher.dtype).square(), groups)
 
 
+@checks_types
 def obs(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     """Optimal Brain Surgeon: w_q² / (2 [F⁻¹]_qq), for a unit ½ wᵀ [F⁻¹_QQ]⁻¹ w  (eq. 16).
 
@@ -90,6 +94,7 @@ def obs(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     return _surgeon_scores(quadratic, quadratic.weights.to(fisher.dtype), groups)
 
 
+@checks_types
 def woodtaylor(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
     """WoodTaylor: (w_q − [F⁻¹g]_q)² / (2 [F⁻¹]_qq), OBS with the first-order term  (eq. 17).
 

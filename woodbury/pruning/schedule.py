@@ -6,12 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from woodbury.argument_types import checks_types, is_of
 from woodbury.errors import WoodburyError, WrongType
+
+MAX_STAGES = 100_000
+"""Stages, or steps of a schedule, at most: what is beyond is a slip, and would never end."""
 
 Targets = float | Mapping[str, float]
 """A sparsity for all, or one for each of several name patterns, of which the first match counts."""
 
 
+@checks_types
 def one_shot(sparsity: Targets) -> list[Targets]:
     """One stage to the sparsity.
 
@@ -31,6 +36,7 @@ def one_shot(sparsity: Targets) -> list[Targets]:
     return [check_targets(sparsity)]
 
 
+@checks_types
 def geometric(sparsity: Targets, count: int, start: Targets = 0.0) -> list[Targets]:
     """Stages that each keep the same fraction of the weights  (eq. 20).
 
@@ -49,8 +55,7 @@ def geometric(sparsity: Targets, count: int, start: Targets = 0.0) -> list[Targe
         >>> geometric(0.75, 2)
         [0.5, 0.75]
     """
-    if count < 1:
-        raise WoodburyError(f"{count} stages were asked for: give at least 1.")
+    _check_count(count)
     return _for_each(sparsity, start, partial(_geometric, count=count))
 
 
@@ -78,6 +83,7 @@ def stage_count(sparsity: Targets, start: Targets, keep_per_stage: float) -> int
     return max(1, math.ceil(math.log(kept) / math.log(keep_per_stage) - 1e-9))
 
 
+@checks_types
 def polynomial(
     sparsity: Targets, count: int, start: Targets = 0.0, power: float = 3.0
 ) -> list[Targets]:
@@ -102,12 +108,15 @@ def polynomial(
         >>> polynomial(0.875, 2)
         [0.765625, 0.875]
     """
-    if count < 1 or power <= 0:
-        raise WoodburyError(
-            f"{count} steps of power {power} were asked for: "
-            "give at least 1 step and a positive power."
-        )
+    _check_count(count)
+    if not 0 < power < math.inf:
+        raise WoodburyError(f"power is {power}: give a positive, finite number.")
     return _for_each(sparsity, start, partial(_polynomial, count=count, power=power))
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MAX_STAGES:
+        raise WoodburyError(f"{count} stages were asked for: give 1 to {MAX_STAGES:,}.")
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -123,18 +132,16 @@ def check_sparsity(sparsity: float) -> float:
         WrongType: If it is not a number.
         WoodburyError: If it is not in [0, 1).
     """
-    try:
-        valid = 0 <= sparsity < 1
-        kind = WoodburyError
-    except TypeError:
-        valid = False
-        kind = WrongType
+    kind: type[WoodburyError] = WrongType
+    valid = False
+    if is_of(sparsity, float):
+        kind, valid = WoodburyError, 0 <= sparsity < 1
     if not valid:
         raise kind(
             f"sparsity is {sparsity}: it is removed ÷ all weights and must lie in [0, 1), "
             "such as 0.9."
         )
-    return sparsity
+    return float(sparsity)
 
 
 def check_targets(targets: Targets) -> Targets:
@@ -154,7 +161,11 @@ def check_targets(targets: Targets) -> Targets:
         raise WoodburyError(
             "No target is given: give a sparsity, or one for each of several patterns of names."
         )
-    for sparsity in targets.values() if isinstance(targets, Mapping) else (targets,):
+    if not isinstance(targets, Mapping):
+        return check_sparsity(targets)
+    for pattern, sparsity in targets.items():
+        if not isinstance(pattern, str):
+            raise WrongType(f"A target is for {pattern!r}: give patterns of names, such as '*'.")
         check_sparsity(sparsity)
     return targets
 
@@ -197,6 +208,7 @@ def _check_rise(start: float, sparsity: float) -> None:
         )
 
 
+@checks_types
 def pruning_steps(
     start: int, end: int, *, every: int | None = None, steps: int | None = None
 ) -> list[int]:
@@ -235,13 +247,18 @@ def pruning_steps(
     if every is not None:
         if every < 1:
             raise WoodburyError(f"Pruning every {every} steps is no schedule: give at least 1.")
+        if (end - start) // every >= MAX_STAGES:
+            raise WoodburyError(
+                f"Pruning every {every} steps from {start} to {end} are more than "
+                f"{MAX_STAGES:,} times: give a larger every or an earlier end."
+            )
         return list(range(start, end + 1, every))
     assert steps is not None  # one of the two is given
     longest = end - start + 1
-    if not 1 <= steps <= longest:
+    most = min(longest, MAX_STAGES)
+    if not 1 <= steps <= most:
         raise WoodburyError(
-            f"{steps} pruning steps do not fit from step {start} to step {end}: "
-            f"give 1 to {longest}."
+            f"{steps} pruning steps do not fit from step {start} to step {end}: give 1 to {most}."
         )
     if steps == 1:
         return [end]

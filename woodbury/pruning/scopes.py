@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError
-from woodbury.model.space import ParameterSpace
+from woodbury.model.space import ParameterSpace, matches
 
 Scope = Callable[[ParameterSpace], Tensor]
 """space -> the pool of each of the n weights, (n,) int64 from 0.
@@ -19,6 +19,7 @@ The weights of one pool compete, and each pool has its own budget.
 """
 
 
+@checks_types
 def global_(space: ParameterSpace) -> Tensor:
     """Global pruning: all weights compete, under one threshold.
 
@@ -36,6 +37,7 @@ def global_(space: ParameterSpace) -> Tensor:
     return torch.zeros(1, dtype=torch.int64).expand(space.n)
 
 
+@checks_types
 def layerwise(space: ParameterSpace) -> Tensor:
     """Layer-wise pruning: each tensor is a pool, so that all reach the same sparsity.
 
@@ -59,13 +61,13 @@ class consecutive:
 
     Args:
         size: Weights m in a pool.
-        dim: Dimension along which they lie. 1 is the inputs of a matrix or a kernel, which is
-            divided position by position. A mapping gives one for each of several name patterns,
-            such as `{"*.c_fc.weight": 0}` where a layer holds its matrix transposed, 1 for the
-            others.
+        dim: Dimension along which they lie; None for the inputs of each layer, wherever it has
+            them. A kernel is divided position by position. A mapping gives one for each of several
+            name patterns, and the inputs for the others.
 
     Raises:
-        WoodburyError: When it is called, where the pools do not divide the dimension.
+        WoodburyError: When it is called, where the pools do not divide the dimension, or the inputs
+            of a tensor are not known.
 
     Example:
         >>> import torch, woodbury
@@ -75,14 +77,17 @@ class consecutive:
     """
 
     size: int
-    dim: int | Mapping[str, int] = 1
+    dim: int | Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, space: ParameterSpace) -> Tensor:
         """The pool of each of the n weights, (n,) int64."""
         pools = []
         start = 0
         for name, shape in space.shapes.items():
-            dim = self._dimension(name, shape)
+            dim = self._dimension(space, name)
             count = shape.numel() // self.size
             pools_shape = [*shape]
             pools_shape[dim] //= self.size
@@ -92,20 +97,31 @@ class consecutive:
             start += count
         return torch.cat(pools)
 
-    def _dimension(self, name: str, shape: torch.Size) -> int:
+    def _dimension(self, space: ParameterSpace, name: str) -> int:
         """The dimension along which one tensor is divided."""
-        if isinstance(self.dim, int):
-            dim = self.dim
-        else:
-            matching = (dim for pattern, dim in self.dim.items() if fnmatchcase(name, pattern))
-            dim = next(matching, 1)
+        shape = space.shapes[name]
+        given = self._given_dimension(name)
+        channels = space.channels_of(name)
+        if given is None and (not channels.known or channels.is_lookup):
+            raise WoodburyError(
+                f"{name!r} belongs to {channels.of}, and which of its dimensions are multiplied "
+                f"is not known: leave it out with exclude={name!r}, or give dim={{{name!r}: 1}}."
+            )
+        dim = channels.inputs if given is None else given
         if not -len(shape) <= dim < len(shape):
             raise WoodburyError(
                 f"{name!r} has shape {tuple(shape)} and no dimension {dim} for groups: exclude it."
             )
-        if self.size < 1 or shape[dim] % self.size:
+        # Of a grouped layer that has all inputs along one dimension, no pool lies in two groups.
+        apart = channels.groups if dim == channels.inputs == 0 else 1
+        if self.size < 1 or shape[dim] // apart % self.size:
             raise WoodburyError(
-                f"Groups of {self.size} do not divide the {shape[dim]} weights along dimension "
-                f"{dim} of {name!r}, which has shape {tuple(shape)}: exclude it."
+                f"Groups of {self.size} do not divide the {shape[dim] // apart} weights along "
+                f"dimension {dim} of {name!r}, which has shape {tuple(shape)}: exclude it."
             )
         return dim
+
+    def _given_dimension(self, name: str) -> int | None:
+        if self.dim is None or isinstance(self.dim, int):
+            return self.dim
+        return next((dim for pattern, dim in self.dim.items() if matches(name, pattern)), None)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.scopes import consecutive
@@ -24,8 +25,9 @@ class SemiStructured(NamedTuple):
     pruner: Pruner
 
 
+@checks_types
 def n_of_m(
-    n: int, m: int, pruner: Pruner | None = None, *, dim: int | Mapping[str, int] = 1
+    n: int, m: int, pruner: Pruner | None = None, *, dim: int | Mapping[str, int] | None = None
 ) -> SemiStructured:
     """The sparsity and the pruner of an n:m pattern, such as 2:4  (eq. 53).
 
@@ -36,8 +38,8 @@ def n_of_m(
         n: Weights kept in each group.
         m: Weights in a group, neighbours along `dim`.
         pruner: What else to use; None takes `Pruner()`.
-        dim: As in `scopes.consecutive`: 1 is the inputs of a matrix or a kernel, as the sparse
-            tensor cores of GPUs need it.
+        dim: As in `scopes.consecutive`: None is the inputs of each layer, as the sparse tensor
+            cores of GPUs need it.
 
     Returns:
         The sparsity 1 − n/m, and the pruner in a scope where n of every m weights are kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
@@ -15,6 +16,7 @@ from woodbury.pruning.schedule import Targets
 from woodbury.pruning.updates import joint
 
 
+@checks_types
 def stages(
     recipe: PruningRecipe,
     objective: Objective,
@@ -67,6 +69,7 @@ def _stages(
         yield reached
 
 
+@checks_types
 def run_stages(
     recipe: PruningRecipe, objective: Objective, sparsities: Sequence[Targets]
 ) -> Pruned:
@@ -100,6 +103,7 @@ def run_stages(
     return replace(reached, carried=None)
 
 
+@checks_types
 def inner_stages(
     pruner: Pruner, quadratic: Quadratic, objective: Objective, sparsities: Sequence[Targets]
 ) -> Iterator[Pruned]:

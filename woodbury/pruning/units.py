@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 
@@ -22,6 +23,7 @@ NAMES_IN_ERROR = 8
 """Parameter names that an error lists at most."""
 
 
+@checks_types
 def single(space: ParameterSpace) -> None:
     """Unstructured pruning: every weight is a unit.
 
@@ -76,8 +78,13 @@ class block:
         return _kept_parts(space, tiles)
 
 
+@checks_types
 def output_channels(space: ParameterSpace) -> list[Tensor]:
-    """Output channels: the rows of a matrix, the filters of a kernel (dimension 0).
+    """Output channels: all weights that lead to one output of a layer.
+
+    They are the rows of a matrix and the filters of a convolution, and lie along the other
+    dimension where a layer is stored transposed: transposed convolutions, embeddings, the Conv1D of
+    transformers.
 
     Args:
         space: The weights to prune.
@@ -86,7 +93,7 @@ def output_channels(space: ParameterSpace) -> list[Tensor]:
         The units by size, each (g, s) int64 indices into the d kept weights.
 
     Raises:
-        WoodburyError: If no unit has a kept weight.
+        WoodburyError: If the channels of a tensor are not known, or no unit has a kept weight.
 
     Example:
         >>> import torch, woodbury
@@ -94,11 +101,15 @@ def output_channels(space: ParameterSpace) -> list[Tensor]:
         [tensor([[0, 1, 2],
                 [3, 4, 5]])]
     """
-    return _kept_parts(space, [indices.flatten(1) for indices in _indices(space, 1).values()])
+    return _kept_parts(space, list(_channels(space, of_outputs=True, min_ndim=1)))
 
 
+@checks_types
 def input_channels(space: ParameterSpace) -> list[Tensor]:
-    """Input channels: the columns of a matrix, what a kernel reads of one channel (dimension 1).
+    """Input channels: all weights that read one input of a layer.
+
+    They are the columns of a matrix, what a kernel reads of one channel, and of a grouped
+    convolution what the channel's own group reads of it.
 
     Args:
         space: The weights to prune.
@@ -107,7 +118,8 @@ def input_channels(space: ParameterSpace) -> list[Tensor]:
         The units by size, each (g, s) int64 indices into the d kept weights.
 
     Raises:
-        WoodburyError: If a tensor has fewer than two dimensions, or no unit has a kept weight.
+        WoodburyError: If a tensor has fewer than two dimensions, its channels are not known, or no
+            unit has a kept weight.
 
     Example:
         >>> import torch, woodbury
@@ -116,8 +128,7 @@ def input_channels(space: ParameterSpace) -> list[Tensor]:
                 [1, 4],
                 [2, 5]])]
     """
-    columns = [indices.transpose(0, 1).flatten(1) for indices in _indices(space, 2).values()]
-    return _kept_parts(space, columns)
+    return _kept_parts(space, list(_channels(space, of_outputs=False, min_ndim=2)))
 
 
 @dataclass(frozen=True, init=False)
@@ -167,6 +178,22 @@ def _indices(space: ParameterSpace, min_ndim: int = 0) -> dict[str, Tensor]:
             )
     indices = torch.arange(space.n)
     return {name: indices[part].view(space.shapes[name]) for name, part in space.slices.items()}
+
+
+def _channels(space: ParameterSpace, *, of_outputs: bool, min_ndim: int) -> Iterator[Tensor]:
+    """The indices of each tensor by channel: (g, s)."""
+    for name, indices in _indices(space, min_ndim).items():
+        channels = space.channels_of(name)
+        if not channels.known:
+            raise WoodburyError(
+                f"The channels of {name!r} are not known, as it belongs to {channels.of}: leave "
+                f"it out with exclude={name!r}, or give units.custom."
+            )
+        if (channels.outputs if of_outputs else channels.inputs) == 0:
+            yield indices.flatten(1)
+            continue
+        by_group = indices.unflatten(0, (channels.groups, -1))  # (groups, their rows, channels, …)
+        yield by_group.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _tiles(name: str, indices: Tensor, tile: Sequence[int]) -> Tensor:

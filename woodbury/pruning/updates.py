@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import checks_types
 from woodbury.pruning.quadratic import Quadratic
 
 Update = Callable[[Quadratic, Tensor], Tensor]
 """(quadratic, keep (d,) bool) -> the step δ (d,), exactly −w where a weight is removed."""
 
 
+@checks_types
 def zero(quadratic: Quadratic, keep: Tensor) -> Tensor:
     """No update: removed weights become zero, kept ones do not move (OBD, magnitude pruning).
 
@@ -31,6 +33,7 @@ def zero(quadratic: Quadratic, keep: Tensor) -> Tensor:
     return torch.where(keep, 0, -quadratic.weights)
 
 
+@checks_types
 def independent(quadratic: Quadratic, keep: Tensor) -> Tensor:
     """The sum of single-weight OBS updates: −F⁻¹ Σ_q e_q w_q/[F⁻¹]_qq  (eq. 19).
 
@@ -67,6 +70,7 @@ def independent(quadratic: Quadratic, keep: Tensor) -> Tensor:
     return torch.where(keep, step, -weights).to(quadratic.weights.dtype)
 
 
+@checks_types
 def joint(quadratic: Quadratic, keep: Tensor) -> Tensor:
     """The exact minimiser with the removed weights at zero: F_KK⁻¹ (F_KQ w_Q − g_K)  (eq. 9, 12).
 

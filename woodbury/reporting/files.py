@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from woodbury.errors import WoodburyError, reason
 from woodbury.evaluation.results import Result
+from woodbury.io.fingerprint import digest
 
 
 def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
@@ -38,11 +40,16 @@ def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
             writer.writerow({column: row.get(column) for column in columns})
 
 
-def write_json(path: str | os.PathLike, facts: Mapping[str, Any]) -> None:
+SEAL = "checksum"
+"""The key of the checksum of all other facts in a file."""
+
+
+def write_json(path: str | os.PathLike, facts: Mapping[str, Any], *, sealed: bool = False) -> None:
     """Write facts as strict JSON.
 
     Args:
         path: The file.
+        sealed: Whether a checksum is added, for `read_json` to verify.
         facts: Mappings, sequences, dataclasses, numbers and texts, in any nesting. Numbers that are
             not finite become null; whatever else becomes its text.
 
@@ -53,8 +60,43 @@ def write_json(path: str | os.PathLike, facts: Mapping[str, Any]) -> None:
         ...     json.loads(Path(folder, "report.json").read_text())
         {'loss': None, 'levels': [0.5, 0.9]}
     """
-    text = json.dumps(_plain(facts), indent=2, ensure_ascii=False, allow_nan=False)
+    plain = _plain(facts)
+    if sealed:
+        plain[SEAL] = digest(plain)
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
     Path(path).write_text(text + "\n", "utf-8")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read sealed facts.
+
+    Args:
+        path: A file that `write_json` wrote with a checksum.
+
+    Returns:
+        The facts, without the checksum.
+
+    Raises:
+        WoodburyError: If it cannot be read, or the checksum does not match.
+    """
+    try:
+        facts = json.loads(Path(path).read_text("utf-8"))
+        if facts.pop(SEAL) == digest(facts):
+            return facts
+        why = "its checksum does not match"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        why = reason(error)
+    raise WoodburyError(f"{path} is damaged or no report ({why}): copy or make it again.")
+
+
+def in_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as `read_json` gives them back.
+
+    Example:
+        >>> in_json({"levels": (0.5, math.inf)})
+        {'levels': [0.5, None]}
+    """
+    return _plain(facts)
 
 
 def versions() -> dict[str, str]:

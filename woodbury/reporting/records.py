@@ -27,7 +27,7 @@ class PruneNumbers:
         predicted_increase: Of the loss, by the quadratic; None without a Fisher.
         measured_increase: loss_after − loss_before.
         damping: Of the Fisher, None without one.
-        seconds: Wall-clock time of the Fisher and the pruning.
+        seconds: Wall-clock time of the pruning, of its plan and of the choice of a damping.
         peak_megabytes: The process's peak memory meanwhile, in units of 2²⁰ bytes.
         peak_device_megabytes: That of the CUDA device, None without one.
     """

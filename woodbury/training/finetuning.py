@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
-from woodbury.model.likelihood import Likelihood, cross_entropy
-from woodbury.model.objective import Objective
+from woodbury.model.calling import run_model
+from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
 from woodbury.monitor import report
 
 
@@ -63,6 +64,7 @@ def batches_in(samples: int, size: int) -> int:
     return max(1, samples // size)
 
 
+@checks_types
 def finetune(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -98,12 +100,12 @@ def finetune(
         1
         2
     """
-    objective = Objective.from_model(model, [], likelihood)
+    check_likelihood(likelihood)
     model.train()
     try:
         for step, (inputs, target) in zip(steps, batches, strict=False):
             optimizer.zero_grad()
-            loss = objective.batch_loss({}, inputs, target)
+            loss = likelihood.checked_loss(run_model(model, inputs), target)
             if not math.isfinite(float(loss.detach())):
                 raise WoodburyError(
                     f"The loss is not finite at step {step}: lower the learning rate."

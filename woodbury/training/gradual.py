@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
@@ -120,6 +121,7 @@ class Gradual:
         ([1, 4], 12)
     """
 
+    @checks_types
     def __init__(
         self,
         model: nn.Module,
@@ -204,7 +206,7 @@ class Gradual:
         if set(state) != {"step", "keep", "sparsities", "history", "settings"}:
             raise WoodburyError("This is no state of a Gradual: give what its state_dict() gave.")
         check_same(state["settings"], self._settings, "The saved state")
-        space = ParameterSpace(self.space.shapes, state["keep"])
+        space = replace(self.space, kept=state["keep"])
         self._hold.tighten(space)
         self.space = space
         self.step = state["step"]

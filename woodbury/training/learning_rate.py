@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 
 
@@ -36,6 +37,7 @@ class cosine_restarts:
     turns: tuple[int, ...]
     floor: float
 
+    @checks_types
     def __init__(self, pruning_steps: Sequence[int], end: int, floor: float = 0.0) -> None:
         if not 0 <= floor <= 1:
             raise WoodburyError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.model.parameters import (
     Keep,
@@ -18,6 +19,7 @@ from woodbury.model.parameters import (
     optimized_parameters,
     unwrapped,
 )
+from woodbury.model.wrappers import bare
 
 
 class Hold:
@@ -60,7 +62,8 @@ class Hold:
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> None:
         self.optimizer = unwrapped(optimizer)
         self.removed: dict[nn.Parameter, Tensor] = {}
-        self._parameters = dict(model.named_parameters())
+        named = (*model.named_parameters(), *bare(model).named_parameters())
+        self._parameters = dict(named)  # also by the names of a wrapper
         optimized_parameters(self.optimizer, model)  # raises if there are none
         self.tighten(keep)
         after_step = self.optimizer.register_step_post_hook(lambda *_: self.clear())
@@ -109,6 +112,7 @@ class Hold:
         return _without(gradient, self.removed[parameter].to(gradient.device))
 
 
+@checks_types
 def hold_zeros(
     optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep | None = None
 ) -> Hold:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from woodbury.cli.inputs.splits import (
     to_default_dtype,
 )
 from woodbury.errors import WoodburyError, reason
+from woodbury.memory.budget import available_bytes, bytes_in_words
 
 LabelsFrom = Callable[[Tensor], Tensor]
 """Inputs -> the labels that stand for missing ones."""
@@ -73,7 +76,7 @@ def load_data(
     Raises:
         WoodburyError: For a place that does not exist or holds no pairs of inputs and labels.
     """
-    path = Path(where).expanduser()
+    path = _path(where)
     if path.is_dir():
         loaded = Images.splits(path, size)
     elif path.suffix == ".npz":
@@ -88,7 +91,7 @@ def load_data(
     without_labels = isinstance(loaded[-1], Unlabelled)
     splits = [_with_labels(where, split, labels_from) for split in loaded]
     for split in splits:
-        if not len(split):  # type: ignore[arg-type]
+        if not _length(where, split):
             raise WoodburyError(f"{where} holds no samples: look at what it returns.")
     if len(splits) == 2:
         train, test = splits
@@ -99,6 +102,20 @@ def load_data(
         f"{seed}, which the model may have seen in training."
     )
     return Splits(train, test, (note,), without_labels)
+
+
+def _path(where: str) -> Path:
+    """The path of that name; the system may refuse to look at it."""
+    try:
+        path = Path(where).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of another user, with a \\0
+        raise WoodburyError(f"DATA cannot be a path ({reason(error)}): check it.") from error
+    return path
+
+
+def _length(where: str, split: Dataset) -> int:
+    return run_user_code(f"The length of {where}", lambda: len(split))  # type: ignore[arg-type]
 
 
 def _with_labels(where: str, split: Dataset, labels_from: LabelsFrom | None) -> Dataset:
@@ -153,9 +170,22 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise WoodburyError(f"There is no file {path}: check DATA.")
     try:
         # np.load by itself takes files of other kinds too.
-        with zipfile.ZipFile(path), np.load(path) as file:
+        with zipfile.ZipFile(path) as packed:
+            _check_sizes(path, packed)
+        with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except WoodburyError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,  # an encrypted entry, or NotImplementedError for another way to compress
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         if "Object arrays" in str(error):
             raise WoodburyError(
                 f"{path} has arrays of Python objects, such as rows of unequal lengths: pad them."
@@ -163,6 +193,26 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise WoodburyError(
             f"{path} is truncated or no .npz file ({reason(error)}): write it again."
         ) from error
+
+
+def _check_sizes(path: Path, packed: zipfile.ZipFile) -> None:
+    """Raise if the arrays have no room in memory, or a header says more than its file holds."""
+    held = sum(entry.file_size for entry in packed.infolist())
+    if held > (room := available_bytes()):
+        raise WoodburyError(
+            f"{path} unpacks to {bytes_in_words(held)}, and {bytes_in_words(room)} of memory are "
+            "free: give fewer samples."
+        )
+    for entry in packed.infolist():
+        with packed.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(file)
+            size = math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and file.tell() + size != entry.file_size:
+                raise ValueError(f"{entry.filename} is no array of shape {shape}")
 
 
 def _from_arrays(where: str, x: Any, y: Any) -> Dataset:

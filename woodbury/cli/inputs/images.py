@@ -116,8 +116,13 @@ def _labelled_files(folder: Path, classes: Sequence[str]) -> list[LabelledFile]:
     files = []
     for label, name in enumerate(classes):
         paths = [
-            path for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in SUFFIXES
+            path
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in SUFFIXES and not path.is_dir()
         ]
+        for path in paths:
+            if not path.is_file():  # a pipe would be waited for
+                raise WoodburyError(f"{path} is no file: repair or remove it.")
         if not paths and folder.name not in TEST_NAMES:
             raise WoodburyError(
                 f"{folder / name} holds no image: it should hold those of class {name!r}."
@@ -158,7 +163,7 @@ def _opened(path: Path) -> Any:
 def _reading_explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow
+    except Exception as error:  # a broken file shows itself as one of a dozen types
         raise WoodburyError(
             f"{path} is no image that Pillow can read ({error}): repair or remove it."
         ) from error

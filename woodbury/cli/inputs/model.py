@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from woodbury.cli.names import nearest
-from woodbury.errors import WoodburyError, reason
+from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
+from woodbury.io.sparse_files import check_storable
 from woodbury.model.space import ParameterSpace
 
 MAX_NAMES = 8
@@ -30,7 +32,8 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
         checkpoint: The file of the weights to load into it, None for its own.
 
     Returns:
-        The module, in eval mode.
+        The module, in eval mode; of DataParallel, DistributedDataParallel and torch.compile the
+        one inside.
 
     Raises:
         WoodburyError: For whatever is wrong with either.
@@ -39,10 +42,28 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise WoodburyError(
+            f"{where} returned a scripted module, whose weights cannot be replaced: return the "
+            "torch.nn.Module that it was made of."
+        )
     if checkpoint is not None:
         load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
+    check_storable(model.state_dict())  # before the work, not after it
     ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
     return model.eval()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers that only change how it runs."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def call_function(where: str) -> Any:
@@ -87,17 +108,25 @@ def run_user_code(where: str, function: Callable[[], Any]) -> Any:
     except WoodburyError:
         raise
     except Exception as error:
-        lines = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename != __file__ and not frame.filename.startswith("<frozen")
-        ]
-        at = f" at {Path(lines[-1].filename).name}, line {lines[-1].lineno}" if lines else ""
+        line = users_line(error)
+        at = f" at {line}" if line else ""
         raise WoodburyError(f"{where} failed{at}: {reason(error)}") from error
 
 
 def _imported(place: str) -> ModuleType:
     return _from_file(place) if place.endswith(".py") else _from_package(place)
+
+
+class _Uncached(SourceFileLoader):
+    """Reads a user's file anew each time.
+
+    Python's own copies of it would pass for a file that changed within a second, and are cut off by
+    a full disk.
+    """
+
+    def path_stats(self, path: Any) -> Any:
+        """Refuse: what has no time of change is neither read from a copy nor copied."""
+        raise OSError(f"{path} is read anew")
 
 
 def _from_file(place: str) -> ModuleType:
@@ -109,7 +138,8 @@ def _from_file(place: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]  # MODEL and DATA often live in one file
     sys.path.insert(0, str(path.parent))  # its neighbours can be imported, as if it were run
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _Uncached(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec and spec.loader  # a path that ends in .py has both
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from woodbury.cli.inputs.images import Images
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import Batch
 
 HELD_OUT_FRACTION = 0.2
@@ -69,7 +69,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches, read from the data set each time."""
-        return map(_pair, DataLoader(self.dataset, batch_size=self.size))
+        return _read(DataLoader(self.dataset, batch_size=self.size))
 
 
 def batches(dataset: Dataset) -> Iterable[Batch]:
@@ -94,7 +94,7 @@ def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
         # With a generator of its own it takes nothing from the one that a resumed run goes on with.
         generator=torch.Generator(),
     )
-    return map(_pair, loader)
+    return _read(loader)
 
 
 def labels_of(dataset: Dataset) -> Tensor | None:
@@ -112,6 +112,18 @@ def to_default_dtype(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     return leaf.float() if leaf.is_floating_point() else leaf.long()
+
+
+def _read(loader: Iterable[Any]) -> Iterator[Batch]:
+    """The batches of a loader, which runs the data set's own code."""
+    batches = iter(loader)
+    while True:
+        with user_code("DATA cannot be read in batches of pairs (input, label) of equal shapes."):
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield _pair(batch)
 
 
 def _pair(batch: Any) -> Batch:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.kronecker.effective_medium import EffectiveMedium
 from woodbury.limits import Limits
@@ -43,6 +44,7 @@ class AllRowsAtOnce:
     exact_columns: int = 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.tolerance < 1:
             raise WoodburyError(
                 f"tolerance is {self.tolerance}: it is relative and must lie in (0, 1)."

@@ -9,12 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
-    check_damping,
+    as_tensor,
+    check_damping_or_zero,
     check_finite,
     check_groups,
+    check_held,
     check_keep,
     check_vector,
 )
@@ -80,9 +82,21 @@ class KroneckerRows(Fisher):
     approximation: AllRowsAtOnce | None = None
 
     def __post_init__(self) -> None:
-        if self.damping != 0:
-            check_damping(self.damping)
-        if self.inputs.ndim not in (2, 3) or self.inputs.shape[-1] != self.inputs.shape[-2]:
+        object.__setattr__(self, "damping", check_damping_or_zero(self.damping))
+        object.__setattr__(self, "inputs", as_tensor(self.inputs, "The inputs' second moments"))
+        object.__setattr__(self, "scales", as_tensor(self.scales, "The vector of scales"))
+        check_whole_number(self.groups, "groups", "the number of groups of rows")
+        if self.columns is not None:
+            check_whole_number(self.columns, "columns", "the number of columns")
+        if self.scales.ndim != 1 or not len(self.scales) or self.scales.is_complex():
+            raise WoodburyError(
+                f"scales has shape {tuple(self.scales.shape)}: give a positive number for each row."
+            )
+        if (
+            self.inputs.ndim not in (2, 3)
+            or not self.inputs.numel()
+            or self.inputs.shape[-1] != self.inputs.shape[-2]
+        ):
             raise WoodburyError(
                 f"inputs has shape {tuple(self.inputs.shape)}: give a square matrix (i, i), or "
                 "blocks (b, s, s)."
@@ -196,6 +210,7 @@ class KroneckerRows(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F_KK v: O(d s) per column."""
+        v = check_vector(v, self.d)
         columns = self._scattered(v)
         result = torch.empty_like(columns)
         for column in range(columns.shape[2]):
@@ -206,6 +221,7 @@ class KroneckerRows(Fisher):
 
     def solve(self, v: Tensor) -> Tensor:
         """F_KK⁻¹ v, row by row; exact without an approximation."""
+        v = check_vector(v, self.d)
         columns = self._scattered(v) / self.row_scales[:, None, None]
         if self._approximates and not self._keeps_all:
             return self._gathered(self._solved_at_once(columns), v)
@@ -271,8 +287,7 @@ class KroneckerRows(Fisher):
 
     def restrict(self, keep: Tensor) -> KroneckerRows:
         """The same for fewer weights: keep (d,) bool."""
-        check_keep(keep, self.d)
-        keep = keep.to(self.device)
+        keep = check_keep(keep, self.d).to(self.device)
         shape = len(self.scales), self.width
         if self.transposed:
             shape = shape[::-1]
@@ -407,7 +422,7 @@ class KroneckerRows(Fisher):
 
     def _scattered(self, v: Tensor) -> Tensor:
         """(d,) or (d, k) -> (o·b, s, k), zeros where nothing is kept."""
-        columns = check_vector(v, self.d).to(self.dtype).reshape(self.d, -1)
+        columns = v.to(self.dtype).reshape(self.d, -1)
         k = columns.shape[1]
         places = self.blocks_of_row * self.size
         result = columns.new_zeros(len(self.scales), places, k)
@@ -426,4 +441,4 @@ class KroneckerRows(Fisher):
         return stored.flatten(0, 1) if self.keep is None else stored[self.keep]
 
     def _gathered(self, columns: Tensor, v: Tensor) -> Tensor:
-        return self._selected(columns).reshape(v.shape)
+        return check_held(self._selected(columns).reshape(v.shape), "The product")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.fisher.checks import check_damping
+from woodbury.fisher.checks import RESOLVED_SHARE, check_damping_or_zero, check_resolved
 from woodbury.limits import Limits
 
 
@@ -50,14 +50,30 @@ class Eigenbasis:
         Raises:
             WoodburyError: If it is neither, or 0 where a factor is singular.
         """
-        if damping != 0:
-            check_damping(damping)
+        if check_damping_or_zero(damping):
             return
         smallest, largest = (float(bound) for bound in self.values.aminmax())
         if smallest <= self.d * torch.finfo(torch.float64).eps * largest:
             raise WoodburyError(
                 "damping is 0 and a Kronecker factor is singular: give a positive damping."
             )
+
+    def inverse_spectrum(self, damping: float) -> Tensor:
+        """The eigenvalues of (left ⊗ right + damping·I)⁻¹.
+
+        Args:
+            damping: λ.
+
+        Returns:
+            (o, i) float64, positive.
+
+        Raises:
+            WoodburyError: If rounding decides the smallest of them.
+        """
+        smallest, largest = (float(bound) for bound in self.values.aminmax())
+        if smallest < RESOLVED_SHARE * largest:
+            check_resolved(damping, largest)
+        return 1 / (self.values + damping)
 
     def apply(self, v: Tensor, spectrum: Tensor) -> Tensor:
         """The matrix times v: U_l (U_lᵀ V U_r ∘ spectrum) U_rᵀ for each column V as (o, i).

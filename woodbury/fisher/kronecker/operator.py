@@ -13,9 +13,12 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
+    as_tensor,
     check_damping,
+    check_damping_or_zero,
     check_finite,
     check_groups,
+    check_held,
     check_keep,
     check_vector,
 )
@@ -64,11 +67,10 @@ class Kronecker(Fisher):
     eigen: Eigenbasis | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.damping != 0:
-            check_damping(self.damping)
+        object.__setattr__(self, "damping", check_damping_or_zero(self.damping))
         if self.eigen is None:  # else the factors were checked when it was made
-            _check_factor(self.left, "left")
-            _check_factor(self.right, "right")
+            object.__setattr__(self, "left", _checked_factor(self.left, "left"))
+            object.__setattr__(self, "right", _checked_factor(self.right, "right"))
         if self.damping == 0:
             self.basis.check_damping(0)
 
@@ -85,6 +87,11 @@ class Kronecker(Fisher):
     def spectrum(self) -> Tensor:
         """The eigenvalues of F, (o, i) float64."""
         return self.basis.values + self.damping
+
+    @property
+    def _inverse_spectrum(self) -> Tensor:
+        """The eigenvalues of F⁻¹, (o, i) float64; an error where rounding decides them."""
+        return self.basis.inverse_spectrum(self.damping)
 
     @property
     def d(self) -> int:
@@ -107,12 +114,14 @@ class Kronecker(Fisher):
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v  (eq. 23), at the price of a product."""
-        return self._times(v, 1 / self.spectrum)
+        return self._times(v, self._inverse_spectrum)
 
     def _times(self, v: Tensor, spectrum: Tensor) -> Tensor:
         """The matrix with these eigenvalues times v."""
-        columns = check_vector(v, self.d).double().reshape(self.d, -1)
-        return self.basis.apply(columns, spectrum).reshape(v.shape).to(self.dtype)
+        v = check_vector(v, self.d)
+        columns = v.double().reshape(self.d, -1)
+        product = self.basis.apply(columns, spectrum).reshape(v.shape)
+        return check_held(product.to(self.dtype), "The product")
 
     def diagonal(self) -> Tensor:
         """diag(F), damping included."""
@@ -120,12 +129,13 @@ class Kronecker(Fisher):
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹): sums of positive numbers, so that nothing cancels."""
-        return self.basis.diagonal(1 / self.spectrum).to(self.dtype)
+        diagonal = self.basis.diagonal(self._inverse_spectrum).to(self.dtype)
+        return check_held(diagonal, "The inverse diagonal", positive=True)
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ: cheap for groups inside one row or column of the tensor."""
         index = check_groups(groups, self.d).to(self.device)
-        return self.basis.blocks(index, 1 / self.spectrum).to(self.dtype)
+        return self.basis.blocks(index, self._inverse_spectrum).to(self.dtype)
 
     def restrict(self, keep: Tensor) -> Kronecker | Restricted:
         """F_KK: a `Restricted`, as a part of a Kronecker product is no Kronecker product.
@@ -139,7 +149,8 @@ class Kronecker(Fisher):
         Raises:
             WoodburyError: If nothing is kept, or the mask does not fit.
         """
-        if check_keep(keep, self.d).all():
+        keep = check_keep(keep, self.d)
+        if keep.all():
             return self
         part = Submatrix(self.basis, self.damping, keep.to(self.device))
         return Restricted(part, self.dtype, self.elements)
@@ -182,8 +193,8 @@ def pi_corrected(left: Tensor, right: Tensor, damping: float) -> Kronecker:
         (tensor([4., 4.]), 0.0)
     """
     root = math.sqrt(check_damping(damping))
-    _check_factor(left, "left")
-    _check_factor(right, "right")
+    left = _checked_factor(left, "left")
+    right = _checked_factor(right, "right")
     mean_left = float(left.diagonal().mean())
     mean_right = float(right.diagonal().mean())
     # A layer that saw nothing has no ratio of traces: both factors get √λ.
@@ -211,7 +222,8 @@ def _eigen(factor: Tensor, name: str) -> _Eigen:
     return _Eigen(values.clamp(min=0), vectors)
 
 
-def _check_factor(factor: Tensor, name: str) -> None:
+def _checked_factor(factor: Tensor, name: str) -> Tensor:
+    factor = as_tensor(factor, f"The factor {name!r}")
     if factor.ndim != 2 or factor.shape[0] != factor.shape[1] or not len(factor):
         raise WoodburyError(
             f"The factor {name!r} has shape {tuple(factor.shape)}: give a square matrix."
@@ -221,3 +233,4 @@ def _check_factor(factor: Tensor, name: str) -> None:
     allowed = torch.finfo(factor.dtype).eps ** 0.5
     if (factor - factor.T).abs().max() > allowed * factor.abs().max():
         raise WoodburyError(f"The factor {name!r} is not symmetric: give (1/m) Σ x xᵀ.")
+    return factor

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher, compensate_by_restriction
-from woodbury.fisher.checks import check_groups, check_keep, check_vector
+from woodbury.fisher.checks import check_groups, check_held, check_keep, check_vector
 from woodbury.fisher.kronecker.elements import Elements, exact
 from woodbury.fisher.kronecker.submatrix import Submatrix
 from woodbury.limits import Limits
@@ -73,6 +73,7 @@ class Restricted(Fisher):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F_KK v, at the price of a product with F."""
+        v = check_vector(v, self.d)
         return self._restore(self.submatrix.product(self._columns(v), self.submatrix.spectrum), v)
 
     def solve(self, v: Tensor) -> Tensor:
@@ -87,11 +88,12 @@ class Restricted(Fisher):
         Raises:
             WoodburyError: If conjugate gradients do not converge: more damping helps.
         """
+        v = check_vector(v, self.d)
         columns = self._columns(v)
         if self.submatrix.n <= Limits.current().direct_size or self.submatrix.is_factored:
             return self._restore(self.submatrix.solve_directly(columns), v)
         spectrum = self.submatrix.spectrum
-        inverse_spectrum = 1 / spectrum
+        inverse_spectrum = self.submatrix.inverse_spectrum
         solution = conjugate_gradients(
             lambda x: self.submatrix.product(x, spectrum),
             columns,
@@ -113,7 +115,8 @@ class Restricted(Fisher):
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F_KK⁻¹), by `elements`."""
-        return self.elements(self.submatrix, None).to(self.dtype)
+        diagonal = self.elements(self.submatrix, None).to(self.dtype)
+        return check_held(diagonal, "The inverse diagonal", positive=True)
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F_KK⁻¹]_QQ, by `elements`."""
@@ -140,7 +143,7 @@ class Restricted(Fisher):
 
     def _columns(self, v: Tensor) -> Tensor:
         """(|K|,) or (|K|, k) -> (|K|, 1) or (|K|, k) float64."""
-        return check_vector(v, self.d).double().reshape(self.d, -1)
+        return v.double().reshape(self.d, -1)
 
     def _restore(self, columns: Tensor, v: Tensor) -> Tensor:
-        return columns.reshape(v.shape).to(self.dtype)
+        return check_held(columns.reshape(v.shape).to(self.dtype), "The product")

@@ -56,7 +56,7 @@ class Submatrix:
     @property
     def inverse_spectrum(self) -> Tensor:
         """The eigenvalues of F⁻¹, (o, i) float64."""
-        return 1 / self.spectrum
+        return self.basis.inverse_spectrum(self.damping)
 
     @cached_property
     def kept(self) -> Tensor:

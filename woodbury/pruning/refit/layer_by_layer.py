@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.layer_problems import LayerProblem, layer_problems, layers_in_order
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
@@ -54,6 +55,7 @@ class LayerByLayer:
     approximation: AllRowsAtOnce | None = field(default_factory=AllRowsAtOnce)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.ridge < math.inf:
             raise WoodburyError(f"ridge is {self.ridge}: give a positive, finite share.")
         check_whole_number(self.max_columns, "max_columns", "the inputs that interact")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError
 from woodbury.estimation.layer_equations import LayerFit
 from woodbury.linalg.cholesky import damped_cholesky
@@ -58,6 +59,7 @@ class Reconstruction:
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in (("weight", self.weight), ("ridge", self.ridge)):
             if not 0 < value < math.inf:
                 raise WoodburyError(f"{name} is {value}: it must be positive and finite.")

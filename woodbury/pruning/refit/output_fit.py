@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import check_whole_number
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
@@ -129,6 +130,7 @@ class Refit:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_damping(self.damping)
         check_whole_number(self.steps, "steps", "the number of Gauss–Newton steps of a refit")
         check_whole_number(self.mc_samples, "mc_samples", "the number of GGN samples per input")

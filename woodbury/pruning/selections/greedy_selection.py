@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import check_whole_number
 from woodbury.pruning.budget import Budget
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency
+from woodbury.pruning.schedule import MAX_STAGES
 
 Selection = Callable[[Quadratic, Budget, Saliency], Tensor]
 """(quadratic, budget, saliency) -> keep (d,) bool on the CPU, True = kept."""
@@ -67,7 +69,8 @@ class iterative_greedy:
     steps: int
 
     def __post_init__(self) -> None:
-        check_whole_number(self.steps, "steps", "the number of inner steps")
+        check_fields(self)
+        check_whole_number(self.steps, "steps", "the number of inner steps", most=MAX_STAGES)
 
     def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
         """The weights to keep, (d,) bool on the CPU."""

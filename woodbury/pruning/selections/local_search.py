@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.io.representation import readable
 from woodbury.pruning.budget import Budget
@@ -79,6 +80,7 @@ class swaps:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_max_steps(self.max_steps)
 
     def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
@@ -114,6 +116,7 @@ class iterative_hard_thresholding:
     __repr__ = readable
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_max_steps(self.max_steps)
 
     def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:

@@ -1,0 +1,53 @@
+"""Tensors of what people give as tensors: arrays, lists, and the tensors that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WrongType
+from woodbury.linalg.precision import dtype_name
+
+
+def as_tensor(value: Any, what: str) -> Tensor:
+    """What was given as a tensor, an array, or a list of numbers, as a tensor outside autograd.
+
+    Args:
+        value: Anything. Decimals in a list become float64.
+        what: Its name, the subject of the sentence.
+
+    Returns:
+        The same memory where it is a tensor.
+
+    Raises:
+        WrongType: If it is none of these, or a sparse, quantized or 8-bit tensor, or has no values.
+
+    Example:
+        >>> as_tensor([0.5, 1.0], "A vector")
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+    tensor = value
+    if not isinstance(value, Tensor):
+        try:
+            tensor = torch.as_tensor(value)
+            if tensor.dtype == torch.float32 and isinstance(value, (list, tuple)):
+                tensor = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise WrongType(f"{what} is a {type(value).__name__}: give a tensor.") from error
+    kind = _unusable_kind(tensor)
+    if kind:
+        raise WrongType(f"{what} is {kind}: give a dense tensor of numbers.")
+    return tensor.detach()
+
+
+def _unusable_kind(tensor: Tensor) -> str:
+    """What keeps a tensor from being computed with; empty where nothing does."""
+    if tensor.is_meta:
+        return "on the device meta, where tensors have no values"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.itemsize < 2):
+        return f"quantized ({dtype_name(tensor.dtype)})"
+    return ""
