@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.argument_types import checks_types
+from woodbury.errors import WoodburyError, user_code
 from woodbury.model.calling import call_model
 from woodbury.monitor import announce
 from woodbury.runtime import products
@@ -52,6 +53,7 @@ class LayerChoice:
         return line + f"sparse, {', '.join(dict.fromkeys(times)) or 'not yet measured'}"
 
 
+@checks_types
 def accelerate(model: nn.Module, example: Any = None, *, measure: bool = True) -> nn.Module:
     """A copy of a model, for inference on a CPU, that does not multiply by zeros.
 
@@ -187,9 +189,7 @@ def trial(layer: nn.Module, inputs: Tensor) -> Choice:
     return next(iter(replaced.run.choices.values()))
 
 
-def _check(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
+def _check(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise WoodburyError(

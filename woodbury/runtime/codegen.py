@@ -73,11 +73,11 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
         width: Floats in a register.
 
     Returns:
-        f(values, places, starts, order, begin, panel, out, first, last, stride, go_on, low). All
-        are addresses and int64 but `low`. For n in first … last - 1, row r = `order[n]` has the
-        non-zeros `values[starts[n]] …` in the panel's rows at `places` · 4·`width` bytes; it begins
-        with `begin[r]`, or goes on from `out` where `go_on`; the result, at least `low`, is stored
-        at `out + r·stride` bytes.
+        f(values, places, starts, order, begin, panel, out, first, last, stride, go_on, low, high).
+        All are addresses and int64 but the last two. For n in first … last - 1, row r = `order[n]`
+        has the non-zeros `values[starts[n]] …` in the panel's rows at `places` · 4·`width` bytes;
+        it begins with `begin[r]`, or goes on from `out` where `go_on`; the result, at least `low`
+        and at most `high`, is stored at `out + r·stride` bytes.
     """
 
     @intrinsic
@@ -95,8 +95,9 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
         stride,
         go_on,
         low,
+        high,
     ):
-        signature = types.void(*[types.int64] * 11, types.float32)
+        signature = types.void(*[types.int64] * 11, types.float32, types.float32)
 
         def generate(context, builder, signature, arguments):
             emit_rows(builder, vectors, width, arguments)
@@ -109,10 +110,12 @@ def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
 
 def emit_rows(builder: ir.IRBuilder, vectors: int, width: int, arguments: Any) -> None:
     """Emit the loop over rows of `row_products`."""
-    values, places, starts, order, begin, panel, out, first, last, stride, go_on, low = arguments
+    values, places, starts, order, begin, panel, out, first, last, stride, go_on, *bounds = (
+        arguments
+    )
     vector = ir.VectorType(FLOAT, width)
     four = ir.Constant(LONG, 4)
-    bound = splat(builder, low, width)
+    low, high = (splat(builder, bound, width) for bound in bounds)
     goes_on = builder.icmp_signed("!=", go_on, ir.Constant(LONG, 0))
     with cgutils.for_range_slice(builder, first, last, ir.Constant(LONG, 1), LONG) as (number, _):
         place = builder.mul(number, four)
@@ -132,9 +135,11 @@ def emit_rows(builder: ir.IRBuilder, vectors: int, width: int, arguments: Any) -
         sums = [builder.load(slot) for slot in slots]
         sums = emit_row(builder, width, sums, (values, places, panel), start, end)
         for u, total in enumerate(sums):
-            # A NaN is not below the bound, so that it stays.
-            below = builder.fcmp_ordered("<", total, bound)
-            store(builder, builder.select(below, bound, total), target, _bytes(u, width))
+            # A NaN is neither below nor above a bound, so that it stays.
+            below = builder.fcmp_ordered("<", total, low)
+            total = builder.select(below, low, total)
+            above = builder.fcmp_ordered(">", total, high)
+            store(builder, builder.select(above, high, total), target, _bytes(u, width))
 
 
 def emit_row(

@@ -21,8 +21,8 @@ from woodbury.runtime.layouts import ROWS_AT_ONCE
 
 VECTORS = (1, 2, 3, 4, 6, 7, 8)
 """Registers of columns that there are kernels for."""
-GELU = 1
-"""The number of an activation that is no bound from below."""
+RELU, RELU6, GELU = 1, 2, 3
+"""The numbers of the activations."""
 
 _rows_1, _rows_2, _rows_3, _rows_4, _rows_6, _rows_7, _rows_8 = map(row_products, VECTORS)
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -148,7 +148,7 @@ def _unpack_planes(out, stride, rows, begin, columns, target, plane, width, grid
         position += grid - x
 
 
-@compiled(void(*[int64] * 25))
+@compiled(void(*[int64] * 24))
 def multiply(
     source,
     target,
@@ -173,7 +173,6 @@ def multiply(
     last_unit,
     first_row,
     last_row,
-    bounded,
     activation,
 ):
     """The product of a sparse matrix with a range of panels, for a range of its rows.
@@ -202,15 +201,15 @@ def multiply(
         last_unit: The one after the last.
         first_row: The first row of the matrix.
         last_row: The one after the last.
-        bounded: Whether negative results become 0.
-        activation: `GELU`, or 0.
+        activation: `RELU`, `RELU6`, `GELU`, or 0.
     """
     most = vectors * WIDTH
     stride = 4 * most
     panels = (columns + most - 1) // most
     panel, result = scratch, scratch + min(block, inner) * stride
     blocks = max(1, (inner + block - 1) // block)
-    low = np.float32(0) if bounded else np.float32(-np.inf)
+    low = np.float32(0) if activation in (RELU, RELU6) else np.float32(-np.inf)
+    high = np.float32(6) if activation == RELU6 else np.float32(np.inf)
     step = ROWS_AT_ONCE if blocks == 1 else last_row - first_row
     for unit in range(first_unit, last_unit):
         image, begin_column = unit // panels, (unit % panels) * most
@@ -247,6 +246,7 @@ def multiply(
                     stride,
                     b,
                     low if b == blocks - 1 else np.float32(-np.inf),
+                    high if b == blocks - 1 else np.float32(np.inf),
                 )
             rows = bottom - top
             if activation == GELU:

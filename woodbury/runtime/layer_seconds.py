@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import samples_in
 from woodbury.model.calling import call_model
@@ -65,6 +66,7 @@ class Latency:
         return each[space.tensor_index()]
 
 
+@checks_types
 @torch.no_grad()
 def latency(model: nn.Module, inputs: Any) -> Latency:
     """Measure what a weight of each layer costs in the runtime of `accelerate`.

@@ -17,6 +17,7 @@ from woodbury.runtime.measuring import Choice
 
 Signature = tuple[int, ...]
 """What of an input's shape the choice depends on."""
+BOUNDS = {nn.ReLU: products.RELU, nn.ReLU6: products.RELU6}
 MOST_SIZES = 64
 """Sizes of images whose grids a convolution keeps."""
 
@@ -28,7 +29,7 @@ class SparseRun:
     Attributes:
         measure: Whether choices are timed, or estimated.
         norm: A BatchNorm that is computed with the layer while it is in eval mode, or None.
-        activation: "relu", "gelu" or None: computed with the layer and its norm.
+        activation: "relu", "relu6", "gelu" or None: computed with the layer and its norm.
         following: The modules whose work the layer does: the norm and the activation.
         choices: By the size of the input, how the product is done.
     """
@@ -224,8 +225,8 @@ def activation_of(module: nn.Module) -> str | None:
     Args:
         module: Any module.
     """
-    if type(module) is nn.ReLU:
-        return products.RELU
+    if type(module) in BOUNDS:
+        return BOUNDS[type(module)]
     if "gelu" not in type(module).__name__.lower() or any(True for _ in module.parameters()):
         return None
     points = torch.linspace(-6, 6, 97)

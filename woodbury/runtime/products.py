@@ -18,7 +18,7 @@ from torch import Tensor
 from woodbury.errors import MissingDependency, WoodburyError, reason
 from woodbury.runtime.layouts import ROWS_AT_ONCE, Grid, Packed
 
-RELU, GELU = "relu", "gelu"
+RELU, RELU6, GELU = "relu", "relu6", "gelu"
 
 
 class Work(NamedTuple):
@@ -62,7 +62,7 @@ def times_tokens(packed: Packed, tokens: Tensor, activation: str | None = None) 
     Args:
         packed: The matrix, (outer, inner).
         tokens: (n, inner) float32, n at least 1.
-        activation: "relu", "gelu" or None.
+        activation: "relu", "relu6", "gelu" or None.
 
     Returns:
         (n, outer) float32.
@@ -83,7 +83,7 @@ def times_planes(
         packed: The matrix.
         grid: The grid.
         source: (b, …) what `planes` made of the images.
-        activation: "relu", "gelu" or None.
+        activation: "relu", "relu6", "gelu" or None.
 
     Returns:
         (b, outer, h, w) float32.
@@ -174,8 +174,7 @@ def _part(work: Work, first_unit: int, last_unit: int, first_row: int, last_row:
         last_unit,
         first_row,
         last_row,
-        int(work.activation == RELU),
-        module.GELU if work.activation == GELU else 0,
+        {RELU: module.RELU, RELU6: module.RELU6, GELU: module.GELU}.get(work.activation or "", 0),
     )
 
 
