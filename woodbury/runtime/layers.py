@@ -92,13 +92,15 @@ class SparseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """The output, as of the Conv2d."""
         dense = super().forward
-        size = (input.shape[-2], input.shape[-1]) if input.ndim == 4 else (0, 0)
+        if not _suits(self, input) or input.ndim != 4 or input.shape[1] != self.in_channels:
+            return dense(input)
+        size = (input.shape[2], input.shape[3])
         if size not in self.run.grids:
             if len(self.run.grids) >= MOST_SIZES:
                 self.run.grids.clear()
             self.run.grids[size] = layouts.grid_of(self, size)
         grid = self.run.grids[size]
-        if grid is None or input.shape[1] != self.in_channels or not _suits(self, input):
+        if grid is None:
             return dense(input)
         check_no_gradient(self, input)
 
@@ -278,6 +280,7 @@ def _suits(layer: Any, inputs: Tensor) -> bool:
         and inputs.numel() > 0
         and layer.weight.numel() > 0
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # torch.compile makes its own dense products
     )
 
 
