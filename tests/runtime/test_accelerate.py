@@ -325,6 +325,17 @@ def test_other_types_and_devices() -> None:
         assert fast(torch.randn(2, 8)).dtype == torch.bfloat16
 
 
+def test_torch_compile_makes_its_own_products(
+    block: Any, always: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always(Tiling(2, 0))
+    x = torch.randn(2, 4, 6, 5)
+    fast = woodbury.accelerate(block, x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(products, "_run", lambda work: pytest.fail("a kernel was called"))
+    assert error(block, fast, x) < 1e-5
+
+
 def test_a_trial_is_made_once_and_remembered(own_cache: Path) -> None:
     calls = []
     ways = {Tiling(1, 0): lambda: calls.append("sparse")}
