@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 def test_a_few_seconds_of_chaos(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "chaos", "6", "0"],
+        [sys.executable, "-m", "chaos", "3", "0"],
         cwd=tmp_path,
         env={"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PATH": "/usr/bin:/bin"},
         capture_output=True,

@@ -5,7 +5,6 @@ Gradient rows are compared with a loop over samples of the user's own backward p
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import sys
@@ -180,7 +179,8 @@ def zeros_of(case: Case, space: ParameterSpace) -> int:
 
 def user_loss(case: Case) -> float:
     """The mean loss in eval mode, by the user's own call."""
-    model = copy.deepcopy(bare(case.model)).eval()
+    model = bare(built(case.row).model).eval()
+    model.load_state_dict(bare(case.model).state_dict())
     total = samples = 0.0
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -401,6 +401,8 @@ COMMANDS = {
     "BatchNorm": None,
     "tied by object": None,
     "names in brackets": None,
+    "DataParallel": None,
+    "compiled": None,
     "transposed": None,
     "attention": None,
     "an embedding": None,

@@ -16,8 +16,8 @@ from woodbury.errors import WrongType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor")
-"""Classes whose instances may come wrapped, or as lists: looked at where they are used."""
+SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor", "Likelihood")
+"""Classes whose instances may come wrapped, or as lists, or are explained where they are used."""
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 """What a type is called in a sentence."""
@@ -98,7 +98,7 @@ def check_type(value: Any, hint: Any, name: str, owner: str) -> None:
     Raises:
         WrongType: If it is of another.
     """
-    if is_of(value, hint):
+    if name in ("memory", "sparsity") or is_of(value, hint):  # these have better sentences
         return
     plain = isinstance(value, (str, int, float, type(None)))
     shown = repr(value)[:60] if plain else f"a {type(value).__name__}"
@@ -168,4 +168,5 @@ def _in_words(hint: Any) -> str:
     if kind is collections.abc.Mapping:
         return "a dict"
     name = getattr(kind, "__name__", str(kind))
-    return WORDS.get(kind, f"a {name}")
+    name = "torch.nn.Module" if name == "Module" else name
+    return WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -106,6 +106,23 @@ def users_line(error: BaseException) -> str | None:
     return None
 
 
+def reason_with_line(error: BaseException) -> str:
+    """Why something failed, and at which line of the user's.
+
+    Args:
+        error: As it was caught.
+
+    Returns:
+        `reason(error)`, and `users_line(error)` where there is one.
+
+    Example:
+        >>> reason_with_line(RuntimeError("shapes differ"))
+        'RuntimeError: shapes differ'
+    """
+    line = users_line(error)
+    return reason(error) + (f"; {line}" if line else "")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is one of Python's or torch's allocators.
 
@@ -143,12 +160,10 @@ def user_code(sentence: str) -> Iterator[None]:
         yield
     except Refused as refusal:  # was said by a context further in, which knew less
         cause = refusal.__cause__ or refusal
-        raise WoodburyError(f"{sentence} ({reason(cause)})") from cause
+        raise WoodburyError(f"{sentence} ({reason_with_line(cause)})") from cause
     except WoodburyError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        line = users_line(error)
-        at = f"; {line}" if line else ""
-        raise WoodburyError(f"{sentence} ({reason(error)}{at})") from error
+        raise WoodburyError(f"{sentence} ({reason_with_line(error)})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -75,7 +76,7 @@ class Limits:
             if value is None and field.name == "memory":
                 continue
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if value > 0:
+                if 0 < value < math.inf or (value > 0 and field.type == "float"):
                     continue
                 kind = WoodburyError
             else:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from chaos.calls import calls
+from chaos.commands import JOBS, QUICK
 from chaos.damaged_files import files_in, trial
 from chaos.disturbances import disturb
 from chaos.forked import warm
@@ -19,6 +20,8 @@ from chaos.tally import Tally
 from chaos.workers import Tell, many
 
 SECONDS = 600.0
+LONG = 60.0
+"""Seconds from which on the slow commands are disturbed too."""
 SHARES = {"disturb": 0.56, "files": 0.05, "calls": 0.39}
 
 
@@ -33,7 +36,8 @@ def damage(seed: int, tell: Tell) -> None:
 
 
 def tallies(seconds: float, seed: int) -> Iterator[Tally]:
-    yield from disturb(SHARES["disturb"] * seconds, random.Random(seed))
+    jobs = JOBS if seconds >= LONG else QUICK
+    yield from disturb(SHARES["disturb"] * seconds, random.Random(seed), jobs)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         yield from many(SHARES["files"] * seconds, damage, Path(folder), seed)
         yield from many(SHARES["calls"] * seconds, calls, Path(folder), seed)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import hypothesis
+import hypothesis.configuration
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase
@@ -190,6 +190,7 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "shapes": lambda w: dict(w.space.shapes),
     "tensors": lambda w: {name: torch.ones(s) for name, s in w.space.shapes.items()},
     "parameters": lambda w: dict(w.model.named_parameters()),
+    "name": lambda w: "0.weight",
     "position": lambda w: 3,
     "index": lambda w: 3,
     "why": lambda w: "a test",
@@ -414,6 +415,7 @@ def values() -> st.SearchStrategy[tuple[str, Callable[[World], Any]]]:
 
 def calls(seed: int, tell: Tell) -> None:
     """Calls without end of public names, one or two of whose arguments are strange."""
+    hypothesis.configuration.set_hypothesis_home_dir(".hypothesis")  # of this child
     known = [
         subject
         for subject in subjects()

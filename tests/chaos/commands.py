@@ -155,3 +155,5 @@ JOBS = (
     ),
     Job("Gradual in a loop", users_loop, of_users_loop),
 )
+QUICK = tuple(job for job in JOBS if job.name in ("train", "Gradual in a loop"))
+"""Those that take a fraction of a second."""

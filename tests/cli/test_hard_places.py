@@ -44,7 +44,11 @@ def test_models_in_wrappers_are_pruned_as_what_is_inside(here: Path) -> None:
         words = PRUNE.replace("plain", model).replace("--out out", f"--out {model}")
         succeeds(words, "net.py:data")
     assert list(weights("parallel")) == list(weights("plain"))
-    refused("a scripted module", PRUNE.replace("plain", "scripted"), "net.py:data")
+    refused("whose weights cannot be exchanged", PRUNE.replace("plain", "scripted"), "net.py:data")
+
+
+def test_functions_that_end_the_program(here: Path) -> None:
+    refused("net.py:leaves ends the program (bye): let it return.", PRUNE, "net.py:leaves")
 
 
 @pytest.mark.parametrize("command", ["prune", "prune --epochs 1", "train"])
@@ -180,7 +184,14 @@ def test_a_reader_that_has_left(here: Path) -> None:
 
 def test_ctrl_c_while_everything_is_imported(here: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "woodbury.cli", "demo", "--out", "out"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+        # Where these tests are a job in the background, they ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr
         for line in process.stderr:
             if line.rstrip().endswith(" woodbury.starting"):

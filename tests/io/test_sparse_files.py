@@ -199,9 +199,8 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: Tensor, words: s
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((nn.Linear(2, 2), "w"), "The state dict is a str: give (path, model.state_dict())."),
-        (("w", nn.Linear(2, 2)), "The state dict is a Linear: give (path, model.state_dict())."),
-        ((3, {}), "The path is a int: give the name of a file."),
+        ((nn.Linear(2, 2), "w"), "path is a Linear: save_sparse takes text or a PathLike"),
+        (("w", nn.Linear(2, 2)), "state_dict is a Linear: save_sparse takes a dict there."),
         (("", {}), "'.' names no file: give the path of the file to write."),
         (("w", {1: torch.ones(2)}), "The state dict has the key 1"),
         (("w", {"a": torch.ones(2)}, "a"), "names is a str: give a list of names"),
@@ -211,7 +210,7 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: Tensor, words: s
 def test_slips_of_type_are_one_sentence(arguments: tuple, sentence: str) -> None:
     with pytest.raises(WoodburyError, match=re.escape(sentence)):
         save_sparse(*arguments)
-    with pytest.raises(WrongType, match="The path is a NoneType"):
+    with pytest.raises(WrongType, match="path is None: load_sparse takes text"):
         load_sparse(None)  # type: ignore[arg-type]
 
 

@@ -244,3 +244,16 @@ def test_a_model_that_differentiates_by_its_inputs() -> None:
         torch.testing.assert_close(row, torch.cat([slope.flatten() for slope in slopes]))
     pruned = woodbury.prune(model, batches, 0.5, likelihood=woodbury.squared_error)
     assert pruned.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_model_that_draws_random_numbers_is_named() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(nn.functional.dropout(input, 0.5))
+
+    before = torch.get_rng_state()
+    model = Noisy(6, 3)
+    state = torch.get_rng_state()
+    with pytest.raises(woodbury.WoodburyError, match="draws random numbers"):
+        woodbury.prune(model, data(), 0.5)
+    assert torch.equal(state, torch.get_rng_state()) and not torch.equal(state, before)

@@ -54,8 +54,8 @@ def test_one_shot() -> None:
         (lambda: geometric(0.5, 0), "0 stages"),
         (lambda: geometric(0.5, 3, start=0.6), "must not fall"),
         (lambda: geometric(0.5, 3, start=1.0), r"in \[0, 1\)"),
-        (lambda: polynomial(0.5, 0), "at least 1 step"),
-        (lambda: polynomial(0.5, 2, power=0.0), "positive power"),
+        (lambda: polynomial(0.5, 0), "give 1 to 100,000"),
+        (lambda: polynomial(0.5, 2, power=0.0), "power is 0.0"),
         (lambda: polynomial(0.5, 3, start=0.6), "must not fall"),
     ],
 )

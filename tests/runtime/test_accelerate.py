@@ -141,7 +141,7 @@ def test_conv1d_of_transformers(tiling: Tiling | None, always: Any) -> None:
 
 @pytest.mark.slow
 def test_gpt2_of_transformers(always: Any) -> None:
-    from support.zoo import gpt
+    from support.trained_models import gpt
 
     always(Tiling(2, 16))
     model = sparse(gpt())

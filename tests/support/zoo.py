@@ -200,6 +200,13 @@ ROWS = [
     Row("a module as attribute and child", attribute_and_child, vectors()),
     Row("stores its features", lambda: storing(lambda m, h: setattr(m, "features", h)), vectors()),
     Row(
+        "stored its features before",
+        lambda: changed(
+            storing(lambda m, h: setattr(m, "features", h)), lambda m: m(vectors()()[0][0])
+        ),
+        vectors(),
+    ),
+    Row(
         "keeps a history",
         lambda: storing(lambda m, h: m.history.append(h), history=[]),
         vectors(),

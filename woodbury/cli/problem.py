@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +29,7 @@ from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
+from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
@@ -111,7 +111,7 @@ class Problem:
         """
         if not self.options.stage.recalibrate:
             return objective
-        recalibrated = replace(objective, model=copy.deepcopy(self.model))
+        recalibrated = replace(objective, model=copy_of(self.model))
         recalibrated.write()
         recalibrate(recalibrated.model, objective.batches)
         return recalibrated

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.limits import Limits
+from woodbury.linalg.conversion import seeded
 from woodbury.model.batches import Batch, Samples
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
@@ -103,7 +104,7 @@ def draw_directions(
         WoodburyError: If the likelihood has no directions.
     """
     check_directions(objective.likelihood)
-    generator = torch.Generator(objective.weights.device).manual_seed(seed)
+    generator = seeded(seed, objective.weights.device)
     for inputs, target in objective.batches.in_batches(batch_size):
         with torch.no_grad(), eval_mode(objective.model):
             output = objective.forward(objective.parameters, inputs)

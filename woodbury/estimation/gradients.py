@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +173,48 @@ def looped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     for i in range(count):
         rows[i] = _mean_gradient(objective, *slice_samples((inputs, target), i, i + 1))
     return rows
+
+
+ENGINES: dict[str, Engine] = {"hooked": hooked, "vmapped": vmapped, "looped": looped}
+"""By their names, for files."""
+
+
+@contextmanager
+def one_engine(names: list[str]) -> Iterator[None]:
+    """A context in which all gradient rows are taken by one engine, where a clock would choose.
+
+    Args:
+        names: The name of that engine; empty for the first that is chosen, whose name is appended.
+
+    Raises:
+        WoodburyError: If there is no engine of that name.
+
+    Example:
+        >>> with one_engine(["looped"]):
+        ...     pass
+    """
+    unknown = set(names) - set(ENGINES)
+    if unknown or len(names) > 1:
+        raise WoodburyError(f"engine is {names}: give one of {', '.join(ENGINES)}, or none.")
+    token = _one_engine.set(names)
+    try:
+        yield
+    finally:
+        _one_engine.reset(token)
+
+
+_one_engine: ContextVar[list[str] | None] = ContextVar("one_engine", default=None)
+
+
+def _same_or_fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
+    """The engine of `one_engine`, else the fastest."""
+    names = _one_engine.get()
+    if names:
+        return ENGINES[names[0]]
+    engine = fastest(objective, inputs, target)
+    if names is not None:
+        names.append(next(name for name, known in ENGINES.items() if known is engine))
+    return engine
 
 
 def fastest(objective: Objective, inputs: Any, target: Any) -> Engine:
@@ -355,7 +399,7 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
             refusal = f"The model or its loss refuses one of the samples {done + 1} to {last}"
             with user_code(f"{refusal}: look at them and at their labels."):
                 objective.check_mean(inputs, target)
-                engine = engine or fastest(objective, inputs, target)
+                engine = engine or _same_or_fastest(objective, inputs, target)
                 rows = engine(objective, inputs, target)
             _check_finite(objective, rows, done)
             done += len(rows)

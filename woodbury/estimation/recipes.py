@@ -31,6 +31,7 @@ from woodbury.fisher.diagonal import Diagonal
 from woodbury.fisher.kronecker import Elements, Kronecker, exact
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
+from woodbury.linalg.conversion import seeded
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.memory import check_room, parse_bytes, stored_rows
 from woodbury.model.objective import Objective
@@ -460,4 +461,4 @@ def _reported(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
 
 
 def _generator(objective: Objective, seed: int) -> torch.Generator:
-    return torch.Generator(objective.weights.device).manual_seed(seed)
+    return seeded(seed, objective.weights.device)

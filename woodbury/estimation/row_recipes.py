@@ -16,6 +16,7 @@ from woodbury.estimation.row_factors import RowFactors, row_factors
 from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.io.representation import readable
+from woodbury.linalg.conversion import seeded
 from woodbury.model.objective import Objective
 
 SMALLEST_SCALE = 1e-4
@@ -77,7 +78,7 @@ class kfac_by_rows:
     def __call__(self, objective: Objective) -> BlockDiagonal:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
-        generator = torch.Generator(objective.weights.device).manual_seed(self.seed)
+        generator = seeded(self.seed, objective.weights.device)
         found = row_factors(objective, self.count, self.max_columns, self.labels, generator)
         parts = []
         for name, where in space.slices.items():

@@ -188,7 +188,7 @@ class MethodRunner:
             pruner = replace(pruner, fisher=_Damped(pruner.fisher, damping))
         recipe: PruningRecipe = pruner
         if method.refit is not None:
-            recipe = WithRefit.around(pruner, self._dense, method.refit)
+            recipe = WithRefit(pruner, self._dense, method.refit or Refit())
         sparsities = self._stages(sparsity)
         pruned, cost = measured(lambda: run_stages(recipe, self._dense, sparsities))
         return Run(pruned, damping, cost)

@@ -37,6 +37,10 @@ class Fisher(ABC):
 
     damping: float
 
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return f"{type(self).__name__}(d={self.d}, damping={self.damping:g})"
+
     @property
     @abstractmethod
     def d(self) -> int:

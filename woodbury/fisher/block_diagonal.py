@@ -15,7 +15,7 @@ from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_groups, check_keep, check_vector
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(Fisher):
     """F = diag(F₁, F₂, …), each part a Fisher on consecutive weights  (eq. 11).
 

@@ -38,7 +38,7 @@ GROUPS_AT_ONCE = 1 << 16
 """Groups of weights whose inverse elements are read at once."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dense(Fisher):
     """F = curvature + damping·I: one symmetric matrix, or a stack of equal blocks  (eq. 4).
 

@@ -21,7 +21,7 @@ from woodbury.fisher.checks import (
 from woodbury.linalg.precision import wide_dtype
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(Fisher):
     """F = diag(curvature) + damping·I  (eq. 3), as in Optimal Brain Damage (LeCun et al. 1989).
 

@@ -38,7 +38,7 @@ MIN_KEPT_SHARE = 0.1
 """Where less than this share of a row's square is kept, the Gram matrix is summed again."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Fisher):
     """F = damping·I + (1/m) Σ wᵢ gᵢ gᵢᵀ through the Woodbury identity  (eq. 2, 6), as in M-FAC.
 

@@ -15,7 +15,7 @@ NO_DAMPING = 1e-30
 """A damping that leaves the diagonal to the curvature."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rebuilt(Fisher):
     """F as a function that makes it: for curvature that has no room beside that of other weights.
 

@@ -315,7 +315,7 @@ class Window:
         self.slope = estimates.slope
         coefficients = n * column
         if plus is not None:
-            plus = check_vector(plus, self.rows.shape[1]).to(self.rows.device)
+            plus = check_vector(plus, self.rows.shape[1], columns=False).to(self.rows.device)
             coefficients = coefficients - self._projected(plus) / self.damping
         exact = 2 * FLOAT32_ROUNDOFF * estimates.cancellation > MAX_ERROR
         step = combination(self.rows[:n], coefficients, exact)
@@ -369,8 +369,10 @@ class Window:
                 f"This is not a window's state: it lacks {', '.join(sorted(missing))}."
             )
         saved = state["rows"]
-        if isinstance(saved, Tensor) and (
-            saved.shape != self.rows.shape or saved.dtype != self.rows.dtype
+        if (
+            isinstance(saved, Tensor)
+            and saved.ndim == 2
+            and (saved.shape != self.rows.shape or saved.dtype != self.rows.dtype)
         ):
             raise WoodburyError(
                 f"The saved window is {_described(saved)}, this one {_described(self.rows)}: "

@@ -66,7 +66,6 @@ def save_sparse(
         (True, True)
     """
     check_storable(state_dict)
-    check_path(path)
     names = None if names is None else set(_listed(names))
     if names and (unknown := sorted(names - set(state_dict))):
         raise WoodburyError(
@@ -175,7 +174,6 @@ def check_file(path: str | os.PathLike) -> None:
     Raises:
         WoodburyError: If there is none.
     """
-    check_path(path)
     if not os.path.isfile(path):  # which takes names that the system refuses
         raise WoodburyError(f"There is no file {path}: check the path of the weights.")
 
@@ -190,22 +188,8 @@ def check_storable(state_dict: Mapping[str, Any]) -> None:
         WoodburyError: For a tensor that is quantized, sparse or without values.
         WrongType: For an entry that is no tensor, or a dtype that safetensors does not have.
     """
-    if not isinstance(state_dict, Mapping):
-        raise WrongType(
-            f"The state dict is a {type(state_dict).__name__}: give (path, model.state_dict())."
-        )
     for name, tensor in state_dict.items():
         _check_storable(name, tensor)
-
-
-def check_path(path: Any) -> None:
-    """Raise unless something is the path of a file.
-
-    Raises:
-        WrongType: If it is neither text nor a path.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise WrongType(f"The path is a {type(path).__name__}: give the name of a file.")
 
 
 def _listed(names: Any) -> list[str]:
@@ -270,7 +254,7 @@ def _check_storable(name: str, tensor: Tensor) -> None:
         raise WrongType(f"{name!r} in the state dict is a {kind}, not a tensor: leave it out.")
     if is_lazy(tensor):
         raise WoodburyError(
-            f"{name!r} in the state dict has no shape yet: show the model some data once."
+            f"{name!r} has no shape yet: show the model some data once, as its layers are lazy."
         )
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "on meta" if tensor.is_meta else "sparse"

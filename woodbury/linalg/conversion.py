@@ -7,8 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from woodbury.errors import WrongType
+from woodbury.errors import WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of random numbers.
+
+    Args:
+        seed: A whole number of at most 63 bits.
+        device: Where the numbers are drawn.
+
+    Returns:
+        A generator of its own, so that torch's is left alone.
+
+    Raises:
+        WrongType: If the seed is no whole number.
+        WoodburyError: If it is too large.
+    """
+    check_whole_number(seed, "seed", "of the random numbers", least=-(2**63), most=2**63 - 1)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 def as_tensor(value: Any, what: str) -> Tensor:

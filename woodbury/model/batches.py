@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError, WrongType, reason, user_code
+from woodbury.linalg.conversion import as_tensor
+
+END = object()
+"""What stands for the end of a stream."""
 
 Batch = tuple[Any, Any]
 """(inputs, target).
@@ -104,7 +109,13 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
             f"batches is a {type(batches).__name__}: give a list or a DataLoader of pairs "
             "(inputs, target)."
         ) from error
-    for index, batch in enumerate(iterator):
+    except OSError as error:
+        raise WoodburyError(f"batches cannot be read. ({reason(error)})") from error
+    for index in count():
+        with user_code(f"Batch {index} cannot be read."):
+            batch = next(iterator, END)
+        if batch is END:
+            return
         yield _checked_batch(index, batch)
 
 
@@ -269,6 +280,8 @@ def _checked_batch(index: int, batch: Any) -> Batch:
     inputs, target = batch
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)  # a tokenizer's encoding is no dict
+    inputs = _as_tensors(inputs, f"An input of batch {index}")
+    target = _as_tensors(target, f"A label of batch {index}")
     size = samples_in(inputs)
     for leaf in _batched_tensors(inputs, size):
         if not _has_length(leaf, size):
@@ -283,6 +296,24 @@ def _checked_batch(index: int, batch: Any) -> Batch:
                 "give one label per sample, along dimension 0, or a list of one entry per sample."
             )
     return inputs, target
+
+
+def _as_tensors(node: Any, what: str) -> Any:
+    """A part of a batch with tensors where it has arrays, or lists of nothing but numbers."""
+    if isinstance(node, Tensor) or (hasattr(node, "__array__") and hasattr(node, "dtype")):
+        tensor = as_tensor(node, what)
+        return node if isinstance(node, Tensor) else tensor
+    if isinstance(node, list) and node and _is_numeric(node):
+        return torch.tensor(node)
+    return _rebuilt(node, [_as_tensors(child, what) for child in _children(node)])
+
+
+def _is_numeric(node: Any) -> bool:
+    """Whether lists, at any depth, hold nothing but numbers and have equal lengths."""
+    if not isinstance(node, list):
+        return isinstance(node, (int, float))
+    lengths = {len(child) if isinstance(child, list) else -1 for child in node}
+    return len(lengths) == 1 and all(_is_numeric(child) for child in node)
 
 
 def _batched_tensors(node: Any, size: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from woodbury.model.layers import memory_of
 
@@ -160,6 +161,27 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
                 del now["_buffers"][name]
         for container, content in contents:
             _refill(container, content)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, also where a forward pass has left a tensor with its graph on it.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The copy, on which such tensors have no graph.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer.features = layer(torch.ones(1))
+        >>> copy_of(layer).features.requires_grad
+        False
+    """
+    stored = (_attributes(module) for module in model.modules())
+    leaves = [leaf for attributes in stored for leaf in tree_leaves(attributes)]
+    with_graph = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None)
+    return copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in with_graph})
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Flops:
 
 
 @torch.no_grad()
+@torch.random.fork_rng(devices=[])
 @checks_types
 def flops(model: nn.Module, inputs: Any) -> Flops:
     """Count the FLOPs of every parameter, by one forward pass.

@@ -17,7 +17,7 @@ from woodbury.errors import (
     Refused,
     WoodburyError,
     is_out_of_memory,
-    reason,
+    reason_with_line,
     user_code,
 )
 from woodbury.linalg.precision import dtype_name
@@ -70,10 +70,14 @@ class Objective:
     weights: Tensor
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Objective({type(self.model).__name__}, weights={self.space.d})"
+
     def __post_init__(self) -> None:
-        check_fields(self)
         # Also after replace(objective, batches=[...]), so that all code below reads Samples.
         object.__setattr__(self, "batches", Samples.of(self.batches))
+        check_fields(self)
         self.space.check_vector(self.weights)
 
     @classmethod
@@ -171,6 +175,7 @@ class Objective:
                 return self.likelihood.checked_loss(output, target)
 
     @torch.no_grad()
+    @torch.random.fork_rng(devices=[])
     def probe(self) -> None:
         """Try the model and the loss on the first batch, and on single samples of it.
 
@@ -198,6 +203,7 @@ class Objective:
         self.check_mean(inputs, target)
 
     @torch.no_grad()
+    @torch.random.fork_rng(devices=[])
     def check_mean(self, inputs: Any, target: Any) -> None:
         """Raise unless the loss of the first samples is the mean of their single losses.
 
@@ -226,6 +232,14 @@ class Objective:
         mean = sum(singles) / max(count, 1)
         allowed = MEAN_TOLERANCE * max(map(abs, singles), default=0.0) + MEAN_TOLERANCE**2
         if abs(together - mean) > allowed:
+            with eval_mode(self.model):
+                again = float(self.batch_loss(self.parameters, *first))
+            if again != together:
+                raise WoodburyError(
+                    f"The loss of the same {count} samples is {together:.4g} and then "
+                    f"{again:.4g}, in eval mode: the model or the loss draws random numbers, so "
+                    "let it do so in training only."
+                )
             raise WoodburyError(
                 f"The loss of {count} samples is {together:.4g}, the mean of their single losses "
                 f"{mean:.4g}: a loss must be the mean over samples, without class weights, "
@@ -288,7 +302,7 @@ def _refusing(what: str, inputs: Any) -> Iterator[None]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
         raise Refused(
             f"{what} refuses a batch with inputs of shape {shapes}: look at it and its labels. "
-            f"({reason(error)})"
+            f"({reason_with_line(error)})"
         ) from error
 
 

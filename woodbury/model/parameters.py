@@ -54,6 +54,8 @@ def check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
     Raises:
         WoodburyError: If the mask is not bool, or of another shape than the parameter.
     """
+    if not isinstance(mask, Tensor):
+        raise WrongType(f"keep for {name} is a {type(mask).__name__}: give a bool mask.")
     if mask.dtype != torch.bool or mask.shape != parameter.shape:
         raise WoodburyError(
             f"keep for {name} is {dtype_name(mask.dtype)} of shape {tuple(mask.shape)}: "
@@ -88,26 +90,49 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside the wrappers of accelerate and Lightning.
+    """The torch optimizer inside the wrappers of accelerate, Lightning and others.
 
     Args:
-        optimizer: A torch optimizer, or a wrapper that has one as `optimizer` and whose `step`
-            calls the step of that.
+        optimizer: A torch optimizer, or a wrapper that has one as `optimizer` or `base_optimizer`
+            and whose `step` calls the step of that.
 
     Returns:
         The innermost optimizer, whose hooks run with every step.
 
     Raises:
         WrongType: If there is no torch optimizer inside.
+        WoodburyError: If a wrapper may move weights after the step of the optimizer inside, and
+            calls no hooks then.
     """
-    inner = getattr(optimizer, "optimizer", None)
+    inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "base_optimizer", None)
     if inner is not None:
+        if not (_only_passes_on(optimizer) or _calls_hooks(optimizer)):
+            kind = type(optimizer).__name__
+            raise WoodburyError(
+                f"A {kind} around an optimizer may move weights where no hook is called, so that "
+                f"zeros would not stay: let {kind}.__init__ call torch.optim.Optimizer.__init__, "
+                "or train with the optimizer inside."
+            )
         return unwrapped(inner)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise WrongType(
             f"The optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer."
         )
     return optimizer
+
+
+def _only_passes_on(wrapper: Any) -> bool:
+    """Whether a wrapper does no more in its step than call that of the optimizer inside."""
+    package = type(wrapper).__module__.partition(".")[0]
+    if package in ("accelerate", "lightning", "pytorch_lightning"):
+        return True
+    return not isinstance(wrapper, torch.optim.Optimizer) and not hasattr(wrapper, "state")
+
+
+def _calls_hooks(optimizer: Any) -> bool:
+    """Whether torch has put its hooks around the steps of an optimizer."""
+    patched = getattr(type(optimizer).step, "hooked", False)
+    return bool(patched) and hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 def optimized_parameters(

@@ -92,6 +92,7 @@ class ParameterSpace:
             ['0.weight']
         """
         model = checked_model(model)
+        check_whole_number(min_ndim, "min_ndim", "dimensions at least", least=0)
         parameters = dict(model.named_parameters())
         if not parameters:
             raise WoodburyError(
@@ -103,13 +104,14 @@ class ParameterSpace:
                 f"{lazy[0]!r} has no shape yet: "
                 "show the model some data once, as its layers are lazy."
             )
-        if include == "*" and (quantized := quantized_layers(model)):
+        if isinstance(include, str) and include == "*" and (quantized := quantized_layers(model)):
             raise WoodburyError(
                 f"{quantized[0]!r} is quantized, and its weights are no parameters: prune the "
                 "model before it is quantized, or name the parameters that are left with include=…."
             )
-        included = _matches(parameters, include, "include")
-        included -= _matches(parameters, exclude, "exclude")
+        tied = _tied_names(model, parameters)
+        included = _matches(parameters, include, "include", tied)
+        included -= _matches(parameters, exclude, "exclude", tied)
         chosen = {
             name: parameter
             for name, parameter in _first_of_tied(parameters).items()
@@ -384,7 +386,16 @@ def _has_gradient(parameter: nn.Parameter) -> bool:
     return bool(parameter.numel()) and (parameter.is_floating_point() or parameter.is_complex())
 
 
-def _matches(names: Iterable[str], patterns: Patterns, which: str) -> set[str]:
+def _tied_names(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """The further names of tied parameters -> the name that each has here."""
+    first = {id(parameter): name for name, parameter in parameters.items()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if first.get(id(p), name) != name}
+
+
+def _matches(
+    names: Iterable[str], patterns: Patterns, which: str, tied: Mapping[str, str]
+) -> set[str]:
     """The names that match any of the patterns; raises for a pattern that matches none."""
     result: set[str] = set()
     iterable = isinstance(patterns, Iterable) and not isinstance(patterns, Tensor)
@@ -393,6 +404,12 @@ def _matches(names: Iterable[str], patterns: Patterns, which: str) -> set[str]:
         raise WrongType(f"{which} is {str(patterns)[:60]}: give a pattern of names, or several.")
     for pattern in several:
         matched = {name for name in names if matches(name, pattern)}
+        also = [name for name in tied if matches(name, pattern)]
+        if not matched and also:
+            raise WoodburyError(
+                f"{which} pattern {pattern!r} matches {also[0]!r}, which is tied to "
+                f"{tied[also[0]]!r}: give that name."
+            )
         if not matched:
             raise WoodburyError(
                 f"{which} pattern {pattern!r} matches no parameter: the model has {_listed(names)}."

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType, user_code
 from woodbury.fisher.checks import check_damping
 from woodbury.model.parameters import is_dtensor, local
 from woodbury.optim.partitions import Partition
@@ -133,7 +133,8 @@ class Layout:
         counts: list[list[int]] = [[] for _ in self.param_groups]
         for part in self.slices:
             counts[part.param_group].append(part.span.stop - part.span.start)
-        sizes = [int(size) for size in partition(counts)]
+        with user_code("The partition cannot be taken of these parameters."):
+            sizes = [int(size) for size in partition(counts)]
         if sum(sizes) != self.d or min(sizes, default=0) < 0:
             raise WoodburyError(
                 f"The partition's windows have {sum(sizes)} weights of {self.d}: "
@@ -212,6 +213,10 @@ class Layout:
         Raises:
             WoodburyError: If a shape is another.
         """
+        if not isinstance(rows, Sequence) or not all(isinstance(row, Tensor) for row in rows):
+            raise WrongType("rows has something that is no tensor: give one for each parameter.")
+        if residuals.is_complex() or any(row.is_complex() for row in rows):
+            raise WrongType("rows or residuals are complex: give real numbers.")
         expected = [(residuals.numel(), *part.local.shape) for part in self.slices]
         shapes = [tuple(row.shape) for row in rows]
         if residuals.ndim != 1 or shapes != expected:

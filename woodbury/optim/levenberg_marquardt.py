@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError
+from woodbury.argument_types import checks_types, is_of
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.optim.optimizer import MFAC
 
 LOW_REDUCTION_RATIO = 0.25
@@ -94,7 +95,10 @@ class LevenbergMarquardt:
         Raises:
             WoodburyError: If the optimizer makes no plain steps any more.
         """
-        now = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        given = loss.detach() if isinstance(loss, Tensor) else loss
+        if not is_of(given, float):
+            raise WrongType(f"loss is a {type(loss).__name__}: give a number.")
+        now = float(given)
         before = self.loss
         lr = self._lr()
         self.loss = now
@@ -122,6 +126,10 @@ class LevenbergMarquardt:
         Args:
             state_dict: What `state_dict` gave; load the optimizer's beside it.
         """
+        if not isinstance(state_dict, Mapping) or "loss" not in state_dict:
+            raise WoodburyError("This is no state of a LevenbergMarquardt: it lacks the loss.")
+        if not is_of(state_dict["loss"], float | None):
+            raise WrongType("The saved loss is no number: the state is damaged.")
         self.loss = state_dict["loss"]
 
     def _lr(self) -> float:

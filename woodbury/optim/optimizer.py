@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, WrongType, check_whole_number, reason
+from woodbury.linalg.conversion import as_tensor
 from woodbury.memory.budget import available_bytes, bytes_in_words, parse_bytes
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.parameters import Keep, masks_of
 from woodbury.optim.footprint import Room
 from woodbury.optim.layout import Layout
-from woodbury.optim.param_groups import check_param_group, moving_indices
+from woodbury.optim.param_groups import check_param_group, check_saved_groups, moving_indices
 from woodbury.optim.partitions import Partition, whole
 from woodbury.optim.update import coupled_decay, update_parameters
 from woodbury.optim.windows import Windows, smallest
@@ -124,7 +125,7 @@ class MFAC(torch.optim.Optimizer):
             window=window,
             partition=partition,
             dtype=dtype,
-            device=None if device is None else torch.device(device),
+            device=_device_of(device),
             masks=masks_of(keep),
             process_group=group,
             memory=memory,
@@ -144,7 +145,13 @@ class MFAC(torch.optim.Optimizer):
             "decoupled": decoupled,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        try:
+            super().__init__(params, defaults)
+        except WoodburyError:
+            raise
+        except (TypeError, ValueError) as error:  # torch's own, of what is no parameter
+            kind = WrongType if isinstance(error, TypeError) else WoodburyError
+            raise kind(f"params cannot be optimized: {reason(error)}.") from error
         if isinstance(keep, Mapping):  # a space may have tensors that this optimizer has not
             self._check_keys(keep)
         self._choose_window()
@@ -224,6 +231,8 @@ class MFAC(torch.optim.Optimizer):
         loss = None
         self._calls += 1
         if closure is not None:
+            if not callable(closure):
+                raise WrongType(f"closure is a {type(closure).__name__}: give a function, or None.")
             with torch.enable_grad():
                 loss = closure()
         if (rows is None) != (residuals is None):
@@ -240,6 +249,7 @@ class MFAC(torch.optim.Optimizer):
         if rows is None or residuals is None:
             gradients = layout.gradient(windows.like)
         else:
+            residuals = as_tensor(residuals, "residuals").to(windows.like.device)
             self._check_room_for(residuals.numel() * layout.d * windows.like.itemsize, windows)
             gradients = layout.matrix(rows, residuals, windows.like)
         dampings = layout.dampings(windows.spans)
@@ -286,20 +296,22 @@ class MFAC(torch.optim.Optimizer):
         Raises:
             WoodburyError: If it does not fit; then nothing has changed.
         """
-        if "windows" not in state_dict:
-            raise WoodburyError(
-                "This state holds no windows: it was saved by another optimizer than MFAC."
-            )
+        check_saved_groups(state_dict, self.param_groups)
         saved = state_dict["windows"]
         layout = self._layout()
         self._check_saved(saved, layout)
         windows = None
-        if saved["spans"] is not None:
-            windows = self._windows
-            if windows is None or windows.capacity != saved["capacity"]:
-                windows = self._open(layout, saved["capacity"])
-        if windows is not None:
-            windows.check_state(saved)
+        window = self._window
+        try:
+            if saved["spans"] is not None:
+                windows = self._windows
+                if windows is None or windows.capacity != saved["capacity"]:
+                    windows = self._open(layout, saved["capacity"])
+            if windows is not None:
+                windows.check_state(saved)
+        except Exception:
+            self._window = window
+            raise
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         if windows is not None:
             windows.load_state(saved)
@@ -447,8 +459,20 @@ class _Settings:
             check_whole_number(self.window, "window", "the number of gradients to remember")
         if self.memory is not None:
             parse_bytes(self.memory)
+        group = self.process_group
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
         if self.dtype not in (None, *ROW_DTYPES):
             raise WoodburyError(f"dtype is {self.dtype}: rows can be float32, bfloat16 or float64.")
+
+
+def _device_of(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise WrongType(f"device is {device!r}: give a torch.device, or its name.") from error
 
 
 def _described(shapes: list[list[list[int]]]) -> str:

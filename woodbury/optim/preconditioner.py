@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
 from woodbury.memory.budget import limits_within
@@ -144,6 +145,11 @@ class Preconditioner:
         Args:
             state: What `state_dict` gave.
         """
+        if not isinstance(state, Mapping) or "step" not in state:
+            raise WoodburyError(
+                "This is no state of a Preconditioner: give what state_dict() gave."
+            )
+        check_whole_number(state["step"], "The saved step", "the steps made so far", least=0)
         self.step = state["step"]
         self.renew()
 
@@ -192,7 +198,10 @@ class Preconditioner:
         ):
             batches = batches_for_step(self._calibration, self.step)
             objective = Objective.from_model(self._model, batches, self._likelihood, self.space)
-            fisher = self._estimate(objective)
+            with user_code("The estimate fails on this model and data."):
+                fisher = self._estimate(objective)
+            if not isinstance(fisher, Fisher):
+                raise WrongType(f"The estimate gave a {type(fisher).__name__}, not a Fisher.")
         self.fisher = fisher
         if not fisher.damping > 0:
             raise WoodburyError(

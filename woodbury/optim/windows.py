@@ -171,7 +171,10 @@ class Windows:
             raise WoodburyError(
                 "The saved weights were cut into other windows: give the same partition."
             )
-        for window, saved in zip(self.windows, state["states"], strict=True):
+        states = state.get("states")
+        if not isinstance(states, (list, tuple)) or len(states) != len(self.windows):
+            raise WoodburyError("The saved state lacks the state of a window: it is damaged.")
+        for window, saved in zip(self.windows, states, strict=True):
             window.check_state(saved)
 
     def load_state(self, state: dict[str, Any]) -> None:

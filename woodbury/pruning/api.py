@@ -19,7 +19,7 @@ from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
-from woodbury.pruning.schedule import Targets, geometric
+from woodbury.pruning.schedule import Targets, check_targets, geometric
 from woodbury.pruning.staged import run_stages
 
 IF_MEMORY_RUNS_OUT = (
@@ -93,6 +93,7 @@ def prune(
             f"stages is {stages} and an effort chooses its own stages: "
             "leave stages out, or give a pruner of your own."
         )
+    check_targets(sparsity)
     with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
         objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
         if pruner is None:

@@ -191,7 +191,9 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
             layers = LayerByLayer(passes=1 if one_stage else LAYER_PASSES)
     if refit is not None:
         reuse = step.reuse if refit.iterations is None and stages > 1 else None
-        recipe = WithRefit.around(recipe, objective, refit, reuse)
+        recipe = WithRefit(
+            recipe, objective, refit, reuse
+        )  # nothing writes to the model before the end
         carried = ", later those of the refits" if reuse is not None else ""
     if layers is not None:
         recipe = WithLayers(recipe, objective, layers)

@@ -62,12 +62,12 @@ class DampingSearch:
     trust: tuple[float, ...] = TRUST
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if not isinstance(self.pruner, Pruner):
             raise WrongType(
                 f"DampingSearch got a {type(self.pruner).__name__}: give a Pruner, "
                 "and put other recipes around DampingSearch."
             )
+        check_fields(self)
         if self.pruner.fisher is None:
             raise WoodburyError(
                 "This pruner has no Fisher and so no damping to choose: use it as it is."

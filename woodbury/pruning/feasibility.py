@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, user_code
+from woodbury.linalg.conversion import as_tensor
 from woodbury.model.space import ParameterSpace, matches
 from woodbury.pruning.costs import Cost, weights
 from woodbury.pruning.schedule import Targets, check_sparsity
@@ -291,7 +292,8 @@ def weight_costs(cost: Cost, space: ParameterSpace) -> Tensor:
     Raises:
         WoodburyError: If the cost has another shape, or is not positive and finite everywhere.
     """
-    costs = cost(space).double().cpu()
+    with user_code("The cost cannot be taken of this space."):
+        costs = as_tensor(cost(space), "What the cost gave").double().cpu()
     if costs.shape != (space.n,):
         raise WoodburyError(
             f"The cost gave shape {tuple(costs.shape)}: give one number for each of {space.n} "
@@ -363,7 +365,8 @@ def _pools(space: ParameterSpace, targets: Targets, scope: Scope) -> tuple[Tenso
 
     The pools are those of the scope; several targets cut each into one pool for every pattern.
     """
-    pools = scope(space)
+    with user_code("The scope cannot be taken of this space."):
+        pools = as_tensor(scope(space), "What the scope gave")
     if not isinstance(targets, Mapping):
         count = int(pools[:1].max() if is_constant(pools) else pools.max()) + 1
         return pools, torch.full((count,), check_sparsity(targets), dtype=torch.float64)

@@ -51,7 +51,9 @@ class Effort:
         check_whole_number(self.samples, "samples", "the number of calibration samples")
         check_whole_number(self.mc_samples, "mc_samples", "the number of GGN samples per input")
         if self.refits != 0:
-            check_whole_number(self.refits, "refits", "0 for no refit, else its number of steps")
+            check_whole_number(
+                self.refits, "refits", "0 for no refit, else its number of steps", most=1000
+            )
         for name, fraction in (
             ("keep_per_stage", self.keep_per_stage),
             ("held_back", self.held_back),

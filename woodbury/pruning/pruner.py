@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, user_code
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
 from woodbury.fisher.base import Fisher
 from woodbury.io.representation import readable
+from woodbury.linalg.conversion import as_tensor
 from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
@@ -123,6 +124,11 @@ class Pruned:
     settings: Mapping[str, str | int] = field(default_factory=dict)
     plan: Plan | None = None
     carried: Carried | None = None
+
+    def __repr__(self) -> str:
+        """One line."""
+        space, stages = self.objective.space, len(self.steps)
+        return f"Pruned(sparsity={self.sparsity:.4f}, weights={space.n}, stages={stages})"
 
     @property
     def keep(self) -> Tensor:
@@ -321,8 +327,11 @@ class Pruner:
             budget = self.budget(space, sparsity)
         recorded: list[Tensor] = []
         saliency = _recording(self.saliency, budget, recorded)
-        keep = self.selection(quadratic, budget, saliency).to(objective.weights.device)
-        delta = self.update(quadratic, keep)
+        with user_code("The saliency or the selection fails on this quadratic."):
+            keep = as_tensor(self.selection(quadratic, budget, saliency), "What the selection gave")
+        keep = keep.to(objective.weights.device)
+        with user_code("The update fails on this quadratic."):
+            delta = as_tensor(self.update(quadratic, keep), "What the update gave")
         kept_weights = (quadratic.weights + delta)[keep]
         if not bool(torch.isfinite(kept_weights).all()):
             raise WoodburyError("The update gave weights that are not finite: raise the damping.")
@@ -365,9 +374,9 @@ def _recording(saliency: Saliency, budget: Budget, recorded: list[Tensor]) -> Sa
     calls = 1 if budget.groups is None else len(budget.groups)
 
     def and_record(quadratic: Quadratic, groups: Tensor | None) -> Tensor:
-        scores = saliency(quadratic, groups)
+        scores = as_tensor(saliency(quadratic, groups), "What the saliency gave")
         if len(recorded) < calls:
-            recorded.append(scores.detach().cpu())
+            recorded.append(scores.cpu())
         return scores
 
     return and_record
@@ -396,9 +405,14 @@ def _check_every_tensor_is_curved(quadratic: Quadratic, space: ParameterSpace) -
         return
     diagonal = quadratic.fisher.with_damping(NEGLIGIBLE_DAMPING).diagonal()
     curved = diagonal > 2 * NEGLIGIBLE_DAMPING
-    for name, part in space.slices.items():
-        if not bool(curved[part].any()) and bool((quadratic.weights[part] != 0).any()):
-            raise WoodburyError(
-                f"No gradient reached {name!r}: is it unused, detached or under no_grad? "
-                f"Leave it out with exclude={name!r}."
-            )
+    unreached = [
+        name
+        for name, part in space.slices.items()
+        if not bool(curved[part].any()) and bool((quadratic.weights[part] != 0).any())
+    ]
+    if unreached:
+        them = repr(unreached[0]) if len(unreached) == 1 else repr(unreached)
+        raise WoodburyError(
+            f"No gradient reached {them}: unused, detached, saturated or under no_grad? "
+            f"Leave it alone with exclude={them}."
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.base import Fisher
 from woodbury.limits import Limits
 
@@ -40,6 +40,8 @@ class Quadratic:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not isinstance(self.weights, Tensor):
+            raise WrongType(f"weights is a {type(self.weights).__name__}: give a tensor (d,).")
         if not bool(torch.isfinite(self.weights).all()):
             raise WoodburyError("A weight is NaN or infinite: load a sound checkpoint.")
         if self.fisher is not None and self.fisher.d != len(self.weights):

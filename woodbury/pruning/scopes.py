@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from woodbury.argument_types import check_fields, checks_types
-from woodbury.errors import WoodburyError
+from woodbury.argument_types import check_fields, checks_types, is_of
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.space import ParameterSpace, matches
 
 Scope = Callable[[ParameterSpace], Tensor]
@@ -108,6 +108,8 @@ class consecutive:
                 f"is not known: leave it out with exclude={name!r}, or give dim={{{name!r}: 1}}."
             )
         dim = channels.inputs if given is None else given
+        if not is_of(dim, int):
+            raise WrongType(f"dim is {str(dim)[:60]} for {name!r}: give a whole number.")
         if not -len(shape) <= dim < len(shape):
             raise WoodburyError(
                 f"{name!r} has shape {tuple(shape)} and no dimension {dim} for groups: exclude it."

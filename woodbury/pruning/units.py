@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.model.space import ParameterSpace
 
 Unit = Callable[[ParameterSpace], Sequence[Tensor] | None]
@@ -67,6 +67,8 @@ class block:
 
     def __init__(self, *shape: int) -> None:
         """Take the shape of a tile."""
+        for side in shape:
+            check_whole_number(side, "A side of a block", "the number of weights along a dimension")
         object.__setattr__(self, "shape", shape)
 
     def __repr__(self) -> str:
@@ -157,7 +159,12 @@ class custom:
 
     def __init__(self, members: Iterable[Mapping[str, Any]]) -> None:
         """Take the members of the units."""
-        object.__setattr__(self, "members", tuple(members))
+        units = tuple(members) if isinstance(members, Iterable) else (members,)
+        if not all(isinstance(unit, Mapping) for unit in units):
+            raise WrongType(
+                "members has a unit that is no dict: give {name: index of its weights} for each."
+            )
+        object.__setattr__(self, "members", units)
 
     def __call__(self, space: ParameterSpace) -> list[Tensor]:
         """The units by size, each (g, s) int64 indices into the d kept weights of the space."""
@@ -236,7 +243,7 @@ def _unit(indices: Mapping[str, Tensor], number: int, parts: Mapping[str, Any]) 
             )
         try:
             members.append(indices[name][where].flatten())
-        except (IndexError, TypeError, ValueError) as error:
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
             shape = tuple(indices[name].shape)
             raise WoodburyError(
                 f"Unit {number} names {where} of {name!r}, which has shape {shape}: "

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
+from woodbury.estimation.gradients import one_engine
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
 from woodbury.memory.budget import check_holds, limits_within
@@ -27,6 +30,7 @@ from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
+from woodbury.training.calibration import check_calibration, samples_needed
 from woodbury.training.masks import Hold
 
 Prune = Callable[[Objective, Targets], Pruned]
@@ -100,12 +104,17 @@ class Gradual:
     Attributes:
         pruning_steps: The optimizer steps after which it prunes, increasing.
         step: Optimizer steps made so far.
+        engine: How gradient rows are taken, of which the first pruning step chooses the fastest;
+            None before, or where the pruner names one.
         history: The pruning steps made so far.
         space: The weights that are kept.
 
+    If the training ends before the last pruning step, a line on stderr says so.
+
     Raises:
         WoodburyError: Before any work, if the schedule, the sparsity, the data or the optimizer is
-            impossible.
+            impossible. The loss of the calibration set must be finite, some label count, and there
+            must be as many samples as the pruner takes.
         WrongType: If the pruner takes no (objective, sparsity).
 
     Example:
@@ -160,24 +169,43 @@ class Gradual:
         with preserving_rng(batches), limits_within(memory):
             objective = self._objective(self.pruning_steps[0])
             objective.probe()
+            needed = standard.samples if pruner is None else samples_needed(pruner)
+            check_calibration(objective, needed, exactly=pruner is not None)
             self._pruner: Prune = pruner or _default_pruner(objective)
         # The last sparsity must be reachable from today's zeros, which every pruning step removes.
         rules = pruner.rules if isinstance(pruner, PruningRecipe) else Pruner(None)
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)
+        rules.check(nonzero, sparsity)
         if keep_zeros:
             self.space = nonzero
         start_sparsity = current_sparsity(self.space, sparsity, rules.cost)
-        self._sparsities = schedule(sparsity, len(self.pruning_steps), start_sparsity)
+        with user_code("The schedule gives no sparsities."):
+            self._sparsities = schedule(sparsity, len(self.pruning_steps), start_sparsity)
+        _check_sparsities(self._sparsities, self.pruning_steps)
         check_reachable(self.space, self._sparsities[0], rules.scope, rules.cost)
         self._settings = self._facts(sparsity, schedule, keep_zeros)
         self._hold = Hold(optimizer, model, self.space)
         self._handle = self._hold.optimizer.register_step_post_hook(lambda *_: self._count())
+        self._engines: list[str] = []
+        self._missed = _Missed(self.pruning_steps[-1])
+        self._at_end = weakref.finalize(self, self._missed.say)
 
     @property
     def sparsity(self) -> float:
-        """Removed ÷ all weights of the chosen parameters, now."""
-        return self.space.sparsity
+        """Removed weights that are zero in the model now ÷ all weights of the chosen parameters."""
+        parameters = dict(self._model.named_parameters())
+        keep = self.space.keep
+        zeros = sum(
+            int((parameters[name].detach().cpu().flatten() == 0)[~keep[part].cpu()].sum())
+            for name, part in self.space.slices.items()
+        )
+        return zeros / self.space.n
+
+    @property
+    def engine(self) -> str | None:
+        """The name of the engine that the first pruning step chose."""
+        return self._engines[0] if self._engines else None
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to resume, beside the states of the model and the optimizer.
@@ -191,6 +219,7 @@ class Gradual:
             "sparsities": self._sparsities,
             "history": [asdict(done) for done in self.history],
             "settings": dict(self._settings),
+            "engine": self.engine,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,20 +232,32 @@ class Gradual:
             WoodburyError: If it is no such state, or a setting differs; it names the first one, and
                 nothing has changed.
         """
-        if set(state) != {"step", "keep", "sparsities", "history", "settings"}:
+        keys = {"step", "keep", "sparsities", "history", "settings"}
+        if not isinstance(state, Mapping) or set(state) - {"engine"} != keys:
             raise WoodburyError("This is no state of a Gradual: give what its state_dict() gave.")
+        if not isinstance(state["settings"], Mapping):
+            raise WrongType("The settings of the saved state are no dict: it is damaged.")
         check_same(state["settings"], self._settings, "The saved state")
+        check_whole_number(state["step"], "The saved step", "the steps made so far", least=0)
+        if not isinstance(state["keep"], Tensor):
+            raise WrongType("The saved state has no masks: keep is no tensor.")
         space = replace(self.space, kept=state["keep"])
-        self._hold.tighten(space)
+        _check_sparsities(state["sparsities"], self.pruning_steps)
+        history = tuple(_saved_step(done) for done in _listed(state["history"], "history"))
+        engines = [] if state.get("engine") is None else [state["engine"]]
+        with one_engine(engines):
+            self._hold.tighten(space)
         self.space = space
-        self.step = state["step"]
+        self.step = self._missed.step = state["step"]
         self._sparsities = list(state["sparsities"])
-        self.history = tuple(PruningStep(**done) for done in state["history"])
+        self.history = history
+        self._engines = engines
 
     def remove(self) -> None:
         """Remove the hooks: nothing is counted, pruned or held at zero any more."""
         self._handle.remove()
         self._hold.remove()
+        self._at_end()
 
     def _facts(self, sparsity: Targets, schedule: Schedule, keep_zeros: bool) -> dict[str, Any]:
         """The settings that a resumed run must share, under dotted names."""
@@ -238,7 +279,7 @@ class Gradual:
         return Objective.from_model(self._model, batches, self._likelihood, self.space)
 
     def _count(self) -> None:
-        self.step += 1
+        self.step = self._missed.step = self.step + 1
         if self.step in self.pruning_steps:
             index = self.pruning_steps.index(self.step)
             with preserving_rng(self._batches):
@@ -246,11 +287,13 @@ class Gradual:
 
     def _prune(self, sparsity: Targets) -> None:
         objective = self._objective(self.step)
-        before = self._score(objective) if self._score else None
+        before = self._scored(objective)
         advice = "give Gradual a pruner of fewer rows or smaller blocks"
-        with limits_within(self._memory), if_memory_runs_out(advice):
+        with limits_within(self._memory), if_memory_runs_out(advice), one_engine(self._engines):
             pruned = self._pruner(objective, sparsity)
-        after = self._score(pruned.objective) if self._score else None
+        if not isinstance(pruned, Pruned):
+            raise WrongType(f"The pruner gave a {type(pruned).__name__}, not a Pruned.")
+        after = self._scored(pruned.objective)
         pruned.write()
         self.space = pruned.objective.space
         self._hold.tighten(self.space)
@@ -260,13 +303,62 @@ class Gradual:
             for group in self._hold.optimizer.param_groups:
                 group["weight_decay"] = 0.0
 
+    def _scored(self, objective: Objective) -> float | None:
+        if self._score is None:
+            return None
+        with user_code("The score cannot be taken."):
+            return float(self._score(objective))
+
+
+@dataclass
+class _Missed:
+    """Whether the last pruning step was reached, which is said when the training ends.
+
+    Attributes:
+        last: The last pruning step.
+        step: Steps made so far.
+    """
+
+    last: int
+    step: int = 0
+
+    def say(self) -> None:
+        """Say it if it was not; nothing of a training that never began."""
+        if 0 < self.step < self.last:
+            sys.stderr.write(
+                f"woodbury: the training ended after step {self.step}, before the pruning step "
+                f"after step {self.last}, so that the model is less sparse than asked for.\n"
+            )
+
+
+def _listed(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise WrongType(f"{name} of the saved state is a {type(value).__name__}, not a list.")
+    return list(value)
+
+
+def _saved_step(saved: Any) -> PruningStep:
+    try:
+        return PruningStep(**saved)
+    except TypeError as error:
+        raise WrongType("The history of the saved state holds no pruning step.") from error
+
+
+def _check_sparsities(sparsities: Any, steps: Sequence[int]) -> None:
+    """Raise unless there is one sparsity for each pruning step."""
+    targets = _listed(sparsities, "sparsities")
+    if len(targets) != len(steps):
+        raise WoodburyError(f"{len(targets)} sparsities met {len(steps)} pruning steps.")
+    for target in targets:
+        check_targets(target)
+
 
 def _check_pruner(pruner: Prune | None) -> None:
     if pruner is None:
         return
     try:
         signature(pruner).bind(None, 0.0)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise WrongType(
             f"The pruner {type(pruner).__name__} takes no (objective, sparsity): "
             "give Pruner(fisher=...), such as Pruner(mfac(500))."

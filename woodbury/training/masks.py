@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from woodbury.argument_types import checks_types
@@ -30,7 +32,8 @@ class Hold:
     1. Gradients are cleared as they arrive, before they are accumulated, clipped or given to the
        optimizer.
     2. Weights and the optimizer's state are cleared after every step, so that neither momentum nor
-       weight decay revives a weight.
+       weight decay revives a weight. That holds for every torch optimizer that has one of these
+       weights, also for one beside or around the one that is given.
 
     `hold_zeros` makes one; `remove` ends it. It is what torch.nn.utils.prune does with a
     parametrization, without new parameter names.
@@ -67,7 +70,10 @@ class Hold:
         optimized_parameters(self.optimizer, model)  # raises if there are none
         self.tighten(keep)
         after_step = self.optimizer.register_step_post_hook(lambda *_: self.clear())
-        self._handles: list[RemovableHandle] = [after_step]
+        # A weak reference: what is hooked into torch itself must not keep the model in memory.
+        after_others = partial(_clear_after, weakref.ref(self))
+        handles = (after_step, register_optimizer_step_post_hook(after_others))
+        self._handles: list[RemovableHandle] = list(handles)
         for parameter in self.removed:
             if parameter.requires_grad:
                 hook = partial(self._cleared, parameter)
@@ -94,11 +100,16 @@ class Hold:
         self.clear()
 
     @torch.no_grad()
-    def clear(self) -> None:
-        """Set the removed weights, and the optimizer's state of them, to zero."""
+    def clear(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Set the removed weights, and an optimizer's state of them, to zero.
+
+        Args:
+            optimizer: Whose state; None for the one that is held.
+        """
+        states = (optimizer or self.optimizer).state
         # Filled, not multiplied: 0 · NaN is NaN, and 0 · −1 is −0, which a sparse file would store.
         for parameter, removed in self.removed.items():
-            state = self.optimizer.state.get(parameter, {}).values()
+            state = states.get(parameter, {}).values()
             per_weight = [entry for entry in state if _is_per_weight(entry, parameter)]
             for tensor in (parameter, *per_weight):
                 tensor.masked_fill_(removed.to(tensor.device), 0)
@@ -108,8 +119,28 @@ class Hold:
         for handle in self._handles:
             handle.remove()
 
+    def has_weights_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer has a parameter that is held.
+
+        Args:
+            optimizer: Any.
+
+        Returns:
+            True if it has.
+        """
+        return any(p in self.removed for group in optimizer.param_groups for p in group["params"])
+
     def _cleared(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
         return _without(gradient, self.removed[parameter].to(gradient.device))
+
+
+def _clear_after(
+    reference: weakref.ref[Hold], optimizer: torch.optim.Optimizer, *_: object
+) -> None:
+    """The hook after every step of any optimizer: clear what it may have revived."""
+    hold = reference()
+    if hold is not None and optimizer is not hold.optimizer and hold.has_weights_of(optimizer):
+        hold.clear(optimizer)
 
 
 @checks_types

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from woodbury.cli.names import nearest
@@ -19,7 +18,10 @@ from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 from woodbury.io.sparse_files import check_storable
 from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import checked_model
 
+SIGNALLED = 128
+"""Exit codes above it are those of signals."""
 MAX_NAMES = 8
 """Functions of a file that an error names."""
 
@@ -42,28 +44,12 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
-    model = _unwrapped(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise WoodburyError(
-            f"{where} returned a scripted module, whose weights cannot be replaced: return the "
-            "torch.nn.Module that it was made of."
-        )
+    model = checked_model(model)
     if checkpoint is not None:
         load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
-    check_storable(model.state_dict())  # before the work, not after it
     ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
+    check_storable(model.state_dict())  # before the work, not after it
     return model.eval()
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers that only change how it runs."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def call_function(where: str) -> Any:
@@ -107,6 +93,10 @@ def run_user_code(where: str, function: Callable[[], Any]) -> Any:
         return function()
     except WoodburyError:
         raise
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > SIGNALLED:
+            raise  # of our own handler of signals
+        raise WoodburyError(f"{where} ends the program ({end.code}): let it return.") from end
     except Exception as error:
         line = users_line(error)
         at = f" at {line}" if line else ""

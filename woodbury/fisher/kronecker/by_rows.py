@@ -35,7 +35,7 @@ from woodbury.linalg.cholesky import definite_cholesky, definite_inverse
 from woodbury.linalg.precision import wide_dtype
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KroneckerRows(Fisher):
     """F_KK of F = diag(scales) ⊗ inputs + damping·I, K the kept weights of an (o, i) tensor.
 

@@ -29,7 +29,7 @@ from woodbury.fisher.kronecker.submatrix import Submatrix
 from woodbury.linalg.precision import wide_dtype
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kronecker(Fisher):
     """F = left ⊗ right + damping·I on a row-major (o, i) tensor  (eq. 22), the structure of K-FAC.
 

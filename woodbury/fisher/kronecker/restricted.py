@@ -19,7 +19,7 @@ MAX_RESIDUAL = 1e-12
 """Relative residual at which conjugate gradients end."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Restricted(Fisher):
     """F_KK of F = left ⊗ right + damping·I, K the kept and R the removed weights  (eq. 25).
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.model.calling import copy_of
 from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
@@ -84,7 +84,7 @@ class WithRefit:
             WoodburyError: As the constructor.
         """
         checked = cls(recipe, dense, refit or Refit(), reuse)
-        return replace(checked, dense=replace(dense, model=copy.deepcopy(dense.model)))
+        return replace(checked, dense=replace(dense, model=copy_of(dense.model)))
 
     @property
     def rules(self) -> Pruner:
