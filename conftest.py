@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterable
@@ -14,6 +15,9 @@ from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 PYTHON = PythonCodeBlockParser()
+
+NEED_NUMBA = ["woodbury/runtime/codegen.py", "woodbury/runtime/kernels.py"]
+collect_ignore = [] if importlib.util.find_spec("numba") else NEED_NUMBA
 
 
 def blocks_of_their_own(document: Document) -> Iterable[Region]:

@@ -4,6 +4,7 @@ from woodbury import starting as starting  # isort: skip  (first: the rest takes
 from woodbury import estimation as estimation
 from woodbury import fisher as fisher
 from woodbury import pruning as pruning
+from woodbury import runtime as runtime
 from woodbury import training as training
 from woodbury.errors import MissingDependency as MissingDependency
 from woodbury.errors import WoodburyError as WoodburyError
@@ -41,6 +42,8 @@ from woodbury.pruning.pruner import Pruner as Pruner
 from woodbury.pruning.refit.layer_goal import Reconstruction as Reconstruction
 from woodbury.pruning.refit.output_fit import Refit as Refit
 from woodbury.pruning.semi_structured import n_of_m as n_of_m
+from woodbury.runtime.api import accelerate as accelerate
+from woodbury.runtime.layer_seconds import latency as latency
 from woodbury.training.gradual import Gradual as Gradual
 from woodbury.training.masks import hold_zeros as hold_zeros
 

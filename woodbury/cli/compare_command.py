@@ -53,7 +53,7 @@ def compare(
             dense_score = problem.dense_score()
             refit = problem.refit(options.stage.refit or 0, max(sparsities))
             methods = {
-                text: plan.method(problem.sampling(), problem.flops(), refit)
+                text: plan.method(problem.sampling(), problem.cost(), refit)
                 for text, plan in plans.items()
             }
             first = options.inputs.seed

@@ -259,7 +259,7 @@ class GradualRun:
         refit = self._problem.refit(plan.refit_steps, sparsity)
         refit = replace(refit, engine=engine) if refit else None
         sampling = replace(self._problem.sampling(), engine=engine)
-        return plan.method(sampling, self._problem.flops(), refit)
+        return plan.method(sampling, self._problem.cost(), refit)
 
     def _prune(self, objective: Objective, sparsity: Targets) -> Pruned:
         """One pruning step; the damping that it chose is recorded."""

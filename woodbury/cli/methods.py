@@ -31,9 +31,9 @@ from woodbury.estimation.recipes import (
 from woodbury.evaluation.methods import Method
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import Elements, exact, upper_bound
-from woodbury.model.flop_count import Flops
 from woodbury.model.objective import Objective
 from woodbury.pruning.autoconfig import block_size
+from woodbury.pruning.costs import Cost
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
@@ -218,13 +218,13 @@ class MethodPlan:
     settings: Mapping[str, Any]
 
     def method(
-        self, sampling: Sampling, flops: Flops | None = None, refit: Refit | None = None
+        self, sampling: Sampling, cost: Cost | None = None, refit: Refit | None = None
     ) -> Method:
         """The method that estimates its Fisher so.
 
         Args:
             sampling: What the Fisher is estimated from. It begins with the first damping.
-            flops: Of the model, for rules that count them.
+            cost: FLOPs or seconds of the model's weights, for rules that count them.
             refit: After every stage.
         """
         saliency = self.parts.saliency
@@ -237,7 +237,7 @@ class MethodPlan:
             first_order=self.first_order,
         )
         return Method(
-            pruner=self.rules.applied(pruner, flops),
+            pruner=self.rules.applied(pruner, cost),
             stages=self.stages,
             dampings=self.dampings,
             settings={

@@ -141,6 +141,8 @@ class SelectionOptions:
         flops: The sparsity is a share of the FLOPs, not of the weights.
         flops_power: Divide saliencies by FLOPs^POWER, so that costly weights are removed first.
             [default: 1 with `--flops`, else 0]
+        latency: The sparsity is a share of the time that the weights take on this CPU, by the
+            layers that `woodbury.accelerate` makes of them. Saliencies are divided by that time.
         max_layer_sparsity: The largest sparsity of a single tensor, in (0, 1].
     """
 
@@ -150,6 +152,7 @@ class SelectionOptions:
     selection: str = "greedy"
     flops: Flag = False
     flops_power: float | None = None
+    latency: Flag = False
     max_layer_sparsity: float = 1.0
 
 

@@ -33,11 +33,13 @@ from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.pruning.costs import Cost
 from woodbury.pruning.presets import standard
 from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
+from woodbury.runtime.layer_seconds import latency
 
 MAX_HELD_OUT_SAMPLES = 2000
 """Held-out samples that candidates are judged on at most."""
@@ -155,6 +157,13 @@ class Problem:
         """What each weight costs, on the first batch of the test data."""
         inputs, _ = next(iter(self.test))
         return flops(self.model, inputs)
+
+    def cost(self) -> Cost:
+        """What each weight costs for the selection: its seconds where asked for, else its FLOPs."""
+        if not self.options.selection.latency:
+            return self.flops()
+        inputs, _ = next(iter(self.test))
+        return latency(self.model, inputs)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for and what was decided, for the report."""

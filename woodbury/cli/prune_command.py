@@ -217,7 +217,7 @@ def _by(plan: MethodPlan, problem: Problem, target: Targets) -> Outcome:
     """What the options ask for."""
     objective = problem.objective(problem.options.inputs.seed)
     refit = _refit(problem, plan, target)
-    method = plan.method(problem.sampling(), problem.flops(), refit)
+    method = plan.method(problem.sampling(), problem.cost(), refit)
     result = run(method, objective, target, problem.validate)
     settings = {
         "method": plan.name,

@@ -13,8 +13,7 @@ from woodbury.cli.names import (
 )
 from woodbury.cli.options import SelectionOptions
 from woodbury.errors import WoodburyError
-from woodbury.model.flop_count import Flops
-from woodbury.pruning.costs import power
+from woodbury.pruning.costs import Cost, power
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.scopes import Scope
 from woodbury.pruning.selections.greedy_selection import Selection
@@ -31,7 +30,7 @@ class SelectionRules:
         scope: What competes.
         selection: How saliencies become the kept weights.
         pattern: (n, m) of an n:m pattern, None without one.
-        flops: Whether the sparsity is a share of the FLOPs.
+        costs: Whether the sparsity is a share of the FLOPs, or of the time.
         flops_power: Of the FLOPs that saliencies are divided by, None for the usual one.
         max_layer_sparsity: The largest sparsity of a tensor.
     """
@@ -40,7 +39,7 @@ class SelectionRules:
     scope: Scope
     selection: Selection
     pattern: tuple[int, int] | None
-    flops: bool
+    costs: bool
     flops_power: float | None
     max_layer_sparsity: float
 
@@ -55,6 +54,10 @@ class SelectionRules:
         if options.pattern:
             pattern_sparsity(options.pattern)  # refuses 4:4
             _check_alone_with_pattern(options)
+        if options.latency and (options.flops or options.flops_power is not None):
+            raise WoodburyError(
+                "--latency counts seconds in place of FLOPs: leave --flops and --flops-power out."
+            )
         if not 0 < options.max_layer_sparsity <= 1:
             raise WoodburyError(
                 f"--max-layer-sparsity is {options.max_layer_sparsity}: it is the largest sparsity "
@@ -65,17 +68,17 @@ class SelectionRules:
             scope=SCOPES[options.scope],
             selection=parse_selection(options.selection),
             pattern=pattern,
-            flops=options.flops,
+            costs=options.flops or options.latency,
             flops_power=options.flops_power,
             max_layer_sparsity=options.max_layer_sparsity,
         )
 
-    def applied(self, pruner: Pruner, flops: Flops | None) -> Pruner:
+    def applied(self, pruner: Pruner, cost: Cost | None) -> Pruner:
         """The pruner that follows the rules.
 
         Args:
             pruner: One without rules of its own.
-            flops: Of the model; None leaves the rules about FLOPs out.
+            cost: FLOPs or seconds of the model's weights; None leaves the rules about them out.
         """
         pruner = replace(
             pruner,
@@ -86,10 +89,10 @@ class SelectionRules:
         )
         if self.pattern:
             pruner = n_of_m(*self.pattern, pruner).pruner
-        if flops and self.flops:
-            pruner = replace(pruner, cost=flops)
-        if flops and self.flops_power is not None:
-            pruner = replace(pruner, normalize_by=power(flops, self.flops_power))
+        if cost and self.costs:
+            pruner = replace(pruner, cost=cost)
+        if cost and self.flops_power is not None:
+            pruner = replace(pruner, normalize_by=power(cost, self.flops_power))
         return pruner
 
 
