@@ -155,12 +155,11 @@ def test_sparsity_is_that_of_the_model() -> None:
     assert gradual.sparsity == zeros(model) < 0.5
 
 
+@pytest.mark.hears_the_end
 @pytest.mark.parametrize("ending", ["remove", "forget"])
 def test_a_pruning_step_that_was_not_reached_is_said(
     ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gc.collect()  # others of earlier tests may have something to say
-    capsys.readouterr()
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     gradual = Gradual(model, optimizer, BATCHES, 0.5, end=9, steps=2)
