@@ -311,7 +311,7 @@ def test_a_dense_layer_that_is_faster_stays(always: Any) -> None:
 
 
 def test_other_types_and_devices() -> None:
-    with pytest.raises(WoodburyError, match="takes a torch.nn.Module"):
+    with pytest.raises(WoodburyError, match=r"takes a torch\.nn\.Module"):
         woodbury.accelerate([1])  # type: ignore[arg-type]
     with pytest.raises(WoodburyError, match="is on meta"):
         woodbury.accelerate(nn.Linear(2, 2, device="meta"))
