@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import (
     Engine,
@@ -91,6 +91,7 @@ class diagonal_fisher:
         check_fields(self)
         check_damping(self.damping)
 
+    @checks_types
     def __call__(self, objective: Objective) -> Diagonal:
         """Estimate the Fisher at the objective's weights."""
         squares = torch.zeros_like(objective.weights, dtype=torch.float64)
@@ -138,6 +139,7 @@ class hessian_diagonal:
         check_fields(self)
         check_damping(self.damping)
 
+    @checks_types
     def __call__(self, objective: Objective) -> Diagonal:
         """Compute the diagonal at the objective's weights."""
         generator = _generator(objective, self.seed)
@@ -207,6 +209,7 @@ class mfac:
         if self.block is not None:
             check_block_size(self.block)
 
+    @checks_types
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         if self.block is None:
@@ -293,6 +296,7 @@ class woodfisher:
         check_fields(self)
         self._as_mfac()
 
+    @checks_types
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         return self._as_mfac()(objective)
@@ -359,6 +363,7 @@ class kfac:
         check_fields(self)
         check_damping(self.damping)
 
+    @checks_types
     def __call__(self, objective: Objective) -> BlockDiagonal:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
@@ -420,6 +425,7 @@ class gauss_newton:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checks_types
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         return self.recipe(gauss_newton_rows(objective, self.mc_samples, self.seed))

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels
 from woodbury.estimation.recipes import COUNT
@@ -75,6 +75,7 @@ class kfac_by_rows:
         if not 0 < self.ridge < math.inf:
             raise WoodburyError(f"ridge is {self.ridge}: give a positive, finite share.")
 
+    @checks_types
     def __call__(self, objective: Objective) -> BlockDiagonal:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space

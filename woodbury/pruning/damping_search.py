@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
@@ -91,6 +91,7 @@ class DampingSearch:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.pruner
 
+    @checks_types
     def __call__(
         self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:

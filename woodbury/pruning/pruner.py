@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
@@ -277,6 +277,7 @@ class Pruner:
         account.check_each_pool()
         budget_of(account, self.unit, self.max_layer_sparsity, self.normalize_by)
 
+    @checks_types
     def quadratic(self, objective: Objective, fisher: Fisher | None = None) -> Quadratic:
         """The model of the loss around the objective's weights  (eq. 14).
 
@@ -345,6 +346,7 @@ class Pruner:
         )
         return Pruned(pruned, (result,))
 
+    @checks_types
     def __call__(
         self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:

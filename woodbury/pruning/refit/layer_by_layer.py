@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.layer_problems import LayerProblem, layer_problems, layers_in_order
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
@@ -63,6 +63,7 @@ class LayerByLayer:
             if count is not None:
                 check_whole_number(count, name, "None for all, else their number")
 
+    @checks_types
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
         """Fit every layer in its order.
 
@@ -144,6 +145,7 @@ class WithLayers:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.recipe.rules
 
+    @checks_types
     def __call__(
         self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import check_whole_number
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
@@ -140,6 +140,7 @@ class Refit:
             meaning = "None for an exact solve, else the number of conjugate gradients"
             check_whole_number(self.iterations, "iterations", meaning)
 
+    @checks_types
     def __call__(self, objective: Objective, dense: Objective) -> Objective:
         """Move the weights until the outputs are close to those of the dense network.
 
@@ -156,6 +157,7 @@ class Refit:
         """
         return self.run(objective, dense).objective
 
+    @checks_types
     def run(
         self,
         objective: Objective,
@@ -189,6 +191,7 @@ class Refit:
         distance = _half_mean_square(others.along(outputs))
         return Refitted(objective, distance, fisher, goal)
 
+    @checks_types
     def distance(self, objective: Objective, dense: Objective) -> float:
         """Half the mean squared residual, along directions that no step has fitted  (eq. 61).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.calling import copy_of
 from woodbury.model.objective import Objective
@@ -91,6 +92,7 @@ class WithRefit:
         """The Pruner inside, whose unit, scope, cost and limits hold."""
         return self.recipe.rules
 
+    @checks_types
     def __call__(
         self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:
