@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 
 import woodbury
 from woodbury.errors import MissingDependency, WoodburyError
-from woodbury.runtime import layers, layouts, measuring, products
+from woodbury.runtime import api, layers, layouts, measuring, products
 from woodbury.runtime.layouts import Tiling, grid_of
 from woodbury.runtime.measuring import Choice
 
@@ -39,6 +39,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tiling | None], None]:
     def use(tiling: Tiling | None) -> None:
         choice = Choice(tiling, 2.0, 1.0)
         monkeypatch.setattr(measuring, "chosen", lambda key, dense, sparse: choice)
+        monkeypatch.setattr(api, "_is_faster", lambda copy, model, example: True)
 
     return use
 
@@ -197,6 +198,27 @@ def test_what_follows_a_layer_is_computed_with_it(block: Any, always: Any) -> No
     block.norm.train()
     with torch.no_grad():
         torch.testing.assert_close(fast(x), copy.deepcopy(block)(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sparse_seconds", [2.0, 0.5])
+def test_a_network_that_gains_nothing_stays_dense(
+    always: Any, monkeypatch: pytest.MonkeyPatch, sparse_seconds: float
+) -> None:
+    faster = api._is_faster
+    always(Tiling(2, 0))
+    monkeypatch.setattr(api, "_is_faster", faster)
+    timed = {"sparse": [sparse_seconds] * 3, "dense": [1.0] * 3}
+    monkeypatch.setattr(api, "in_turns", lambda ways, seconds: timed)
+    model = sparse(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    x = torch.randn(5, 8)
+    fast = woodbury.accelerate(model, x)
+    reasons = {choice.reason for choice in woodbury.runtime.choices(fast)}
+    if sparse_seconds < 1:
+        assert reasons == {None}
+    else:
+        assert reasons == {"the whole network is no faster without its zeros."}
+        assert type(fast.get_submodule("0")) is nn.Linear
+    assert error(model, fast, x) < 1e-5
 
 
 def test_gelu_is_right_everywhere(always: Any) -> None:

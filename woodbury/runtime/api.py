@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from woodbury.monitor import announce
 from woodbury.runtime import products
 from woodbury.runtime.fusing import fuse, has_hooks
 from woodbury.runtime.layers import SparseConv1D, SparseConv2d, SparseLinear, SparseRun
-from woodbury.runtime.measuring import Choice
+from woodbury.runtime.measuring import Choice, in_turns
 
 LEAST_SPARSITY = 0.5
 """With fewer zeros no kernel of ours was faster than the dense product (docs/results.md)."""
+
+WHOLE_TRIAL_SECONDS = 1.0
+"""Of the trial of a whole network, for each way."""
 
 FEW_ZEROS = "fewer than half of its weights are zero."
 
@@ -65,8 +69,9 @@ def accelerate(model: nn.Module, example: Any = None, *, measure: bool = True) -
     Args:
         model: A float32 model on the CPU. It is left as it is.
         example: Inputs of a typical batch: a tensor, a tuple of positional, or a mapping of keyword
-            arguments. With it all layers are timed now, and a BatchNorm, ReLU or GELU that alone
-            follows a layer is computed with it. Without it a layer is timed when it first sees
+            arguments. With it all layers are timed now, then the whole network: where that gains
+            nothing, it stays dense. A BatchNorm, ReLU or GELU that alone follows a layer is
+            computed with it. Without it a layer is timed when it first sees
             inputs of a size.
         measure: False to estimate what is the faster, by non-zeros.
 
@@ -108,6 +113,11 @@ def accelerate(model: nn.Module, example: Any = None, *, measure: bool = True) -
             known = layer.run.choices.values()
             if known and all(choice.tiling is None for choice in known):
                 left[name] = "the dense product is faster here."
+                _restore(layer)
+        replaced = {name: layer for name, layer in layers.items() if name not in left}
+        if replaced and measure and not _is_faster(copy, model, example):
+            for name, layer in replaced.items():
+                left[name] = "the whole network is no faster without its zeros."
                 _restore(layer)
     copy.left_dense = left  # type: ignore[assignment]
     chosen = choices(copy)
@@ -187,6 +197,23 @@ def trial(layer: nn.Module, inputs: Tensor) -> Choice:
     with torch.inference_mode():
         replaced(inputs)
     return next(iter(replaced.run.choices.values()))
+
+
+def _is_faster(copy: nn.Module, model: nn.Module, example: Any) -> bool:
+    """Whether an accelerated copy takes less time than the dense model, by a trial in turns.
+
+    Layers are faster in their own trials, with their weights in the cache, than one after another.
+    """
+    dense = _copy_with_shared_weights(model).eval()
+    with torch.inference_mode():
+        seconds = in_turns(
+            {
+                "sparse": lambda: call_model(copy, example),
+                "dense": lambda: call_model(dense, example),
+            },
+            seconds=WHOLE_TRIAL_SECONDS,
+        )
+    return median(seconds["sparse"]) < median(seconds["dense"])
 
 
 def _check(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from woodbury.errors import WoodburyError
 from woodbury.io.folders import write_atomically
 from woodbury.runtime.layouts import Tiling
 
-GAIN = 0.95
+GAIN = 0.9
 """A sparse product is taken if it takes at most this share of the dense one's time."""
 ROUNDS = 5
 TRIAL_SECONDS = 0.2
