@@ -88,19 +88,19 @@ def test_prune_answers_any_option_in_a_sentence(option: str, value: Any) -> None
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: woodbury.progress(True), "callback is True: progress takes a function or None"),  # type: ignore[arg-type]
-        (lambda: woodbury.save_sparse(torch.nn.Linear(1, 1), "x"), "path is a Linear"),  # type: ignore[arg-type]
-        (lambda: woodbury.mfac(count=2.0), "count is 2.0: mfac takes a whole number"),  # type: ignore[arg-type]
-        (lambda: woodbury.mfac(damping="1"), "damping is '1': mfac takes a number"),  # type: ignore[arg-type]
-        (lambda: woodbury.Pruner(woodbury.mfac(8), saliency=3), "saliency is 3"),  # type: ignore[arg-type]
+        (lambda: woodbury.progress(True), "callback is True: progress takes a function or None"),
+        (lambda: woodbury.save_sparse(torch.nn.Linear(1, 1), "x"), "path is a Linear"),
+        (lambda: woodbury.mfac(count=2.0), "count is 2.0: mfac takes a whole number"),
+        (lambda: woodbury.mfac(damping="1"), "damping is '1': mfac takes a number"),
+        (lambda: woodbury.Pruner(woodbury.mfac(8), saliency=3), "saliency is 3"),
         (lambda: woodbury.selections.iterative_greedy(10**12), "a whole number from 1 to 100,000"),
         (lambda: geometric(0.5, 10**12), "give 1 to 100,000"),
         (lambda: polynomial(0.5, 10**12), "give 1 to 100,000"),
         (lambda: pruning_steps(1, 10**12, every=1), "more than 100,000"),
         (lambda: woodbury.units.block(0), "at least 1"),
         (lambda: woodbury.units.custom([3]), "a unit that is no dict"),  # type: ignore[list-item]
-        (lambda: woodbury.ParameterSpace({"a": torch.Size((3,))}, [True]), "kept is a list"),  # type: ignore[arg-type]
-        (lambda: woodbury.ParameterSpace.from_model(torch.nn.Linear(1, 1), 3), "include is 3"),  # type: ignore[arg-type]
+        (lambda: woodbury.ParameterSpace({"a": torch.Size((3,))}, [True]), "kept is a list"),
+        (lambda: woodbury.ParameterSpace.from_model(torch.nn.Linear(1, 1), 3), "include is 3"),
     ],
 )
 def test_a_sentence_says_what_was_given(call: Callable[[], Any], sentence: str) -> None:

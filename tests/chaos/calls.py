@@ -7,6 +7,7 @@ import itertools
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import hypothesis.configuration
@@ -265,9 +266,13 @@ def subjects() -> list[Subject]:
                 continue
             if method.startswith("_") and method not in ("__call__", "__matmul__"):
                 continue
-            bind = lambda world, make=make, method=method: getattr(make(world), method)  # noqa: E731
+            bind = partial(_bound, make, method)
             add(found, f"{name}().{method}", bind, getattr(instance, method), f"{name}()")
     return list(found.values())
+
+
+def _bound(make: Callable[[Any], Any], method: str, world: Any) -> Any:
+    return getattr(make(world), method)
 
 
 def add(

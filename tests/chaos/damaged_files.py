@@ -106,7 +106,7 @@ def _state_of(run: Path) -> str:
 
 def _data_of(path: Path) -> str:
     splits = load_data(str(path))
-    return digest([[splits.train[i] for i in range(len(splits.train))], len(splits.test)])  # type: ignore[arg-type]
+    return digest([[splits.train[i] for i in range(len(splits.train))], len(splits.test)])
 
 
 def damaged(whole: bytes, draw: random.Random, checked: int | None) -> tuple[bytes, str]:

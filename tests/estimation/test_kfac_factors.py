@@ -321,7 +321,7 @@ def test_the_recipe_lays_the_tensors_side_by_side() -> None:
     )
     left = kfac(40, 0.1, labels=observed)(smaller)
     assert_close(left @ torch.eye(left.d, dtype=torch.float64), truth[keep][:, keep])
-    assert [type(part) for part in left.parts] == [Restricted, Restricted, Restricted]  # type: ignore[attr-defined]
+    assert [type(part) for part in left.parts] == [Restricted, Restricted, Restricted]
 
 
 def test_the_recipe_takes_another_damping_of_the_factors() -> None:
@@ -337,7 +337,7 @@ def test_the_recipe_takes_another_damping_of_the_factors() -> None:
     )
     with pytest.raises(WoodburyError, match="damping is 0"):
         kfac(40, 0.0)
-    assert isinstance(kfac(5, labels=sampled)(objective).parts[0], Kronecker)  # type: ignore[attr-defined]
+    assert isinstance(kfac(5, labels=sampled)(objective).parts[0], Kronecker)
 
 
 class _Mixed(nn.Module):

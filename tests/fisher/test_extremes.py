@@ -108,7 +108,7 @@ def test_every_operator_takes_arrays_and_lists(case: Case) -> None:
     fisher = case.build().fisher
     v, keep = normal(fisher.d, seed=3), torch.arange(fisher.d) % 2 == 0
     for given in (v.numpy(), v.tolist(), v.clone().requires_grad_()):
-        torch.testing.assert_close(fisher.solve(given), fisher.solve(v), rtol=0, atol=0)  # type: ignore[arg-type]
+        torch.testing.assert_close(fisher.solve(given), fisher.solve(v), rtol=0, atol=0)
     for mask in (keep.numpy(), keep.tolist()):
         found = fisher.restrict(mask).diagonal()  # type: ignore[arg-type]
         torch.testing.assert_close(found, fisher.restrict(keep).diagonal(), rtol=0, atol=0)
@@ -134,7 +134,7 @@ def test_rows_may_require_gradients_or_be_arrays() -> None:
     keep = torch.arange(D) % 3 > 0
     truth = dense_blocks(rows, (30, 10), 0.1).conditional_curvature(keep)
     for given in (rows.clone().requires_grad_(), rows.numpy()):
-        found = dense_blocks(given, np.array([30, 10]), 0.1).conditional_curvature(keep)  # type: ignore[arg-type]
+        found = dense_blocks(given, np.array([30, 10]), 0.1).conditional_curvature(keep)
         torch.testing.assert_close(found, truth, rtol=0, atol=0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.zoo_nets import Conv1D
 from torch import Tensor, nn
 
 from woodbury import Objective, ParameterSpace, Pruner, WoodburyError
@@ -14,20 +15,6 @@ from woodbury.pruning import updates
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import consecutive
 from woodbury.pruning.units import input_channels, output_channels
-
-
-class Conv1D(nn.Module):
-    """That of transformers, which stores (inputs, outputs)."""
-
-    def __init__(self, outputs: int, inputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
-
-
-Conv1D.__module__ = "transformers.pytorch_utils"
 
 
 class Tied(nn.Module):

@@ -164,7 +164,7 @@ def with_ignored(seed: int) -> Tensor:
 
 def unequal_batches() -> Batches:
     batches = vectors()()
-    return [batches[0], tuple(part[:1] for part in batches[1]), batches[2]]  # type: ignore[list-item]
+    return [batches[0], tuple(part[:1] for part in batches[1]), batches[2]]
 
 
 def longer_later() -> Batches:

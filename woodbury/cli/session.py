@@ -75,7 +75,7 @@ def resumable(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[
 
     Args:
         out: The folder.
-        resume: Whether an unfinished run is gone on with.
+        resume: Whether an unfinished run is continued.
         settings: What the run is made with.
 
     Raises:
@@ -95,11 +95,11 @@ def resumable(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[
 
 
 def already_finished(out: Path, resume: bool, settings: Mapping[str, Any]) -> bool:
-    """Whether a run that is to be gone on with has ended; this is said then.
+    """Whether a run that is to be continued has ended; a line says so then.
 
     Args:
         out: The folder.
-        resume: Whether an unfinished run is gone on with.
+        resume: Whether an unfinished run is continued.
         settings: What the run is made with.
 
     Raises:

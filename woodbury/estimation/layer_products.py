@@ -93,6 +93,6 @@ def _product(use: _Use, slope: Tensor) -> Tensor:
 
 
 def _agree(slope: Tensor, products: Any) -> bool:
-    """Whether they are equal up to rounding; what is not finite is told elsewhere."""
+    """Whether they are equal up to rounding; the factors themselves name what is not finite."""
     allowed = torch.finfo(slope.dtype).eps ** 0.5 * slope.abs().max()
     return not bool(((slope.flatten(1) - products).abs() > allowed + 1e-12).any())

@@ -1,4 +1,4 @@
-"""One process at a time writes to a place: a lock that goes with its process, however that ends."""
+"""One process at a time writes to a place: a lock that ends with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class InUse(WoodburyError):
 
 @contextmanager
 def locked(goal: Path, path: str | os.PathLike) -> Iterator[bool]:
-    """Hold the lock of an output folder; the system lets go of it when the process ends.
+    """Hold the lock of an output folder; the system releases it when the process ends.
 
     The lock is on a file beside the folder, or in it where nothing can be written beside it. The
     file is removed at the end; what a killed process left of it is no obstacle.

@@ -249,11 +249,11 @@ class Layout:
             WoodburyError: If some are and some not, if a DTensor is not sharded, or if DTensors
                 come without their process group.
         """
-        dtensors = [part.parameter for part in self.slices if is_dtensor(part.parameter)]
+        dtensors: list[Any] = [part.parameter for part in self.slices if is_dtensor(part.parameter)]
         if not dtensors:
             return False
         sharded = all(
-            any(placement.is_shard() for placement in parameter.placements)  # type: ignore[attr-defined]
+            any(placement.is_shard() for placement in parameter.placements)
             for parameter in dtensors
         )
         if len(dtensors) < len(self.slices) or process_group is None or not sharded:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.calling import call_model
+from woodbury.model.channels import is_transposed_linear
 from woodbury.monitor import announce
 from woodbury.runtime import products
 from woodbury.runtime.fusing import fuse, has_hooks
@@ -235,20 +236,14 @@ def _copy_with_shared_weights(model: nn.Module) -> nn.Module:
     return deepcopy(model, memo)
 
 
-def _is_conv1d(layer: nn.Module) -> bool:
-    """Whether a layer is transformers' Conv1D, which need not be installed."""
-    kind = type(layer)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
-
-
 def _replacements(layer: nn.Module) -> dict[type, type]:
     own: dict[type, type] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
-    return {**own, type(layer): SparseConv1D} if _is_conv1d(layer) else own
+    return {**own, type(layer): SparseConv1D} if is_transposed_linear(layer) else own
 
 
 def _matrix_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, SparseConv1D)) or _is_conv1d(module):
+        if isinstance(module, (nn.Linear, nn.Conv2d, SparseConv1D)) or is_transposed_linear(module):
             yield name, module
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,16 @@ class SparseConv2d(nn.Conv2d):
             source = layouts.planes(self, grid, input)
             return products.times_planes(packed, grid, source, activation)
 
-        columns = len(input) * grid.columns
-        flops = 2.0 * self.weight.numel() * columns
-        return _fastest(
-            self, (_bucket(len(input)), *size), columns, flops, lambda: dense(input), sparse
-        )
+        product = _Product(len(input) * grid.columns, lambda: dense(input), sparse)
+        return _fastest(self, (_bucket(len(input)), *size), product)
+
+
+class _Product(NamedTuple):
+    """A product of a layer's weight with `columns` columns, and the ways to compute it."""
+
+    columns: int
+    dense: Callable[[], Tensor]
+    sparse: Callable[[Tiling, str | None], Tensor]
 
 
 def _tokens(
@@ -130,47 +135,33 @@ def _tokens(
         return output.view(*inputs.shape[:-1], output.shape[-1])
 
     count = len(tokens)
-    flops = 2.0 * layer.weight.numel() * count
-    return _fastest(layer, (_bucket(count),), count, flops, lambda: dense(inputs), sparse)
+    return _fastest(layer, (_bucket(count),), _Product(count, lambda: dense(inputs), sparse))
 
 
-def _fastest(
-    layer: Any,
-    signature: Signature,
-    columns: int,
-    flops: float,
-    dense: Callable[[], Tensor],
-    sparse: Callable[[Tiling, str | None], Tensor],
-) -> Tensor:
+def _fastest(layer: Any, signature: Signature, product: _Product) -> Tensor:
     """The output by the way that was chosen for this size of input, or is chosen now."""
     run: SparseRun = layer.run
     signature = (torch.get_num_threads(), *signature)
     if signature not in run.choices:
-        run.choices[signature] = _choose(layer, signature, columns, flops, dense, sparse)
+        run.choices[signature] = _choose(layer, signature, product)
     tiling = run.choices[signature].tiling
     if tiling is None:
-        return dense()
+        return product.dense()
     fuses = run.fuses
-    output = sparse(tiling, run.activation if fuses else None)
+    output = product.sparse(tiling, run.activation if fuses else None)
     if fuses and run.following:
         output.done_already = list(run.following)  # type: ignore[attr-defined]
     return output
 
 
-def _choose(
-    layer: Any,
-    signature: Signature,
-    columns: int,
-    flops: float,
-    dense: Callable[[], Tensor],
-    sparse: Callable[[Tiling, str | None], Tensor],
-) -> Choice:
+def _choose(layer: Any, signature: Signature, product: _Product) -> Choice:
     width = products.kernels().WIDTH
     outer = layer.weight.shape[1] if isinstance(layer, SparseConv1D) else len(layer.weight)
     inner = layer.weight.numel() // max(outer, 1) * getattr(layer, "groups", 1)
     nonzeros = int(layer.weight.count_nonzero())
     if not layer.run.measure:
-        return measuring.estimated(nonzeros, outer, inner, columns, flops, width)
+        flops = 2.0 * layer.weight.numel() * product.columns
+        return measuring.estimated(nonzeros, outer, inner, product.columns, flops, width)
     geometry = [
         getattr(layer, name, None) for name in ("kernel_size", "stride", "padding", "groups")
     ]
@@ -179,11 +170,11 @@ def _choose(
         f"{measuring.rounded(nonzeros)} non-zeros"
     )
     ways = {
-        tiling: lambda tiling=tiling: sparse(tiling, None)
-        for tiling in measuring.tilings(inner, columns, width)
+        tiling: lambda tiling=tiling: product.sparse(tiling, None)
+        for tiling in measuring.tilings(inner, product.columns, width)
     }
     with torch.no_grad():
-        choice = measuring.chosen(key, dense, ways)
+        choice = measuring.chosen(key, product.dense, ways)
     layer.run.packed.clear()
     return choice
 
