@@ -12,7 +12,12 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
-from woodbury.memory.budget import available_bytes, budget_bytes, bytes_in_words
+from woodbury.memory.budget import (
+    available_bytes,
+    budget_bytes,
+    bytes_in_words,
+    resident_bytes,
+)
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.memory.machine_rates import MachineRates
 from woodbury.model.batches import Batch
@@ -156,24 +161,28 @@ def planned(
     budget = min(asked, int(SPARE * available_bytes(device)))
     limits = Limits.current()
     forecast: Forecast | None = None
+    resident = resident_bytes()
+    retained = 0
     smallest: Plan | None = None
     first: Plan | None = None
     for share in ROW_SHARES:
         rows = max(1, int(share * budget))
         with replace(limits, memory=min(rows, limits.memory or rows)):
             choice = choose(objective, sparsity, effort)
-            forecast = forecast or _forecast_of(choice)
+            if forecast is None:
+                forecast = _forecast_of(choice)
+                retained = max(0, resident_bytes() - resident)
             made = _plan_of(choice, forecast, budget)
         if first is None:
             first = made
-        if made.peak_bytes <= budget:
-            wish = f"with {bytes_in_words(first.peak_bytes)}: {first.structure}"
+        if made.held_bytes <= budget:
+            wish = f"with {bytes_in_words(first.held_bytes)}: {first.structure}"
             better = "" if made is first else wish
-            return Planned(choice, replace(made, better=better))
-        if smallest is None or made.peak_bytes < smallest.peak_bytes:
+            return Planned(choice, replace(made, better=better, retained_bytes=retained))
+        if smallest is None or made.held_bytes < smallest.held_bytes:
             smallest = made
     assert smallest is not None
-    least = bytes_in_words(smallest.peak_bytes)
+    least = bytes_in_words(smallest.held_bytes)
     more = f"give memory={least!r}"
     if budget < asked:
         more = "free memory, or raise the limit of the process"

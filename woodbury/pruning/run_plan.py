@@ -41,6 +41,9 @@ class Plan:
         phases: The parts of the run.
         budget_bytes: What the run may hold.
         better: What would be better with more memory; empty if nothing would.
+        retained_bytes: What timing the model left with the process: the buffers of torch's kernels,
+            and free memory that the allocator does not return. It is measured, so that it differs
+            between runs and takes no part in the choice.
 
     Example:
         >>> import torch, woodbury
@@ -60,6 +63,7 @@ class Plan:
     phases: tuple[Phase, ...]
     budget_bytes: int
     better: str = ""
+    retained_bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -67,9 +71,14 @@ class Plan:
         return sum(phase.seconds for phase in self.phases)
 
     @property
+    def held_bytes(self) -> int:
+        """What the run holds at its fullest moment; this has to fit the budget."""
+        return max((phase.peak_bytes for phase in self.phases), default=0)
+
+    @property
     def peak_bytes(self) -> int:
         """What the run adds to the process at its fullest moment."""
-        return max((phase.peak_bytes for phase in self.phases), default=0)
+        return self.held_bytes + self.retained_bytes
 
     @property
     def passes(self) -> int:
