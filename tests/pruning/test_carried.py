@@ -17,6 +17,7 @@ from woodbury.estimation.recipes import Estimate, gauss_newton, mfac
 from woodbury.fisher.base import Fisher
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
+from woodbury.pruning.autoconfig import EveryNthRow
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit.layer_goal import Reconstruction
@@ -135,3 +136,14 @@ def test_distance_needs_no_pass_of_its_own() -> None:
     for refit in (REFIT, replace(REFIT, steps=3), replace(REFIT, reconstruction=None)):
         refitted = refit.run(pruned, start)
         assert refitted.distance == pytest.approx(refit.distance(refitted.objective, start))
+
+
+def test_every_nth_row_is_the_fisher_of_these_alone() -> None:
+    start = dense()
+    rows = normal(40, start.space.d)
+    fisher = mfac(20, 1e-2)
+    found = EveryNthRow(fisher, 2)(rows, start.space)
+    rows_kept = rows[::2].clone()
+    rows.zero_()
+    expected = rows_kept.mT @ rows_kept / 20 + 1e-2 * torch.eye(start.space.d, dtype=rows.dtype)
+    assert_close(found @ torch.eye(start.space.d, dtype=rows.dtype), expected)

@@ -26,6 +26,7 @@ from woodbury import (
 from woodbury.errors import WrongType
 from woodbury.estimation.gradients import sampled
 from woodbury.estimation.layer_equations import POSITIONS
+from woodbury.pruning.autoconfig import EveryNthRow
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
@@ -62,7 +63,7 @@ def test_the_standard_effort_is_two_stages_of_ggn_rows_and_a_refit() -> None:
         Pruner(gauss_newton(fisher, 1)),
         dense,
         Refit(mc_samples=2, damping=3e-4, reconstruction=Reconstruction()),
-        fisher.of_rows,
+        EveryNthRow(fisher, 2),
     )
     woodbury.prune(second, data(19), 0.5, pruner=recipe, stages=2)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)

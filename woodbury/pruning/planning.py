@@ -228,12 +228,11 @@ def _phases(choice: Choice, forecast: Forecast) -> Iterator[Phase]:
         return
     space = choice.objective.space
     kept: Sequence[int] = [int(kept_count(space, target)) for target in choice.sparsities]
-    rows_are_reused = (
-        choice.refit is not None and choice.refit.iterations is None and choice.step.reuse
-    )
+    rows_are_reused = choice.refit is not None and choice.refit.iterations is None
     for stage, (before, after) in enumerate(zip([space.d, *kept], kept, strict=False)):
         if stage and rows_are_reused and choice.refit is not None:
             m = choice.refit.mc_samples * choice.samples
+            m = m if choice.step.block else min(m, choice.step.rows)
             yield forecast.curvature(choice.step, m, before, choice.dampings)
         else:
             yield from forecast.rows(choice.step, before, choice.dampings)
