@@ -22,12 +22,15 @@ SEEN_LATER = ("Optimizer", "ProcessGroup", "Tensor", "Likelihood")
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 """What a type is called in a sentence."""
 
+SERIES = (collections.abc.Sequence, tuple)
+"""Types of what has a length and an order: a list, a tuple, a range, or an array."""
+
 
 def checks_types(function: Function) -> Function:
     """A decorator: arguments of another type than the annotations say raise one sentence.
 
-    Checked are numbers, flags, texts, functions and classes; what may be iterated over is checked
-    where it is read.
+    Checked are numbers, flags, texts, functions, classes, and lists of these; a stream, such as
+    that of batches, is checked where it is read.
 
     Args:
         function: Any public function, or the `__init__` of a class.
@@ -100,9 +103,20 @@ def check_type(value: Any, hint: Any, name: str, owner: str) -> None:
     """
     if name in ("memory", "sparsity") or is_of(value, hint):  # these have better sentences
         return
+    value, hint, name = _wrong_part(value, hint, name)
     plain = isinstance(value, (str, int, float, type(None)))
     shown = repr(value)[:60] if plain else f"a {type(value).__name__}"
     raise WrongType(f"{name} is {shown}: {owner} takes {_in_words(hint)} there.")
+
+
+def _wrong_part(value: Any, hint: Any, name: str) -> tuple[Any, Any, str]:
+    """Of a list that has a wrong entry that entry, else the value itself."""
+    entry_hint = _entry_hint(hint)
+    if _is_series(value):
+        for index, entry in enumerate(value):
+            if not is_of(entry, entry_hint):
+                return _wrong_part(entry, entry_hint, f"{name}[{index}]")
+    return value, hint, name
 
 
 def is_of(value: Any, hint: Any) -> bool:
@@ -133,15 +147,33 @@ def is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, Integral if kind is int else Real) or _is_scalar(value, kind)
     if kind is collections.abc.Callable:
         return callable(value)
-    if kind in (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Sequence):
+    if kind in (collections.abc.Iterable, collections.abc.Iterator):
         return True
+    if kind in SERIES:
+        entry_hint = _entry_hint(hint)
+        return _is_series(value) and all(is_of(entry, entry_hint) for entry in value)
     if not isinstance(kind, type) or kind.__name__ in SEEN_LATER:
         return True
     if getattr(kind, "_is_protocol", False):
         return callable(value) and not isinstance(value, type)
-    if kind is tuple:
-        return isinstance(value, (tuple, list))
     return isinstance(value, kind)
+
+
+def _is_series(value: Any) -> bool:
+    """Whether a value is a list, a tuple, a range, or an array of at least one dimension."""
+    others = (str, bytes, collections.abc.Mapping, collections.abc.Set)
+    if isinstance(value, others) or getattr(value, "shape", None) == ():
+        return False
+    return isinstance(value, collections.abc.Collection)
+
+
+def _entry_hint(hint: Any) -> Any:
+    """The type of all entries of a list, or Any where they are of several or unknown types."""
+    arguments = typing.get_args(hint)
+    kind = typing.get_origin(hint) or hint
+    if kind is tuple and arguments[1:] != (...,):
+        return Any
+    return arguments[0] if kind in SERIES and arguments else Any
 
 
 def _is_scalar(value: Any, kind: type) -> bool:
@@ -167,6 +199,8 @@ def _in_words(hint: Any) -> str:
         return "a function"
     if kind is collections.abc.Mapping:
         return "a dict"
+    if kind in SERIES:
+        return "a list"
     name = getattr(kind, "__name__", str(kind))
     name = "torch.nn.Module" if name == "Module" else name
     return WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -518,9 +518,14 @@ def _followed(world: World, result: Any) -> Any:
         return None
     if callable(result) and type(result).__module__.startswith("woodbury"):
         names = inspect.signature(result).parameters
-        needed = [name for name, each in names.items() if each.default is each.empty]
-        if all(name in VALUES for name in needed):
-            return _followed(world, result(*(VALUES[name](world) for name in needed)))
+        owner = f"{getattr(result, '__name__', type(result).__name__)}()"
+        given = [
+            VALUES.get(f"{owner}.{name}") or VALUES.get(name)
+            for name, each in names.items()
+            if each.default is each.empty
+        ]
+        if all(given):
+            return _followed(world, result(*(value(world) for value in given)))
     return result
 
 

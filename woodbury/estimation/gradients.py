@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number, user_code
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.limits import Limits
@@ -65,6 +66,7 @@ WEIGHTS_TO_LOOP = 2**22
 and a chunk of them, which `vmapped` makes and copies, than everything else."""
 
 
+@checks_types
 def observed(
     objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None
 ) -> Any:
@@ -89,6 +91,7 @@ def observed(
     return target
 
 
+@checks_types
 @torch.no_grad()
 def sampled(
     objective: Objective, inputs: Any, target: Any, generator: torch.Generator | None

@@ -144,15 +144,33 @@ def check_keep(keep: Tensor, d: int) -> Tensor:
         WoodburyError: If the shape is another, or nothing is kept.
         WrongType: If the dtype is not bool.
     """
+    keep = check_mask(keep, (d,))
+    if not keep.any():
+        raise WoodburyError("keep is False everywhere: at least one weight must be kept.")
+    return keep
+
+
+def check_mask(keep: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask of kept weights, of which there may be none.
+
+    Args:
+        keep: Bool, True = kept.
+        shape: As it should be.
+
+    Returns:
+        `keep` itself.
+
+    Raises:
+        WoodburyError: If the shape is another.
+        WrongType: If the dtype is not bool.
+    """
     keep = as_tensor(keep, "keep")
-    if keep.dtype != torch.bool or keep.shape != (d,):
+    if keep.dtype != torch.bool or keep.shape != shape:
         kind = WoodburyError if keep.dtype == torch.bool else WrongType
         raise kind(
             f"keep is {dtype_name(keep.dtype)} of shape {tuple(keep.shape)}: "
-            f"give a bool mask of shape ({d},), True = kept."
+            f"give a bool mask of shape {shape}, True = kept."
         )
-    if not keep.any():
-        raise WoodburyError("keep is False everywhere: at least one weight must be kept.")
     return keep
 
 

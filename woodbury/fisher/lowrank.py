@@ -80,6 +80,7 @@ class LowRank(Fisher):
         object.__setattr__(self, "rows", check_rows(self.rows))
         if isinstance(self.rows, Tensor):  # what is stored was checked when it was written
             check_finite(self.rows, "A matrix of rows")
+        collectives.check_group(self.group)
         if self.weights is not None:
             object.__setattr__(self, "weights", check_weights(self.weights, self.m))
 

@@ -137,6 +137,7 @@ class Window:
         if dtype not in ROW_DTYPES:
             raise WrongType(f"dtype is {dtype!r}: rows are float32, float64, float16 or bfloat16.")
         self.damping = check_damping(damping)
+        collectives.check_group(group)
         with if_memory_runs_out("give the window fewer gradients"):
             _check_room(capacity, d, dtype, device)
             self.rows = torch.zeros(capacity, d, dtype=dtype, device=device)
@@ -339,8 +340,15 @@ class Window:
 
         Args:
             columns: How many.
+
+        Raises:
+            WoodburyError: If it is no whole number of at least 0, or they have no room.
         """
-        self.rows = torch.cat([self.rows, self.rows.new_zeros(len(self.rows), columns)], 1)
+        check_whole_number(columns, "columns", "the number of weights to add", least=0)
+        capacity, d = self.rows.shape
+        with if_memory_runs_out("give the window fewer weights"):
+            _check_room(capacity, d + columns, self.rows.dtype, self.rows.device)
+            self.rows = torch.cat([self.rows, self.rows.new_zeros(capacity, columns)], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit.

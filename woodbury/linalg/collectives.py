@@ -6,7 +6,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, WrongType
+
+
+def check_group(group: object) -> None:
+    """Raise unless something is a process group, or None.
+
+    Args:
+        group: What was given as one.
+
+    Raises:
+        WrongType: If it is something else.
+    """
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
 
 
 def all_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.argument_types import check_fields
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import (
+    Refused,
+    WoodburyError,
+    WrongType,
+    is_out_of_memory,
+    reason_with_line,
+)
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32
 
@@ -69,14 +75,24 @@ class Likelihood:
             A scalar tensor.
 
         Raises:
-            WoodburyError: If there are no labels.
+            WoodburyError: If there are no labels, or the loss refuses them.
             WrongType: If the loss is no scalar tensor.
         """
         if target is None:
             raise WoodburyError(
                 "The batches carry no labels (None) and a loss needs them: give labels."
             )
-        loss = self.loss(output, target)
+        try:
+            loss = self.loss(output, target)
+        except WoodburyError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise Refused(
+                "The loss refuses these outputs and labels: look at their shapes and types. "
+                f"({reason_with_line(error)})"
+            ) from error
         if not isinstance(loss, Tensor) or loss.ndim:
             given = type(loss).__name__
             if isinstance(loss, Tensor):
@@ -161,7 +177,7 @@ def check_likelihood(likelihood: Any) -> None:
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensor(output, "cross_entropy")
+    _check_tensors(output, target, "cross_entropy")
     if not target.is_floating_point():
         _check_classes(output, target)
         target = target.long()
@@ -212,7 +228,7 @@ def _directions_of_classes(
 
 
 def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensor(output, "squared_error")
+    _check_tensors(output, target, "squared_error")
     if output.shape != target.shape:
         raise WoodburyError(
             f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape "
@@ -238,6 +254,15 @@ def _directions_of_values(
 def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     bits = torch.randint(0, 2, shape, generator=generator, device=like.device)
     return bits.to(like.dtype) * 2 - 1
+
+
+def _check_tensors(output: Any, target: Any, which: str) -> None:
+    _check_tensor(output, which)
+    if not isinstance(target, Tensor):
+        raise WrongType(
+            f"{which} got labels that are a {type(target).__name__}: give a tensor, or a "
+            "Likelihood of your own, whose loss reads them."
+        )
 
 
 def _check_tensor(output: Any, which: str) -> None:

@@ -294,16 +294,15 @@ def _refusing(what: str, inputs: Any) -> Iterator[None]:
     """A context for one call of the user's code."""
     try:
         yield
-    except WoodburyError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        cause = error.__cause__ if isinstance(error, Refused) and error.__cause__ else error
+        if isinstance(cause, WoodburyError) or is_out_of_memory(cause):
             raise
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
         raise Refused(
             f"{what} refuses a batch with inputs of shape {shapes}: look at it and its labels. "
-            f"({reason_with_line(error)})"
-        ) from error
+            f"({reason_with_line(cause)})"
+        ) from cause
 
 
 def check_dependence(loss: Tensor, what: str = "parameters") -> None:

@@ -104,7 +104,7 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
         WoodburyError: If a wrapper may move weights after the step of the optimizer inside, and
             calls no hooks then.
     """
-    inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "base_optimizer", None)
+    inner = _inner(optimizer)
     if inner is not None:
         if not (_only_passes_on(optimizer) or _calls_hooks(optimizer)):
             kind = type(optimizer).__name__
@@ -114,11 +114,31 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
                 "or train with the optimizer inside."
             )
         return unwrapped(inner)
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    check_optimizer(optimizer)
+    return optimizer
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise unless something is a torch optimizer, or a wrapper of one.
+
+    Args:
+        optimizer: What was given as one.
+
+    Raises:
+        WrongType: If it is something else.
+    """
+    inner = _inner(optimizer)
+    if inner is not None:
+        check_optimizer(inner)
+    elif not isinstance(optimizer, torch.optim.Optimizer):
         raise WrongType(
             f"The optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer."
         )
-    return optimizer
+
+
+def _inner(optimizer: Any) -> Any:
+    """What a wrapper of an optimizer has inside; None where nothing is."""
+    return getattr(optimizer, "optimizer", None) or getattr(optimizer, "base_optimizer", None)
 
 
 def _only_passes_on(wrapper: Any) -> bool:

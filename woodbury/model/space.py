@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.channels import Channels, channels_of
@@ -229,6 +230,7 @@ class ParameterSpace:
         sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
+    @checks_types
     def channels_of(self, name: str) -> Channels:
         """Along which dimensions the layer of a tensor has its outputs and inputs.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, reason
+from woodbury.linalg.collectives import check_group
 from woodbury.linalg.conversion import as_tensor
 from woodbury.memory.budget import available_bytes, bytes_in_words, parse_bytes
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -145,13 +147,8 @@ class MFAC(torch.optim.Optimizer):
             "decoupled": decoupled,
             "maximize": maximize,
         }
-        try:
+        with _refusals_of_torch():
             super().__init__(params, defaults)
-        except WoodburyError:
-            raise
-        except (TypeError, ValueError) as error:  # torch's own, of what is no parameter
-            kind = WrongType if isinstance(error, TypeError) else WoodburyError
-            raise kind(f"params cannot be optimized: {reason(error)}.") from error
         if isinstance(keep, Mapping):  # a space may have tensors that this optimizer has not
             self._check_keys(keep)
         self._choose_window()
@@ -172,6 +169,7 @@ class MFAC(torch.optim.Optimizer):
         )
         return super().__repr__().replace("(", f"(\n{line}", 1)
 
+    @checks_types
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, also between steps.
 
@@ -184,7 +182,8 @@ class MFAC(torch.optim.Optimizer):
             WoodburyError: If an option is out of range, a mask does not fit, the partition cuts the
                 old weights in another way, or ranks share the window and a step was made.
         """
-        super().add_param_group(param_group)
+        with _refusals_of_torch():
+            super().add_param_group(param_group)
         added = self.param_groups[-1]
         try:
             check_param_group(added)
@@ -459,11 +458,21 @@ class _Settings:
             check_whole_number(self.window, "window", "the number of gradients to remember")
         if self.memory is not None:
             parse_bytes(self.memory)
-        group = self.process_group
-        if group is not None and not isinstance(group, dist.ProcessGroup):
-            raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
+        check_group(self.process_group)
         if self.dtype not in (None, *ROW_DTYPES):
             raise WoodburyError(f"dtype is {self.dtype}: rows can be float32, bfloat16 or float64.")
+
+
+@contextmanager
+def _refusals_of_torch() -> Iterator[None]:
+    """A context in which what torch says of parameters that are none becomes our sentence."""
+    try:
+        yield
+    except WoodburyError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
+        kind = WrongType if isinstance(error, TypeError) else WoodburyError
+        raise kind(f"params cannot be optimized: {reason(error)}.") from error
 
 
 def _device_of(device: torch.device | str | None) -> torch.device | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from woodbury.argument_types import check_fields
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import check_whole_number
 
 Partition = Callable[[Sequence[Sequence[int]]], Sequence[int]]
@@ -15,6 +15,7 @@ Windows follow each other in the order of the parameters, and their sizes add up
 """
 
 
+@checks_types
 def whole(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
     """One window over all weights: the Fisher has no blocks.
 
@@ -32,6 +33,7 @@ def whole(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
     return [sum(map(sum, sizes))]
 
 
+@checks_types
 def per_group(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
     """One window for each parameter group, which may then have a damping of its own.
 
@@ -49,6 +51,7 @@ def per_group(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
     return [sum(group) for group in sizes]
 
 
+@checks_types
 def per_parameter(sizes: Sequence[Sequence[int]]) -> Sequence[int]:
     """One window for each parameter: a Fisher in one block per tensor.
 
@@ -91,6 +94,7 @@ class blocks:
         check_fields(self)
         check_whole_number(self.size, "size", "the number of weights of a block")
 
+    @checks_types
     def __call__(self, sizes: Sequence[Sequence[int]]) -> Sequence[int]:
         """The number of weights of each window, for parameters of these sizes."""
         (d,) = whole(sizes)

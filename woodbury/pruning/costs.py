@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from woodbury.argument_types import checks_types
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.io.representation import readable
 from woodbury.model.flop_count import Flops as Flops
 from woodbury.model.flop_count import flops as flops
@@ -60,6 +60,9 @@ class power:
     exponent: float
 
     __repr__ = readable
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, space: ParameterSpace) -> Tensor:
         """The cost of each of the n weights, (n,) float64."""

@@ -125,6 +125,9 @@ class Pruned:
     plan: Plan | None = None
     carried: Carried | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __repr__(self) -> str:
         """One line."""
         space, stages = self.objective.space, len(self.steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.checks import check_keep
 from woodbury.limits import Limits
 
 
@@ -107,7 +108,11 @@ class Quadratic:
         Returns:
             A quadratic on the k kept weights, whose gradient is zero if this one has a gradient.
             Without a Fisher the weights stay where they are.
+
+        Raises:
+            WoodburyError: If the mask does not fit, or nothing is kept.
         """
+        keep = check_keep(keep, len(self.weights))
         weights = self.weights[keep]
         if self.fisher is None:
             return Quadratic(weights)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
+from woodbury.fisher.checks import check_groups
 from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.pruning.quadratic import Quadratic
@@ -29,6 +30,9 @@ def magnitude(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
 
     Returns:
         (g,) scores in float64, (d,) for single weights.
+
+    Raises:
+        WoodburyError: If the groups do not fit.
 
     Example:
         >>> import torch
@@ -52,7 +56,7 @@ def obd(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
         (g,) scores in the dtype of the Fisher, (d,) for single weights.
 
     Raises:
-        WoodburyError: If there is no Fisher.
+        WoodburyError: If there is no Fisher, or the groups do not fit.
 
     Example:
         >>> import torch
@@ -79,7 +83,7 @@ def obs(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
         (g,) scores in the dtype of the Fisher for single weights, in float64 for units.
 
     Raises:
-        WoodburyError: If there is no Fisher.
+        WoodburyError: If there is no Fisher, or the groups do not fit.
 
     Example:
         >>> import torch
@@ -109,7 +113,7 @@ def woodtaylor(quadratic: Quadratic, groups: Tensor | None = None) -> Tensor:
         (g,) scores in the dtype of the Fisher for single weights, in float64 for units.
 
     Raises:
-        WoodburyError: If there is no Fisher, or no gradient.
+        WoodburyError: If there is no Fisher or no gradient, or the groups do not fit.
 
     Example:
         >>> import torch
@@ -128,8 +132,9 @@ def _surgeon_scores(quadratic: Quadratic, distance: Tensor, groups: Tensor | Non
     fisher = quadratic.curvature("obs")
     if groups is None:
         return distance.square().mul_(0.5).div_(fisher.inverse_diagonal())
-    if not len(groups):
-        return distance.new_zeros(0)
+    groups = check_groups(groups, len(distance))
+    if not groups.numel():
+        return distance.new_zeros(len(groups), dtype=torch.float64)
     stiffness = fisher.diagonal().double()
     block_elements = max(1, groups.shape[1] ** 2)
     units_at_once = max(1, Limits.current().temporary // block_elements)
@@ -164,4 +169,4 @@ def joint_cost(values: Tensor, inverse: Tensor, stiffness: Tensor) -> Tensor:
 
 def _summed(scores: Tensor, groups: Tensor | None) -> Tensor:
     """Scores (d,) summed over the units: (g,)."""
-    return scores if groups is None else scores[groups].sum(1)
+    return scores if groups is None else scores[check_groups(groups, len(scores))].sum(1)

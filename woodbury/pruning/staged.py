@@ -166,5 +166,5 @@ def _appended(reached: Pruned, stage: Pruned) -> Pruned:
 
 
 def _check_not_empty(sparsities: Sequence[Targets]) -> None:
-    if not sparsities:
+    if not len(sparsities):
         raise WoodburyError("There is no sparsity to prune to: give at least one.")

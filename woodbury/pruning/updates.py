@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
+from woodbury.fisher.checks import check_keep
 from woodbury.pruning.quadratic import Quadratic
 
 Update = Callable[[Quadratic, Tensor], Tensor]
@@ -25,12 +26,15 @@ def zero(quadratic: Quadratic, keep: Tensor) -> Tensor:
     Returns:
         The step δ (d,).
 
+    Raises:
+        WoodburyError: If the mask does not fit, or no weight is kept.
+
     Example:
         >>> import torch
         >>> zero(Quadratic(torch.tensor([1.0, 2.0])), torch.tensor([True, False]))
         tensor([ 0., -2.])
     """
-    return torch.where(keep, 0, -quadratic.weights)
+    return torch.where(check_keep(keep, len(quadratic.weights)), 0, -quadratic.weights)
 
 
 @checks_types
@@ -48,7 +52,7 @@ def independent(quadratic: Quadratic, keep: Tensor) -> Tensor:
         The step δ (d,).
 
     Raises:
-        WoodburyError: If there is no Fisher.
+        WoodburyError: If there is no Fisher, the mask does not fit, or no weight is kept.
 
     Example:
         >>> import torch
@@ -57,6 +61,7 @@ def independent(quadratic: Quadratic, keep: Tensor) -> Tensor:
         >>> independent(Quadratic(torch.tensor([1.0, 2.0]), fisher), torch.tensor([True, False]))
         tensor([ 1., -2.])
     """
+    keep = check_keep(keep, len(quadratic.weights))
     fisher = quadratic.curvature("The independent update")
     weights = quadratic.weights.to(fisher.dtype)
     if quadratic.gradient is None:
@@ -82,7 +87,7 @@ def joint(quadratic: Quadratic, keep: Tensor) -> Tensor:
         The step δ (d,).
 
     Raises:
-        WoodburyError: If there is no Fisher, or no weight is kept.
+        WoodburyError: If there is no Fisher, the mask does not fit, or no weight is kept.
 
     Example:
         >>> import torch
@@ -91,6 +96,7 @@ def joint(quadratic: Quadratic, keep: Tensor) -> Tensor:
         >>> joint(Quadratic(torch.tensor([1.0, 2.0]), fisher), torch.tensor([True, False]))
         tensor([ 1., -2.])
     """
+    keep = check_keep(keep, len(quadratic.weights))
     fisher = quadratic.curvature("The joint update")
     weights = quadratic.weights.to(fisher.dtype)
     gradient = None if quadratic.gradient is None else quadratic.gradient.to(fisher.dtype)

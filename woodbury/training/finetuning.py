@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError
-from woodbury.model.batches import Batch
+from woodbury.errors import WoodburyError, user_code
+from woodbury.model.batches import Batch, checked
 from woodbury.model.calling import run_model
 from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
+from woodbury.model.parameters import check_optimizer
 from woodbury.monitor import report
 
 
@@ -90,7 +91,8 @@ def finetune(
         after: Called with the number of each step once it is complete.
 
     Raises:
-        WoodburyError: If the loss is not finite; it names the step.
+        WoodburyError: If the loss is not finite, or the model or the loss refuses a batch; it
+            names the step.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -101,11 +103,13 @@ def finetune(
         2
     """
     check_likelihood(likelihood)
+    check_optimizer(optimizer)
     model.train()
     try:
-        for step, (inputs, target) in zip(steps, batches, strict=False):
+        for step, (inputs, target) in zip(steps, checked(batches), strict=False):
             optimizer.zero_grad()
-            loss = likelihood.checked_loss(run_model(model, inputs), target)
+            with user_code(f"The model or its loss refuses the batch of step {step}."):
+                loss = likelihood.checked_loss(run_model(model, inputs), target)
             if not math.isfinite(float(loss.detach())):
                 raise WoodburyError(
                     f"The loss is not finite at step {step}: lower the learning rate."

@@ -43,7 +43,7 @@ class cosine_restarts:
             raise WoodburyError(
                 f"The learning rate's floor is {floor}: it is a fraction of the rate, from 0 to 1."
             )
-        if pruning_steps and end < pruning_steps[-1]:
+        if len(pruning_steps) and end < pruning_steps[-1]:
             raise WoodburyError(
                 f"Training ends at step {end}, before the pruning step at {pruning_steps[-1]}: "
                 "train longer."
@@ -51,7 +51,8 @@ class cosine_restarts:
         object.__setattr__(self, "turns", tuple(sorted({0, *pruning_steps, end})))
         object.__setattr__(self, "floor", floor)
 
-    def __call__(self, step: int) -> float:
+    @checks_types
+    def __call__(self, step: float) -> float:
         """The factor of the learning rate at an optimizer step."""
         for begin, end in pairwise(self.turns):
             if begin <= step < end:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
@@ -18,6 +19,7 @@ from woodbury.fisher.checks import (
     check_groups,
     check_held,
     check_keep,
+    check_mask,
     check_vector,
 )
 from woodbury.fisher.kronecker.all_rows import AllRowsAtOnce
@@ -85,6 +87,7 @@ class KroneckerRows(Fisher):
         object.__setattr__(self, "damping", check_damping_or_zero(self.damping))
         object.__setattr__(self, "inputs", as_tensor(self.inputs, "The inputs' second moments"))
         object.__setattr__(self, "scales", as_tensor(self.scales, "The vector of scales"))
+        check_fields(self)
         check_whole_number(self.groups, "groups", "the number of groups of rows")
         if self.columns is not None:
             check_whole_number(self.columns, "columns", "the number of columns")
@@ -115,10 +118,8 @@ class KroneckerRows(Fisher):
         shape = len(self.scales), self.width
         if self.transposed:
             shape = self.width, len(self.scales)
-        if self.keep is not None and self.keep.shape != shape:
-            raise WoodburyError(
-                f"keep has shape {tuple(self.keep.shape)}: give a bool mask of shape {shape}."
-            )
+        if self.keep is not None:
+            object.__setattr__(self, "keep", check_mask(self.keep, shape))
         check_finite(self.inputs, "The inputs' second moments")
         if not bool(((self.scales > 0) & torch.isfinite(self.scales)).all()):
             raise WoodburyError("A scale is zero, negative or not finite: give positive ones.")

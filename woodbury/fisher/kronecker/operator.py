@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher, compensate_by_restriction
 from woodbury.fisher.checks import (
@@ -68,6 +69,7 @@ class Kronecker(Fisher):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "damping", check_damping_or_zero(self.damping))
+        check_fields(self)
         if self.eigen is None:  # else the factors were checked when it was made
             object.__setattr__(self, "left", _checked_factor(self.left, "left"))
             object.__setattr__(self, "right", _checked_factor(self.right, "right"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from woodbury.argument_types import checks_types
+from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.calling import copy_of
 from woodbury.model.objective import Objective
@@ -54,6 +54,7 @@ class WithRefit:
                 f"WithRefit got a {type(self.recipe).__name__} and a {type(self.dense).__name__}: "
                 "give a Pruner or a DampingSearch, and the Objective of the dense network."
             )
+        check_fields(self)
         if self.dense.likelihood.directions is None:
             raise WoodburyError(
                 "This likelihood has no directions of the output: prune without a refit."
