@@ -151,7 +151,8 @@ def is_of(value: Any, hint: Any) -> bool:
         return True
     if kind in SERIES:
         entry_hint = _entry_hint(hint)
-        return _is_series(value) and all(is_of(entry, entry_hint) for entry in value)
+        is_series = isinstance(value, (tuple, list)) if kind is tuple else _is_series(value)
+        return is_series and all(is_of(entry, entry_hint) for entry in value)
     if not isinstance(kind, type) or kind.__name__ in SEEN_LATER:
         return True
     if getattr(kind, "_is_protocol", False):

@@ -96,6 +96,52 @@ class Own(nn.Module):
         return x @ self.matrix + self.shift
 
 
+class Odd(nn.Module):
+    """A layer whose weight is used by itself too, or whose model differentiates by its inputs."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.plain, self.way = nn.Linear(3, 3, bias=False), nn.Linear(3, 3), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "by itself":
+            return self.plain(self.layer(x).tanh()) + x.sin() @ self.layer.weight.T
+        x = x.detach().requires_grad_()
+        energy = self.layer(x).tanh().sum()
+        return self.plain(torch.autograd.grad(energy, x, create_graph=True)[0])
+
+
+@pytest.mark.parametrize("way", ["by itself", "within its forward pass"])
+def test_a_weight_used_in_other_ways_has_the_factors_of_its_gradients(
+    way: str, limited: Limited
+) -> None:
+    limited(kfac_samples=1)
+    x, y = normal(COUNT, 3, seed=1), normal(COUNT, 3)
+    model = Odd(way).double()
+    scales, inputs, _ = found(model, x, y)["layer.weight"]
+    gradients = []
+    for i in range(COUNT):
+        loss = 0.5 * (model(x[i : i + 1]) - y[i]).square().sum()
+        gradients.append(torch.autograd.grad(loss, model.layer.weight)[0])
+    stacked = torch.stack(gradients)
+    torch.testing.assert_close(scales, stacked.square().sum((0, 2)) / COUNT)
+    moments = (stacked.mT @ stacked).sum(0)
+    torch.testing.assert_close(inputs[0], moments / moments.trace())
+    plain = found(model, x, y)["plain.weight"]  # has the factors of its layer
+    assert float(plain.inputs.diagonal(dim1=1, dim2=2).sum()) != pytest.approx(1)
+
+
+def test_the_models_own_gradients_are_left_alone() -> None:
+    model = Odd("by itself").double()
+    model.plain.weight.grad = torch.ones(3, 3, dtype=torch.float64)
+    space = ParameterSpace.from_model(model, include="layer.*")
+    batches = [(normal(COUNT, 3, seed=1), normal(COUNT, 3))]
+    objective = Objective.from_model(model, batches, squared_error, space)
+    row_factors(objective, COUNT, 1000, observed)
+    assert bool((model.plain.weight.grad == 1).all()) and model.layer.weight.grad is None
+
+
 def test_a_tensor_of_an_own_module_has_the_factors_of_its_gradients(limited: Limited) -> None:
     limited(kfac_samples=1)  # gradients of single samples, whose squares add up exactly
     x, y = normal(COUNT, 3, seed=1), normal(COUNT, 2)

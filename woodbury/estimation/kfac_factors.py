@@ -196,7 +196,7 @@ def _with_factors(
 ) -> list[_LayerUse]:
     """The uses whose weights the model uses in no other way; others are an error, or left out."""
     layers = [(use.weight, use.layer) for use in uses if use.weight is not None]
-    elsewhere = used_elsewhere(objective, layers, inputs, target)
+    elsewhere = used_elsewhere(objective, layers, objective.batch_loss, inputs, target)
     if elsewhere and not skip_unknown:
         name = min(elsewhere)
         raise WoodburyError(

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from woodbury.linalg.precision import at_least_float32
 from woodbury.model.batches import slice_samples
-from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
-from woodbury.model.layers import MatrixLayer, by_position, patches
+from woodbury.model.hooks import ForwardHook, forward_hooks
 from woodbury.model.objective import Objective, check_dependence
 
 SAMPLES = 4
 """Samples that the two gradients are compared on."""
 
-
-class _Use(NamedTuple):
-    layer: MatrixLayer
-    given: Tensor
-    probe: Tensor
+Loss = Callable[[dict[str, Tensor], Any, Any], Tensor]
+"""(parameters, inputs, target) -> the mean loss of the samples."""
 
 
 def used_elsewhere(
-    objective: Objective, layers: Iterable[tuple[str, MatrixLayer]], inputs: Any, target: Any
+    objective: Objective,
+    layers: Iterable[tuple[str, nn.Module]],
+    loss_of: Loss,
+    inputs: Any,
+    target: Any,
 ) -> set[str]:
     """The weights that are used in other ways than their layers' products with their inputs.
 
-    The gradient of a weight is compared with Σ g aᵀ over the uses of its layers  (eq. 27). They
-    differ where a model takes a weight by itself, differentiates within its forward pass, or
-    changes a layer's output by a hook of its own.
+    The gradient of a weight is compared with the sum over the uses of its layers, such as Σ g aᵀ
+    (eq. 27). They differ where a model takes a weight by itself, differentiates within its forward
+    pass, or changes a layer's output by a hook of its own. One weight's gradient is held at a time.
 
     Args:
-        objective: The loss and the weights.
-        layers: Names of weights, and the layers that have them.
+        objective: The model and the weights.
+        layers: Names of weights, and layers that have them as `weight` and are linear in it.
+        loss_of: The loss.
         inputs: A batch's inputs, of which a few samples are taken.
         target: Its labels.
 
@@ -43,56 +46,90 @@ def used_elsewhere(
         The names of those weights.
 
     Example:
-        >>> from torch import nn
         >>> layer = nn.Linear(2, 2, bias=False)
         >>> x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([0])
         >>> objective = Objective.from_model(layer, [(x, y)])
-        >>> used_elsewhere(objective, [("weight", layer)], x, y)
+        >>> used_elsewhere(objective, [("weight", layer)], objective.batch_loss, x, y)
         set()
     """
-    uses: dict[str, list[_Use]] = {}
+    layers = list(layers)
+    if not layers:
+        return set()
+    parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
+    weights = {name: parameters[name].requires_grad_() for name, _ in layers}
+    watch = _Watch(torch.zeros((), requires_grad=True, device=objective.weights.device))
+    for name, weight in weights.items():
+        weight.register_post_accumulate_grad_hook(partial(watch.compare, name))
+    few = slice_samples((inputs, target), 0, SAMPLES)
+    with torch.enable_grad():
+        with forward_hooks((layer, watch.hook_of(name)) for name, layer in layers):
+            loss = loss_of(parameters, *few)
+        check_dependence(loss)
+        watch.is_backward = True
+        # Into these alone: the model's other parameters keep the `.grad` that they have.
+        torch.autograd.backward(loss, inputs=[watch.root, *weights.values()])
+    return watch.elsewhere
 
-    def hook_of(name: str) -> ForwardHook:
+
+@dataclass
+class _Watch:
+    """The sums of the layers' products during one backward pass, and what differs from them.
+
+    Attributes:
+        root: A zero that is added to the layers' outputs, so that these have gradients.
+        products: Name of a weight -> the sum so far; removed once it is compared.
+        elsewhere: The names of weights whose gradient is another.
+        is_backward: Whether the model's own differentiation, in its forward pass, is over.
+    """
+
+    root: Tensor
+    products: dict[str, Tensor] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    is_backward: bool = False
+
+    def hook_of(self, name: str) -> ForwardHook:
         def note(layer: Any, positional: Any, keywords: Any, output: Tensor) -> Tensor:
-            given = layer_input(positional, keywords).detach()
-            probe = torch.zeros_like(output, requires_grad=True)
-            uses.setdefault(name, []).append(_Use(layer, given.clone(), probe))
-            return output + probe
+            given = [_detached(each) for each in positional]
+            named = {key: _detached(each) for key, each in keywords.items()}
+            output = output + self.root  # a sum of its own, as it may be overwritten in place
+            output.register_hook(partial(self._add, name, layer, given, named))
+            return output
 
         return note
 
-    parameters = {name: t.detach().requires_grad_() for name, t in objective.parameters.items()}
-    few = slice_samples((inputs, target), 0, SAMPLES)
+    def compare(self, name: str, weight: Tensor) -> None:
+        """Called when the gradient of a weight is complete, which is freed then."""
+        gradient, weight.grad = weight.grad, None
+        products = self.products.pop(name, None)
+        if gradient is not None and not _agree(gradient, products):
+            self.elsewhere.add(name)
+
+    def _add(
+        self, name: str, layer: nn.Module, given: list[Any], named: dict[str, Any], slope: Tensor
+    ) -> None:
+        if self.is_backward:
+            product = _product(layer, given, named, slope.detach())
+            before = self.products.get(name)
+            self.products[name] = product if before is None else before.add_(product)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _product(layer: nn.Module, given: list[Any], named: dict[str, Any], slope: Tensor) -> Tensor:
+    """The gradient of a layer's weight by one use of the layer alone, such as Σ g aᵀ."""
+    alone = copy.copy(layer)  # which no hook sees
+    weight = torch.zeros_like(layer.get_parameter("weight"), requires_grad=True)
+    alone._parameters = {**layer._parameters, "weight": nn.Parameter(weight)}
     with torch.enable_grad():
-        with forward_hooks((layer, hook_of(name)) for name, layer in layers):
-            loss = objective.batch_loss(parameters, *few)
-        check_dependence(loss)
-        if not uses:
-            return set()
-        probes = [use.probe for of_weight in uses.values() for use in of_weight]
-        weights = [parameters[name] for name in uses]
-        slopes = torch.autograd.grad(loss, [*weights, *probes], materialize_grads=True)
-    by_weight, by_use = slopes[: len(weights)], iter(slopes[len(weights) :])
-    return {
-        name
-        for (name, of_weight), slope in zip(uses.items(), by_weight, strict=True)
-        if not _agree(slope, sum(_product(use, next(by_use)) for use in of_weight))
-    }
+        output = alone.forward(*given, **named)
+        return torch.autograd.grad(output, alone.get_parameter("weight"), slope)[0]
 
 
-def _product(use: _Use, slope: Tensor) -> Tensor:
-    """Σ g aᵀ over samples and positions, (o, i)."""
-    gradients = at_least_float32(by_position(use.layer, slope))
-    start = 0
-    total = gradients.new_zeros(gradients.shape[-1], use.layer.weight[0].numel())
-    for chunk in patches(use.layer, use.given):  # (c, T, i)
-        part = gradients[start : start + len(chunk)].flatten(0, 1)
-        total += part.T @ chunk.flatten(0, 1).to(part.dtype)
-        start += len(chunk)
-    return total
-
-
-def _agree(slope: Tensor, products: Any) -> bool:
+def _agree(gradient: Tensor, products: Tensor | None) -> bool:
     """Whether they are equal up to rounding; the factors themselves name what is not finite."""
-    allowed = torch.finfo(slope.dtype).eps ** 0.5 * slope.abs().max()
-    return not bool(((slope.flatten(1) - products).abs() > allowed + 1e-12).any())
+    gradient = gradient.to_dense()  # an embedding's may be sparse
+    distance = gradient if products is None else gradient - products.to_dense()
+    allowed = torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().max()
+    return not bool((distance.abs() > allowed + 1e-12).any())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels, observed, sampled
+from woodbury.estimation.layer_products import Loss, used_elsewhere
 from woodbury.estimation.row_layers import (
     RowLayout,
     by_output,
@@ -21,6 +22,7 @@ from woodbury.estimation.row_layers import (
     inputs_at,
 )
 from woodbury.limits import Limits
+from woodbury.linalg.conversion import seeded
 from woodbury.linalg.precision import at_least_float32
 from woodbury.memory.budget import row_bytes
 from woodbury.model.batches import check_enough_data, samples_in
@@ -95,9 +97,10 @@ def row_factors(
        `POSITIONS` positions of each sample, and the gradients of all outputs.
     2. An Embedding is a Linear of one-hot inputs: its rows are the tokens, their scales how often
        each occurs, one occurrence added to all; the gradients of its outputs are the columns.
-    3. Any other tensor: from its gradients G of whole batches, scales ‖G_r‖² and inputs GᵀG, as in
-       Shampoo (Gupta et al., ICML 2018). Gradients of different samples are independent with mean
-       zero where directions or labels are drawn, so that a batch counts as its samples' sum.
+    3. Any other tensor, and a weight that the model uses in other ways than by its layer: from its
+       gradients G of whole batches, scales ‖G_r‖² and inputs GᵀG, as in Shampoo (Gupta et al.,
+       ICML 2018). Gradients of different samples are independent with mean zero where directions
+       or labels are drawn, so that a batch counts as its samples' sum.
     Where a tensor is used in several ways, the sum of their Kronecker products is replaced by the
     product of row sums and column sums, which has the same trace over every row.
 
@@ -133,12 +136,12 @@ def row_factors(
         for inputs, target in objective.batches.in_batches(size, count):
             if labels is not None:
                 target = labels(objective, inputs, target, generator)
-                loss_of = objective.batch_loss
-            else:
-                loss_of = partial(_directional_loss, objective, generator)
             if target is not None:
                 objective.check_mean(inputs, target)
-            collector.add(loss_of, inputs, target)
+            if not done:  # with random numbers of its own
+                trial = _loss_of(objective, labels, seeded(0, objective.weights.device))
+                collector.take_gradients_of_odd_layers(trial, inputs, target)
+            collector.add(_loss_of(objective, labels, generator), inputs, target)
             done += samples_in(inputs)
             report("factors", done, count)
     check_enough_data(done, count)
@@ -213,12 +216,27 @@ class _Collector:
         needed = sum(size for place, size in kept.items() if place not in weights)
         needed += BYTES_PER_OUTPUT * self.objective.likelihood.output_of(output).numel()
         self.watched = [(name, module) for name, module in self.watched if name in called]
-        names = {name for name, _ in self.watched}
-        self.others = [name for name in self.objective.space.shapes if name not in names]
+        self._note_others()
         room = max(LEAST_GRAPH_BYTES, min(MOST_GRAPH_BYTES, row_bytes() // 4))
         return max(1, min(Limits.current().kfac_samples, room // max(1, needed)))
 
-    def add(self, loss_of: Callable[..., Tensor], inputs: Any, target: Any) -> None:
+    def take_gradients_of_odd_layers(self, loss_of: Loss, inputs: Any, target: Any) -> None:
+        """Watch no layer whose weight is used in other ways than by the layer.
+
+        Args:
+            loss_of: The loss.
+            inputs: Those of a batch.
+            target: Its labels.
+        """
+        odd = used_elsewhere(self.objective, self.watched, loss_of, inputs, target)
+        self.watched = [(name, module) for name, module in self.watched if name not in odd]
+        self._note_others()
+
+    def _note_others(self) -> None:
+        names = {name for name, _ in self.watched}
+        self.others = [name for name in self.objective.space.shapes if name not in names]
+
+    def add(self, loss_of: Loss, inputs: Any, target: Any) -> None:
         """Add a batch.
 
         Args:
@@ -327,6 +345,15 @@ class _Collector:
             where = slice(group * blocks, (group + 1) * blocks)
             replace(layout, groups=1).add(sums.inputs[where], part)
         sums.rows += layout.rows // layout.groups
+
+
+def _loss_of(
+    objective: Objective, labels: Labels | None, generator: torch.Generator | None
+) -> Loss:
+    """The loss by labels, or along random directions of the output."""
+    if labels is not None:
+        return objective.batch_loss
+    return partial(_directional_loss, objective, generator)
 
 
 def _directional_loss(
