@@ -20,6 +20,9 @@ A mask has the shape of its parameter. Its key is the parameter's name, or, wher
 given parameters without names, the parameter itself. A parameter without a mask is kept whole.
 """
 
+INSIDE = ("optimizer", "base_optimizer", "base")
+"""What wrappers call the optimizer that they are around."""
+
 
 def masks_of(keep: Keep | None) -> Mapping[Any, Tensor]:
     """The masks that a `Keep` stands for.
@@ -93,7 +96,7 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside the wrappers of accelerate, Lightning and others.
 
     Args:
-        optimizer: A torch optimizer, or a wrapper that has one as `optimizer` or `base_optimizer`
+        optimizer: A torch optimizer, or a wrapper that has one under one of the names of `INSIDE`
             and whose `step` calls the step of that.
 
     Returns:
@@ -138,7 +141,8 @@ def check_optimizer(optimizer: Any) -> None:
 
 def _inner(optimizer: Any) -> Any:
     """What a wrapper of an optimizer has inside; None where nothing is."""
-    return getattr(optimizer, "optimizer", None) or getattr(optimizer, "base_optimizer", None)
+    found = (getattr(optimizer, name, None) for name in INSIDE)
+    return next((inner for inner in found if inner is not None), None)
 
 
 def _only_passes_on(wrapper: Any) -> bool:
