@@ -170,6 +170,51 @@ def test_a_gradient_whose_square_overflows_is_not_finite() -> None:
     assert optimizer.skipped == 1 and torch.equal(parameter.detach(), torch.zeros(3))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 1e12},
+        {"weight_decay": 1e36, "lr": 1e6},
+        {"weight_decay": 1e38, "decoupled": False},
+        {"lr": 3e38},
+        {"lr": 1e300},
+        {"lr": 1e38, "momentum": 0.99, "damping": 1e-3},
+        {"lr": 1e30, "weight_decay": 1e9, "masked": True},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_step_that_would_make_infinite_weights_is_not_taken_and_said_once(
+    options: dict[str, Any], dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 0.0, -2.0], dtype=dtype))
+    other = nn.Parameter(torch.zeros(2, dtype=dtype))
+    options = dict(options)
+    keep = {weight: torch.tensor([True, False, True])} if options.pop("masked", False) else None
+    optimizer = MFAC([weight, other], window=4, keep=keep, **options)
+    for step in range(12):
+        before = weight.detach().clone()
+        skipped = optimizer.skipped
+        weight.grad = torch.tensor([1.0, -2.0, 0.5 + step], dtype=dtype)
+        other.grad = torch.ones(2, dtype=dtype)
+        optimizer.step()
+        assert bool(torch.isfinite(weight).all() and torch.isfinite(other).all())
+        if optimizer.skipped > skipped:
+            assert torch.equal(weight.detach(), before)
+    assert optimizer.skipped > 1
+    said = capsys.readouterr().err
+    assert said.count("would make weights that are not finite and was not taken") == 1
+    assert said.count("\n") == 1
+
+
+def test_large_steps_that_weights_can_hold_are_taken() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = MFAC([weight], 1e30, window=4, damping=1.0)
+    weight.grad = torch.tensor([1.0, 0.0, 0.0])
+    optimizer.step()
+    assert optimizer.skipped == 0
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.5e30, 0.0, 0.0]))
+
+
 def test_parameters_without_a_gradient_do_not_move() -> None:
     used = nn.Parameter(torch.ones(3))
     unused = nn.Parameter(torch.ones(2))

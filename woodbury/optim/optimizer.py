@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from woodbury.optim.footprint import Room
 from woodbury.optim.layout import Layout
 from woodbury.optim.param_groups import check_param_group, check_saved_groups, moving_indices
 from woodbury.optim.partitions import Partition, whole
-from woodbury.optim.update import coupled_decay, update_parameters
+from woodbury.optim.update import coupled_decay, stays_finite, update_parameters
 from woodbury.optim.windows import Windows, smallest
 
 ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -42,7 +43,8 @@ class MFAC(torch.optim.Optimizer):
     has no room is refused at once. All of it is taken at the first step, so that training cannot
     run out of it hours later.
 
-    A gradient that is not finite, or whose square overflows float32, skips the whole step. A
+    A gradient that is not finite, or whose square overflows float32, skips the whole step. A step
+    that would make a weight infinite is not taken, and the first one is said on stderr. A
     parameter without a gradient does not move, and the window takes zeros for it.
 
     `lr`, `damping`, `momentum`, `weight_decay`, `decoupled` and `maximize` may differ between
@@ -138,6 +140,7 @@ class MFAC(torch.optim.Optimizer):
         self._windows: Windows | None = None
         self.skipped = 0
         self._calls = 0  # of step, on each rank alike
+        self._has_said = False  # that a step was not taken
         self._most_rows = 0  # bytes, of the steps by rows so far
         defaults = {
             "lr": lr,
@@ -257,9 +260,25 @@ class MFAC(torch.optim.Optimizer):
             self.skipped += 1
             return loss
         decay = coupled_decay(moving, self.param_groups, gradients)
-        step = windows.solve(gradients, measured, dampings, decay, residuals)
-        update_parameters(moving, self.param_groups, self.state, step)
+        finite = decay is None or bool(torch.isfinite(decay).all())
+        step = windows.solve(gradients, measured, dampings, decay if finite else None, residuals)
+        finite = finite and stays_finite(moving, self.param_groups, self.state, step)
+        if windows.on_all_ranks(finite):
+            update_parameters(moving, self.param_groups, self.state, step)
+        else:
+            self._not_taken()
         return loss
+
+    def _not_taken(self) -> None:
+        """Count a step that would make a weight infinite; the first of them is said."""
+        self.skipped += 1
+        if not self._has_said:
+            sys.stderr.write(
+                f"MFAC's step {self._calls} would make weights that are not finite and was not "
+                "taken: lower lr or weight_decay, or raise damping. Further ones are only counted, "
+                "in optimizer.skipped.\n"
+            )
+        self._has_said = True
 
     @property
     def slope(self) -> float:
@@ -327,6 +346,7 @@ class MFAC(torch.optim.Optimizer):
             "_windows": self._windows,
             "skipped": self.skipped,
             "_calls": self._calls,
+            "_has_said": self._has_said,
             "_most_rows": self._most_rows,
         }
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from woodbury.optim.layout import ParameterSlice
 
+SAFE_SHARE = 0.99
+"""Of the largest number of a dtype: what a bound may be and its rounded value still be finite."""
+
 
 def coupled_decay(
     moving: Sequence[ParameterSlice], param_groups: Sequence[Mapping[str, Any]], like: Tensor
@@ -33,6 +36,51 @@ def coupled_decay(
             decay = like.new_zeros(like.shape[-1])
         decay[part.span].copy_(part.gather(part.parameter)).mul_(group["weight_decay"])
     return decay
+
+
+def stays_finite(
+    moving: Sequence[ParameterSlice],
+    param_groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Tensor, Any],
+    step: Tensor,
+) -> bool:
+    """Whether no weight and no momentum can overflow in `update_parameters`, by the largest ones.
+
+    Args:
+        moving: The parameters that this step moves.
+        param_groups: torch's parameter groups.
+        state: torch's state.
+        step: (d,), F⁻¹g.
+
+    Returns:
+        False also where the step, a weight or a momentum is not finite already.
+    """
+    tensors = []
+    for part in moving:
+        memory = state.get(part.parameter, {}).get("momentum_buffer")
+        tensors += [step[part.span], part.local, memory]
+    largest = torch.stack([_largest(tensor, step) for tensor in tensors]).view(-1, 3).tolist()
+    for part, (update, weight, memory) in zip(moving, largest, strict=True):
+        group = param_groups[part.param_group]
+        lr = float(group["lr"])
+        decay = float(group["weight_decay"]) if group["decoupled"] else 0.0
+        update += float(group["momentum"]) * memory
+        # Also what is computed on the way, and the factors themselves.
+        sizes = (
+            *(lr, lr * decay, update + decay * weight),
+            abs(1 - lr * decay) * weight + lr * update,
+        )
+        bound = SAFE_SHARE * torch.finfo(part.parameter.dtype).max
+        if not all(size <= bound for size in sizes):  # False for NaN
+            return False
+    return True
+
+
+def _largest(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """The largest absolute value, 0 where there is none; float64 on the device of `like`."""
+    if tensor is None or not tensor.numel():
+        return like.new_zeros((), dtype=torch.float64)
+    return torch.linalg.vector_norm(tensor.detach(), torch.inf).to(like.device, torch.float64)
 
 
 def update_parameters(

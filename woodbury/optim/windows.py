@@ -153,6 +153,17 @@ class Windows:
             self._all_gather(step)
         return step
 
+    def on_all_ranks(self, flag: bool) -> bool:
+        """Whether a flag is set on every rank: each may see another part of the weights.
+
+        Args:
+            flag: This rank's.
+        """
+        if self._process_group is None:
+            return flag
+        unset = torch.tensor(float(not flag), device=self._device)
+        return float(collectives.all_sum(unset, self._process_group)) == 0
+
     def state(self) -> dict[str, Any]:
         """Where the windows lie, and what each needs to go on bit for bit."""
         spans = [[span.start, span.stop] for span in self.spans]
