@@ -288,3 +288,25 @@ def test_the_fisher_of_a_sequence_is_the_curvature_of_its_loss() -> None:
     hessian = torch.autograd.functional.hessian(loss, objective.weights)
     assert isinstance(hessian, torch.Tensor)
     torch.testing.assert_close(rows.square().mean(0).sum(), hessian.trace(), rtol=0.1, atol=0)
+
+
+def test_data_that_are_not_finite_are_named_by_their_batch() -> None:
+    good = (normal(4, 3).float(), normal(4, 2).float())
+    objective = Objective.from_model(nn.Linear(3, 2), [good], squared_error)
+    for part, what in ((0, "an input"), (1, "a label")):
+        bad = [tensor.clone() for tensor in good]
+        bad[part][1, 0] = math.nan
+        with pytest.raises(WoodburyError, match=f"Batch 1 holds {what} that is not finite"):
+            objective.loss([good, tuple(bad)])
+    assert math.isinf(objective.at(torch.full((8,), 1e30)).loss())  # not for want of sound data
+
+
+def test_missing_values_that_a_model_fills_in_are_data() -> None:
+    class Filling(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.nan_to_num(0.0))
+
+    inputs = normal(4, 3).float()
+    inputs[1, 0] = math.nan
+    objective = Objective.from_model(Filling(3, 2), [(inputs, torch.arange(4) % 2)])
+    assert math.isfinite(objective.loss())

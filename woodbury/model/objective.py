@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -255,19 +256,24 @@ class Objective:
             batches: Other data; None for the objective's own. A generator will do.
 
         Returns:
-            Σ loss of the samples ÷ samples.
+            Σ loss of the samples ÷ samples; not finite where the weights lead to no finite output.
 
         Raises:
-            WoodburyError: If there is no sample, or a batch has no labels.
+            WoodburyError: If there is no sample, a batch has no labels, or the loss is not finite
+                as the data are not.
         """
         total = 0.0
         samples = 0
         with eval_mode(self.model):
-            for inputs, target in checked(self.batches if batches is None else batches):
+            given = self.batches if batches is None else batches
+            for index, (inputs, target) in enumerate(checked(given)):
                 size = samples_in(inputs)
                 if not size:  # its mean is 0/0
                     continue
-                total += size * float(self.batch_loss(self.parameters, inputs, target))
+                loss = float(self.batch_loss(self.parameters, inputs, target))
+                if not math.isfinite(loss):
+                    _check_data(index, inputs, target)
+                total += size * loss
                 samples += size
         if not samples:
             raise WoodburyError("No batch was given: a loss needs at least one sample.")
@@ -303,6 +309,17 @@ def _refusing(what: str, inputs: Any) -> Iterator[None]:
             f"{what} refuses a batch with inputs of shape {shapes}: look at it and its labels. "
             f"({reason_with_line(cause)})"
         ) from cause
+
+
+def _check_data(index: int, inputs: Any, target: Any) -> None:
+    """Raise where NaN or infinity in a batch is why its loss is not finite."""
+    for part, what in ((inputs, "an input"), (target, "a label")):
+        for tensor in tensors_in(part):
+            if not bool(torch.isfinite(tensor).all()):
+                raise WoodburyError(
+                    f"Batch {index} holds {what} that is not finite, so that its loss is none: "
+                    "look for NaN in the data."
+                )
 
 
 def check_dependence(loss: Tensor, what: str = "parameters") -> None:
