@@ -55,7 +55,7 @@ def many(seconds: float, trials: Trials, folder: Path, seed: int = 0) -> list[Ta
             tallies[kind] = tallies.get(kind) or Tally(kind)
             tallies[kind].add(HANG if hung else RAW, story if hung else crash)
         elif ended.code != 0:
-            raise RuntimeError(f"The worker failed: {ended.output[-3000:]}")
+            raise RuntimeError(f"The worker ended with {ended.code}: {ended.output[-3000:]}")
         seed += 1
     return list(tallies.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from typing import Any
 
@@ -26,6 +27,8 @@ from woodbury import (
 from woodbury.errors import WrongType
 from woodbury.estimation.gradients import sampled
 from woodbury.estimation.layer_equations import POSITIONS
+from woodbury.estimation.row_recipes import kfac_by_rows
+from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.pruning.autoconfig import EveryNthRow
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.refit.with_refit import WithRefit
@@ -266,6 +269,41 @@ def test_a_tensor_that_no_gradient_reaches_is_named() -> None:
     with pytest.raises(WoodburyError, match=r"No gradient reached 'back\.weight'"):
         woodbury.prune(Detached(), data(), 0.5)
     woodbury.prune(Detached(), data(), 0.5, exclude="back.weight")
+
+
+class Excited(nn.Module):
+    """Channels that are scaled by themselves, as in MobileNetV3, with a gate that is saturated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.fc1 = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.fc2, self.head = nn.Conv2d(4, 8, 1), nn.Linear(8, 2)
+        with torch.no_grad():
+            self.fc2.bias.fill_(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.kernel(x).relu()
+        gate = nn.functional.hardsigmoid(self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()))
+        return self.head((x * gate).mean((2, 3)))
+
+
+@pytest.mark.parametrize("by_rows", [False, True], ids=["the default", "that of large networks"])
+def test_what_the_sentence_says_leaves_a_saturated_gate_alone(by_rows: bool) -> None:
+    torch.manual_seed(0)
+    model = Excited()
+    before = model.fc1.weight.detach().clone()
+    batches = [(torch.randn(40, 2, 5, 5), torch.arange(40) % 2)]
+    options: dict[str, Any] = {}
+    if by_rows:
+        options["pruner"] = Pruner(kfac_by_rows(40, approximation=AllRowsAtOnce()))
+    with pytest.raises(WoodburyError, match="No gradient reached") as refused:
+        woodbury.prune(model, batches, 0.5, **options)
+    said = str(refused.value)
+    assert said.endswith("with exclude=['fc1.weight', 'fc2.weight'].")
+    assert torch.equal(model.fc1.weight, before)
+    named = ast.literal_eval(said[said.index("[", said.index("exclude=")) : -1])
+    pruned = woodbury.prune(model, batches, 0.5, exclude=named, **options)
+    assert pruned.sparsity == 0.5 and torch.equal(model.fc1.weight, before)
 
 
 def test_rows_pinned_to_an_engine_agree_bit_for_bit() -> None:

@@ -14,6 +14,7 @@ from woodbury.estimation.gradients import Labels
 from woodbury.estimation.recipes import COUNT
 from woodbury.estimation.row_factors import RowFactors, row_factors
 from woodbury.fisher.block_diagonal import BlockDiagonal
+from woodbury.fisher.checks import NEGLIGIBLE_DAMPING
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.io.representation import readable
 from woodbury.linalg.conversion import seeded
@@ -21,6 +22,9 @@ from woodbury.model.objective import Objective
 
 SMALLEST_SCALE = 1e-4
 """The least scale of a row as a share of the mean: a row that no loss depends on is not free."""
+
+UNREACHED = NEGLIGIBLE_DAMPING / 10
+"""The curvature of a tensor that no gradient reached."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,14 @@ class kfac_by_rows:
 
     def _of_tensor(self, factors: RowFactors, kept: Tensor | None) -> KroneckerRows:
         scales, blocks, layout = factors
-        # Where nothing depends on a tensor all its rows count alike, and for next to nothing.
-        mean = float(scales.mean()) or torch.finfo(torch.float32).tiny ** 0.5
-        scales = scales.clamp(min=SMALLEST_SCALE * mean)
         diagonal = blocks.diagonal(dim1=1, dim2=2)
         ridge = self.ridge * float(diagonal.sum()) / (layout.groups * layout.columns)
         diagonal.add_(ridge or 1.0)
+        mean = float(scales.mean())
+        if mean:
+            scales = scales.clamp(min=SMALLEST_SCALE * mean)
+        else:  # nothing depends on the tensor: its rows count alike, and for next to nothing
+            scales = torch.full_like(scales, UNREACHED / float(diagonal.max()))
         return KroneckerRows(
             scales,
             blocks,

@@ -19,6 +19,10 @@ ELEMENTS_PER_CHECK = 1 << 20
 """Elements that are checked at once."""
 
 
+NEGLIGIBLE_DAMPING = 1e-30
+"""A damping that leaves the diagonal to the curvature; no curvature that is there is as small."""
+
+
 RESOLVED_SHARE = 64 * torch.finfo(torch.float64).eps
 """The least share of the curvature that float64 tells apart from its own rounding, to a percent."""
 

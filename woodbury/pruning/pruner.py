@@ -15,6 +15,7 @@ from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.checks import NEGLIGIBLE_DAMPING
 from woodbury.io.representation import readable
 from woodbury.linalg.conversion import as_tensor
 from woodbury.model.objective import Objective
@@ -31,9 +32,6 @@ from woodbury.pruning.scopes import Scope, global_
 from woodbury.pruning.selections.greedy_selection import Selection, greedy
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.updates import Update, joint
-
-NEGLIGIBLE_DAMPING = 1e-30
-"""A damping that leaves the diagonal to the curvature."""
 
 
 @dataclass(frozen=True)
