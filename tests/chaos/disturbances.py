@@ -61,6 +61,8 @@ def kill(truth: Undisturbed, draw: random.Random, tally: Tally) -> None:
                 child.send(number)
                 sent.append(number.name)
                 ended = child.end()
+            if _refuses_a_finished_run(truth, folder, ended):
+                break
             if fault := _fault_of(ended, sent) or _half_written(truth, folder):
                 tally.add(fault, f"{job.name} after {sent}: {ended.output[-1500:]}", len(sent) or 1)
                 return
@@ -98,6 +100,14 @@ def _fault_of(ended: Ended, sent: list[str]) -> str:
         return HANG
     allowed = {0} | {code for number in SIGNALS for code in (-number, 128 + number)}
     return "" if ended.code in allowed and "Traceback" not in ended.output else RAW
+
+
+def _refuses_a_finished_run(truth: Undisturbed, folder: Path, ended: Ended) -> bool:
+    """Whether one sentence says that the folder is filled, by a run that was killed at its end."""
+    said = ended.code == 2 and ended.output.count("Error: ") == 1
+    if not said or "Traceback" in ended.output or not truth.job.is_whole_or_nothing:
+        return False
+    return (folder / "out").exists() and not _half_written(truth, folder)
 
 
 def _half_written(truth: Undisturbed, folder: Path) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from support.cli import files, refused, report, succeeds, weights, woodbury
 
 from woodbury.cli import console
+from woodbury.errors import MissingDependency
 from woodbury.starting import is_command
 
 NET = Path(__file__).with_name("hard_net.py")
@@ -107,6 +108,25 @@ def test_names_that_the_system_refuses(name: str, here: Path) -> None:
     refused("There is no file", PRUNE, f"net.py:data --checkpoint {name}")
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        RuntimeError("Error calling __set_name__"),
+        MissingDependency("The picture needs matplotlib."),
+    ],
+)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_an_import_makes_of_a_signal_is_still_its_end(
+    sent: signal.Signals, wrapped: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise wrapped
+
+    assert console.report_errors(fail, signals=[sent]) == 128 + sent
+    said = capsys.readouterr().err
+    assert "Error" not in said and ("Interrupted" in said) == (sent == signal.SIGINT)
+
+
 def test_what_nobody_foresaw_is_one_sentence_too(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +137,6 @@ def test_what_nobody_foresaw_is_one_sentence_too(
     result = woodbury(PRUNE, "net.py:data")
     assert result.exit_code == console.USER_ERROR  # by a line of this file, as a user's would be
     assert "Error: test_hard_places.py, line" in result.stderr and "unforeseen" in result.stderr
-    assert console.report_errors(fail, interrupts=[2]) == console.INTERRUPTED
     monkeypatch.setattr("woodbury.cli.problem.probe", None)
     result = woodbury(PRUNE, "net.py:data")
     assert result.exit_code == console.OWN_FAULT

@@ -32,11 +32,15 @@ for command in (demo, prune, compare, speed, train):
 
 def main() -> None:
     """The entry point; being terminated, or left by its terminal, cleans up as Ctrl-C does."""
-    interrupts: list[int] = []
+    signals: list[int] = []
 
     def interrupt(received: int, _: object) -> None:
-        interrupts.append(received)  # half-done imports may swallow what is raised
+        signals.append(received)  # half-done imports may swallow what is raised, or wrap it
         raise KeyboardInterrupt
+
+    def end(received: int, _: object) -> None:
+        signals.append(received)
+        sys.exit(128 + received)
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background ignores it
         signal.signal(signal.SIGINT, interrupt)
@@ -46,19 +50,20 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
-    sys.exit(run(sys.argv[1:], interrupts))
+            signal.signal(number, end)
+    sys.exit(run(sys.argv[1:], signals))
 
 
-def run(words: Sequence[str], interrupts: Sequence[int] = ()) -> int:
+def run(words: Sequence[str], signals: Sequence[int] = ()) -> int:
     """Run a command.
 
     Args:
         words: The words of the command line after `woodbury`.
-        interrupts: The signals of Ctrl-C that have come so far.
+        signals: The signals to end that have come so far.
 
     Returns:
-        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C.
+        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C, and 128
+        more than the number of any other signal.
     """
 
     def command() -> None:
@@ -70,4 +75,4 @@ def run(words: Sequence[str], interrupts: Sequence[int] = ()) -> int:
             result_action="return_value",
         )
 
-    return console.report_errors(command, interrupts)
+    return console.report_errors(command, signals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -99,32 +100,41 @@ MOST_SECONDS_BETWEEN_LINES = 60.0
 """Between two such lines of a long command."""
 
 
-def report_errors(command: Callable[[], Any], interrupts: Sequence[int] = ()) -> int:
+def report_errors(command: Callable[[], Any], signals: Sequence[int] = ()) -> int:
     """Run a command; say what went wrong in one sentence, without a traceback.
 
     Args:
         command: What is run.
-        interrupts: The signals of Ctrl-C that have come so far: what fails after one has failed
-            because of it.
+        signals: The signals to end that have come so far: what fails after one has failed because
+            of it, also where a half-done import says that a package is missing.
 
     Returns:
-        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C.
+        The exit code: 0, 2 for an error of the user, 1 for one of ours, 130 for Ctrl-C, and 128
+        more than the number of any other signal.
     """
     try:
         command()
-    except CycloptsError as error:
-        return _refuse(sentence_of(error))
-    except WoodburyError as error:
-        return _refuse(str(error))
-    except OutputLost as error:
-        return _refuse(f"The output cannot be shown ({error}): what is in files was written.")
     except KeyboardInterrupt as interrupt:
         return _interrupted(str(interrupt))
     except Exception as error:
-        if sys.flags.dev_mode:
-            raise
-        return _interrupted() if interrupts else _explain(error)
+        if signals:
+            is_ctrl_c = signals[-1] == signal.SIGINT
+            return _interrupted() if is_ctrl_c else 128 + signals[-1]
+        return _said(error)
     return 0
+
+
+def _said(error: Exception) -> int:
+    """Say in one sentence what an error is."""
+    if isinstance(error, CycloptsError):
+        return _refuse(sentence_of(error))
+    if isinstance(error, WoodburyError):
+        return _refuse(str(error))
+    if isinstance(error, OutputLost):
+        return _refuse(f"The output cannot be shown ({error}): what is in files was written.")
+    if sys.flags.dev_mode:
+        raise error
+    return _explain(error)
 
 
 def _interrupted(message: str = "") -> int:
