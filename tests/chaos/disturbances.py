@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from chaos.forked import Child, Ended
 from chaos.tally import HALF, HANG, RAW, RIGHT, SENTENCE, SILENT, Tally
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ROOM = 2**26
+"""Bytes that are enough for every job."""
 MOST_KILLS = 3
 """Of one run before it is let go on to its end."""
 
@@ -32,7 +35,8 @@ class Undisturbed:
             assert ended.code == 0, f"{job.name}: {ended.output}"
             self.result = job.result(folder)
             files = [path for path in folder.rglob("*") if path.is_file()]
-            self.largest = max(path.stat().st_size for path in files if path.suffix != ".py")
+            sizes = [path.stat().st_size for path in files if path.suffix != ".py"]
+            self.largest, self.total = max(sizes), sum(sizes)
         self.job = job
 
 
@@ -45,6 +49,39 @@ def workplace() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class SmallDisk:
+    """A workplace on a tmpfs of its own, for whom the system lets mount one.
+
+    Args:
+        size: Bytes beside the user's net.py; the system rounds to pages.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.is_mounted = self._mount(f"size={size + resource.getpagesize()}")
+        (self.folder / "net.py").write_text(NET)
+
+    def __enter__(self) -> SmallDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_mounted:
+            subprocess.run(["umount", "-l", str(self.folder)], check=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def make_room(self) -> None:
+        """Let it hold all that a job writes."""
+        if self.is_mounted:
+            assert self._mount(f"remount,size={ROOM}")
+
+    def _mount(self, options: str) -> bool:
+        words = ["mount", "-t", "tmpfs", "-o", options, "chaos", str(self.folder)]
+        try:
+            return subprocess.run(words, capture_output=True, check=False).returncode == 0
+        except OSError:  # there is no such command
+            return False
 
 
 def kill(truth: Undisturbed, draw: random.Random, tally: Tally) -> None:
@@ -73,11 +110,21 @@ def kill(truth: Undisturbed, draw: random.Random, tally: Tally) -> None:
 
 
 def fill_disk(truth: Undisturbed, draw: random.Random, tally: Tally) -> None:
-    """Run a job where no file may grow beyond some size, then with room, and compare."""
+    """Run a job on a disk that is full, then with room, and compare.
+
+    The disk is a tmpfs where one can be mounted, in every second trial; else no file may grow
+    beyond some size.
+    """
     job = truth.job
-    with workplace() as folder:
-        bound = round(truth.largest * draw.choice([0, 0.03, draw.random(), 1.1 * draw.random()]))
-        ended = Child(lambda: job.work(False), folder, {resource.RLIMIT_FSIZE: bound}).end()
+    share = draw.choice([0, 0.03, draw.random(), 1.1 * draw.random()])
+    small = draw.random() < 0.5
+    with SmallDisk(round(share * truth.total) if small else ROOM) as disk:
+        folder = disk.folder
+        is_full = small and disk.is_mounted
+        bound = round(share * (truth.total if is_full else truth.largest))
+        limits = {} if is_full else {resource.RLIMIT_FSIZE: bound}
+        ended = Child(lambda: job.work(False), folder, limits).end()
+        disk.make_room()
         said = ended.code == 2 and "Error: " in ended.output and "Traceback" not in ended.output
         if job.name.startswith("Gradual"):
             said = ended.code == 70  # the user's own loop raises what torch.save raises

@@ -54,7 +54,7 @@ def many(seconds: float, trials: Trials, folder: Path, seed: int = 0) -> list[Ta
             crash = f"the interpreter ends with {ended.code}: {story}"
             tallies[kind] = tallies.get(kind) or Tally(kind)
             tallies[kind].add(HANG if hung else RAW, story if hung else crash)
-        elif ended.code != 0:
+        elif ended.code != 0 and not hung:  # a busy machine may stop a child between two trials
             raise RuntimeError(f"The worker ended with {ended.code}: {ended.output[-3000:]}")
         seed += 1
     return list(tallies.values())
