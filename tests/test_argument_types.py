@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ OPTIONS = [
         (print, Callable[[int], None], True),
         ({}, Mapping[str, int], True),
         ([1], tuple[int, ...], True),
+        ((1, "a"), tuple[int, ...], False),
+        ((1, "a"), tuple[int, str], True),
+        (np.ones(2), tuple[float, ...], False),
+        (range(3), Sequence[int], True),
+        (np.ones(2), Sequence[float], True),
+        (torch.tensor(1.0), Sequence[float], False),
+        (0.5, Sequence[float], False),
+        ("0.5", Sequence[float], False),
+        ({0.5}, Sequence[float], False),
+        ([[1], [2, 3]], Sequence[Sequence[int]], True),
+        ([1, 2], Sequence[Sequence[int]], False),
+        ([0.5, {"*": 0.7}], Sequence[float | Mapping[str, float]], True),
         (object(), Any, True),
     ],
 )
@@ -98,6 +110,22 @@ def test_prune_answers_any_option_in_a_sentence(option: str, value: Any) -> None
         (lambda: polynomial(0.5, 10**12), "give 1 to 100,000"),
         (lambda: pruning_steps(1, 10**12, every=1), "more than 100,000"),
         (lambda: woodbury.units.block(0), "at least 1"),
+        (lambda: woodbury.optim.whole([3, 4]), r"sizes\[0\] is 3: whole takes a list there"),
+        (lambda: woodbury.optim.per_group([[3], [4.5]]), r"sizes\[1\]\[0\] is 4.5"),
+        (lambda: woodbury.training.cosine_restarts(3, 9), "pruning_steps is 3"),
+        (lambda: woodbury.costs.power(3, 0.5), "cost is 3: power takes a function"),
+        (lambda: woodbury.Pruned(None, ()), "objective is None: Pruned takes an Objective"),
+        (lambda: woodbury.fisher.Window(2, 3, group=3), "group is a int: give a process group"),
+        (lambda: woodbury.fisher.Window(2, 3).widen(-1), "columns is -1"),
+        (lambda: woodbury.fisher.LowRank(torch.ones(1, 2), 1.0, group=[]), "group is a list"),
+        (
+            lambda: woodbury.fisher.KroneckerRows(torch.ones(2), torch.eye(2), 0.0, keep=[1]),
+            r"keep is int64 of shape \(1,\): give a bool mask of shape \(2, 2\)",
+        ),
+        (
+            lambda: woodbury.MFAC([torch.nn.Parameter(torch.ones(2))]).add_param_group({}),
+            "params cannot be optimized",
+        ),
         (lambda: woodbury.units.custom([3]), "a unit that is no dict"),  # type: ignore[list-item]
         (lambda: woodbury.ParameterSpace({"a": torch.Size((3,))}, [True]), "kept is a list"),
         (lambda: woodbury.ParameterSpace.from_model(torch.nn.Linear(1, 1), 3), "include is 3"),

@@ -99,3 +99,17 @@ def test_outputs_are_summed_in_float32_at_least() -> None:
 def test_an_output_that_is_no_tensor_is_a_wrong_type() -> None:
     with pytest.raises(WrongType, match="got a dict from the model"):
         cross_entropy.loss({"logits": INPUTS}, TARGET)
+
+
+def test_what_a_loss_refuses_is_said_with_its_reason() -> None:
+    outputs, labels = normal(4, 3), torch.arange(4)
+    with pytest.raises(WoodburyError, match=r"The loss refuses .*IndexError"):
+        cross_entropy.checked_loss(outputs, labels)
+    with pytest.raises(WoodburyError, match="squared_error got labels that are a list"):
+        squared_error.checked_loss(outputs, [1.0])
+
+    def fails(output: Any, target: Any) -> Any:
+        raise KeyError("boxes")
+
+    with pytest.raises(WoodburyError, match=r"The loss refuses .*KeyError: 'boxes'; test_likelih"):
+        Likelihood(fails).checked_loss(outputs, labels)

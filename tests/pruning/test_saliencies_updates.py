@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -244,3 +245,48 @@ def test_float32_rows_with_little_damping() -> None:
 def test_bad_input_is_refused(act, says: str) -> None:
     with pytest.raises(WoodburyError, match=says):
         act()
+
+
+@pytest.mark.parametrize("saliency", [magnitude, obd, obs, woodtaylor])
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ([0, 1], r"int64 of shape \(2,\)"),
+        ([[0.0, 1.0]], "groups is float64"),
+        ([[0, D]], rf"indices from 0 to {D}"),
+        ([[-1, 2]], "indices from -1 to 2"),
+        (3, r"int64 of shape \(\)"),
+        ("all", "groups is a str"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(saliency: Any, groups: Any, sentence: str) -> None:
+    quadratic = Quadratic(WEIGHTS, FISHERS[0], GRADIENT)
+    with pytest.raises(WoodburyError, match=sentence):
+        saliency(quadratic, groups)
+
+
+@pytest.mark.parametrize("saliency", [magnitude, obd, obs, woodtaylor])
+def test_groups_may_be_lists_and_none(saliency: Any) -> None:
+    quadratic = Quadratic(WEIGHTS, FISHERS[0], GRADIENT)
+    expected = saliency(quadratic, torch.tensor([[0, 3], [6, 1]]))
+    torch.testing.assert_close(saliency(quadratic, [[0, 3], [6, 1]]), expected)
+    assert saliency(quadratic, torch.zeros(0, 2, dtype=torch.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("move", [zero, independent, joint, Quadratic.restrict])
+@pytest.mark.parametrize(
+    ("keep", "sentence"),
+    [
+        (torch.ones(D), "keep is float32"),
+        (torch.ones(D - 1, dtype=torch.bool), rf"keep is bool of shape \({D - 1},\)"),
+        (torch.zeros(D, dtype=torch.bool), "at least one weight must be kept"),
+        (None, "keep is a NoneType"),
+        (True, r"keep is bool of shape \(\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(move: Any, keep: Any, sentence: str) -> None:
+    quadratic = Quadratic(WEIGHTS, FISHERS[0])
+    with pytest.raises(WoodburyError, match=sentence):
+        move(quadratic, keep)
+    as_list = [True] * (D - 1) + [False]
+    move(quadratic, as_list)

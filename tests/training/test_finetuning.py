@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +79,22 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step() -> None:
     with pytest.raises(WoodburyError, match="not finite at step 2: lower the learning rate"):
         finetune(model, optimizer, [finite, infinite], range(1, 3))
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ([(torch.ones(4, 3), torch.arange(4))], "refuses the batch of step 1"),
+        ([(torch.ones(4, 5), torch.arange(4) % 2)], "refuses the batch of step 1"),
+        ([torch.ones(4, 3)], "Batch 0 is a Tensor, not a pair"),
+        (3, "batches is a int"),
+        ([(torch.ones(4, 3), ["a"] * 4)], "labels that are a list"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(batches: Any, sentence: str) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(WoodburyError, match=sentence):
+        finetune(model, optimizer, batches, range(1, 3))
+    with pytest.raises(WoodburyError, match="The optimizer is a list"):
+        finetune(model, [], batches, range(1, 3))  # type: ignore[arg-type]
