@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +11,17 @@ from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.fisher.checks import as_tensor, check_damping, check_vector
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.scaled_rows import KnownGram
+from woodbury.fisher.window_estimates import (
+    FLOAT32_ROUNDOFF,
+    Estimates,
+    estimated,
+    product_error,
+)
+from woodbury.fisher.window_state import INVERSE_KEYS, STATE_KEYS, check_window_state
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
-from woodbury.linalg.precision import dtype_name
 from woodbury.linalg.row_products import (
-    COLUMNS_PER_CONVERSION,
-    COLUMNS_PER_PRODUCT,
     column_chunks,
     combination,
     products,
@@ -32,48 +34,8 @@ MAX_ERROR = 3e-5
 """Estimated relative error of F⁻¹g above which products or the combination are taken in float64."""
 
 
-FLOAT32_ROUNDOFF = 2.0**-24
-"""Relative error of one float32 operation."""
-
-
-SIMD_LANES = 8
-"""Partial sums of a float32 dot product: the lanes of a 256-bit register."""
-
-
 ROW_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """In which rows can be remembered."""
-
-
-STATE_KEYS = (
-    "rows",
-    "gram",
-    "pushed",
-    "last_push_size",
-    "slope",
-    "skipped",
-    "damping",
-    "float64_until_push",
-)
-"""What a saved window consists of, besides its inverse."""
-
-
-INVERSE_KEYS = ("inverse", "inverse_shift", "inverse_updates")
-"""The same of the inverse."""
-
-
-class Estimates(NamedTuple):
-    """What O(m) numbers tell about a solution F⁻¹g = m·Gᵀa, a the small solution.
-
-    Attributes:
-        cancellation: By how much the terms aᵢgᵢ exceed their sum Gᵀa, √(Σ‖aᵢgᵢ‖²)/‖Gᵀa‖; 1 for
-            orthogonal rows. The rounding of the combination is multiplied by it.
-        gram_error: The relative error of F⁻¹g that a float32 Gram matrix causes.
-        slope: gᵀF⁻¹g, how steeply the loss falls along the step  (eq. 41).
-    """
-
-    cancellation: float
-    gram_error: float
-    slope: float
 
 
 class Window:
@@ -369,53 +331,7 @@ class Window:
         Raises:
             WoodburyError: If a key is missing, or the rows differ in shape or dtype.
         """
-        if not isinstance(state, Mapping):
-            raise WrongType(f"The state is a {type(state).__name__}: give what state_dict() gave.")
-        missing = {*STATE_KEYS, *INVERSE_KEYS} - set(state)
-        if missing:
-            raise WoodburyError(
-                f"This is not a window's state: it lacks {', '.join(sorted(missing))}."
-            )
-        saved = state["rows"]
-        if (
-            isinstance(saved, Tensor)
-            and saved.ndim == 2
-            and (saved.shape != self.rows.shape or saved.dtype != self.rows.dtype)
-        ):
-            raise WoodburyError(
-                f"The saved window is {_described(saved)}, this one {_described(self.rows)}: "
-                "make them equal."
-            )
-        for key, meaning, sound in self._sound_values(state):
-            if not sound:
-                raise WoodburyError(
-                    f"This is no sound state of a window: {key!r} is not {meaning}."
-                )
-
-    def _sound_values(self, state: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
-        """Each key, what its value has to be, and whether it is that."""
-        capacity = len(self.rows)
-        rows, inverse = state["rows"], state["inverse"]
-        yield "rows", "a matrix of finite numbers", _is_finite(rows) and rows.ndim == 2
-        yield "gram", "a finite float64 matrix", _is_square(state["gram"], capacity)
-        yield "inverse", "a finite matrix", inverse is None or _is_square(inverse, capacity)
-        for key, least in (
-            ("pushed", 0),
-            ("skipped", 0),
-            ("last_push_size", 1),
-            ("float64_until_push", 0),
-            ("inverse_updates", -1),
-        ):
-            value = state[key]
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            yield key, f"a whole number of at least {least}", whole
-        size, updates = state["last_push_size"], state["inverse_updates"]
-        yield "last_push_size", "within the window", size <= max(1, min(state["pushed"], capacity))
-        yield "inverse_updates", "of an inverse", updates < 0 or inverse is not None
-        for key in ("slope", "damping", "inverse_shift"):
-            yield key, "a number", isinstance(state[key], (int, float))
-        damping = state["damping"]
-        yield "damping", "positive and finite", math.isfinite(damping) and damping > 0
+        check_window_state(state, self.rows)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved window, from whatever device.
@@ -445,52 +361,10 @@ class Window:
         return self.inverse.solve(gram, shift, c)
 
     def _estimates(self, c: Tensor, column: Tensor, places: slice | Tensor) -> Estimates:
-        """Errors and slope of m·Gᵀa for a = M⁻¹c, M = gram + m·λ·I, from O(m) numbers.
-
-        Args:
-            c: (num_rows,) float64, g = Gᵀc.
-            column: (num_rows,) float64, a.
-            places: The rows pushed last.
-        """
+        """Errors and slope of the solution of `_solve_small(c)`."""
         n = self.num_rows
-        lengths = self.gram.diagonal()[:n]  # ‖gᵢ‖²
-        square = column.square()
-        terms = lengths @ square  # Σ‖aᵢgᵢ‖²
-        # ‖Gᵀa‖² = aᵀ gram a = aᵀ(c − m·λ·a).
-        summed = c @ column - n * self.damping * square.sum()
-        # One over the share of a new row that is independent of the others: a single new row r has
-        # a_r = [M⁻¹]_rr, one over its Schur complement. With much damping that says less than 1.
-        dependence = (lengths[places] * column[places]).amax().clamp(min=1)
-        slope = n * (c[places] @ (self.gram[places, :n] @ column))
-        # All numbers in one transfer, as they may lie on a GPU.
-        terms, summed, dependence, slope = torch.stack([terms, summed, dependence, slope]).tolist()
-        cancellation = 0.0
-        if terms > 0:  # rounding may leave nothing of the sum: then the cancellation is 1e15
-            cancellation = (terms / max(summed, 1e-30 * terms)) ** 0.5
-        # An error E of the Gram matrix changes a by M⁻¹Ea. 1. The entries of Ea are independent
-        # sums of roundings, about product_error·‖g_r‖·√terms. 2. ‖GᵀM⁻¹e_r‖ is at most
-        # √[M⁻¹]_rr. 3. The product of both, over ‖Gᵀa‖, is product_error·cancellation·√dependence,
-        # and m such rows have independent errors.
-        gram_error = self._product_error * cancellation * (n * dependence) ** 0.5
-        return Estimates(cancellation, gram_error, slope)
-
-    @property
-    def _product_error(self) -> float:
-        """The relative error of one entry of the Gram matrix whose products are float32's.
-
-        1. A chunk of c columns is summed in float32 in k SIMD lanes. Each of the c additions rounds
-           a partial sum of a k-th of the chunk: a random walk of √c/k roundoffs, relative to it.
-        2. The chunks are summed in float64. The errors of d/c chunks are independent, so that their
-           sum has √(c/d) of that: c/(k √d) roundoffs.
-        3. It is at least one roundoff, that of a product.
-
-        Measured for d from 1e3 to 1e6: a third to a half of this if all terms have one sign (a
-        walk along growing sums has 1/3 of the last step's size), less if they have not.
-        """
-        d = max(self.rows.shape[1], 1)
-        float32 = self.rows.dtype == torch.float32
-        chunk = min(d, COLUMNS_PER_PRODUCT if float32 else COLUMNS_PER_CONVERSION)
-        return FLOAT32_ROUNDOFF * max(1.0, chunk / SIMD_LANES / d**0.5)
+        gram, shift = self.gram[:n, :n], n * self.damping
+        return estimated(gram, shift, c, column, places, product_error(self.rows))
 
     def _places(self, start: int, count: int) -> slice | Tensor:
         """The rows of the pushes start, start + 1, …, `count` of them."""
@@ -525,19 +399,3 @@ def _check_room(capacity: int, d: int, dtype: torch.dtype, device: torch.device 
             f"A window of {capacity} gradients of {d} weights takes {bytes_in_words(need)}, which "
             "have no room: give fewer gradients."
         )
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value of a state is a tensor of finite numbers."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return False
-    return bool(torch.isfinite(value).all())
-
-
-def _is_square(value: Any, size: int) -> bool:
-    """Whether a value of a state is a finite float64 matrix of some size."""
-    return _is_finite(value) and value.shape == (size, size) and value.dtype == torch.float64
-
-
-def _described(rows: Tensor) -> str:
-    return f"{len(rows)} rows of {rows.shape[1]} weights in {dtype_name(rows.dtype)}"
