@@ -119,6 +119,11 @@ def sampled(
     drawn = likelihood.sample(objective.forward(objective.parameters, inputs), generator)
     if likelihood.ignored is None or not isinstance(target, Tensor) or target.is_floating_point():
         return drawn
+    if target.shape != drawn.shape:
+        raise WoodburyError(
+            f"The labels have shape {tuple(target.shape)} and those that are drawn "
+            f"{tuple(drawn.shape)}: give one class for each."
+        )
     return torch.where(target == likelihood.ignored, target, drawn)
 
 

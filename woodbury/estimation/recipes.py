@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
+from woodbury.errors import user_code
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import (
     Engine,
@@ -428,7 +429,9 @@ class gauss_newton:
     @checks_types
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
-        return self.recipe(gauss_newton_rows(objective, self.mc_samples, self.seed))
+        rows = gauss_newton_rows(objective, self.mc_samples, self.seed)
+        with user_code("The recipe inside gauss_newton fails."):
+            return self.recipe(rows)
 
 
 def _chunks(recipe: diagonal_fisher | mfac, objective: Objective) -> Iterator[Tensor]:

@@ -102,6 +102,23 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
     if isinstance(batches, Samples):
         yield from batches  # which checks them itself
         return
+    for index, batch in enumerate(pairs(batches)):
+        yield _checked_batch(index, batch)
+
+
+def pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a stream, each seen to be a pair, for training: no sample is cut out of them.
+
+    Args:
+        batches: Any iterable, such as a generator.
+
+    Returns:
+        The pairs (inputs, target) as they are.
+
+    Raises:
+        WoodburyError: If a batch cannot be read.
+        WrongType: If `batches` cannot be iterated over, or a batch is no pair.
+    """
     try:
         iterator = iter(batches)
     except TypeError as error:
@@ -116,7 +133,14 @@ def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
             batch = next(iterator, END)
         if batch is END:
             return
-        yield _checked_batch(index, batch)
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            hint = "are the labels missing?"
+            if isinstance(batch, Mapping):
+                hint = 'give (batch, batch["labels"]).'
+            raise WrongType(
+                f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): {hint}"
+            )
+        yield batch[0], batch[1]
 
 
 def samples_in(inputs: Any) -> int:
@@ -269,14 +293,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _checked_batch(index: int, batch: Any) -> Batch:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        hint = "are the labels missing?"
-        if isinstance(batch, Mapping):
-            hint = 'give (batch, batch["labels"]).'
-        raise WrongType(
-            f"Batch {index} is a {type(batch).__name__}, not a pair (inputs, target): {hint}"
-        )
+def _checked_batch(index: int, batch: Batch) -> Batch:
     inputs, target = batch
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)  # a tokenizer's encoding is no dict

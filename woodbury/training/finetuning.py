@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
-from woodbury.model.batches import Batch, checked
+from woodbury.model.batches import Batch, pairs
 from woodbury.model.calling import run_model
 from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
 from woodbury.model.parameters import check_optimizer
@@ -106,7 +106,7 @@ def finetune(
     check_optimizer(optimizer)
     model.train()
     try:
-        for step, (inputs, target) in zip(steps, checked(batches), strict=False):
+        for step, (inputs, target) in zip(steps, pairs(batches), strict=False):
             optimizer.zero_grad()
             with user_code(f"The model or its loss refuses the batch of step {step}."):
                 loss = likelihood.checked_loss(run_model(model, inputs), target)

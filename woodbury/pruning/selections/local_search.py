@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, check_whole_number, user_code
+from woodbury.fisher.checks import check_keep
 from woodbury.io.representation import readable
 from woodbury.pruning.budget import Budget
 from woodbury.pruning.quadratic import Quadratic
@@ -85,7 +86,7 @@ class swaps:
 
     def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
         """The weights to keep, (d,) bool on the CPU."""
-        keep = self.start(quadratic, _of_single_weights(budget), saliency)
+        keep = _begun(self.start, quadratic, budget, saliency)
         return _descend(_swapped, self.max_steps, quadratic, budget, keep)
 
 
@@ -121,8 +122,15 @@ class iterative_hard_thresholding:
 
     def __call__(self, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
         """The weights to keep, (d,) bool on the CPU."""
-        keep = self.start(quadratic, _of_single_weights(budget), saliency)
+        keep = _begun(self.start, quadratic, budget, saliency)
         return _descend(_thresholded, self.max_steps, quadratic, budget, keep)
+
+
+def _begun(start: Selection, quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
+    """The weights to begin with, (d,) bool."""
+    with user_code("The selection to start with fails on this quadratic."):
+        keep = start(quadratic, _of_single_weights(budget), saliency)
+    return check_keep(keep, budget.d)
 
 
 def _check_max_steps(max_steps: int) -> None:
