@@ -140,12 +140,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def user_code(sentence: str) -> Iterator[None]:
+def user_code(sentence: str, *, keeps_refusals: bool = False) -> Iterator[None]:
     """A context for code of the user's: whatever it raises becomes one sentence with the reason.
 
     Args:
         sentence: What was wrong and what to do about it. The reason follows in brackets, with the
             user's line.
+        keeps_refusals: Whether what a context further in has said of the model or its loss is left
+            as it is, as this one knows no more.
 
     Raises:
         WoodburyError: In place of any error that is not one already, nor of an allocator.
@@ -158,7 +160,9 @@ def user_code(sentence: str) -> Iterator[None]:
     """
     try:
         yield
-    except Refused as refusal:  # was said by a context further in, which knew less
+    except Refused as refusal:  # was said by a context further in, which mostly knew less
+        if keeps_refusals:
+            raise
         cause = refusal.__cause__ or refusal
         raise WoodburyError(f"{sentence} ({reason_with_line(cause)})") from cause
     except WoodburyError:

@@ -127,6 +127,32 @@ def sampled(
     return torch.where(target == likelihood.ignored, target, drawn)
 
 
+def labelled(
+    labels: Labels,
+    objective: Objective,
+    inputs: Any,
+    target: Any,
+    generator: torch.Generator | None,
+) -> Any:
+    """The labels of a batch that the loss is taken at.
+
+    Args:
+        labels: `observed`, `sampled`, or a function of the user's.
+        objective: As for `labels`.
+        inputs: As for `labels`.
+        target: As for `labels`.
+        generator: As for `labels`.
+
+    Returns:
+        What `labels` gives.
+
+    Raises:
+        WoodburyError: If it fails.
+    """
+    with user_code("The function of the labels fails.", keeps_refusals=True):
+        return labels(objective, inputs, target, generator)
+
+
 def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
     """Per-sample gradients by one vectorised backward pass.
 
@@ -384,6 +410,9 @@ class _RowSettings:
     generator: torch.Generator | None
     engine: Engine | None
 
+    def labelled(self, objective: Objective, inputs: Any, target: Any) -> Any:
+        return labelled(self.labels, objective, inputs, target, self.generator)
+
     def check_enough(self, rows: int) -> None:
         check_enough_data(rows, self.count, f"rows of {self.batch} sample(s)")
 
@@ -402,7 +431,7 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
     done = 0
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(chunk_size, settings.count):
-            target = settings.labels(objective, inputs, target, settings.generator)
+            target = settings.labelled(objective, inputs, target)
             last = done + samples_in(inputs)
             refusal = f"The model or its loss refuses one of the samples {done + 1} to {last}"
             with user_code(f"{refusal}: look at them and at their labels."):
@@ -422,7 +451,7 @@ def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]
         for inputs, target in objective.batches.in_batches(settings.batch):
             if samples_in(inputs) < settings.batch:
                 continue
-            target = settings.labels(objective, inputs, target, settings.generator)
+            target = settings.labelled(objective, inputs, target)
             objective.check_mean(inputs, target)
             row = settings.batch**0.5 * _mean_gradient(objective, inputs, target)[None]
             _check_finite(objective, row, done)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError, check_whole_number, is_out_of_memory, user_code
-from woodbury.estimation.gradients import Labels, observed
+from woodbury.estimation.gradients import Labels, labelled, observed
 from woodbury.limits import Limits
 from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.modes import eval_mode
@@ -60,7 +60,7 @@ def second_derivatives(
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(samples_per_pass, count):
             size = samples_in(inputs)
-            target = labels(objective, inputs, target, generator)
+            target = labelled(labels, objective, inputs, target, generator)
             objective.check_mean(inputs, target)
             for where, values in _of_batch(objective, inputs, target):
                 total[where] += size * values.double()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import Labels, sampled
+from woodbury.estimation.gradients import Labels, labelled, sampled
 from woodbury.estimation.layer_products import used_elsewhere
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32, wide_dtype
@@ -90,7 +90,7 @@ def factors(
     done = 0
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(Limits.current().kfac_samples, count):
-            target = labels(objective, inputs, target, generator)
+            target = labelled(labels, objective, inputs, target, generator)
             objective.check_mean(inputs, target)
             if not done:
                 uses = _with_factors(objective, uses, inputs, target, skip_unknown)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import Labels, observed, sampled
+from woodbury.estimation.gradients import Labels, labelled, observed, sampled
 from woodbury.estimation.layer_products import Loss, used_elsewhere
 from woodbury.estimation.row_layers import (
     RowLayout,
@@ -135,7 +135,7 @@ def row_factors(
             size = collector.batch_size(inputs)
         for inputs, target in objective.batches.in_batches(size, count):
             if labels is not None:
-                target = labels(objective, inputs, target, generator)
+                target = labelled(labels, objective, inputs, target, generator)
             if target is not None:
                 objective.check_mean(inputs, target)
             if not done:  # with random numbers of its own

@@ -219,6 +219,8 @@ class ParameterSpace:
         """
         if not isinstance(vector, Tensor):
             raise WrongType(f"The vector is a {type(vector).__name__}: give a tensor ({self.d},).")
+        if vector.layout != torch.strided:
+            raise WrongType("The vector is sparse: give a dense tensor.")
         if vector.shape != (self.d,):
             raise WoodburyError(
                 f"A space of {self.d} kept weights got a vector of shape {tuple(vector.shape)}: "

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, user_code
+from woodbury.fisher.checks import check_groups
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
 from woodbury.pruning.feasibility import (
@@ -220,8 +221,9 @@ def budget_of(
     pools = chosen(account.pools, keep)
     layers = _tensor_index(space)
     layers = layers if space.kept is None else layers[keep]
-    units = unit(space)
-    groups = None if units is None else tuple(units)
+    with user_code("The unit fails on this space."):
+        units = unit(space)
+        groups = None if units is None else tuple(check_groups(each, space.d) for each in units)
     if groups is not None:
         check_inside(space, groups, pools, "scopes, or two targets", "let all weights compete")
         first = torch.cat([members[:, 0] for members in groups])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError
+from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.monitor import whole
@@ -62,7 +62,8 @@ def _stages(
     for stage, sparsity in enumerate(sparsities):
         here = reached.objective
         if fresh is not None:
-            here = replace(here, batches=fresh(stage))
+            with user_code(f"The fresh batches of stage {stage} cannot be made."):
+                here = replace(here, batches=fresh(stage))
         carried = reached.carried if fresh is None else None
         pruned = recipe(here, sparsity) if carried is None else recipe(here, sparsity, carried)
         reached = _appended(reached, pruned)

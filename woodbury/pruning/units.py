@@ -159,7 +159,8 @@ class custom:
 
     def __init__(self, members: Iterable[Mapping[str, Any]]) -> None:
         """Take the members of the units."""
-        units = tuple(members) if isinstance(members, Iterable) else (members,)
+        is_stream = isinstance(members, Iterable) and not isinstance(members, Tensor)
+        units = tuple(members) if is_stream else (members,)
         if not all(isinstance(unit, Mapping) for unit in units):
             raise WrongType(
                 "members has a unit that is no dict: give {name: index of its weights} for each."
