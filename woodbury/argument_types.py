@@ -156,8 +156,7 @@ def is_of(value: Any, hint: Any) -> bool:
     if not isinstance(kind, type) or kind.__name__ in SEEN_LATER:
         return True
     if getattr(kind, "_is_protocol", False):
-        fits = isinstance(value, kind) if getattr(kind, "_is_runtime_protocol", False) else True
-        return fits and callable(value) and not isinstance(value, type)
+        return callable(value) and not isinstance(value, type)
     return isinstance(value, kind)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
@@ -18,7 +18,7 @@ from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
-from woodbury.pruning.pruner import Pruned, PruningRecipe
+from woodbury.pruning.pruner import Pruned, PruningRecipe, check_recipe
 from woodbury.pruning.schedule import Targets, check_targets, geometric
 from woodbury.pruning.staged import run_stages
 
@@ -83,11 +83,8 @@ def prune(
         >>> int((model[0].weight == 0).sum() + (model[2].weight == 0).sum())
         120
     """
-    if pruner is not None and not isinstance(pruner, PruningRecipe):
-        raise WrongType(
-            f"The pruner is a {type(pruner).__name__}: "
-            "give Pruner(fisher=...), such as Pruner(mfac(500))."
-        )
+    if pruner is not None:
+        check_recipe(pruner)
     if pruner is None and stages != 1:
         raise WoodburyError(
             f"stages is {stages} and an effort chooses its own stages: "

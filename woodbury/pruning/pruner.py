@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
-from woodbury.errors import WoodburyError, user_code
+from woodbury.errors import WoodburyError, WrongType, user_code
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
@@ -189,6 +189,22 @@ class PruningRecipe(Protocol):
     ) -> Pruned:
         """Prune once, with what the stage before has left; the model is untouched."""
         ...
+
+
+def check_recipe(recipe: object) -> None:
+    """Raise unless something is a recipe of pruning.
+
+    Args:
+        recipe: What was given as one.
+
+    Raises:
+        WrongType: If it is something else, such as an estimate of the Fisher.
+    """
+    if not isinstance(recipe, PruningRecipe) or isinstance(recipe, type):
+        raise WrongType(
+            f"The pruner is a {type(recipe).__name__}: "
+            "give Pruner(fisher=...), such as Pruner(mfac(500))."
+        )
 
 
 @dataclass(frozen=True)

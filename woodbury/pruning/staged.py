@@ -10,7 +10,7 @@ from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.monitor import whole
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe, check_recipe
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.updates import joint
@@ -47,6 +47,7 @@ def stages(
         >>> [pruned.sparsity for pruned in stages(pruner, dense, [0.25, 0.5])]
         [0.25, 0.5]
     """
+    check_recipe(recipe)
     _check_not_empty(sparsities)
     recipe.rules.check(objective.space, sparsities[-1])
     return _stages(recipe, objective, sparsities, fresh)
