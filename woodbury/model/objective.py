@@ -198,7 +198,7 @@ class Objective:
                 # Whoever needs the data's own labels says so. torch's own generator is left alone.
                 generator = torch.Generator(self.weights.device).manual_seed(0)
                 output = self.forward(self.parameters, inputs)
-                target = self.likelihood.sample(output, generator)
+                target = self.likelihood.sample(output, None, generator)
             self.batch_loss(self.parameters, inputs, target)
         self.check_mean(inputs, target)
 
