@@ -34,9 +34,12 @@ def checked_numbers(
         (1.0, 2.0)
     """
     try:
-        numbers = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+        tensor = torch.as_tensor(given).detach().cpu().to_dense()
     except (TypeError, ValueError, RuntimeError) as error:
         raise WrongType(f"{name} is a {type(given).__name__}: give numbers.") from error
+    if tensor.is_complex():
+        raise WrongType(f"{name} is complex: give real numbers.")
+    numbers = tensor.double()
     if numbers.ndim > 1 or not numbers.numel():
         raise WrongType(
             f"{name} has the shape {tuple(numbers.shape)}: give one number for each output."

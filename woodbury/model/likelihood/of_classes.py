@@ -75,7 +75,7 @@ class _Costs:
         """What a sentence calls the likelihood."""
         return "classes(…)" if self.weight or self.label_smoothing else "cross_entropy"
 
-    def checked(self, output: Any, target: Any) -> Tensor | None:
+    def checked(self, output: Any, target: Any) -> Any:
         """The target as the loss takes it, seen to fit the output."""
         check_output(output, self.name)
         if self.weight is not None and output.ndim > 1 and output.shape[1] != len(self.weight):
