@@ -177,12 +177,15 @@ def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generato
     return bits.to(like.dtype) * 2 - 1
 
 
-def check_output(output: Any, name: str) -> None:
-    """Raise unless a model's output is a tensor with the samples along dimension 0.
+def tensor_of(output: Any, name: str) -> Tensor:
+    """The tensor that a likelihood reads in a model's output.
 
     Args:
         output: What the model returned.
         name: What the likelihood is called.
+
+    Returns:
+        (b, …), the output itself.
 
     Raises:
         WrongType: If it is no tensor.
@@ -191,6 +194,39 @@ def check_output(output: Any, name: str) -> None:
         raise WrongType(
             f"{name} got a {type(output).__name__} from the model, not a tensor: say where the "
             f"tensor is, such as likelihood={name}.with_output(lambda output: output.logits)."
+        )
+    return output
+
+
+@dataclass(frozen=True)
+class TensorOf:
+    """`tensor_of` as an `output_of`.
+
+    Attributes:
+        name: What the likelihood is called.
+    """
+
+    name: str
+
+    def __call__(self, output: Any) -> Tensor:
+        """Read the tensor of an output."""
+        return tensor_of(output, self.name)
+
+
+def check_target(target: Any, name: str) -> None:
+    """Raise unless labels are a tensor.
+
+    Args:
+        target: The labels.
+        name: What the likelihood is called.
+
+    Raises:
+        WrongType: If they are something else.
+    """
+    if not isinstance(target, Tensor):
+        raise WrongType(
+            f"{name} got labels that are a {type(target).__name__}: give a tensor, or a "
+            "Likelihood of your own, whose loss reads them."
         )
 
 

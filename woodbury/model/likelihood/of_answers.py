@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError
 from woodbury.model.likelihood.base import (
     IGNORED,
     Likelihood,
+    TensorOf,
     check_drawable,
-    check_output,
+    check_target,
     random_signs,
+    tensor_of,
 )
 from woodbury.model.likelihood.numbers import checked_numbers, per_output
 
@@ -48,7 +50,8 @@ def binary(pos_weight: float | Sequence[float] | Tensor | None = None) -> Likeli
     if pos_weight is None:
         pos_weight = 1.0
     cost = _Cost(checked_numbers(pos_weight, "pos_weight", least=0.0, above=True))
-    return Likelihood(_Loss(cost), _Draw(cost), IGNORED, _Directions(cost))
+    output_of = TensorOf("binary()")
+    return Likelihood(_Loss(cost), _Draw(cost), IGNORED, _Directions(cost), output_of)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class _Cost:
 class _Loss:
     cost: _Cost
 
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, output: Any, target: Tensor) -> Tensor:
+        output = _logits(output)
         _check_answers(output, target)
         observed = target != IGNORED
         total = nn.functional.binary_cross_entropy_with_logits(
@@ -92,8 +96,8 @@ class _Loss:
 class _Draw:
     cost: _Cost
 
-    def __call__(self, output: Tensor, target: Any, generator: torch.Generator | None) -> Tensor:
-        check_output(output, "binary()")
+    def __call__(self, output: Any, target: Any, generator: torch.Generator | None) -> Tensor:
+        output = _logits(output)
         check_drawable(output)
         yes = (output - self.cost.weight(output).log()).sigmoid()
         uniform = torch.rand(
@@ -113,9 +117,9 @@ class _Directions:
     cost: _Cost
 
     def __call__(
-        self, output: Tensor, target: Any, mc_samples: int, generator: torch.Generator | None
+        self, output: Any, target: Any, mc_samples: int, generator: torch.Generator | None
     ) -> Tensor:
-        check_output(output, "binary()")
+        output = _logits(output)
         if target is not None:
             _check_answers(output, target)
         variance = output.sigmoid() * (-output).sigmoid()
@@ -124,11 +128,13 @@ class _Directions:
         return random_signs(shape, output, generator) * root.unsqueeze(1) / mc_samples**0.5
 
 
-def _check_answers(output: Any, target: Any) -> None:
+def _logits(output: Any) -> Tensor:
+    return tensor_of(output, "binary()")
+
+
+def _check_answers(output: Tensor, target: Any) -> None:
     """Raise unless there is an answer from 0 to 1 for each logit."""
-    check_output(output, "binary()")
-    if not isinstance(target, Tensor):
-        raise WrongType(f"binary() got labels of type {type(target).__name__}: give a tensor.")
+    check_target(target, "binary()")
     if output.shape != target.shape:
         remedy = f"give labels of shape {tuple(output.shape)}"
         if output.shape == (*target.shape, 1):

@@ -15,9 +15,11 @@ from woodbury.errors import WoodburyError
 from woodbury.model.likelihood.base import (
     IGNORED,
     Likelihood,
+    TensorOf,
     check_drawable,
-    check_output,
+    check_target,
     random_signs,
+    tensor_of,
 )
 from woodbury.model.likelihood.numbers import checked_numbers
 
@@ -60,7 +62,8 @@ def classes(
     if weights is not None and not any(weights):
         raise WoodburyError("All class weights are 0: give at least one that is positive.")
     costs = _Costs(weights, float(label_smoothing))
-    return Likelihood(_Loss(costs), _Draw(costs), IGNORED, _Directions(costs))
+    output_of = TensorOf(costs.name)
+    return Likelihood(_Loss(costs), _Draw(costs), IGNORED, _Directions(costs), output_of)
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,21 @@ class _Costs:
         """What a sentence calls the likelihood."""
         return "classes(…)" if self.weight or self.label_smoothing else "cross_entropy"
 
-    def checked(self, output: Any, target: Any) -> Any:
-        """The target as the loss takes it, seen to fit the output."""
-        check_output(output, self.name)
+    def logits(self, output: Any) -> Tensor:
+        """The tensor of the output."""
+        return tensor_of(output, self.name)
+
+    def checked(self, output: Tensor, target: Any) -> Any:
+        """The target as the loss takes it, or None, seen to fit the logits."""
         if self.weight is not None and output.ndim > 1 and output.shape[1] != len(self.weight):
             raise WoodburyError(
                 f"{len(self.weight)} class weights met an output of shape {tuple(output.shape)}: "
                 "give one for each class along dimension 1."
             )
-        if not isinstance(target, Tensor) or target.is_floating_point():
+        if target is None:
+            return None
+        check_target(target, self.name)
+        if target.is_floating_point():
             return target
         _check_classes(output, target, self.name)
         return target.long()
@@ -120,7 +129,8 @@ class _Costs:
 class _Loss:
     costs: _Costs
 
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, output: Any, target: Tensor) -> Tensor:
+        output = self.costs.logits(output)
         target = self.costs.checked(output, target)
         # Summed over a sample's positions, as they are observations of their own: the mean over T
         # of them has a Hessian T times its Fisher, just as for batch means  (eq. 2).
@@ -141,7 +151,8 @@ class _Draw:
 
     costs: _Costs
 
-    def __call__(self, output: Tensor, target: Any, generator: torch.Generator | None) -> Tensor:
+    def __call__(self, output: Any, target: Any, generator: torch.Generator | None) -> Tensor:
+        output = self.costs.logits(output)
         target = self.costs.checked(output, target)
         check_drawable(output)
         weights = self.costs.weights(output)
@@ -175,8 +186,9 @@ class _Directions:
     costs: _Costs
 
     def __call__(
-        self, output: Tensor, target: Any, mc_samples: int, generator: torch.Generator | None
+        self, output: Any, target: Any, mc_samples: int, generator: torch.Generator | None
     ) -> Tensor:
+        output = self.costs.logits(output)
         target = self.costs.checked(output, target)
         p = output.unsqueeze(1).softmax(2)
         shape = (len(output), mc_samples, *output.shape[1:])

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, WrongType
-from woodbury.model.likelihood.base import Likelihood, check_output, random_signs
+from woodbury.errors import WoodburyError
+from woodbury.model.likelihood.base import (
+    Likelihood,
+    TensorOf,
+    check_target,
+    random_signs,
+    tensor_of,
+)
 from woodbury.model.likelihood.numbers import checked_numbers, per_output
 
 
@@ -38,7 +44,8 @@ def normal(scale: float | Sequence[float] | Tensor = 1.0) -> Likelihood:
         tensor(2.1250)
     """
     noise = _Noise(checked_numbers(scale, "scale", least=0.0, above=True))
-    return Likelihood(_Loss(noise), _Draw(noise), directions=_Directions(noise))
+    output_of = TensorOf(noise.name)
+    return Likelihood(_Loss(noise), _Draw(noise), None, _Directions(noise), output_of)
 
 
 @dataclass(frozen=True)
@@ -52,40 +59,40 @@ class _Noise:
         """What a sentence calls the likelihood."""
         return "squared_error" if self.scale == (1.0,) else "normal(…)"
 
-    def checked_scale(self, output: Any) -> Tensor:
-        """The scale in a shape that broadcasts with an output, which is seen to be a tensor."""
-        check_output(output, self.name)
-        return per_output(self.scale, output, "scale")
+    def values(self, output: Any) -> Tensor:
+        """The tensor of the output."""
+        return tensor_of(output, self.name)
+
+    def scale_of(self, values: Tensor) -> Tensor:
+        """The scale in a shape that broadcasts with the values."""
+        return per_output(self.scale, values, "scale")
 
 
 @dataclass(frozen=True)
 class _Loss:
     noise: _Noise
 
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        scale = self.noise.checked_scale(output)
-        if not isinstance(target, Tensor):
-            raise WrongType(
-                f"{self.noise.name} got targets of type {type(target).__name__}: give a tensor."
-            )
+    def __call__(self, output: Any, target: Tensor) -> Tensor:
+        output = self.noise.values(output)
+        check_target(target, self.noise.name)
         if output.shape != target.shape:
             raise WoodburyError(
                 f"{self.noise.name} got outputs of shape {tuple(output.shape)} and targets of "
                 f"shape {tuple(target.shape)}: they must be equal."
             )
-        return 0.5 * ((output - target) / scale).square().sum() / len(target)
+        return 0.5 * ((output - target) / self.noise.scale_of(output)).square().sum() / len(target)
 
 
 @dataclass(frozen=True)
 class _Draw:
     noise: _Noise
 
-    def __call__(self, output: Tensor, target: Any, generator: torch.Generator | None) -> Tensor:
-        scale = self.noise.checked_scale(output)
+    def __call__(self, output: Any, target: Any, generator: torch.Generator | None) -> Tensor:
+        output = self.noise.values(output)
         drawn = torch.randn(
             output.shape, generator=generator, dtype=output.dtype, device=output.device
         )
-        return output + scale * drawn
+        return output + self.noise.scale_of(output) * drawn
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,10 @@ class _Directions:
     noise: _Noise
 
     def __call__(
-        self, output: Tensor, target: Any, mc_samples: int, generator: torch.Generator | None
+        self, output: Any, target: Any, mc_samples: int, generator: torch.Generator | None
     ) -> Tensor:
-        scale = self.noise.checked_scale(output)
+        output = self.noise.values(output)
+        scale = self.noise.scale_of(output)
         shape = (len(output), mc_samples, *output.shape[1:])
         signs = random_signs(shape, output, generator)
         if scale.ndim:
