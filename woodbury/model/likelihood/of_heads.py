@@ -20,7 +20,7 @@ Key = str | int
 
 @checks_types
 def several(
-    heads: Mapping[Key, Likelihood], weights: Mapping[Key, float] | None = None
+    heads: Mapping[Any, Likelihood], weights: Mapping[Any, float] | None = None
 ) -> Likelihood:
     """The sum of likelihoods on named parts of the model's output: Σ_k c_k L_k(output_k, target_k).
 
