@@ -117,6 +117,11 @@ class PruningCallback(Callback):
             return {}
         return {"gradual": self.gradual.state_dict(), "random": random_state()}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on drawing where the checkpoint was made, before Lightning begins an epoch."""
+        if self._saved:
+            set_random_state(self._saved["random"])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the `Gradual`, and resume it where the trainer resumes."""
         if self.gradual is not None:  # of a training before
@@ -136,7 +141,6 @@ class PruningCallback(Callback):
         )
         if self._saved:
             gradual.load_state_dict(self._saved["gradual"])
-            set_random_state(self._saved["random"])
         elif trainer.global_step:
             raise WoodburyError(
                 f"The training goes on after step {trainer.global_step}, and its checkpoint has no "
