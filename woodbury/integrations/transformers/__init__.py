@@ -1,7 +1,4 @@
-"""Pruning in the `Trainer` of transformers.
-
-Importing this package imports no transformers.
-"""
+"""Pruning in the Trainer of transformers, which is imported when it is needed."""
 
 from typing import TYPE_CHECKING, Any
 
