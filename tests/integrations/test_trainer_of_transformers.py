@@ -124,6 +124,11 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_
         assert torch.equal(resumed.weights[key], tensor), key
 
 
+def test_a_training_in_float16(tmp_path: Path) -> None:
+    made = Made(tmp_path, max_steps=5, fp16=True, save_strategy="no").run()
+    assert made.gradual.sparsity == pytest.approx(0.8, abs=0.01) and made.gradual.step == 5
+
+
 class Logger(TrainerCallback):
     """What a logger of the trainer sees, such as TensorBoard's."""
 
