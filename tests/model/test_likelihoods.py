@@ -450,6 +450,14 @@ SENTENCES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: several({"a": cross_entropy}, weights={"b": 1.0}),
         "weight for 'b': give one of 'a'",
     ),
+    "weights of a head": (
+        lambda: several({"a": cross_entropy}, weights={"a": [1, 2]}),  # type: ignore[dict-item]
+        "The weight of 'a' is several numbers",
+    ),
+    "no method": (
+        lambda: several({"count": cross_entropy}).loss((OUTPUT,), {"count": KINDS[:2]}),
+        "The output is a tuple of 1, without a part 'count'",
+    ),
     "no such part": (
         lambda: several({"a": cross_entropy}).loss({"b": OUTPUT}, {"a": KINDS[:2]}),
         "The output is a dict of 'b', without a part 'a'",

@@ -171,7 +171,7 @@ class _Draw:
         return drawn if observed is None else torch.where(observed, drawn, target)
 
     def _before_smoothing(self, drawn: Tensor, observed: Tensor | None, output: Tensor) -> Tensor:
-        """T with (1 − α)·t + α/C = [c = drawn], or 0 where nothing was observed."""
+        """The vector t whose (1 − α)·t + α/C is [c = drawn], or 0 where nothing was observed."""
         smooth = self.costs.label_smoothing
         whole = nn.functional.one_hot(drawn, output.shape[1]).movedim(-1, 1).to(output)
         if observed is not None:

@@ -24,8 +24,8 @@ def several(
 ) -> Likelihood:
     """The sum of likelihoods on named parts of the model's output: Σ_k c_k L_k(output_k, target_k).
 
-    Outputs and targets are dicts, such as the outputs of `transformers`, objects with attributes,
-    or tuples. The GGN is the sum of those of the heads, times c; rows by labels are scaled by c
+    Outputs are dicts, such as those of `transformers`, objects with attributes, or tuples; targets
+    are dicts or tuples. The GGN is the sum of those of the heads, times c; rows by labels are scaled by c
     themselves, so that their Fisher has c². Where a head is a regression, `normal(scale)` says its
     weight without that difference.
 
@@ -55,7 +55,8 @@ def several(
     for key, weight in weights.items():
         if key not in heads:
             raise WoodburyError(f"There is a weight for {key!r}: give one of {_listed(heads)}.")
-        checked_numbers(weight, f"The weight of {key!r}", least=0.0, above=True)
+        if len(checked_numbers(weight, f"The weight of {key!r}", least=0.0, above=True)) > 1:
+            raise WrongType(f"The weight of {key!r} is several numbers: give one.")
     parts = tuple(_Head(key, head, float(weights.get(key, 1.0))) for key, head in heads.items())
     of_heads = heads.values()
     ignored = {head.ignored for head in of_heads}
@@ -76,11 +77,13 @@ class _Head:
 
     def part_of(self, tree: Any, what: str) -> Any:
         """The head's own part of an output or a target."""
+        is_place = isinstance(self.key, int) or isinstance(tree, Mapping)
+        has_methods_alone = isinstance(tree, Tensor) or type(tree) in (tuple, list)
         try:
-            if isinstance(self.key, str) and not isinstance(tree, Mapping):
-                return getattr(tree, self.key)
-            if not isinstance(tree, Tensor):
+            if is_place and not isinstance(tree, Tensor):
                 return tree[self.key]
+            if not is_place and not has_methods_alone:
+                return getattr(tree, self.key)
         except (AttributeError, KeyError, IndexError, TypeError):
             pass
         raise WrongType(
