@@ -25,9 +25,9 @@ def several(
     """The sum of likelihoods on named parts of the model's output: Σ_k c_k L_k(output_k, target_k).
 
     Outputs are dicts, such as those of `transformers`, objects with attributes, or tuples; targets
-    are dicts or tuples. The GGN is the sum of those of the heads, times c; rows by labels are scaled by c
-    themselves, so that their Fisher has c². Where a head is a regression, `normal(scale)` says its
-    weight without that difference.
+    are dicts or tuples. The GGN is the sum of those of the heads, times c; rows by labels are
+    scaled by c themselves, so that their Fisher has c². Where a head is a regression,
+    `normal(scale)` says its weight without that difference.
 
     Args:
         heads: Key -> the likelihood of that part. Keys are names, or places in a tuple.
@@ -77,13 +77,14 @@ class _Head:
 
     def part_of(self, tree: Any, what: str) -> Any:
         """The head's own part of an output or a target."""
-        is_place = isinstance(self.key, int) or isinstance(tree, Mapping)
-        has_methods_alone = isinstance(tree, Tensor) or type(tree) in (tuple, list)
+        has_parts = not isinstance(tree, Tensor)
+        has_names = has_parts and type(tree) not in (tuple, list)  # but for those of methods
         try:
-            if is_place and not isinstance(tree, Tensor):
+            if isinstance(self.key, str) and not isinstance(tree, Mapping):
+                if has_names:
+                    return getattr(tree, self.key)
+            elif has_parts:
                 return tree[self.key]
-            if not is_place and not has_methods_alone:
-                return getattr(tree, self.key)
         except (AttributeError, KeyError, IndexError, TypeError):
             pass
         raise WrongType(
