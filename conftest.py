@@ -16,8 +16,23 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 PYTHON = PythonCodeBlockParser()
 
-NEED_NUMBA = ["woodbury/runtime/codegen.py", "woodbury/runtime/kernels.py"]
-collect_ignore = [] if importlib.util.find_spec("numba") else NEED_NUMBA
+NEEDS = {
+    "numba": ["woodbury/runtime/codegen.py", "woodbury/runtime/kernels.py"],
+    "accelerate": [
+        "woodbury/integrations/transformers/callback.py",
+        "woodbury/integrations/transformers/training_loss.py",
+        "docs/how-to/trainers.md",
+    ],
+    "lightning": ["woodbury/integrations/lightning.py", "docs/how-to/trainers.md"],
+}
+"""Package of an extra -> what cannot be imported or run without it."""
+
+collect_ignore = [
+    path
+    for package, paths in NEEDS.items()
+    if importlib.util.find_spec(package) is None
+    for path in paths
+]
 
 
 def blocks_of_their_own(document: Document) -> Iterable[Region]:
@@ -65,7 +80,7 @@ pytest_collect_file = (
     )
     + Sybil(
         [PYTHON, SkipParser()],
-        patterns=["docs/*.md", "CONTRIBUTING.md"],
+        patterns=["docs/*.md", "docs/*/*.md", "CONTRIBUTING.md"],
         setup=in_a_new_folder,
         teardown=back_again,
     )

@@ -75,8 +75,9 @@ def test_the_mean_over_all_signs_is_the_gauss_newton_matrix(
     objective = problem(likelihood=likelihood)
     total = torch.zeros(objective.space.d, objective.space.d, dtype=torch.float64)
     for signs in product((-1.0, 1.0), repeat=3):
+        of = "of_classes" if likelihood is cross_entropy else "of_values"
         monkeypatch.setattr(
-            "woodbury.model.likelihood._signs",
+            f"woodbury.model.likelihood.{of}.random_signs",
             lambda shape, *_, s=signs: torch.tensor(s).double().expand(shape),
         )
         found = gradient_rows(gauss_newton_rows(objective, 1), 6)

@@ -35,8 +35,10 @@ def test_a_likelihood_of_a_part_of_the_output() -> None:
         == Objective.from_model(plain, BATCHES).loss()
     )
     assert logits.sample is not None and cross_entropy.sample is not None
-    drawn = logits.sample(wrapped(INPUTS), torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, cross_entropy.sample(plain(INPUTS), torch.Generator().manual_seed(0)))
+    drawn = logits.sample(wrapped(INPUTS), None, torch.Generator().manual_seed(0))
+    assert torch.equal(
+        drawn, cross_entropy.sample(plain(INPUTS), None, torch.Generator().manual_seed(0))
+    )
     assert Likelihood(cross_entropy.loss).with_output(len).sample is None
     for likelihood in (cross_entropy, squared_error):
         with pytest.raises(
@@ -54,14 +56,14 @@ def test_likelihoods_are_mean_negative_logs() -> None:
     torch.testing.assert_close(squared_error.loss(output, target), -normal_log.sum((1, 2)).mean())
     assert cross_entropy.sample is not None
     assert squared_error.sample is not None
-    assert squared_error.sample(output, None).shape == output.shape
+    assert squared_error.sample(output, None, None).shape == output.shape
     drawn = cross_entropy.sample(
-        normal(4, 5, 2, 3), torch.Generator().manual_seed(0)
+        normal(4, 5, 2, 3), None, torch.Generator().manual_seed(0)
     )  # classes along dimension 1
     assert drawn.shape == (4, 2, 3)
     assert drawn.dtype == torch.int64
     sure = torch.full((2, 3, 2), -100.0).index_fill(1, torch.tensor([2]), 100.0)
-    assert cross_entropy.sample(sure, None).tolist() == [[2, 2], [2, 2]]
+    assert cross_entropy.sample(sure, None, None).tolist() == [[2, 2], [2, 2]]
 
 
 def logits(output: Any) -> Tensor:
@@ -86,7 +88,7 @@ def test_what_is_read_may_be_read_again() -> None:
     assert inner.output_of({"a": (output, None)}) is output
     assert inner.directions is not None
     generator = torch.Generator().manual_seed(0)
-    assert inner.directions({"a": (output, None)}, 2, generator).shape == (4, 2, 3)
+    assert inner.directions({"a": (output, None)}, None, 2, generator).shape == (4, 2, 3)
 
 
 def test_outputs_are_summed_in_float32_at_least() -> None:

@@ -54,7 +54,7 @@ from support.zoo_nets import (
     trained_on_quantization,
     with_buffer,
 )
-from woodbury import Likelihood, cross_entropy, squared_error
+from woodbury import Likelihood, cross_entropy, likelihoods, squared_error
 
 Batches = list[tuple[Any, Any]]
 NO_FACTORS = {"kfac": "K-FAC"}
@@ -182,6 +182,10 @@ def soft(seed: int) -> Tensor:
 
 def values(seed: int) -> Tensor:
     return normal(B, 3, seed=seed + 9, dtype=torch.float32)
+
+
+def answers(seed: int) -> Tensor:
+    return (values(seed) > 0).float()
 
 
 def loss_of(function: Callable[[Any, Any], Tensor]) -> Likelihood:
@@ -508,11 +512,27 @@ ROWS = [
     Row(
         "yes or no",
         mlp,
-        vectors(labels=lambda seed: (values(seed) > 0).float()),
+        vectors(labels=answers),
         LOSS(lambda o, t: binary_cross_entropy_with_logits(o, t.to(o))),
     ),
     Row("mean squares", mlp, vectors(labels=values), LOSS(mse_loss)),
     Row("smoothed labels", mlp, vectors(), loss_of(nn.CrossEntropyLoss(label_smoothing=0.1))),
+    Row("weighted classes", mlp, vectors(), likelihoods.classes([1, 5, 50])),
+    Row("smoothed classes", mlp, vectors(), likelihoods.classes(label_smoothing=0.1)),
+    Row("several labels", mlp, vectors(labels=answers), likelihoods.binary([1, 2, 3])),
+    Row("known noise", mlp, vectors(labels=values), likelihoods.normal([0.5, 1, 2])),
+    Row(
+        "weighted tokens",
+        lambda: Net(lambda m, x: m.a(x).mT, a=nn.Linear(6, 3)),
+        vectors(5, 6, labels=with_ignored),
+        likelihoods.classes([1, 2, 3], label_smoothing=0.1),
+    ),
+    Row(
+        "several heads",
+        lambda: Net(lambda m, x: Answer(m.b(m.a(x)), m.a(x)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        of(lambda x, y: (x, {"logits": y, "hidden": x.repeat(1, 2)[:, :8]})),
+        likelihoods.several({"logits": cross_entropy, "hidden": squared_error}, {"hidden": 0.1}),
+    ),
     Row("int32 labels", mlp, of(lambda x, y: (x, y.int()))),
     Row(
         "several outputs",

@@ -59,7 +59,7 @@ class DirectedBatch(NamedTuple):
         inputs: The inputs of b samples.
         directions: (b, mc_samples, …), directions s of the output  (eq. 29).
         output: What the model returned.
-        target: The labels, which are read only where they mark positions without an observation.
+        target: The labels, or None.
     """
 
     inputs: Any
@@ -90,8 +90,7 @@ def draw_directions(
     """The objective's samples with random directions of the output  (eq. 29).
 
     Args:
-        objective: The model at its weights, and its data. Labels are read only where they mark
-            positions without an observation.
+        objective: The model at its weights, and its data. Labels may be None.
         mc_samples: Directions per sample.
         seed: Of the directions.
         batch_size: Samples at once. Another size draws other directions.
@@ -121,7 +120,8 @@ def directions_at(
     Args:
         likelihood: With directions.
         output: What the model returned for b samples.
-        target: Their labels, which are read only where they mark positions without an observation.
+        target: Their labels, or None. They count where they mark positions without an observation,
+            or where the loss weighs labels differently.
         mc_samples: Directions per sample.
         generator: Of the directions.
 
@@ -131,12 +131,7 @@ def directions_at(
     """
     draw = likelihood.directions
     assert draw is not None
-    directions = mc_samples**0.5 * draw(output, mc_samples, generator)
-    # Labels are (b, …) for directions (b, mc_samples, C, …); probabilities mark nothing.
-    ignored = likelihood.ignored
-    if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
-        directions = directions * (target != ignored)[:, None, None]
-    return directions
+    return mc_samples**0.5 * draw(output, target, mc_samples, generator)
 
 
 def repeat_per_direction(inputs: Any, directions: Tensor) -> Batch:

@@ -101,8 +101,8 @@ def sampled(
     Args:
         objective: The model at its weights, and its likelihood.
         inputs: The batch's inputs.
-        target: The batch's labels or None. Read only where they mark positions without an
-            observation, which stay so.
+        target: The batch's labels or None. The likelihood reads them only where they mark positions
+            without an observation, which stay so.
         generator: Of the drawn labels; None for torch's own.
 
     Returns:
@@ -116,15 +116,7 @@ def sampled(
         raise WoodburyError(
             "This likelihood cannot draw labels: give it `sample`, or take labels=observed."
         )
-    drawn = likelihood.sample(objective.forward(objective.parameters, inputs), generator)
-    if likelihood.ignored is None or not isinstance(target, Tensor) or target.is_floating_point():
-        return drawn
-    if target.shape != drawn.shape:
-        raise WoodburyError(
-            f"The labels have shape {tuple(target.shape)} and those that are drawn "
-            f"{tuple(drawn.shape)}: give one class for each."
-        )
-    return torch.where(target == likelihood.ignored, target, drawn)
+    return likelihood.sample(objective.forward(objective.parameters, inputs), target, generator)
 
 
 def labelled(

@@ -368,10 +368,7 @@ def _directional_loss(
     assert likelihood.directions is not None
     output = objective.forward(parameters, inputs)
     with torch.no_grad():
-        direction = likelihood.directions(output, 1, generator)[:, 0]
-        ignored = likelihood.ignored
-        if ignored is not None and isinstance(target, Tensor) and not target.is_floating_point():
-            direction = direction * (target != ignored)[:, None]
+        direction = likelihood.directions(output, target, 1, generator)[:, 0]
     return likelihood.directional(output, direction)
 
 

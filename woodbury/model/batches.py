@@ -37,7 +37,8 @@ class Samples:
         trusted: Whether this package made the batches, so that nothing is checked.
 
     Attributes:
-        tried: The likelihoods whose loss was seen to be a mean over these samples.
+        tried: The likelihoods whose loss was seen to be a mean over some of these samples, once for
+            each trial.
 
     Raises:
         WoodburyError: If `batches` can be read only once. While reading: if a batch is no such
@@ -64,6 +65,10 @@ class Samples:
     def of(cls, batches: Iterable[Batch]) -> Samples:
         """`batches` as `Samples`; what is one already comes back unchanged."""
         return batches if isinstance(batches, Samples) else cls(batches)
+
+    def trials_of(self, likelihood: Any) -> int:
+        """How often a likelihood's loss was seen to be a mean over some of the samples."""
+        return sum(tried is likelihood for tried in self.tried)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches as they were given, each checked as it is read."""

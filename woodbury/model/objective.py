@@ -25,16 +25,18 @@ from woodbury.linalg.precision import dtype_name
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
+from woodbury.model.mean_losses import (
+    MEAN_TOLERANCE,
+    MOST_TRIALS,
+    PROBED_SAMPLES,
+    from_both_ends,
+    is_of_one_class,
+    remedy,
+)
 from woodbury.model.modes import eval_mode
 from woodbury.model.parameters import is_dtensor
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
-
-PROBED_SAMPLES = 6
-"""Samples of which a probe takes the loss together and one by one."""
-
-MEAN_TOLERANCE = 1e-2
-"""How far the two may differ, as a share of the largest single loss: halves round so much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,23 +197,25 @@ class Objective:
             )
         refusal = "The model or its loss refuses the first batch: does the data fit?"
         with eval_mode(self.model), user_code(refusal):
+            if samples_in(inputs) == 1:  # nothing is learnt from a single sample
+                inputs, target = next(self.batches.in_batches(2, 2))
             if target is None and self.likelihood.sample is not None:
                 # Whoever needs the data's own labels says so. torch's own generator is left alone.
                 generator = torch.Generator(self.weights.device).manual_seed(0)
                 output = self.forward(self.parameters, inputs)
-                target = self.likelihood.sample(output, generator)
+                target = self.likelihood.sample(output, None, generator)
             self.batch_loss(self.parameters, inputs, target)
         self.check_mean(inputs, target)
 
     @torch.no_grad()
     @torch.random.fork_rng(devices=[])
     def check_mean(self, inputs: Any, target: Any) -> None:
-        """Raise unless the loss of the first samples is the mean of their single losses.
+        """Raise unless the loss of some samples is the mean of their single losses.
 
-        It is tried once for each data set and likelihood.
+        It is tried once for each data set and likelihood, and again where all had the same class.
 
         Args:
-            inputs: Of the first batch that is used; nothing is learnt from a single sample.
+            inputs: Of a batch that is used; nothing is learnt from a single sample.
             target: Its labels.
 
         Raises:
@@ -219,12 +223,12 @@ class Objective:
         """
         if self.batches.trusted or samples_in(inputs) < 2:
             return
-        if any(likelihood is self.likelihood for likelihood in self.batches.tried):
+        if self.batches.trials_of(self.likelihood) >= MOST_TRIALS:
             return
-        count = min(PROBED_SAMPLES, samples_in(inputs))
+        first = from_both_ends((inputs, target), PROBED_SAMPLES)
+        count = samples_in(first[0])
         refusal = "The model or its loss refuses a single sample, and each has its own gradient"
         with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
-            first = slice_samples((inputs, target), 0, count)
             together = float(self.batch_loss(self.parameters, *first))
             singles = [
                 float(self.batch_loss(self.parameters, *slice_samples(first, i, i + 1)))
@@ -243,10 +247,11 @@ class Objective:
                 )
             raise WoodburyError(
                 f"The loss of {count} samples is {together:.4g}, the mean of their single losses "
-                f"{mean:.4g}: a loss must be the mean over samples, without class weights, "
-                "reduction='sum' or a division by anything else in the batch."
+                f"{mean:.4g}: a loss must be the mean over samples, so "
+                f"{remedy(together, singles)}."
             )
-        self.batches.tried.append(self.likelihood)
+        trials = 1 if is_of_one_class(first[1]) else MOST_TRIALS
+        self.batches.tried.extend([self.likelihood] * trials)
 
     @torch.no_grad()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:

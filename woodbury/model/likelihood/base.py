@@ -1,4 +1,4 @@
-"""Likelihoods: loss, label sampling and GGN directions for classification and regression."""
+"""What a likelihood is: a loss, label sampling and GGN directions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from woodbury.argument_types import check_fields
 from woodbury.errors import (
@@ -32,19 +32,20 @@ def _identity(output: Any) -> Tensor:
 class Likelihood:
     """What a model's output says about the target.
 
-    `cross_entropy` and `squared_error` are the two that most models are trained by. A loss alone,
+    `woodbury.likelihoods` has those that most models are trained by. A loss alone,
     `Likelihood(loss)`, will do for the empirical Fisher.
 
     Attributes:
         loss: (output, target) -> scalar, the *mean* negative log-likelihood of the batch's samples.
-        sample: (output, generator) -> a target drawn from the model's own distribution, for the
-            true Fisher; None if none can be drawn.
-        ignored: The label that means no observation, such as padding. Where the data have it, no
-            label is drawn.
-        directions: (output, mc_samples, generator) -> (b, mc_samples, …) with the other
+        sample: (output, target, generator) -> a target drawn from the model's own distribution, for
+            the true Fisher; None if none can be drawn. The data's target, which may be None, is
+            read only where it marks positions without an observation, which stay so.
+        ignored: The label that means no observation, such as padding; None if there is none.
+        directions: (output, target, mc_samples, generator) -> (b, mc_samples, …) with the other
             dimensions of the output. The sum of their outer products is, at least in expectation,
-            the Hessian of the negative log-likelihood by the output  (eq. 29). None if there is
-            no such Hessian.
+            the Hessian of the negative log-likelihood by the output  (eq. 29): at the target, or,
+            where that is None, its mean over the model's own distribution. None if there is no
+            such Hessian.
         output_of: output -> the tensor (b, …) that the directions belong to.
 
     Example:
@@ -54,9 +55,9 @@ class Likelihood:
     """
 
     loss: Callable[[Any, Any], Tensor]
-    sample: Callable[[Any, torch.Generator | None], Any] | None = None
+    sample: Callable[[Any, Any, torch.Generator | None], Any] | None = None
     ignored: int | None = None
-    directions: Callable[[Any, int, torch.Generator | None], Tensor] | None = None
+    directions: Callable[[Any, Any, int, torch.Generator | None], Tensor] | None = None
     output_of: Callable[[Any], Tensor] = _identity
 
     __repr__ = readable
@@ -137,6 +138,7 @@ class Likelihood:
             A likelihood of the model's whole output.
 
         Example:
+            >>> from woodbury import cross_entropy
             >>> logits = cross_entropy.with_output(lambda output: output["logits"])
             >>> logits.loss({"logits": torch.zeros(2, 4)}, torch.tensor([0, 3]))
             tensor(1.3863)
@@ -176,110 +178,82 @@ def check_likelihood(likelihood: Any) -> None:
         )
 
 
-def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensors(output, target, "cross_entropy")
-    if not target.is_floating_point():
-        _check_classes(output, target)
-        target = target.long()
-    # Summed over a sample's positions, as they are observations of their own: the mean over T of
-    # them has a Hessian T times its Fisher, just as for batch means  (eq. 2).
-    total = nn.functional.cross_entropy(output, target, reduction="sum", ignore_index=IGNORED)
-    return total / len(target)
+def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent signs of mean zero, of which directions are made.
 
+    Args:
+        shape: Of the result.
+        like: Of its dtype and on its device.
+        generator: Of the signs, on that device; None for torch's own.
 
-def _check_classes(output: Tensor, target: Tensor) -> None:
-    """Raise unless there is one class per position of the outputs."""
-    expected = output.shape[:1] + output.shape[2:]
-    if output.ndim > 1 and target.shape == expected:
-        return
-    remedy = f"give classes of shape {tuple(expected)}"
-    if output.ndim < 2:
-        remedy = "keep the samples along dimension 0, also where there is one, without squeeze()"
-    elif target.shape == output.shape[:-1]:
-        remedy = (
-            "the classes of an output lie along dimension 1, so take "
-            "likelihood=cross_entropy.with_output(lambda output: output.movedim(-1, 1))"
-        )
-    raise WoodburyError(
-        f"cross_entropy got outputs of shape {tuple(output.shape)} and labels of shape "
-        f"{tuple(target.shape)}: {remedy}."
-    )
-
-
-def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(b, C, …) logits -> (b, …) classes."""
-    _check_tensor(output, "cross_entropy")
-    if not bool(torch.isfinite(output).all()):
-        raise WoodburyError("The model's output is not finite: no label can be drawn from it.")
-    logits = output.movedim(1, -1)
-    probabilities = logits.softmax(-1).reshape(-1, logits.shape[-1])
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return drawn.view(logits.shape[:-1])
-
-
-def _directions_of_classes(
-    output: Tensor, mc_samples: int, generator: torch.Generator | None
-) -> Tensor:
-    """Σ_c ε_c √p_c (e_c − p), random signs ε, per position: E[ssᵀ] = diag(p) − ppᵀ  (eq. 29)."""
-    _check_tensor(output, "cross_entropy")
-    p = output.unsqueeze(1).softmax(2)
-    signed = _signs((len(output), mc_samples, *output.shape[1:]), output, generator) * p.sqrt()
-    return (signed - p * signed.sum(2, keepdim=True)) / mc_samples**0.5
-
-
-def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensors(output, target, "squared_error")
-    if output.shape != target.shape:
-        raise WoodburyError(
-            f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape "
-            f"{tuple(target.shape)}: they must be equal."
-        )
-    return 0.5 * (output - target).square().sum() / len(target)
-
-
-def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
-    _check_tensor(output, "squared_error")
-    noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
-    return output + noise
-
-
-def _directions_of_values(
-    output: Tensor, mc_samples: int, generator: torch.Generator | None
-) -> Tensor:
-    """Random signs: E[ssᵀ] = I  (eq. 29)."""
-    _check_tensor(output, "squared_error")
-    return _signs((len(output), mc_samples, *output.shape[1:]), output, generator) / mc_samples**0.5
-
-
-def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    Returns:
+        1 and −1.
+    """
     bits = torch.randint(0, 2, shape, generator=generator, device=like.device)
     return bits.to(like.dtype) * 2 - 1
 
 
-def _check_tensors(output: Any, target: Any, which: str) -> None:
-    _check_tensor(output, which)
+def tensor_of(output: Any, name: str) -> Tensor:
+    """The tensor that a likelihood reads in a model's output.
+
+    Args:
+        output: What the model returned.
+        name: What the likelihood is called.
+
+    Returns:
+        (b, …), the output itself.
+
+    Raises:
+        WrongType: If it is no tensor.
+    """
+    if not isinstance(output, Tensor):
+        raise WrongType(
+            f"{name} got a {type(output).__name__} from the model, not a tensor: say where the "
+            f"tensor is, such as likelihood={name}.with_output(lambda output: output.logits)."
+        )
+    return output
+
+
+@dataclass(frozen=True)
+class TensorOf:
+    """`tensor_of` as an `output_of`.
+
+    Attributes:
+        name: What the likelihood is called.
+    """
+
+    name: str
+
+    def __call__(self, output: Any) -> Tensor:
+        """Read the tensor of an output."""
+        return tensor_of(output, self.name)
+
+
+def check_target(target: Any, name: str) -> None:
+    """Raise unless labels are a tensor.
+
+    Args:
+        target: The labels.
+        name: What the likelihood is called.
+
+    Raises:
+        WrongType: If they are something else.
+    """
     if not isinstance(target, Tensor):
         raise WrongType(
-            f"{which} got labels that are a {type(target).__name__}: give a tensor, or a "
+            f"{name} got labels that are a {type(target).__name__}: give a tensor, or a "
             "Likelihood of your own, whose loss reads them."
         )
 
 
-def _check_tensor(output: Any, which: str) -> None:
-    if not isinstance(output, Tensor):
-        raise WrongType(
-            f"{which} got a {type(output).__name__} from the model, not a tensor: say where the "
-            f"tensor is, such as likelihood={which}.with_output(lambda output: output.logits)."
-        )
+def check_drawable(output: Tensor) -> None:
+    """Raise unless labels can be drawn from an output.
 
+    Args:
+        output: The tensor that the model returned.
 
-cross_entropy = Likelihood(_cross_entropy, _sample_classes, IGNORED, _directions_of_classes)
-"""Classes: logits (b, C, …) and int64 targets (b, …).
-
-The loss is summed over positions and averaged over the batch. A target of −100 counts for nothing,
-as in torch.
-"""
-
-
-squared_error = Likelihood(_half_squared_error, _sample_normal, directions=_directions_of_values)
-"""Regression with unit variance: ½ Σ (output − target)², averaged over the batch."""
+    Raises:
+        WoodburyError: If it is not finite.
+    """
+    if not bool(torch.isfinite(output).all()):
+        raise WoodburyError("The model's output is not finite: no label can be drawn from it.")
