@@ -200,9 +200,7 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     network.requires_grad_(False)  # gradients are taken of copies
     _check_float32(network)
     parameters = options.parameters
-    space = ParameterSpace.from_model(
-        network, parameters.include or "*", parameters.exclude, min_ndim=2
-    )
+    space = ParameterSpace.for_pruning(network, parameters.include or None, parameters.exclude)
     check_holds(options.resources.memory, space.n)
     splits = _load_splits(network, data, loss, options)
     test = batches(splits.test)

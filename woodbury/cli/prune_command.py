@@ -206,7 +206,7 @@ def _planned(problem: Problem, target: Targets) -> Planned:
         problem.model,
         problem.calibration_set(problem.options.inputs.seed),
         problem.loss.likelihood,
-        parameters.include or "*",
+        parameters.include or None,
         parameters.exclude,
         parameters.keep_zeros,
     )

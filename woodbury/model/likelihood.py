@@ -13,6 +13,7 @@ from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32
+from woodbury.model.pretrained import scores_of
 
 IGNORED = -100
 """The class that means no observation, as in torch and in language models' labels."""
@@ -161,7 +162,7 @@ def check_likelihood(likelihood: Any) -> None:
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensor(output, "cross_entropy")
+    output = _scores(output, "cross_entropy")
     if not target.is_floating_point():
         _check_classes(output, target)
         target = target.long()
@@ -192,7 +193,7 @@ def _check_classes(output: Tensor, target: Tensor) -> None:
 
 def _sample_classes(output: Tensor, generator: torch.Generator | None) -> Tensor:
     """(b, C, …) logits -> (b, …) classes."""
-    _check_tensor(output, "cross_entropy")
+    output = _scores(output, "cross_entropy")
     if not bool(torch.isfinite(output).all()):
         raise WoodburyError("The model's output is not finite: no label can be drawn from it.")
     logits = output.movedim(1, -1)
@@ -205,14 +206,14 @@ def _directions_of_classes(
     output: Tensor, mc_samples: int, generator: torch.Generator | None
 ) -> Tensor:
     """Σ_c ε_c √p_c (e_c − p), random signs ε, per position: E[ssᵀ] = diag(p) − ppᵀ  (eq. 29)."""
-    _check_tensor(output, "cross_entropy")
+    output = _scores(output, "cross_entropy")
     p = output.unsqueeze(1).softmax(2)
     signed = _signs((len(output), mc_samples, *output.shape[1:]), output, generator) * p.sqrt()
     return (signed - p * signed.sum(2, keepdim=True)) / mc_samples**0.5
 
 
 def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    _check_tensor(output, "squared_error")
+    output = _scores(output, "squared_error")
     if output.shape != target.shape:
         raise WoodburyError(
             f"squared_error got outputs of shape {tuple(output.shape)} and targets of shape "
@@ -222,7 +223,7 @@ def _half_squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _sample_normal(output: Tensor, generator: torch.Generator | None) -> Tensor:
-    _check_tensor(output, "squared_error")
+    output = _scores(output, "squared_error")
     noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
     return output + noise
 
@@ -231,7 +232,7 @@ def _directions_of_values(
     output: Tensor, mc_samples: int, generator: torch.Generator | None
 ) -> Tensor:
     """Random signs: E[ssᵀ] = I  (eq. 29)."""
-    _check_tensor(output, "squared_error")
+    output = _scores(output, "squared_error")
     return _signs((len(output), mc_samples, *output.shape[1:]), output, generator) / mc_samples**0.5
 
 
@@ -240,21 +241,42 @@ def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | No
     return bits.to(like.dtype) * 2 - 1
 
 
-def _check_tensor(output: Any, which: str) -> None:
-    if not isinstance(output, Tensor):
+def _scores(output: Any, which: str) -> Tensor:
+    """The tensor that a model returned, or the logits in an output of transformers."""
+    scores = output if isinstance(output, Tensor) else scores_of(output)
+    if scores is None:
         raise WrongType(
             f"{which} got a {type(output).__name__} from the model, not a tensor: say where the "
             f"tensor is, such as likelihood={which}.with_output(lambda output: output.logits)."
         )
+    return scores
 
 
-cross_entropy = Likelihood(_cross_entropy, _sample_classes, IGNORED, _directions_of_classes)
+def _output_of_classes(output: Any) -> Tensor:
+    return _scores(output, "cross_entropy")
+
+
+def _output_of_values(output: Any) -> Tensor:
+    return _scores(output, "squared_error")
+
+
+cross_entropy = Likelihood(
+    _cross_entropy, _sample_classes, IGNORED, _directions_of_classes, _output_of_classes
+)
 """Classes: logits (b, C, …) and int64 targets (b, …).
+
+A model of transformers may return its own output, whose logits are read, of tokens too. The labels
+of a causal model are those of the next token: `labels[:, 1:]` and a last column of −100.
 
 The loss is summed over positions and averaged over the batch. A target of −100 counts for nothing,
 as in torch.
 """
 
 
-squared_error = Likelihood(_half_squared_error, _sample_normal, directions=_directions_of_values)
+squared_error = Likelihood(
+    _half_squared_error,
+    _sample_normal,
+    directions=_directions_of_values,
+    output_of=_output_of_values,
+)
 """Regression with unit variance: ½ Σ (output − target)², averaged over the batch."""

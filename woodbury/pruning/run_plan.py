@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from woodbury.memory.budget import bytes_in_words
+from woodbury.model.left_out import HOW_TO_TAKE_IN
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Plan:
         phases: The parts of the run.
         budget_bytes: What the run may hold.
         better: What would be better with more memory; empty if nothing would.
+        left_out: Embeddings and heads that are not pruned, in words; empty if there are none.
 
     Example:
         >>> import torch, woodbury
@@ -60,6 +62,7 @@ class Plan:
     phases: tuple[Phase, ...]
     budget_bytes: int
     better: str = ""
+    left_out: str = ""
 
     @property
     def seconds(self) -> float:
@@ -102,6 +105,8 @@ class Plan:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "weights", f"{self.weights:,}"
+        if self.left_out:
+            yield "left out", f"{self.left_out}; {HOW_TO_TAKE_IN}"
         yield "samples", f"{self.samples:,}, {self.passes} times through the network"
         rows = f"{self.rows:,} of {self.dtype}" if self.rows else "none"
         yield "gradient rows", rows
