@@ -1,0 +1,1 @@
+"""Where other libraries meet this one; none of them is imported before it is used."""
