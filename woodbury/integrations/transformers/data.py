@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from woodbury.integrations.transformers.library import (
     nearest,
     neighbours,
 )
-from woodbury.monitor import announce
 
 KINDS = {
     ".csv": "csv",
@@ -26,6 +26,9 @@ KINDS = {
     ".parquet": "parquet",
 }
 """How datasets calls the files that it reads."""
+
+UNNAMED = re.compile(r"LABEL_\d+")
+"""How transformers calls classes that have no names."""
 
 TEST_SPLITS = ("test", "val", "dev", "eval")
 """How the names of test splits begin."""
@@ -267,11 +270,6 @@ def class_numbers(
                 f"The column {name!r} of {table.where} has a class {lost!r}, which the model does "
                 f"not know: {nearest(lost, known)}"
             )
-        else:
-            announce(
-                f"The classes {', '.join(names)} of {table.where} are taken as the model's "
-                f"{', '.join(sorted(known, key=lambda each: known[each]))}, in this order."
-            )
     for value in set(values):
         numbers.setdefault(value, _number(table, name, value, by_name, known))
     wrong = [number for number in numbers.values() if number != -100 and not 0 <= number < count]
@@ -282,6 +280,29 @@ def class_numbers(
             f"{count} classes, numbered from 0: is it another model's data?"
         )
     return [numbers[value] for value in values]
+
+
+def order_of_classes(table: Table, name: str, known: Mapping[str, int]) -> str | None:
+    """A remark where classes are matched by their numbers alone.
+
+    Args:
+        table: A split.
+        name: Of the column of labels.
+        known: The model's names of its classes -> their numbers.
+
+    Returns:
+        One sentence; None where the names agree, or the data has none.
+    """
+    names = table.class_names(name)
+    if names is None or all(UNNAMED.fullmatch(key) for key in known):
+        return None
+    if {each.casefold() for each in names} <= {key.casefold() for key in known}:
+        return None
+    ordered = sorted(known, key=lambda each: known[each])
+    return (
+        f"The classes {', '.join(names[:4])}, … of {table.where} are taken as the model's "
+        f"{', '.join(ordered[:4])}, … in this order."
+    )
 
 
 def _number(

@@ -34,6 +34,7 @@ class Loaded:
         likelihood: The loss of the task.
         labelled: Whether the labels are the data's own, and not what the model says.
         source: Where the model is from, with its tokenizer or image processor.
+        notes: What was decided for the user.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Loaded:
     likelihood: Likelihood
     labelled: bool
     source: Source
+    notes: tuple[str, ...] = ()
 
     def save(self, folder: str | Path) -> None:
         """Write the model as it is now, with its tokenizer or image processor.
@@ -99,7 +101,7 @@ def load(
         role: (name,) if isinstance(name, str) else tuple(name)
         for role, name in (columns or {}).items()
     }
-    train, test = source.read(data, asked, length=length, seed=seed)
+    train, test, notes = source.read(data, asked, length=length, seed=seed)
     model = source.model()
     if not train.labelled:
         train, test = (
@@ -107,9 +109,10 @@ def load(
             for part in (train, test)
         )
         assert train is not None
-    rest, held_out = (train, test)
+    rest, held_out = train, test
     if test is None:
         rest, held_out = hold_out(train, HELD_OUT_FRACTION, seed)
+    assert held_out is not None
     return Loaded(
         model=model,
         batches=list(DataLoader(draw(rest, samples, seed), batch_size=train.at_once)),
@@ -117,6 +120,7 @@ def load(
         likelihood=cross_entropy,
         labelled=train.labelled,
         source=source,
+        notes=notes,
     )
 
 

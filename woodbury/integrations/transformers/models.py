@@ -28,10 +28,17 @@ CONFIG = "config.json"
 
 
 class SplitSamples(NamedTuple):
-    """A training split, and a test split where there is one."""
+    """What a table gives.
+
+    Attributes:
+        train: The training split.
+        test: The test split, where there is one.
+        notes: What was decided for the user.
+    """
 
     train: Samples
     test: Samples | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,16 +143,19 @@ class Source:
         task_class = getattr(transformers(), _classes(self.task, self.config)[0])
         arguments = frozenset(inspect.signature(task_class.forward).parameters)
         reader = Reader(self.config, self.processor, arguments, length, seed)
+        columns = self.task.columns(found.train, asked)
         with quiet():
-            splits = [
-                self.task.samples(table, self.task.columns(table, asked), reader)
-                for table in found
-                if table is not None
-            ]
-        train, test = splits[0], splits[-1] if len(splits) > 1 else None
+            train = self.task.samples(found.train, columns, reader)
+            test = None
+            if found.test is not None:
+                own = self.task.columns(found.test, asked)
+                test = self.task.samples(found.test, own, reader)
         if test is not None and train.labelled and not test.labelled:
             test = None
-        return SplitSamples(train, test)
+        note = None
+        if columns.label is not None:
+            note = tables.order_of_classes(found.train, columns.label, self.config.label2id)
+        return SplitSamples(train, test, () if note is None else (note,))
 
     @property
     def how_to_load(self) -> str:
