@@ -66,8 +66,8 @@ class Reader(NamedTuple):
             )
         ]
 
-    def pieces(self, table: Table, texts: list[str]) -> Encoded:
-        """Each text in pieces of at most `longest` tokens, none of a single one."""
+    def pieces(self, table: Table, texts: list[str], least: int) -> Encoded:
+        """Each text in pieces of `least` to `longest` tokens."""
         pieces = [
             piece
             for start in chunks(len(table))
@@ -77,9 +77,9 @@ class Reader(NamedTuple):
                 )
             )
         ]
-        pieces = [piece for piece in pieces if len(piece["input_ids"]) > 1]
+        pieces = [piece for piece in pieces if len(piece["input_ids"]) >= least]
         if not pieces:
-            raise WoodburyError(f"{table.where} has no text of two tokens: give longer ones.")
+            raise WoodburyError(f"{table.where} has no text of {least} tokens: give longer ones.")
         return pieces
 
     def encoding(self, table: Table, *texts: list[Any], **options: Any) -> Any:

@@ -209,7 +209,7 @@ class CausalLM(Task):
     def samples(self, table: Table, columns: Columns, reader: Reader) -> Tokens:
         """The pieces of each row's text; the label of each token is the next one."""
         check_fast(self.name, reader.processor)
-        pieces = reader.pieces(table, table.column(columns.inputs[0], str))
+        pieces = reader.pieces(table, table.column(columns.inputs[0], str), least=2)
         labels = [[*piece["input_ids"][1:], IGNORED] for piece in pieces]
         length = longest(pieces)
         scores = length * reader.config.vocab_size
@@ -237,7 +237,8 @@ class MaskedLM(Task):
                 "The tokenizer has no mask token, or no padding token: set tokenizer.mask_token "
                 "and tokenizer.pad_token, and save it."
             )
-        pieces = reader.pieces(table, table.column(columns.inputs[0], str))
+        least = 1 + tokenizer.num_special_tokens_to_add()
+        pieces = reader.pieces(table, table.column(columns.inputs[0], str), least)
         collator = transformers().DataCollatorForLanguageModeling(
             tokenizer, mlm=True, mlm_probability=MASKED_SHARE, seed=reader.seed
         )
