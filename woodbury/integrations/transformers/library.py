@@ -91,8 +91,17 @@ def explained(sentence: str) -> Iterator[None]:
     except WoodburyError:
         raise
     except Exception as error:
-        cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
-        raise WoodburyError(sentence.replace("{reason}", reason(cause or error))) from error
+        raise WoodburyError(sentence.replace("{reason}", _first_words(error))) from error
+
+
+def _first_words(error: Exception) -> str:
+    """Why something failed; datasets says it in the cause, or in the second line."""
+    kind = type(error).__name__
+    if kind == "DatasetGenerationCastError":
+        return "its files have not the same columns"
+    if kind == "DatasetGenerationError" and error.__cause__ is not None:
+        return reason(error.__cause__)
+    return reason(error)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

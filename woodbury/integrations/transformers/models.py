@@ -74,10 +74,8 @@ class Source:
         """
         library = transformers()
         _check_place(where)
-        hint = "" if is_local(where) else f" {_local_hint(where)}"
-        with explained(
-            f"{where} has no configuration of transformers ({{reason}}): check it.{hint}"
-        ):
+        remedy = "look at its config.json." if is_local(where) else _local_hint(where)
+        with explained(f"{where} has no configuration of transformers ({{reason}}): {remedy}"):
             config = library.AutoConfig.from_pretrained(where)
         chosen = _made_for(where, config) if task is None else task
         _check_task(where, config, chosen)
