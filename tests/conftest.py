@@ -54,7 +54,9 @@ def limited() -> Iterator[Limited]:
 
 
 @pytest.fixture
-def hub_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def hub_is_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """In a folder of its own nothing is asked of the hub, nor left in the user's caches."""
     pytest.importorskip("transformers", reason="needs transformers, of the extra models")
     datasets = pytest.importorskip("datasets", reason="needs datasets, of the extra models")
@@ -62,5 +64,5 @@ def hub_is_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     monkeypatch.chdir(tmp_path)

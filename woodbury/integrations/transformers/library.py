@@ -127,12 +127,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def is_local(where: str) -> bool:
-    """Whether a name can only be a path: it is there, or it is no name of the hub.
+    """Whether a name can only be a path: it or its folder is there, or it is no name of the hub.
 
     Args:
         where: What was written.
     """
-    return Path(where).expanduser().exists() or not HUB_NAME.fullmatch(where)
+    path = Path(where).expanduser()
+    in_folder = len(path.parts) > 1 and path.parent.is_dir()
+    return path.exists() or in_folder or not HUB_NAME.fullmatch(where)
 
 
 def neighbours(where: str) -> list[str]:
