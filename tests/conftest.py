@@ -51,3 +51,18 @@ def limited() -> Iterator[Limited]:
             stack.enter_context(replace(Limits.current(), **fields))
 
         yield change
+
+
+@pytest.fixture
+def hub_is_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In a folder of its own nothing is asked of the hub, nor left in the user's caches."""
+    pytest.importorskip("transformers", reason="needs transformers, of the extra models")
+    datasets = pytest.importorskip("datasets", reason="needs datasets, of the extra models")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.chdir(tmp_path)

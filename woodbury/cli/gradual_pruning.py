@@ -23,7 +23,7 @@ from woodbury.cli.options import (
     given,
     settings_of,
 )
-from woodbury.cli.output import PruneReport, score_label
+from woodbury.cli.output import PruneReport, needed, score_label
 from woodbury.cli.problem import Problem, load_problem
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
@@ -149,7 +149,9 @@ def prune_gradually(
         )
         with folder.finishing() as results:
             report.write(results, problem.model)
-    report.show(out)
+            with needed(results):
+                problem.source.write(problem.model, results)
+    report.show(out, how_to_load=problem.source.how_to_load(out))
 
 
 class GradualRun:

@@ -13,6 +13,8 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Engine, Labels, looped, observed, sampled, vmapped
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.evaluation.metrics import accuracy, r_squared
+from woodbury.integrations.transformers import tasks
+from woodbury.integrations.transformers.tasks import Task
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.objective import Objective
@@ -42,6 +44,13 @@ MethodName = Literal[
     "kfac-upper-bound",
 ]
 ScopeName = Literal["global", "layerwise"]
+TaskName = Literal[
+    "text-classification",
+    "token-classification",
+    "causal-lm",
+    "masked-lm",
+    "image-classification",
+]
 UpdateName = Literal["zero", "independent", "joint"]
 
 
@@ -89,6 +98,13 @@ LABELS: Mapping[LabelsName, Labels | None] = {
     "sampled": sampled,
 }
 """None stands for the labels that each method takes by itself."""
+TASKS: Mapping[TaskName, Task] = {
+    "text-classification": tasks.text_classification,
+    "token-classification": tasks.token_classification,
+    "causal-lm": tasks.causal_lm,
+    "masked-lm": tasks.masked_lm,
+    "image-classification": tasks.image_classification,
+}
 UPDATES: Mapping[UpdateName, Update] = {"zero": zero, "independent": independent, "joint": joint}
 SCOPES: Mapping[ScopeName, Scope] = {"global": global_, "layerwise": layerwise}
 UNITS: Mapping[str, Unit] = {
@@ -258,6 +274,29 @@ def parse_sparsities(text: str) -> list[float]:
         raise WoodburyError(
             f"--sparsities is {text!r}: give numbers with commas between, such as 0.5,0.9."
         ) from error
+
+
+def parse_columns(text: str | None) -> dict[str, tuple[str, ...]]:
+    """What columns hold: `text=review,label=stars`, and two for pairs as `text=first+second`.
+
+    Raises:
+        WoodburyError: For anything else.
+
+    Example:
+        >>> parse_columns("text=premise+hypothesis,label=gold")
+        {'text': ('premise', 'hypothesis'), 'label': ('gold',)}
+    """
+    if text is None:
+        return {}
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(role.strip() and names.strip() for role, _, names in pairs):
+        raise WoodburyError(
+            f"--columns is {text!r}: give ROLE=COLUMN with commas between, such as "
+            "text=review,label=stars."
+        )
+    return {
+        role.strip(): tuple(name.strip() for name in names.split("+")) for role, _, names in pairs
+    }
 
 
 def parse_dampings(text: str) -> tuple[float, ...]:

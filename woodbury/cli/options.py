@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
-from woodbury.cli.names import LabelsName, LossName, MethodName, ScopeName, UpdateName
+from woodbury.cli.names import LabelsName, LossName, MethodName, ScopeName, TaskName, UpdateName
 from woodbury.cli.optimizers import FineTunerName, OptimizerName
 from woodbury.errors import WoodburyError
 from woodbury.memory.budget import parse_bytes
@@ -21,8 +21,9 @@ from woodbury.pruning.presets import standard
 DATA_KINDS = (
     "`FILE.py:FUNCTION` that returns (x, y), (x, y, x_test, y_test), or one or two torch Datasets; "
     "a `.npz` file with x and y [x_test, y_test]; or a folder of class folders of images [in "
-    "train/ and test/]. Bytes and images come as numbers from 0 to 1: any other normalisation is "
-    "the model's, or the function's."
+    "train/ and test/]. For transformers a csv, json, jsonl, txt or parquet file, a folder of "
+    "them, or a name on the hub. Bytes and images come as numbers from 0 to 1, but for models by "
+    "name: any other normalisation is the model's, or the function's."
 )
 
 
@@ -50,7 +51,9 @@ Patterns = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Model = Annotated[
     str,
     Parameter(
-        help="`FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION` that returns the torch.nn.Module."
+        help="`FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION` that returns the torch.nn.Module; "
+        "`transformers:NAME`, `timm:NAME` or `torchvision:NAME[:WEIGHTS]`, where NAME may be a "
+        "folder that the library, or `prune`, wrote."
     ),
 ]
 Data = Annotated[str, Parameter(help=f"{DATA_KINDS} No y, or None for it: see `--labels`.")]
@@ -264,6 +267,12 @@ class InputOptions:
         checkpoint: Weights to load into the model: `.pt`, or `.safetensors`, dense or sparse.
         loss: cross_entropy for classes, squared_error for regression.
         size: Resize images to SIZE × SIZE.
+        task: What a model of transformers does: text-classification, token-classification,
+            causal-lm, masked-lm or image-classification.  [default: what it was made for]
+        columns: What columns of the data hold, as `text=review,label=stars`; pairs of texts as
+            `text=first+second`.  [default: those with usual names, such as text and label]
+        length: Tokens of a sample at most; language models read longer texts in pieces.
+            [default: what the model takes, 512 at most]
         seed: Seeds the splits and the calibration set; in `train` the network and the order of
             the samples.
     """
@@ -271,6 +280,9 @@ class InputOptions:
     checkpoint: Path | None = None
     loss: LossName = "cross_entropy"
     size: Count | None = None
+    task: TaskName | None = None
+    columns: str | None = None
+    length: Annotated[int, Parameter(converter=_whole_number(2))] | None = None
     seed: Seed = 0
 
 

@@ -84,12 +84,13 @@ class PruneReport:
             details = [recipe, *folded(self.settings)]
             write_page(page, self.title, self.line, parts, details)
 
-    def show(self, out: Path, remark: str = "") -> None:
+    def show(self, out: Path, remark: str = "", how_to_load: str | None = None) -> None:
         """Print the tables, the result, what to look at, and how to load the weights.
 
         Args:
             out: The folder as the user wrote it.
             remark: What else to look at.
+            how_to_load: The line of Python that does it; None for ours.
         """
         for grid in (tables.per_tensor(self.tensors), *self.grids):
             print_result(grid.rich())
@@ -102,7 +103,7 @@ class PruneReport:
                 )
         if remark:
             print_note(remark)
-        print_how_to_load(out)
+        print_how_to_load(out, how_to_load)
 
 
 @dataclass(frozen=True)
@@ -263,10 +264,16 @@ def write_report(
     write_json(folder / REPORT_FILE, head | dict(numbers), sealed=True)
 
 
-def print_how_to_load(out: Path) -> None:
-    """Print the line of Python that loads the written weights."""
+def print_how_to_load(out: Path, line: str | None = None) -> None:
+    """Print the line of Python that loads the written weights.
+
+    Args:
+        out: The folder as the user wrote it.
+        line: That of the library that the network is from; None for ours.
+    """
     file = out / WEIGHTS_FILE
-    print_plain(f'Load it with  model.load_state_dict(woodbury.load_sparse("{file}"))')
+    ours = f'model.load_state_dict(woodbury.load_sparse("{file}"))'
+    print_plain(f"Load it with  {line or ours}")
 
 
 def folded(settings: Mapping[str, Any]) -> list[Grid]:

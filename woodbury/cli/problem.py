@@ -11,17 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from woodbury.cli.console import print_note
-from woodbury.cli.inputs.data import Splits, load_data
+from woodbury.cli.inputs.data import Splits
 from woodbury.cli.inputs.fit import predict, probe
-from woodbury.cli.inputs.model import load_model
-from woodbury.cli.inputs.splits import (
-    BATCH_SAMPLES,
-    HELD_OUT_FRACTION,
-    batches,
-    draw,
-    hold_out,
-    labels_of,
-)
+from woodbury.cli.inputs.sources import Source, source_of
+from woodbury.cli.inputs.splits import at_once, batches, labels_of
 from woodbury.cli.methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss
 from woodbury.cli.options import PruningOptions, settings_of
@@ -31,6 +24,7 @@ from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
+from woodbury.model.left_out import left_out_in_words
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
@@ -40,6 +34,7 @@ from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
 from woodbury.runtime.layer_seconds import latency
+from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 
 MAX_HELD_OUT_SAMPLES = 2000
 """Held-out samples that candidates are judged on at most."""
@@ -50,6 +45,7 @@ class Problem:
     """A dense model with its calibration data, its test data, and data to choose a damping on.
 
     Attributes:
+        source: Where the network is from.
         model: The network, in eval mode; no parameter requires a gradient.
         trainable: The names of the parameters that required a gradient when the model came.
         loss: The loss and its metric.
@@ -62,6 +58,7 @@ class Problem:
         options: What was asked for.
     """
 
+    source: Source
     model: nn.Module
     trainable: tuple[str, ...]
     loss: Loss
@@ -167,12 +164,14 @@ class Problem:
 
     def settings(self) -> dict[str, Any]:
         """What was asked for and what was decided, for the report."""
-        decided = {
+        decided: dict[str, Any] = {
             "count": self.count,
             "parameters": list(self.space.shapes),
             "weights": self.space.n,
             "memory": self.options.resources.memory,
         }
+        if self.space.left_out:
+            decided["left out"] = left_out_in_words(self.space.left_out)
         return settings_of(self.options) | decided
 
 
@@ -193,27 +192,29 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     inputs = options.inputs
     loss = LOSSES[inputs.loss]
     torch.manual_seed(inputs.seed)
-    network = load_model(model, inputs.checkpoint)
+    source = source_of(model, data, inputs)
+    network = source.model()
     trainable = tuple(
         name for name, parameter in network.named_parameters() if parameter.requires_grad
     )
     network.requires_grad_(False)  # gradients are taken of copies
     _check_float32(network)
     parameters = options.parameters
-    space = ParameterSpace.from_model(
-        network, parameters.include or "*", parameters.exclude, min_ndim=2
-    )
+    space = ParameterSpace.for_pruning(network, parameters.include or None, parameters.exclude)
     check_holds(options.resources.memory, space.n)
-    splits = _load_splits(network, data, loss, options)
+    if space.left_out:
+        print_note(f"Not pruned: {left_out_in_words(space.left_out)}; --include '*' takes them in.")
+    splits = _load_splits(network, source, data, loss, options)
     test = batches(splits.test)
     probe(network, test, loss.likelihood)
     calibration, held_out = splits.train, None
     if choosing:
         calibration, aside = hold_out(splits.train, HELD_OUT_FRACTION, inputs.seed)
         held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, inputs.seed))
-    first_batch = batches(draw(calibration, BATCH_SAMPLES, inputs.seed))
+    first_batch = batches(draw(calibration, at_once(calibration), inputs.seed))
     probe(network, first_batch, loss.likelihood, labels_of(calibration))
     return Problem(
+        source=source,
         model=network,
         trainable=trainable,
         loss=loss,
@@ -236,16 +237,13 @@ def _check_float32(network: nn.Module) -> None:
         )
 
 
-def _load_splits(network: nn.Module, data: str, loss: Loss, options: PruningOptions) -> Splits:
-    def labels_from(inputs: Tensor) -> Tensor:
-        return loss.labels_from(predict(network, inputs))
+def _load_splits(
+    network: nn.Module, source: Source, data: str, loss: Loss, options: PruningOptions
+) -> Splits:
+    def labels_from(inputs: Any) -> Tensor:
+        return loss.labels_from(predict(network, inputs, loss.likelihood))
 
-    splits = load_data(
-        data,
-        seed=options.inputs.seed,
-        size=options.inputs.size,
-        labels_from=labels_from if options.curvature.labels == "sampled" else None,
-    )
+    splits = source.splits(labels_from if options.curvature.labels == "sampled" else None)
     for note in splits.notes:
         print_note(note)
     if splits.without_labels:

@@ -25,7 +25,7 @@ from woodbury.cli.options import (
     PruningOptions,
     given,
 )
-from woodbury.cli.output import PruneReport, score_label
+from woodbury.cli.output import PruneReport, needed, score_label
 from woodbury.cli.problem import Problem, load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import run
@@ -167,7 +167,9 @@ def _prune_at_once(
             tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
         report.write(folder, problem.model)
-    report.show(out, remark=_remark(numbers))
+        with needed(folder):
+            problem.source.write(problem.model, folder)
+    report.show(out, _remark(numbers), problem.source.how_to_load(out))
 
 
 class Outcome(NamedTuple):
@@ -206,7 +208,7 @@ def _planned(problem: Problem, target: Targets) -> Planned:
         problem.model,
         problem.calibration_set(problem.options.inputs.seed),
         problem.loss.likelihood,
-        parameters.include or "*",
+        parameters.include or None,
         parameters.exclude,
         parameters.keep_zeros,
     )

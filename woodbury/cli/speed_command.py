@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 from cyclopts import Parameter
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import Dataset, default_collate
 
 from woodbury.cli.console import print_plain, print_result
-from woodbury.cli.inputs.data import load_data
-from woodbury.cli.inputs.model import load_model
+from woodbury.cli.inputs.sources import LIBRARIES, Source, source_of
+from woodbury.cli.options import InputOptions
 from woodbury.cli.output import folded, write_report
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.io.checkpoints import load_state_dict_checked
@@ -32,9 +32,7 @@ REPORT, WEIGHTS = "report.json", "weights.safetensors"
 def speed(
     where: Annotated[
         str,
-        Parameter(
-            help="A folder that `prune` wrote, or `FILE.py:FUNCTION` that returns a network."
-        ),
+        Parameter(help="A folder that `prune` wrote, or a network as for `prune`."),
     ],
     data: Annotated[
         str | None,
@@ -60,13 +58,16 @@ def speed(
         torch.set_num_threads(threads)
     pruned = _pruned(where, data)
     sizes = _sizes(batches)
+    model, test = pruned.source.model(), pruned.source.inputs()
+    if pruned.weights is not None:
+        load_state_dict_checked(model, load_sparse(pruned.weights), pruned.weights)
     timed, used = {}, []
     for size in sizes:
-        inputs = _inputs(pruned.data, size)
-        fast = accelerate(pruned.model, inputs)
-        timed[size] = speeds(pruned.model, inputs, compiled=compiled, accelerated=fast)
+        inputs = _inputs(test, size)
+        fast = accelerate(model, inputs)
+        timed[size] = speeds(model, inputs, compiled=compiled, accelerated=fast)
         used.append(choices(fast))
-    left = _left(pruned.model, _inputs(pruned.data, 1))
+    left = _left(model, _inputs(test, 1))
     grids = [speeds_table(timed, left), *map(layers_table, used, sizes)]
     settings = {"model": where, "data": pruned.data, "batches": sizes}
     settings["threads"] = torch.get_num_threads()
@@ -92,10 +93,17 @@ def _sizes(text: str) -> list[int]:
 
 
 class _Pruned(NamedTuple):
-    """A pruned network, and where its inputs are."""
+    """A pruned network.
 
-    model: nn.Module
+    Attributes:
+        source: Where it is from.
+        data: Where its inputs are.
+        weights: What holds its weights; None where they are its own.
+    """
+
+    source: Source
     data: str
+    weights: Path | None
 
 
 def _pruned(where: str, data: str | None) -> _Pruned:
@@ -105,12 +113,20 @@ def _pruned(where: str, data: str | None) -> _Pruned:
             raise WoodburyError(
                 f"{where} is no folder that prune wrote: give one, or a network and its data."
             )
-        return _Pruned(load_model(where), data)
+        return _Pruned(source_of(where, data, InputOptions()), data, None)
     settings = _settings(folder)
-    model = load_model(settings["model"])
-    weights = load_sparse(folder / WEIGHTS)
-    load_state_dict_checked(model, weights, folder / WEIGHTS)
-    return _Pruned(model, data or settings["data"])
+    data = data or settings["data"]
+    assert data is not None
+    known = {each.name for each in fields(InputOptions)} - {"checkpoint", "loss"}
+    options = InputOptions(**{name: settings[name] for name in known & set(settings)})
+    library, _, name = settings["model"].partition(":")
+    if library in LIBRARIES and library != "torchvision":  # the folder is one of the library's too
+        return _Pruned(source_of(f"{library}:{folder}", data, options), data, None)
+    if library == "torchvision":
+        options = replace(options, checkpoint=folder / WEIGHTS)
+        model = f"{library}:{name.partition(':')[0]}"
+        return _Pruned(source_of(model, data, options), data, None)
+    return _Pruned(source_of(settings["model"], data, options), data, folder / WEIGHTS)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -125,9 +141,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     )
 
 
-def _inputs(data: str, size: int) -> Tensor | Any:
-    """The first inputs of the test data, over again where there are fewer."""
-    test = load_data(data, labels_from=lambda inputs: torch.zeros(len(inputs))).test
+def _inputs(test: Dataset, size: int) -> Tensor | Any:
+    """The first inputs of a data set, over again where there are fewer."""
     count = len(test)  # type: ignore[arg-type]
     return default_collate([test[number % count][0] for number in range(size)])
 

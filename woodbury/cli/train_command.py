@@ -15,19 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
-from woodbury.cli.inputs.data import load_data
 from woodbury.cli.inputs.fit import probe
-from woodbury.cli.inputs.model import load_model
-from woodbury.cli.inputs.splits import (
-    BATCH_SAMPLES,
-    HELD_OUT_FRACTION,
-    Batches,
-    batches,
-    draw,
-    hold_out,
-    labels_of,
-    stream,
-)
+from woodbury.cli.inputs.sources import Source, source_of
+from woodbury.cli.inputs.splits import Batches, at_once, batches, labels_of, stream
 from woodbury.cli.names import LOSSES, Loss
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
 from woodbury.cli.options import (
@@ -60,6 +50,7 @@ from woodbury.optim.preconditioner import Preconditioner
 from woodbury.reporting.page import write_page
 from woodbury.reporting.records import EpochNumbers, TrainNumbers
 from woodbury.reporting.tables import Grid, percent
+from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 from woodbury.training.finetuning import batches_in, shuffled
 from woodbury.training.learning_rate import cosine_restarts
 
@@ -103,9 +94,10 @@ def train(
         return
     with memory_for(resources.memory), resumable(out, optimizer.resume, settings) as folder:
         torch.manual_seed(inputs.seed)
-        network = load_model(model, inputs.checkpoint)
+        source = source_of(model, data, inputs)
+        network = source.model()
         with progress_bars():
-            loaded = _load_data(network, data, inputs)
+            loaded = _load_data(network, source, inputs)
             session = Session(folder, settings, network, loaded.samples)
             numbers = _train(network, loaded, training, optimizer, made_with, inputs.seed, session)
         table = _table(numbers)
@@ -114,12 +106,13 @@ def train(
             with needed(results):
                 save_sparse(results / WEIGHTS_FILE, network.state_dict(), {})
                 write_report(results, "train", settings, asdict(numbers), asked=settings)
+                source.write(network, results)
             title = f"{Path(model).name} by {training.optimizer}"
             with if_there_is_room(results / "report.html") as page:
                 write_page(page, title, line, [table], folded(settings))
     print_result(table.rich())
     print_result(line)
-    print_how_to_load(out)
+    print_how_to_load(out, source.how_to_load(out))
 
 
 class TrainingData(NamedTuple):
@@ -143,10 +136,10 @@ class TrainingData(NamedTuple):
         return len(self.train)  # type: ignore[arg-type]
 
 
-def _load_data(network: nn.Module, data: str, inputs: InputOptions) -> TrainingData:
+def _load_data(network: nn.Module, source: Source, inputs: InputOptions) -> TrainingData:
     """The data, seen to fit the network; what is decided for the user is said."""
     loss = LOSSES[inputs.loss]
-    splits = load_data(data, seed=inputs.seed, size=inputs.size)
+    splits = source.splits(None)
     for note in splits.notes:
         print_note(note)
     train, aside = hold_out(splits.train, HELD_OUT_FRACTION, inputs.seed)
@@ -154,7 +147,7 @@ def _load_data(network: nn.Module, data: str, inputs: InputOptions) -> TrainingD
     test = batches(splits.test)
     probe(network, held_out, loss.likelihood)
     probe(network, test, loss.likelihood)
-    first_batch = Batches(draw(train, BATCH_SAMPLES, inputs.seed))
+    first_batch = Batches(draw(train, at_once(train), inputs.seed), at_once(train))
     probe(network, first_batch, loss.likelihood, labels_of(train))
     return TrainingData(loss, train, held_out, test)
 

@@ -20,8 +20,9 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
 
     Args:
         objective: Its weights are evaluated, in eval mode; its own batches are not read.
-        batches: (inputs, target) with outputs (b, classes, …) and targets (b, …). Targets that are
-            no observation, by the likelihood's `ignored`, are not counted.
+        batches: (inputs, target) with outputs (b, classes, …), as the likelihood reads them, and
+            targets (b, …). Targets that are no observation, by the likelihood's `ignored`, are not
+            counted.
 
     Returns:
         A number from 0 to 1.
@@ -41,7 +42,8 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
     ignored = objective.likelihood.ignored
     with torch.no_grad(), eval_mode(objective.model):
         for inputs, target in checked(batches):
-            predicted = objective.forward(objective.parameters, inputs).argmax(1)
+            output = objective.forward(objective.parameters, inputs)
+            predicted = objective.likelihood.output_of(output).argmax(1)
             if predicted.shape != target.shape:
                 raise WoodburyError(
                     f"The predicted classes have shape {tuple(predicted.shape)} and the labels "

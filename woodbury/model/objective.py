@@ -24,7 +24,7 @@ from woodbury.errors import (
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
-from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
+from woodbury.model.likelihood import IGNORED, Likelihood, check_likelihood, cross_entropy
 from woodbury.model.mean_losses import (
     MEAN_TOLERANCE,
     MOST_TRIALS,
@@ -35,6 +35,7 @@ from woodbury.model.mean_losses import (
 )
 from woodbury.model.modes import eval_mode
 from woodbury.model.parameters import is_dtensor
+from woodbury.model.pretrained import check_shifted, may_be_unshifted
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
 
@@ -205,6 +206,8 @@ class Objective:
                 output = self.forward(self.parameters, inputs)
                 target = self.likelihood.sample(output, None, generator)
             self.batch_loss(self.parameters, inputs, target)
+            if may_be_unshifted(inputs, target, IGNORED):
+                check_shifted(self.forward(self.parameters, slice_samples(inputs, 0, 1)))
         self.check_mean(inputs, target)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
 from woodbury.model.channels import Channels, channels_of
 from woodbury.model.layers import memory_of
+from woodbury.model.left_out import HOW_TO_TAKE_IN, embeddings_and_heads, left_out_in_words
 from woodbury.model.wrappers import checked_model, quantized_layers
 
 Patterns = str | Sequence[str]
@@ -38,6 +39,8 @@ class ParameterSpace:
         kept: (n,) bool, True for each of the d weights that are kept; None if all are.
         channels: Name -> along which dimensions its layer has outputs and inputs. Tensors that are
             not named have outputs along dimension 0, and inputs along dimension 1.
+        left_out: Name -> "embedding" or "head" of each tensor that `for_pruning` left out by
+            itself.
 
     Raises:
         WoodburyError: If there is no tensor, or `kept` is no bool mask over all n weights.
@@ -54,6 +57,7 @@ class ParameterSpace:
     shapes: Mapping[str, torch.Size]
     kept: Tensor | None = None
     channels: Mapping[str, Channels] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shapes, Mapping) or not all(
@@ -125,6 +129,48 @@ class ParameterSpace:
             )
         shapes = {name: parameter.shape for name, parameter in chosen.items()}
         return cls(shapes, channels=channels_of(model, shapes))
+
+    @classmethod
+    def for_pruning(
+        cls, model: nn.Module, include: Patterns | None = None, exclude: Patterns = ()
+    ) -> ParameterSpace:
+        """The weight matrices and kernels of a model that `prune` prunes.
+
+        Args:
+            model: The model, whose wrappers are seen through.
+            include: Names to take, or patterns of them, whatever they are. None for all but
+                embeddings, what is tied to them, and the heads of models of transformers; "*"
+                takes these in.
+            exclude: Names or patterns to leave out of these.
+
+        Returns:
+            The space; `left_out` names what it leaves out by itself.
+
+        Raises:
+            WrongType: As `from_model`.
+            WoodburyError: As `from_model`; also if nothing but embeddings and heads is chosen.
+
+        Example:
+            >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+            >>> space = ParameterSpace.for_pruning(model)
+            >>> list(space.shapes), dict(space.left_out)
+            (['1.weight'], {'0.weight': 'embedding'})
+            >>> list(ParameterSpace.for_pruning(model, include="*").shapes)
+            ['0.weight', '1.weight']
+        """
+        space = cls.from_model(model, "*" if include is None else include, exclude, min_ndim=2)
+        if include is not None:
+            return space
+        found = embeddings_and_heads(checked_model(model))
+        left_out = {name: found[name] for name in space.shapes if name in found}
+        shapes = {name: shape for name, shape in space.shapes.items() if name not in found}
+        if not shapes:
+            raise WoodburyError(
+                f"No matrix or kernel is left without {left_out_in_words(left_out)}: "
+                f"{HOW_TO_TAKE_IN}."
+            )
+        channels = {name: each for name, each in space.channels.items() if name in shapes}
+        return cls(shapes, channels=channels, left_out=left_out)
 
     @cached_property
     def slices(self) -> dict[str, slice]:

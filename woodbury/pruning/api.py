@@ -12,8 +12,9 @@ from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
+from woodbury.model.left_out import HOW_TO_TAKE_IN, left_out_in_words
 from woodbury.model.likelihood import Likelihood, cross_entropy
-from woodbury.model.space import Patterns
+from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.planning import Planned, planned, pruning_objective
@@ -38,7 +39,7 @@ def prune(
     pruner: PruningRecipe | None = None,
     stages: int = 1,
     likelihood: Likelihood = cross_entropy,
-    include: Patterns = "*",
+    include: Patterns | None = None,
     exclude: Patterns = (),
     keep_zeros: bool = False,
     memory: int | str | None = None,
@@ -55,7 +56,9 @@ def prune(
         pruner: A recipe of your own in place of `effort`, such as Pruner(mfac(500)).
         stages: Prunings of `pruner`, each with fresh gradients; an effort has its own.
         likelihood: The loss: `cross_entropy`, `squared_error` or a Likelihood of your own.
-        include: Shell patterns of the parameter names to prune.
+        include: Shell patterns of the parameter names to prune. None for all matrices and kernels
+            but embeddings, what is tied to them, and the heads of models of transformers; "*"
+            takes these in. `Pruned.settings` and the plan say what was left out.
         exclude: Shell patterns of the names to leave out. Frozen parameters are pruned too,
             unless they are left out.
         keep_zeros: Whether weights that are zero already are kept at zero and count as removed.
@@ -101,8 +104,23 @@ def prune(
             if stages > 1:  # weights that are zero already count as removed
                 start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
             pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
+            pruned = replace(pruned, settings=left_out_setting(objective.space))
     pruned.write()
     return pruned
+
+
+def left_out_setting(space: ParameterSpace) -> dict[str, str]:
+    """What a space leaves out by itself, as an entry of `Pruned.settings`.
+
+    Args:
+        space: By `ParameterSpace.for_pruning`.
+
+    Returns:
+        {"left out": a phrase}; empty for nothing.
+    """
+    if not space.left_out:
+        return {}
+    return {"left out": f"{left_out_in_words(space.left_out)}; {HOW_TO_TAKE_IN}"}
 
 
 def run_planned(chosen: Planned) -> Pruned:
@@ -120,4 +138,5 @@ def run_planned(chosen: Planned) -> Pruned:
     choice, plan = chosen
     announce(plan.in_one_line())
     pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
-    return replace(pruned, settings=choice.settings, plan=plan)
+    settings = {**choice.settings, **left_out_setting(choice.objective.space)}
+    return replace(pruned, settings=settings, plan=plan)

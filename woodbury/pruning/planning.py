@@ -21,6 +21,7 @@ from woodbury.memory.budget import (
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.memory.machine_rates import MachineRates
 from woodbury.model.batches import Batch
+from woodbury.model.left_out import left_out_in_words
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
@@ -61,7 +62,7 @@ def plan(
     *,
     effort: Effort = standard,
     likelihood: Likelihood = cross_entropy,
-    include: Patterns = "*",
+    include: Patterns | None = None,
     exclude: Patterns = (),
     keep_zeros: bool = False,
     memory: int | str | None = None,
@@ -109,7 +110,7 @@ def pruning_objective(
     model: nn.Module,
     batches: Iterable[Batch],
     likelihood: Likelihood,
-    include: Patterns,
+    include: Patterns | None,
     exclude: Patterns,
     keep_zeros: bool,
 ) -> Objective:
@@ -119,7 +120,7 @@ def pruning_objective(
         model: As for `prune`; so are the others.
         batches: The calibration set.
         likelihood: The loss.
-        include: Patterns of names.
+        include: Patterns of names; None for all but embeddings and heads.
         exclude: Patterns of names.
         keep_zeros: Whether zeros are left out of the space.
 
@@ -129,7 +130,7 @@ def pruning_objective(
     Raises:
         WoodburyError: If the data does not fit the model, or no name matches.
     """
-    space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+    space = ParameterSpace.for_pruning(model, include, exclude)
     check_prunable(model, space.shapes)
     objective = Objective.from_model(model, batches, likelihood, space)
     objective.probe()
@@ -218,6 +219,7 @@ def _plan_of(choice: Choice, forecast: Forecast, budget: int) -> Plan:
         refit=describe_refit(choice.refit) if choice.layers is None else choice.layers.in_words(),
         phases=merged(list(_phases(choice, forecast))),
         budget_bytes=budget,
+        left_out=left_out_in_words(objective.space.left_out),
     )
 
 

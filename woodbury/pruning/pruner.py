@@ -103,7 +103,8 @@ class Pruned:
     Attributes:
         objective: At the weights reached; the model is untouched until `write`.
         steps: One result for each stage.
-        settings: Name -> what was chosen for the user; empty if nothing was.
+        settings: Name -> what was chosen for the user, and what was left out; empty if nothing
+            was.
         plan: What the run was predicted to do and take; None for a recipe of the user's own.
         carried: What the last step leaves for the next one on the same batches.
 

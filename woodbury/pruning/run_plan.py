@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from woodbury.memory.budget import bytes_in_words
+from woodbury.model.left_out import HOW_TO_TAKE_IN
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Plan:
         retained_bytes: What timing the model left with the process: the buffers of torch's kernels,
             and free memory that the allocator does not return. It is measured, so that it differs
             between runs and takes no part in the choice.
+        left_out: Embeddings and heads that are not pruned, in words; empty if there are none.
 
     Example:
         >>> import torch, woodbury
@@ -64,6 +66,7 @@ class Plan:
     budget_bytes: int
     better: str = ""
     retained_bytes: int = 0
+    left_out: str = ""
 
     @property
     def seconds(self) -> float:
@@ -111,6 +114,8 @@ class Plan:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "weights", f"{self.weights:,}"
+        if self.left_out:
+            yield "left out", f"{self.left_out}; {HOW_TO_TAKE_IN}"
         yield "samples", f"{self.samples:,}, {self.passes} times through the network"
         rows = f"{self.rows:,} of {self.dtype}" if self.rows else "none"
         yield "gradient rows", rows

@@ -93,7 +93,8 @@ class Gradual:
             bit for bit.
         schedule: How the sparsity rises; `polynomial` is cubic, fast first.
         likelihood: The loss.
-        include: Shell patterns of the parameter names to prune.
+        include: Shell patterns of the parameter names to prune. None for all matrices and kernels
+            but embeddings and the heads of models of transformers; "*" takes these in.
         exclude: Shell patterns of the names to leave out.
         keep_zeros: Whether weights that are zero already are kept at zero; the schedule starts from
             there.
@@ -108,7 +109,8 @@ class Gradual:
         engine: How gradient rows are taken, of which the first pruning step chooses the fastest;
             None before, or where the pruner names one.
         history: The pruning steps made so far.
-        space: The weights that are kept.
+        space: The weights that are kept; `space.left_out` names the embeddings and heads that are
+            not pruned.
 
     If the training ends before the last pruning step, a line on stderr says so.
 
@@ -146,7 +148,7 @@ class Gradual:
         pruner: Prune | None = None,
         schedule: Schedule = polynomial,
         likelihood: Likelihood = cross_entropy,
-        include: Patterns = "*",
+        include: Patterns | None = None,
         exclude: Patterns = (),
         keep_zeros: bool = False,
         score: Callable[[Objective], float] | None = None,
@@ -158,7 +160,7 @@ class Gradual:
         self.pruning_steps = pruning_steps(start, end, every=every, steps=steps)
         self.step = 0
         self.history: tuple[PruningStep, ...] = ()
-        self.space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+        self.space = ParameterSpace.for_pruning(model, include, exclude)
         check_prunable(model, self.space.shapes)
         self._model = bare(model)
         self._batches = batches

@@ -16,18 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from woodbury.cli.inputs.images import Images
+from woodbury.cli.inputs.images import Images, Transform
 from woodbury.cli.inputs.model import call_function, run_user_code
-from woodbury.cli.inputs.splits import (
-    BATCH_SAMPLES,
-    HELD_OUT_FRACTION,
-    hold_out,
-    to_default_dtype,
-)
+from woodbury.cli.inputs.splits import BATCH_SAMPLES, to_default_dtype
 from woodbury.errors import WoodburyError, reason
 from woodbury.memory.budget import available_bytes, bytes_in_words
+from woodbury.training.drawing import HELD_OUT_FRACTION, hold_out
 
-LabelsFrom = Callable[[Tensor], Tensor]
+LabelsFrom = Callable[[Any], Tensor]
 """Inputs -> the labels that stand for missing ones."""
 
 
@@ -63,7 +59,12 @@ class Unlabelled(Dataset):
 
 
 def load_data(
-    where: str, *, seed: int = 0, size: int | None = None, labels_from: LabelsFrom | None = None
+    where: str,
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    transform: Transform | None = None,
+    labels_from: LabelsFrom | None = None,
 ) -> Splits:
     """Load the splits that DATA names; without a test split a fifth is held out.
 
@@ -71,6 +72,7 @@ def load_data(
         where: `FILE.py:FUNCTION`, a `.npz` file or a folder of images.
         seed: Of what is held out.
         size: Width and height that images are resized to, None for their own.
+        transform: What makes inputs of a folder's images, in place of that.
         labels_from: What gives inputs without labels some; None refuses such data.
 
     Raises:
@@ -78,7 +80,7 @@ def load_data(
     """
     path = _path(where)
     if path.is_dir():
-        loaded = Images.splits(path, size)
+        loaded = Images.splits(path, size, transform)
     elif path.suffix == ".npz":
         loaded = _from_file(path)
     elif ":" in where:
@@ -96,12 +98,32 @@ def load_data(
     if len(splits) == 2:
         train, test = splits
         return Splits(train, test, without_labels=without_labels)
-    train, test = hold_out(splits[0], HELD_OUT_FRACTION, seed)
+    return without_test(where, splits[0], seed)._replace(without_labels=without_labels)
+
+
+def without_test(where: str, whole: Dataset, seed: int) -> Splits:
+    """The splits of data without a test split, of which a fifth is held out.
+
+    Args:
+        where: DATA as the user wrote it.
+        whole: What it holds.
+        seed: Of what is held out.
+    """
+    train, test = hold_out(whole, HELD_OUT_FRACTION, seed)
     note = (
         f"{where} has no test split: accuracy is measured on {len(test)} samples held out by seed "
         f"{seed}, which the model may have seen in training."
     )
-    return Splits(train, test, (note,), without_labels)
+    return Splits(train, test, (note,))
+
+
+def is_of_arrays(where: str) -> bool:
+    """Whether DATA is a function or a file of arrays, and no table.
+
+    Args:
+        where: DATA as the user wrote it.
+    """
+    return ".py:" in where or where.endswith(".npz")
 
 
 def _path(where: str) -> Path:

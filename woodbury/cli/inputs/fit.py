@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from woodbury.cli.inputs.splits import Batches
 from woodbury.errors import WoodburyError, user_code
-from woodbury.model.batches import Batch
+from woodbury.model.batches import Batch, tensors_in
 from woodbury.model.calling import call_model
 from woodbury.model.likelihood import IGNORED, Likelihood, cross_entropy
 from woodbury.model.modes import eval_mode
+from woodbury.model.pretrained import scores_of
 
 
 def probe(
@@ -31,7 +32,7 @@ def probe(
         WoodburyError: If anything does not fit.
     """
     inputs, target = next(iter(batches))
-    output = predict(model, inputs)
+    output = predict(model, inputs, likelihood)
     if likelihood is not cross_entropy:
         likelihood.loss(output, target)  # says itself what does not fit
         return
@@ -41,21 +42,27 @@ def probe(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Any) -> Tensor:
-    """A model's output for a batch of inputs, in eval mode.
+def predict(model: nn.Module, inputs: Any, likelihood: Likelihood) -> Tensor:
+    """The scores of a model for a batch of inputs, in eval mode.
+
+    Args:
+        model: The model.
+        inputs: Of a batch.
+        likelihood: Which reads them from the output.
 
     Raises:
         WoodburyError: If the model refuses the batch, or gives no tensor.
     """
-    shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+    shape = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
     with (
         eval_mode(model),
         user_code(f"The model refuses a batch of shape {shape}: does DATA fit it?"),
     ):
         output = call_model(model, inputs)
-    if not isinstance(output, Tensor):
+    scores = likelihood.output_of(output) if scores_of(output) is not None else output
+    if not isinstance(scores, Tensor):
         raise WoodburyError(f"The model gives a {type(output).__name__}: it must give one tensor.")
-    return output
+    return scores
 
 
 def _check_classes(output: Tensor, target: Any) -> None:

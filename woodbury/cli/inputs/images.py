@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,26 +37,43 @@ class Form(NamedTuple):
     size: tuple[int, int]
     mode: str
 
+    def __call__(self, image: Any) -> Tensor:
+        """An image as (channels, height, width) float in [0, 1]."""
+        image = image.convert(self.mode)
+        if image.size != self.size:
+            image = image.resize(self.size)
+        pixels = np.array(image, dtype=np.float32) / 255
+        channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+        return torch.from_numpy(channels_first)
+
+
+Transform = Callable[[Any], Tensor]
+"""From an image of Pillow to what a model takes."""
+
 
 @dataclass(frozen=True)
 class Images(Dataset):
-    """Pairs of an image, (channels, height, width) float in [0, 1], and the number of its class.
+    """Pairs of an image and the number of its class.
 
     Attributes:
         files: The images; each is read when it is asked for.
-        form: What they are converted to.
+        transform: What makes an input of each.
     """
 
     files: Sequence[LabelledFile]
-    form: Form
+    transform: Transform
 
     @classmethod
-    def splits(cls, folder: Path, size: int | None) -> list[Dataset]:
+    def splits(
+        cls, folder: Path, size: int | None, transform: Transform | None = None
+    ) -> list[Dataset]:
         """One split of a folder, or two of its train/ and test/.
 
         Args:
             folder: It holds a folder for each class; they are numbered in the order of their names.
             size: Width and height that all are resized to, None for their own.
+            transform: What makes an input of each; None for (channels, height, width) floats in
+                [0, 1], all of one size.
 
         Raises:
             WoodburyError: If there are no images, or they differ in size and `size` is None.
@@ -70,8 +87,9 @@ class Images(Dataset):
             folders += tests[:1]
         classes = sorted(_class_names(train))
         files = [_labelled_files(each, classes) for each in folders]
-        form = _common_form([file.path for split in files for file in split], size)
-        return [cls(split, form) for split in files]
+        if transform is None:
+            transform = _common_form([file.path for split in files for file in split], size)
+        return [cls(split, transform) for split in files]
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -89,14 +107,8 @@ class Images(Dataset):
             WoodburyError: If the file cannot be read.
         """
         path, label = self.files[index]
-        with _opened(path) as image:
-            with _reading_explained(path):  # opening has read the header alone
-                image = image.convert(self.form.mode)
-            if image.size != self.form.size:
-                image = image.resize(self.form.size)
-            pixels = np.array(image, dtype=np.float32) / 255
-        channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
-        return torch.from_numpy(channels_first), label
+        with _opened(path) as image, _reading_explained(path):  # opening has read the header alone
+            return self.transform(image), label
 
 
 def _class_names(folder: Path) -> set[str]:

@@ -22,6 +22,8 @@ from woodbury.model.wrappers import checked_model
 
 SIGNALLED = 128
 """Exit codes above it are those of signals."""
+NAMED_LIBRARIES = ("transformers", "timm", "torchvision")
+"""What MODEL begins with where it names a model of theirs."""
 MAX_NAMES = 8
 """Functions of a file that an error names."""
 
@@ -44,6 +46,22 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise WoodburyError(f"{where} returned a {kind}: MODEL must return a torch.nn.Module.")
+    return usable(model, checkpoint)
+
+
+def usable(model: nn.Module, checkpoint: Path | None = None) -> nn.Module:
+    """A module, seen to be one that can be pruned and stored.
+
+    Args:
+        model: The module, of which wrappers are taken off.
+        checkpoint: The file of the weights to load into it, None for its own.
+
+    Returns:
+        The module inside, in eval mode.
+
+    Raises:
+        WoodburyError: For whatever is wrong with either.
+    """
     model = checked_model(model)
     if checkpoint is not None:
         load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
@@ -146,7 +164,9 @@ def _from_package(place: str) -> ModuleType:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and place.startswith(error.name):
-            raise WoodburyError(
-                f"There is no module {place!r}: give a file as PATH.py:FUNCTION, or install it."
-            ) from error
+            library = nearest(place, NAMED_LIBRARIES)
+            remedy = "give a file as PATH.py:FUNCTION, or install it."
+            if library:
+                remedy = f"did you mean {library}:NAME?"
+            raise WoodburyError(f"There is no module {place!r}: {remedy}") from error
         raise

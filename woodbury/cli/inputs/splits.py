@@ -9,50 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from woodbury.cli.inputs.images import Images
 from woodbury.errors import WoodburyError, user_code
+from woodbury.integrations.transformers.samples import Pictures, Tokens
 from woodbury.model.batches import Batch
 
-HELD_OUT_FRACTION = 0.2
-"""Of the data, where a part is held out."""
 BATCH_SAMPLES = 250
 """Samples in a batch that nothing is trained on."""
 MAX_BYTES_IN_MEMORY = 2**30
 """Bytes of a split that are kept decoded; larger ones are read again each time."""
-
-
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """Split a data set at random.
-
-    Args:
-        dataset: What is split.
-        fraction: Of its samples that are held out.
-        seed: Of the split.
-
-    Returns:
-        The rest, and what is held out.
-
-    Raises:
-        WoodburyError: If one of them would be empty.
-    """
-    total = len(dataset)  # type: ignore[arg-type]
-    held_out = round(fraction * total)
-    if not 0 < held_out < total:
-        raise WoodburyError(
-            f"{total} sample(s) are too few to hold {fraction:.0%} out: give more data."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    rest, held = random_split(dataset, [total - held_out, held_out], generator)
-    return rest, held
-
-
-def draw(dataset: Dataset, count: int, seed: int) -> Subset:
-    """`count` samples of a data set, or all if it has fewer, drawn by `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(dataset), generator=generator)  # type: ignore[arg-type]
-    return Subset(dataset, order[:count].tolist())
 
 
 @dataclass(frozen=True)
@@ -74,11 +41,18 @@ class Batches:
 
 def batches(dataset: Dataset) -> Iterable[Batch]:
     """The batches of a data set, in memory where they fit."""
-    lazy = Batches(dataset)
+    lazy = Batches(dataset, at_once(dataset))
     first = next(iter(lazy))
     size = sum(leaf.nbytes for leaf in tree_leaves(first) if isinstance(leaf, Tensor))
     total = size * len(dataset) / lazy.size  # type: ignore[arg-type]
     return list(lazy) if total < MAX_BYTES_IN_MEMORY else lazy
+
+
+def at_once(dataset: Dataset) -> int:
+    """Samples in a batch that nothing is trained on: fewer of long texts and their scores."""
+    if isinstance(dataset, Subset):
+        return at_once(dataset.dataset)
+    return dataset.at_once if isinstance(dataset, (Tokens, Pictures)) else BATCH_SAMPLES
 
 
 def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:

@@ -1,6 +1,17 @@
-"""Pruning in the Trainer of transformers, which is imported when it is needed."""
+"""Models of transformers by name, with their data, in their Trainer, and back into their folders.
+
+Importing this package imports neither transformers nor datasets.
+"""
 
 from typing import TYPE_CHECKING, Any
+
+from woodbury.integrations.transformers.loaded import Loaded as Loaded
+from woodbury.integrations.transformers.loaded import load as load
+from woodbury.integrations.transformers.tasks import causal_lm as causal_lm
+from woodbury.integrations.transformers.tasks import image_classification as image_classification
+from woodbury.integrations.transformers.tasks import masked_lm as masked_lm
+from woodbury.integrations.transformers.tasks import text_classification as text_classification
+from woodbury.integrations.transformers.tasks import token_classification as token_classification
 
 if TYPE_CHECKING:
     from woodbury.integrations.transformers.callback import PruningCallback as PruningCallback

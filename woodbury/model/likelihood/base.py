@@ -19,6 +19,7 @@ from woodbury.errors import (
 )
 from woodbury.io.representation import readable
 from woodbury.linalg.precision import at_least_float32
+from woodbury.model.pretrained import scores_of
 
 IGNORED = -100
 """The class that means no observation, as in torch and in language models' labels."""
@@ -201,17 +202,18 @@ def tensor_of(output: Any, name: str) -> Tensor:
         name: What the likelihood is called.
 
     Returns:
-        (b, …), the output itself.
+        (b, …): the output itself, or the logits in one of transformers.
 
     Raises:
         WrongType: If it is no tensor.
     """
-    if not isinstance(output, Tensor):
+    scores = output if isinstance(output, Tensor) else scores_of(output)
+    if scores is None:
         raise WrongType(
             f"{name} got a {type(output).__name__} from the model, not a tensor: say where the "
             f"tensor is, such as likelihood={name}.with_output(lambda output: output.logits)."
         )
-    return output
+    return scores
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,9 @@ def _check_classes(output: Tensor, target: Tensor, name: str) -> None:
 cross_entropy = classes()
 """Classes: logits (b, C, …) and int64 targets (b, …).
 
+A model of transformers may return its own output, whose logits are read, of tokens too. The labels
+of a causal model are those of the next token: `labels[:, 1:]` and a last column of −100.
+
 The loss is summed over positions and averaged over the batch. A target of −100 counts for nothing,
 as in torch.
 """
