@@ -23,7 +23,7 @@ from woodbury.cli.inputs.splits import (
     labels_of,
 )
 from woodbury.cli.methods import Sampling
-from woodbury.cli.names import LABELS, LOSSES, Loss
+from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.options import PruningOptions, settings_of
 from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds
@@ -39,6 +39,7 @@ from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
+from woodbury.pruning.scopes import consecutive, divided, undivided_in_words
 from woodbury.runtime.layer_seconds import latency
 
 MAX_HELD_OUT_SAMPLES = 2000
@@ -173,6 +174,8 @@ class Problem:
             "weights": self.space.n,
             "memory": self.options.resources.memory,
         }
+        if words := undivided_in_words(self.space):
+            decided["undivided"] = words
         return settings_of(self.options) | decided
 
 
@@ -203,6 +206,10 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     space = ParameterSpace.from_model(
         network, parameters.include or "*", parameters.exclude, min_ndim=2
     )
+    if options.selection.pattern:
+        space = divided(space, consecutive(parse_pattern(options.selection.pattern)[1]))
+        if words := undivided_in_words(space):
+            print_note(words)
     check_holds(options.resources.memory, space.n)
     splits = _load_splits(network, data, loss, options)
     test = batches(splits.test)

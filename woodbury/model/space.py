@@ -37,6 +37,8 @@ class ParameterSpace:
         kept: (n,) bool, True for each of the d weights that are kept; None if all are.
         channels: Name -> along which dimensions its layer has outputs and inputs. Tensors that are
             not named have outputs along dimension 0, and inputs along dimension 1.
+        undivided: Name -> why the groups of an n:m pattern do not divide it, of each tensor that
+            was left out for that.
 
     Raises:
         WoodburyError: If there is no tensor, or `kept` is no bool mask over all n weights.
@@ -53,6 +55,7 @@ class ParameterSpace:
     shapes: Mapping[str, torch.Size]
     kept: Tensor | None = None
     channels: Mapping[str, Channels] = field(default_factory=dict)
+    undivided: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shapes, Mapping) or not all(

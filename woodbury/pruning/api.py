@@ -20,6 +20,7 @@ from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, geometric
+from woodbury.pruning.scopes import global_, undivided_in_words
 from woodbury.pruning.staged import run_stages
 
 IF_MEMORY_RUNS_OUT = (
@@ -95,7 +96,10 @@ def prune(
         )
     check_targets(sparsity)
     with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
-        objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
+        scope = global_ if pruner is None else pruner.rules.scope
+        objective = pruning_objective(
+            model, batches, likelihood, include, exclude, keep_zeros, scope
+        )
         if pruner is None:
             pruned = run_planned(planned(objective, sparsity, effort, memory))
         else:
@@ -104,6 +108,9 @@ def prune(
             if stages > 1:  # weights that are zero already count as removed
                 start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
             pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
+            if words := undivided_in_words(objective.space):
+                announce(words)
+                pruned = replace(pruned, settings={**pruned.settings, "undivided": words})
     pruned.write()
     return pruned
 

@@ -33,6 +33,7 @@ from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.run_plan import Phase, Plan
 from woodbury.pruning.schedule import Targets
+from woodbury.pruning.scopes import Scope, divided, global_
 
 ROW_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1e-9)
 """Shares of the budget for rows that are tried, until a whole run fits; the last leaves no room."""
@@ -112,6 +113,7 @@ def pruning_objective(
     include: Patterns,
     exclude: Patterns,
     keep_zeros: bool,
+    scope: Scope = global_,
 ) -> Objective:
     """The loss on the matrices and kernels to prune, seen to take the first batch.
 
@@ -122,6 +124,7 @@ def pruning_objective(
         include: Patterns of names.
         exclude: Patterns of names.
         keep_zeros: Whether zeros are left out of the space.
+        scope: Which weights compete; tensors that its pools do not divide are left out.
 
     Returns:
         The objective.
@@ -129,7 +132,7 @@ def pruning_objective(
     Raises:
         WoodburyError: If the data does not fit the model, or no name matches.
     """
-    space = ParameterSpace.from_model(model, include, exclude, min_ndim=2)
+    space = divided(ParameterSpace.from_model(model, include, exclude, min_ndim=2), scope)
     check_prunable(model, space.shapes)
     objective = Objective.from_model(model, batches, likelihood, space)
     objective.probe()
