@@ -24,6 +24,7 @@ from woodbury.model.likelihood import squared_error as squared_error
 from woodbury.model.objective import Objective as Objective
 from woodbury.model.peeking import PeekingLoader as PeekingLoader
 from woodbury.model.space import ParameterSpace as ParameterSpace
+from woodbury.model.torch_masks import apply_masks as apply_masks
 from woodbury.monitor import progress as progress
 from woodbury.optim.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.optim.optimizer import MFAC as MFAC
