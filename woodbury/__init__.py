@@ -14,6 +14,7 @@ from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal
 from woodbury.estimation.recipes import kfac as kfac
 from woodbury.estimation.recipes import mfac as mfac
 from woodbury.estimation.recipes import woodfisher as woodfisher
+from woodbury.integrations.onnx.exporting import export_onnx as export_onnx
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse
 from woodbury.limits import Limits as Limits

@@ -64,7 +64,7 @@ LAYERS: dict[str, Built] = {
 """Layer -> how to build it, its inputs, its weight, and that as (outputs, inputs in runs)."""
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2)])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_run_along_the_inputs_keeps_n(kind: str, n: int, m: int) -> None:
     build, inputs, name, matrix_of = LAYERS[kind]
@@ -152,7 +152,7 @@ def test_a_gradual_run_leaves_them_out_too() -> None:
 
 def test_where_nothing_is_left_the_first_layer_is_named() -> None:
     space = ParameterSpace.from_model(nn.Linear(6, 2), min_ndim=2)
-    with pytest.raises(WoodburyError, match="divide the 6 weights.*nothing else is left to prune"):
+    with pytest.raises(WoodburyError, match=r"divide the 6 weights.*nothing else is left to prune"):
         divided(space, consecutive(4))
     embedding = ParameterSpace.from_model(nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 2)))
     weights = {name: shape for name, shape in embedding.shapes.items() if len(shape) > 1}

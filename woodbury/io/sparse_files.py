@@ -65,6 +65,32 @@ def save_sparse(
         >>> torch.equal(loaded["weight"], weight), size < weight.nbytes / 10
         (True, True)
     """
+    stored, header = packed(state_dict, names)
+    write_atomically(Path(path), lambda partial: save_file(stored, partial, header))
+
+
+class Packed(NamedTuple):
+    """What a sparse file holds.
+
+    Attributes:
+        tensors: The bits and the values of packed tensors, and the others as they are.
+        header: The metadata.
+    """
+
+    tensors: dict[str, Tensor]
+    header: dict[str, str]
+
+
+def packed(state_dict: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Packed:
+    """The content of a sparse file; see `save_sparse`.
+
+    Args:
+        state_dict: Name -> tensor.
+        names: The tensors to pack; None for all that become smaller by it.
+
+    Raises:
+        WoodburyError: As `save_sparse`.
+    """
     check_storable(state_dict)
     names = None if names is None else set(_listed(names))
     if names and (unknown := sorted(names - set(state_dict))):
@@ -73,14 +99,14 @@ def save_sparse(
             "check the names."
         )
     first = _first_names(state_dict)
-    packed = None if names is None else {first[name] for name in names}
+    chosen = None if names is None else {first[name] for name in names}
     marks = _unused_marks(state_dict)
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name in dict.fromkeys(first.values()):
         tensor = state_dict[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
         keep = _any_bit(tensor)
-        if _is_smaller(tensor, keep) if packed is None else name in packed:
+        if _is_smaller(tensor, keep) if chosen is None else name in chosen:
             shapes[name] = list(tensor.shape)
             stored[name + marks.keep] = torch.from_numpy(np.packbits(keep.numpy()))
             stored[name + marks.values] = tensor.flatten()[keep]
@@ -94,8 +120,7 @@ def save_sparse(
         "tied": first,
     }
     facts["checksum"] = _checksum(facts, stored)
-    header = {HEADER: json.dumps(facts)}
-    write_atomically(Path(path), lambda partial: save_file(stored, partial, header))
+    return Packed(stored, {HEADER: json.dumps(facts)})
 
 
 @checks_types

@@ -1,0 +1,1 @@
+"""Woodbury inside other libraries: each module needs the one that it is named after."""
