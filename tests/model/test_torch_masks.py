@@ -36,6 +36,8 @@ def test_masks_become_zeros_and_the_outputs_stay_the_same() -> None:
     assert torch.equal(model(inputs), before)
     assert set(model.state_dict()) == set(network().state_dict())
     assert int((model[0].weight == 0).sum()) == 54
+    zeros = model[0].weight[model[0].weight == 0]
+    assert not bool(zeros.signbit().any())  # -0.0 would be stored as a kept value
     held = {id(each) for group in optimizer.param_groups for each in group["params"]}
     assert {id(each) for each in model.parameters()} == held
     assert woodbury.apply_masks(model) == []
@@ -62,6 +64,7 @@ def test_a_checkpoint_with_masks_is_read() -> None:
     load_state_dict_checked(target, weights, "masked.pt")
     inputs = torch.randn(2, 3, 4, 4)
     assert torch.equal(target(inputs), source(inputs))
+    assert not bool(target[0].weight[target[0].weight == 0].signbit().any())
     load_state_dict_checked(masked(), source.state_dict(), "masked.pt")  # under its own names too
 
 

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from woodbury.errors import WoodburyError, reason
 from woodbury.io.sparse_files import check_file, is_sparse, load_sparse, read_safetensors
+from woodbury.io.zeros import with_plain_zeros
 
 WRAPPING_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state dict."""
@@ -153,7 +154,7 @@ def _without_masks(weights: Mapping[str, Any], expected: Container[str]) -> Mapp
     plain = OrderedDict((name, value) for name, value in weights.items() if name not in parts)
     for whole in masked:
         original, mask = weights[f"{whole}{ORIGINAL}"], weights[f"{whole}{MASK}"]
-        plain[whole] = original * mask.to(original.dtype)
+        plain[whole] = with_plain_zeros(original * mask.to(original.dtype))
     versions = getattr(weights, "_metadata", None)
     if versions is not None:
         plain._metadata = versions  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_pruning
 
 from woodbury.argument_types import checks_types
+from woodbury.io.zeros import with_plain_zeros
 from woodbury.model.wrappers import checked_model
 
 
@@ -40,5 +41,7 @@ def apply_masks(model: nn.Module) -> list[str]:
             if isinstance(hook, torch_pruning.BasePruningMethod):
                 tensor = hook._tensor_name
                 torch_pruning.remove(module, tensor)
+                parameter = module.get_parameter(tensor)
+                parameter.data = with_plain_zeros(parameter.data)
                 names.append(f"{path}.{tensor}" if path else tensor)
     return names

@@ -16,6 +16,7 @@ from woodbury.errors import WoodburyError
 from woodbury.io.checkpoints import load_state_dict_checked
 from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.sparse_files import load_sparse
+from woodbury.io.zeros import with_plain_zeros
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -69,7 +70,8 @@ def load_weights(where: str) -> dict[str, Any]:
     """
     folder = run_folder_of(where)
     if folder is None:
-        return load_model(where).state_dict()
+        state = load_model(where).state_dict()
+        return {name: with_plain_zeros(tensor) for name, tensor in state.items()}
     _settings(folder)
     return load_sparse(folder / WEIGHTS_FILE)
 
