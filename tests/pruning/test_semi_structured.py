@@ -17,7 +17,8 @@ import woodbury
 from woodbury.errors import WoodburyError
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.saliencies import magnitude
-from woodbury.pruning.scopes import consecutive, divided
+from woodbury.pruning.scopes import consecutive
+from woodbury.pruning.undivided import divided
 from woodbury.pruning.updates import zero
 
 BY_MAGNITUDE = woodbury.Pruner(None, magnitude, zero)

@@ -39,7 +39,8 @@ from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.scopes import consecutive, divided, undivided_in_words
+from woodbury.pruning.scopes import consecutive
+from woodbury.pruning.undivided import divided, undivided_in_words
 from woodbury.runtime.layer_seconds import latency
 
 MAX_HELD_OUT_SAMPLES = 2000

@@ -20,8 +20,9 @@ from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, geometric
-from woodbury.pruning.scopes import global_, undivided_in_words
+from woodbury.pruning.scopes import global_
 from woodbury.pruning.staged import run_stages
+from woodbury.pruning.undivided import undivided_in_words
 
 IF_MEMORY_RUNS_OUT = (
     "give prune a smaller memory, or effort=woodbury.presets.quick; a pruner of your own fewer "

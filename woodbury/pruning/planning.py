@@ -33,7 +33,8 @@ from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.run_plan import Phase, Plan
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.scopes import Scope, divided, global_
+from woodbury.pruning.scopes import Scope, global_
+from woodbury.pruning.undivided import divided
 
 ROW_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1e-9)
 """Shares of the budget for rows that are tried, until a whole run fits; the last leaves no room."""

@@ -31,7 +31,7 @@ from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
-from woodbury.pruning.scopes import divided
+from woodbury.pruning.undivided import divided
 from woodbury.training.calibration import check_calibration, samples_needed
 from woodbury.training.masks import Hold
 

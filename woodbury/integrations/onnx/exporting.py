@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import io
 import logging
 import os
@@ -113,6 +114,8 @@ def export_onnx(
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"ONNX needs {package}: pip install 'woodbury[onnx]'.")
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise WoodburyError(f"torch {torch.__version__} exports no batches of any size: update it.")
     network = _copy_for_export(model)
     batches = ExampleBatches.of(example, network, any_length)
     report(WORK, 0, 3)
