@@ -14,6 +14,7 @@ from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal
 from woodbury.estimation.recipes import kfac as kfac
 from woodbury.estimation.recipes import mfac as mfac
 from woodbury.estimation.recipes import woodfisher as woodfisher
+from woodbury.integrations.onnx.exporting import export_onnx as export_onnx
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse
 from woodbury.limits import Limits as Limits
@@ -25,6 +26,7 @@ from woodbury.model.likelihood import squared_error as squared_error
 from woodbury.model.objective import Objective as Objective
 from woodbury.model.peeking import PeekingLoader as PeekingLoader
 from woodbury.model.space import ParameterSpace as ParameterSpace
+from woodbury.model.torch_masks import apply_masks as apply_masks
 from woodbury.monitor import progress as progress
 from woodbury.optim.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from woodbury.optim.optimizer import MFAC as MFAC

@@ -43,6 +43,7 @@ NAMESPACES = (
 )
 NOT_CALLED = {
     "load_sparse": "damaged files are its trials",
+    "export_onnx": "it takes seconds; tests/integrations has its refusals",
     "MissingDependency": "an exception",
     "WoodburyError": "an exception",
     "progress": "its context holds a callback",

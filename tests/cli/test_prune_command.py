@@ -438,3 +438,12 @@ def test_the_plan_is_kept_in_the_report(here: Path) -> None:
     plan = report("out")["plan"]
     assert plan["weights"] == 456 and plan["stages"] == report("out")["settings"]["stages"]
     assert "456 weights by" in result.stderr
+
+
+def test_a_pattern_leaves_out_the_layers_that_it_does_not_divide(here: Path) -> None:
+    result = succeeds("prune net.py:build net.py:both --pattern 2:3 --method mfac --out out")
+    sentence = "Groups of 3 do not divide the 16 weights along dimension 1 of '1.weight'"
+    assert sentence in " ".join(result.stderr.split())
+    settings = report("out")["settings"]
+    assert settings["parameters"] == ["4.weight"] and sentence in settings["undivided"]
+    assert (weights("out")["4.weight"].view(-1, 3).count_nonzero(1) == 2).all()

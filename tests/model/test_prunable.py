@@ -69,7 +69,7 @@ def complex_valued() -> nn.Module:
 REFUSED: dict[Callable[[], nn.Module], str] = {
     weight_normed: r"0\.parametrizations\.weight.*remove_parametrizations\(module, 'weight'\)",
     orthogonal: r"2\.parametrizations\.weight.*remove_parametrizations\(module, 'weight'\)",
-    masked: r"'0.weight_orig' has a mask of torch\.nn\.utils\.prune.*prune\.remove",
+    masked: r"'0.weight_orig' has a mask of torch\.nn\.utils\.prune.*woodbury\.apply_masks",
     of_inference_mode: "'0.weight' was made in inference mode",
     expanded: "'4.weight' is expanded",
     half_and_half: "'0.weight' is float64 and '2.weight' float32",

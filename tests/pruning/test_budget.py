@@ -210,7 +210,7 @@ COUPLED = custom([{"0.weight": 0, "1.weight": (slice(None), 0)}])
             {"scope": consecutive(4)},
             r"Groups of 4 do not divide the 5 weights along dimension 1 of '1\.weight'",
         ),
-        ({"scope": consecutive(0)}, "Groups of 0 do not divide"),
+        ({"scope": consecutive(0)}, "size is 0: it is the number of weights in a pool"),
         ({"scope": consecutive(2, 2)}, r"'0\.weight' has shape \(5, 4\) and no dimension 2"),
         (
             {"scope": consecutive(2, {"1.*": 0, "*": -1}), "unit": output_channels},

@@ -1,4 +1,4 @@
-"""The command line: woodbury prune | compare | speed | train | demo."""
+"""The command line: woodbury prune | compare | speed | export | train | demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cyclopts import App, Group, Parameter
 from woodbury.cli import console
 from woodbury.cli.compare_command import compare
 from woodbury.cli.demo_command import demo
+from woodbury.cli.export_command import export
 from woodbury.cli.prune_command import prune
 from woodbury.cli.speed_command import speed
 from woodbury.cli.train_command import train
@@ -26,7 +27,7 @@ app = App(
     group_parameters=Group("Options", sort_key=0),
     suppress_keyboard_interrupt=False,
 )
-for command in (demo, prune, compare, speed, train):
+for command in (demo, prune, compare, speed, export, train):
     app.command(command)
 
 

@@ -16,7 +16,7 @@ from woodbury.cli.inputs.fit import predict, probe
 from woodbury.cli.inputs.sources import Source, source_of
 from woodbury.cli.inputs.splits import at_once, batches, labels_of
 from woodbury.cli.methods import Sampling
-from woodbury.cli.names import LABELS, LOSSES, Loss
+from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.options import PruningOptions, settings_of
 from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds
@@ -33,6 +33,8 @@ from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
+from woodbury.pruning.scopes import consecutive
+from woodbury.pruning.undivided import divided, undivided_in_words
 from woodbury.runtime.layer_seconds import latency
 from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 
@@ -172,6 +174,8 @@ class Problem:
         }
         if self.space.left_out:
             decided["left out"] = left_out_in_words(self.space.left_out)
+        if words := undivided_in_words(self.space):
+            decided["undivided"] = words
         return settings_of(self.options) | decided
 
 
@@ -201,6 +205,10 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     _check_float32(network)
     parameters = options.parameters
     space = ParameterSpace.for_pruning(network, parameters.include or None, parameters.exclude)
+    if options.selection.pattern:
+        space = divided(space, consecutive(parse_pattern(options.selection.pattern)[1]))
+        if words := undivided_in_words(space):
+            print_note(words)
     check_holds(options.resources.memory, space.n)
     if space.left_out:
         print_note(f"Not pruned: {left_out_in_words(space.left_out)}; --include '*' takes them in.")

@@ -6,7 +6,7 @@ import os
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from woodbury.errors import WoodburyError, reason
 from woodbury.io.sparse_files import check_file, is_sparse, load_sparse, read_safetensors
+from woodbury.io.zeros import with_plain_zeros
 
 WRAPPING_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state dict."""
@@ -23,6 +24,8 @@ PARALLEL_PREFIX = "module."
 """What DataParallel and DistributedDataParallel put before every name."""
 COMPILED_PREFIX = "_orig_mod."
 """What torch.compile puts before the names of a module, which may be a part of the model."""
+ORIGINAL, MASK = "_orig", "_mask"
+"""What torch.nn.utils.prune puts behind the names of a weight and its mask."""
 EXTRA_STATE = "_extra_state"
 """The end of the name of what `get_extra_state` gave, which need not be a tensor."""
 
@@ -69,7 +72,7 @@ def load_state_dict_checked(
 
     What fits is what `model.load_state_dict` takes: names of old versions, such as `weight_g`, and
     counters that old versions lacked are no obstacle. The prefixes of DataParallel and of
-    torch.compile are taken off.
+    torch.compile are taken off, and masks of torch.nn.utils.prune become zeros in the weights.
 
     Args:
         model: The network to fill, in place.
@@ -85,7 +88,7 @@ def load_state_dict_checked(
         woodbury.errors.WoodburyError: w.pt lacks 'bias', which the model has: ...
     """
     expected = {name: each for name, each in model.state_dict().items() if not is_lazy(each)}
-    weights = _without_prefixes(weights, expected)
+    weights = _without_masks(_without_prefixes(weights, expected), expected)
     for name, tensor in weights.items():
         here = expected.get(name)
         if not isinstance(tensor, Tensor) or not isinstance(here, Tensor):
@@ -133,6 +136,34 @@ def _stripper(names: list[str], expected: list[str]) -> Callable[[str], str]:
         while names and all(name.startswith(lead + PARALLEL_PREFIX) for name in names):
             lead += PARALLEL_PREFIX
     return lambda name: (name.replace(compiled, "") if compiled else name).removeprefix(lead)
+
+
+def _without_masks(weights: Mapping[str, Any], expected: Container[str]) -> Mapping[str, Any]:
+    """A state dict with `weight` in place of `weight_orig` and `weight_mask`, where they fit."""
+    masked = [
+        whole
+        for name in weights
+        if (whole := name.removesuffix(ORIGINAL)) != name
+        and name not in expected
+        and whole not in weights
+        and _are_of_one_shape(weights[name], weights.get(f"{whole}{MASK}"))
+    ]
+    if not masked:
+        return weights
+    parts = {f"{whole}{end}" for whole in masked for end in (ORIGINAL, MASK)}
+    plain = OrderedDict((name, value) for name, value in weights.items() if name not in parts)
+    for whole in masked:
+        original, mask = weights[f"{whole}{ORIGINAL}"], weights[f"{whole}{MASK}"]
+        plain[whole] = with_plain_zeros(original * mask.to(original.dtype))
+    versions = getattr(weights, "_metadata", None)
+    if versions is not None:
+        plain._metadata = versions  # type: ignore[attr-defined]
+    return plain
+
+
+def _are_of_one_shape(original: Any, mask: Any) -> bool:
+    are_tensors = isinstance(original, Tensor) and isinstance(mask, Tensor)
+    return are_tensors and original.shape == mask.shape
 
 
 def _is_extra(name: str) -> bool:

@@ -208,6 +208,23 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def check_new_file(path: Path) -> None:
+    """Refuse, before any work, a file that exists or cannot be made.
+
+    Args:
+        path: The file to write later.
+
+    Raises:
+        WoodburyError: If there is such a file, or its folder is missing or cannot be written.
+    """
+    if not path.name or "\0" in str(path):
+        raise WoodburyError(f"{str(path)!r} names no file: give the path of the file to write.")
+    with os_errors_explained(f"{path} cannot be written", WRITABLE):
+        if path.exists() or path.is_symlink():
+            raise WoodburyError(f"{path} exists: choose another name or remove it first.")
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def _remove_remaining_files(path: Path) -> None:
     """Remove what processes that were killed have left of the same file."""
     remains = re.compile(rf"\.{re.escape(path.name)}\.([0-9]+)\.partial")

@@ -60,7 +60,7 @@ def _check_parameter(model: nn.Module, name: str) -> None:
     if masked != own_name and f"{masked}_mask" in model.get_submodule(path)._buffers:
         raise WoodburyError(
             f"{name!r} has a mask of torch.nn.utils.prune beside it: make its zeros weights with "
-            f"torch.nn.utils.prune.remove(module, {masked!r}), and keep them with keep_zeros=True."
+            "woodbury.apply_masks(model), and keep them with keep_zeros=True."
         )
     hooks = model.get_submodule(path)._forward_pre_hooks.values()
     for hook in hooks:

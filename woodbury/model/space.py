@@ -41,6 +41,8 @@ class ParameterSpace:
             not named have outputs along dimension 0, and inputs along dimension 1.
         left_out: Name -> "embedding" or "head" of each tensor that `for_pruning` left out by
             itself.
+        undivided: Name -> why the groups of an n:m pattern do not divide it, of each tensor that
+            was left out for that.
 
     Raises:
         WoodburyError: If there is no tensor, or `kept` is no bool mask over all n weights.
@@ -58,6 +60,7 @@ class ParameterSpace:
     kept: Tensor | None = None
     channels: Mapping[str, Channels] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    undivided: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shapes, Mapping) or not all(

@@ -21,7 +21,9 @@ from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, PruningRecipe, check_recipe
 from woodbury.pruning.schedule import Targets, check_targets, geometric
+from woodbury.pruning.scopes import global_
 from woodbury.pruning.staged import run_stages
+from woodbury.pruning.undivided import undivided_in_words
 
 IF_MEMORY_RUNS_OUT = (
     "give prune a smaller memory, or effort=woodbury.presets.quick; a pruner of your own fewer "
@@ -95,7 +97,10 @@ def prune(
         )
     check_targets(sparsity)
     with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
-        objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
+        scope = global_ if pruner is None else pruner.rules.scope
+        objective = pruning_objective(
+            model, batches, likelihood, include, exclude, keep_zeros, scope
+        )
         if pruner is None:
             pruned = run_planned(planned(objective, sparsity, effort, memory))
         else:
@@ -105,6 +110,9 @@ def prune(
                 start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
             pruned = run_stages(pruner, objective, geometric(sparsity, stages, start))
             pruned = replace(pruned, settings=left_out_setting(objective.space))
+            if words := undivided_in_words(objective.space):
+                announce(words)
+                pruned = replace(pruned, settings={**pruned.settings, "undivided": words})
     pruned.write()
     return pruned
 

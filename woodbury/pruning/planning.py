@@ -34,6 +34,8 @@ from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.run_plan import Phase, Plan
 from woodbury.pruning.schedule import Targets
+from woodbury.pruning.scopes import Scope, global_
+from woodbury.pruning.undivided import divided
 
 ROW_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1e-9)
 """Shares of the budget for rows that are tried, until a whole run fits; the last leaves no room."""
@@ -113,6 +115,7 @@ def pruning_objective(
     include: Patterns | None,
     exclude: Patterns,
     keep_zeros: bool,
+    scope: Scope = global_,
 ) -> Objective:
     """The loss on the matrices and kernels to prune, seen to take the first batch.
 
@@ -123,6 +126,7 @@ def pruning_objective(
         include: Patterns of names; None for all but embeddings and heads.
         exclude: Patterns of names.
         keep_zeros: Whether zeros are left out of the space.
+        scope: Which weights compete; tensors that its pools do not divide are left out.
 
     Returns:
         The objective.
@@ -130,7 +134,7 @@ def pruning_objective(
     Raises:
         WoodburyError: If the data does not fit the model, or no name matches.
     """
-    space = ParameterSpace.for_pruning(model, include, exclude)
+    space = divided(ParameterSpace.for_pruning(model, include, exclude), scope)
     check_prunable(model, space.shapes)
     objective = Objective.from_model(model, batches, likelihood, space)
     objective.probe()

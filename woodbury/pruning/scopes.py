@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types, is_of
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.model.space import ParameterSpace, matches
 
 Scope = Callable[[ParameterSpace], Tensor]
@@ -59,15 +59,19 @@ def layerwise(space: ParameterSpace) -> Tensor:
 class consecutive:
     """Pools of consecutive weights along one dimension, as in n:m sparsity.
 
+    A pool of a kernel has `size` neighbouring input channels at one position of the kernel. In
+    memory these are neighbours once the channels are last: `weight.permute(0, 2, 3, 1).flatten(1)`
+    is the matrix that sparse tensor cores read.
+
     Args:
         size: Weights m in a pool.
         dim: Dimension along which they lie; None for the inputs of each layer, wherever it has
-            them. A kernel is divided position by position. A mapping gives one for each of several
-            name patterns, and the inputs for the others.
+            them. A mapping gives one for each of several name patterns, and the inputs for the
+            others.
 
     Raises:
         WoodburyError: When it is called, where the pools do not divide the dimension, or the inputs
-            of a tensor are not known.
+            of a tensor are not known. `woodbury.prune` and `Gradual` leave such tensors out.
 
     Example:
         >>> import torch, woodbury
@@ -87,6 +91,11 @@ class consecutive:
         pools = []
         start = 0
         for name, shape in space.shapes.items():
+            if obstacle := self.obstacle(space, name):
+                raise WoodburyError(
+                    f"{obstacle}: leave it out with exclude={name!r}, or give another dimension, "
+                    f"such as dim={{{name!r}: {space.channels_of(name).outputs}}}."
+                )
             dim = self._dimension(space, name)
             count = shape.numel() // self.size
             pools_shape = [*shape]
@@ -97,29 +106,48 @@ class consecutive:
             start += count
         return torch.cat(pools)
 
+    def obstacle(self, space: ParameterSpace, name: str) -> str | None:
+        """Why a tensor cannot be divided into pools.
+
+        Args:
+            space: The weights to prune.
+            name: Of a tensor of the space.
+
+        Returns:
+            A clause that names the tensor; None where it can be divided.
+
+        Raises:
+            WoodburyError: If `size` or `dim` fits no such tensor.
+        """
+        check_whole_number(self.size, "size", "the number of weights in a pool")
+        given = self._given_dimension(name)
+        channels = space.channels_of(name)
+        if given is None and (not channels.known or channels.is_lookup):
+            return (
+                f"{name!r} belongs to {channels.of}, and which of its dimensions are multiplied "
+                "is not known"
+            )
+        shape = space.shapes[name]
+        dim = self._dimension(space, name)
+        # Of a grouped layer that has all inputs along one dimension, no pool lies in two groups.
+        apart = channels.groups if dim == channels.inputs == 0 else 1
+        if shape[dim] // apart % self.size:
+            return (
+                f"Groups of {self.size} do not divide the {shape[dim] // apart} weights along "
+                f"dimension {dim} of {name!r}, which has shape {tuple(shape)}"
+            )
+        return None
+
     def _dimension(self, space: ParameterSpace, name: str) -> int:
         """The dimension along which one tensor is divided."""
         shape = space.shapes[name]
         given = self._given_dimension(name)
-        channels = space.channels_of(name)
-        if given is None and (not channels.known or channels.is_lookup):
-            raise WoodburyError(
-                f"{name!r} belongs to {channels.of}, and which of its dimensions are multiplied "
-                f"is not known: leave it out with exclude={name!r}, or give dim={{{name!r}: 1}}."
-            )
-        dim = channels.inputs if given is None else given
+        dim = space.channels_of(name).inputs if given is None else given
         if not is_of(dim, int):
             raise WrongType(f"dim is {str(dim)[:60]} for {name!r}: give a whole number.")
         if not -len(shape) <= dim < len(shape):
             raise WoodburyError(
                 f"{name!r} has shape {tuple(shape)} and no dimension {dim} for groups: exclude it."
-            )
-        # Of a grouped layer that has all inputs along one dimension, no pool lies in two groups.
-        apart = channels.groups if dim == channels.inputs == 0 else 1
-        if self.size < 1 or shape[dim] // apart % self.size:
-            raise WoodburyError(
-                f"Groups of {self.size} do not divide the {shape[dim] // apart} weights along "
-                f"dimension {dim} of {name!r}, which has shape {tuple(shape)}: exclude it."
             )
         return dim
 

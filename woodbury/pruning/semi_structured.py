@@ -38,11 +38,13 @@ def n_of_m(
         n: Weights kept in each group.
         m: Weights in a group, neighbours along `dim`.
         pruner: What else to use; None takes `Pruner()`.
-        dim: As in `scopes.consecutive`: None is the inputs of each layer, as the sparse tensor
-            cores of GPUs need it.
+        dim: As in `scopes.consecutive`: None is the inputs of each layer, and for a kernel the
+            input channels at each of its positions, as the sparse tensor cores of GPUs need it.
 
     Returns:
-        The sparsity 1 − n/m, and the pruner in a scope where n of every m weights are kept.
+        The sparsity 1 − n/m, and the pruner in a scope where n of every m weights are kept. The
+        sparsity is that of the layers whose inputs m divides; `woodbury.prune` leaves the others
+        out, and names them in `Pruned.settings`.
 
     Raises:
         WoodburyError: If not 0 < n < m.

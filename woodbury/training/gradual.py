@@ -31,6 +31,7 @@ from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
+from woodbury.pruning.undivided import divided
 from woodbury.training.calibration import check_calibration, samples_needed
 from woodbury.training.masks import Hold
 
@@ -110,7 +111,7 @@ class Gradual:
             None before, or where the pruner names one.
         history: The pruning steps made so far.
         space: The weights that are kept; `space.left_out` names the embeddings and heads that are
-            not pruned.
+            not pruned, `space.undivided` the tensors that an n:m pattern leaves out.
 
     If the training ends before the last pruning step, a line on stderr says so.
 
@@ -160,7 +161,8 @@ class Gradual:
         self.pruning_steps = pruning_steps(start, end, every=every, steps=steps)
         self.step = 0
         self.history: tuple[PruningStep, ...] = ()
-        self.space = ParameterSpace.for_pruning(model, include, exclude)
+        rules = pruner.rules if isinstance(pruner, PruningRecipe) else Pruner(None)
+        self.space = divided(ParameterSpace.for_pruning(model, include, exclude), rules.scope)
         check_prunable(model, self.space.shapes)
         self._model = bare(model)
         self._batches = batches
@@ -176,7 +178,6 @@ class Gradual:
             check_calibration(objective, needed, exactly=pruner is not None)
             self._pruner: Prune = pruner or _default_pruner(objective)
         # The last sparsity must be reachable from today's zeros, which every pruning step removes.
-        rules = pruner.rules if isinstance(pruner, PruningRecipe) else Pruner(None)
         nonzero = self.space.restrict(objective.weights != 0)
         check_reachable(nonzero, sparsity, rules.scope, rules.cost)
         rules.check(nonzero, sparsity)

@@ -18,6 +18,7 @@ from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 from woodbury.io.sparse_files import check_storable
 from woodbury.model.space import ParameterSpace
+from woodbury.model.torch_masks import apply_masks
 from woodbury.model.wrappers import checked_model
 
 SIGNALLED = 128
@@ -37,7 +38,7 @@ def load_model(where: str, checkpoint: Path | None = None) -> nn.Module:
 
     Returns:
         The module, in eval mode; of DataParallel, DistributedDataParallel and torch.compile the
-        one inside.
+        one inside. Masks of torch.nn.utils.prune are zeros of its weights.
 
     Raises:
         WoodburyError: For whatever is wrong with either.
@@ -63,6 +64,7 @@ def usable(model: nn.Module, checkpoint: Path | None = None) -> nn.Module:
         WoodburyError: For whatever is wrong with either.
     """
     model = checked_model(model)
+    apply_masks(model)
     if checkpoint is not None:
         load_state_dict_checked(model, read_checkpoint(checkpoint), checkpoint)
     ParameterSpace.from_model(model)  # names what cannot be worked on, such as lazy layers
