@@ -132,6 +132,22 @@ def test_outputs_that_differ_are_refused(exported_before: Made, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("theirs", "difference"),
+    [
+        ([1.0, float("nan"), float("inf"), 4.0], 0.0),
+        ([1.0, float("nan"), float("inf"), 3.0], 0.25),
+        ([float("nan"), float("nan"), float("inf"), 4.0], float("inf")),
+        ([1.0, 2.0, float("inf"), 4.0], float("inf")),
+        ([1.0, float("nan"), 5.0, 4.0], float("inf")),
+        ([1.0], float("inf")),
+    ],
+)
+def test_what_is_not_finite_is_compared_too(theirs: list[float], difference: float) -> None:
+    ours = torch.tensor([1.0, float("nan"), float("inf"), 4.0])
+    assert exporting._relative(ours, torch.tensor(theirs)) == difference
+
+
 def test_zeros_are_stored_where_onnxruntime_cannot_leave_them_out(
     exported_before: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +238,7 @@ def test_what_cannot_be_exported(
 def test_an_operator_that_onnx_has_not_is_named_from_a_chain_of_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> None:
+    def fails(*_: Any, dynamic_shapes: Any, **__: Any) -> None:
         inner = "No ONNX function found for <OpOverload(op='aten.linalg_eig', overload='default')>."
         try:
             raise RuntimeError(f"{inner} Failure message: none")

@@ -253,10 +253,13 @@ def _difference(
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest entry of ours."""
+    """The largest difference, relative to the largest finite entry of ours; NaN equals NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not ours.numel():
         return 0.0
     ours, theirs = ours.double(), theirs.double()
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-30))
+    equal = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    largest = ours.abs().nan_to_num(0.0, posinf=0.0).max().clamp(min=1e-30)
+    difference = (ours - theirs).abs().masked_fill(equal, 0.0).max() / largest
+    return float(difference.nan_to_num(float("inf"), posinf=float("inf")))
