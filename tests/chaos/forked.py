@@ -56,13 +56,17 @@ class Child:
             fcntl.fcntl(writing, F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(self._reading, False)
         sys.stdout.flush()
+        # A signal that comes before the child is itself would run the parent's code in it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.pid = os.fork()
         if self.pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.close(writing)
             return
         code = 70
         try:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.dup2(writing, 1)
             os.dup2(writing, 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))

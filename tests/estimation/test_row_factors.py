@@ -132,6 +132,19 @@ def test_a_weight_used_in_other_ways_has_the_factors_of_its_gradients(
     assert float(plain.inputs.diagonal(dim1=1, dim2=2).sum()) != pytest.approx(1)
 
 
+def test_layers_that_the_loss_does_not_depend_on_have_no_scales() -> None:
+    class Detached(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.layer(x).detach())
+
+    factors = found(Detached(), normal(COUNT, 3, seed=1), normal(COUNT, 2))
+    assert not factors["layer.weight"].scales.any() and factors["matrix"].scales.any()
+
+
 def test_the_models_own_gradients_are_left_alone() -> None:
     model = Odd("by itself").double()
     model.plain.weight.grad = torch.ones(3, 3, dtype=torch.float64)

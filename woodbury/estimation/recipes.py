@@ -430,7 +430,7 @@ class gauss_newton:
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         rows = gauss_newton_rows(objective, self.mc_samples, self.seed)
-        with user_code("The recipe inside gauss_newton fails."):
+        with user_code("The recipe inside gauss_newton fails.", keeps_refusals=True):
             return self.recipe(rows)
 
 

@@ -220,7 +220,7 @@ def check_storable(state_dict: Mapping[str, Any]) -> None:
 
 def _listed(names: Any) -> list[str]:
     iterable = isinstance(names, Iterable) and not isinstance(names, (str, Tensor))
-    listed = list(names) if iterable else []
+    listed: list[Any] = list(names) if iterable else []
     if not iterable or not all(isinstance(name, str) for name in listed):
         kind = type(names).__name__
         raise WrongType(f"names is a {kind}: give a list of names in the state dict, or None.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
+from woodbury.errors import user_code
 from woodbury.io.representation import readable
 from woodbury.model.flop_count import Flops as Flops
 from woodbury.model.flop_count import flops as flops
@@ -66,4 +67,5 @@ class power:
 
     def __call__(self, space: ParameterSpace) -> Tensor:
         """The cost of each of the n weights, (n,) float64."""
-        return self.cost(space).double() ** self.exponent
+        with user_code("The cost fails on this space."):
+            return self.cost(space).double() ** self.exponent
