@@ -179,3 +179,26 @@ def test_all_engines_agree_on_real_models(model: Model) -> None:
         if found is not None:
             assert_close(found, truth)
     assert_close(gradient_rows(objective, 3), truth)
+
+
+class Mixed(nn.Module):
+    """As accelerate and Lightning train: products in bfloat16, weights and norms in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x).float()
+
+
+def test_layers_under_autocast_have_the_rows_of_single_samples() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 6), torch.arange(8) % 3)]
+    space = ParameterSpace.from_model(Mixed(), min_ndim=2)
+    torch.manual_seed(0)
+    objective = Objective.from_model(Mixed(), batches, space=space)
+    one_by_one = looped(objective, *batches[0])
+    assert float(one_by_one.abs().max()) > 0
+    torch.testing.assert_close(hooked(objective, *batches[0]), one_by_one, rtol=1e-2, atol=1e-3)

@@ -11,14 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import woodbury
-from woodbury.estimation.gradients import looped
+from woodbury.estimation.layer_gradients import hooked
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-PRUNER = woodbury.Pruner(woodbury.mfac(12, 0.1, engine=looped))
+PRUNER = woodbury.Pruner(woodbury.mfac(12, 0.1, engine=hooked))
 
 
 def made(**settings: Any) -> tuple[Accelerator, Any, Any, Any, woodbury.Gradual]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import woodbury
 from woodbury import WoodburyError
-from woodbury.estimation.gradients import looped
+from woodbury.estimation.layer_gradients import hooked
 
 pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from woodbury.integrations.lightning import PruningCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and hardware
-PRUNER = woodbury.Pruner(woodbury.mfac(12, 0.1, engine=looped))
+PRUNER = woodbury.Pruner(woodbury.mfac(12, 0.1, engine=hooked))
 
 
 class Module(lightning.LightningModule):
@@ -99,8 +99,14 @@ class Made:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 0.1}],
-    ids=["plain", "bfloat16, accumulated, clipped"],
+    [
+        pytest.param({}, id="plain"),
+        pytest.param(
+            {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+            id="bfloat16, accumulated, clipped",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     settings: dict[str, Any], tmp_path: Path
@@ -168,6 +174,7 @@ class OfDicts(Module):
         return super().training_step((batch["x"], batch["y"]), index)
 
 
+@pytest.mark.slow
 def test_batches_of_another_form(tmp_path: Path) -> None:
     data = DataLoader(loader().dataset, batch_size=4, collate_fn=as_dicts)
     with pytest.raises(WoodburyError, match=r"Batch 0 is a dict, not a pair \(inputs, target\)"):

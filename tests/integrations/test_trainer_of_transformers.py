@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import woodbury
 from woodbury import WoodburyError
 from woodbury.estimation.gradients import looped
+from woodbury.estimation.layer_gradients import hooked
 from woodbury.model.batches import slice_samples
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -37,8 +40,16 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 8,
     "num_labels": 3,
 }
-PRUNER = woodbury.Pruner(woodbury.mfac(12, 0.1, engine=looped))
+PRUNER = woodbury.Pruner(woodbury.mfac(12, 0.1, engine=hooked))
 LAYERS = {"exclude": ["*embeddings*", "*pooler*", "classifier*"]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_garbage() -> Iterator[None]:
+    """accelerate collects garbage at each training, which takes a second with so many modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def data(count: int = 24) -> list[dict[str, Any]]:
@@ -106,11 +117,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 4,
         "gradient_accumulation_steps": 2,
         "bf16": True,
+        "pruner": woodbury.Pruner(woodbury.mfac(12, 0.1, engine=looped)),
     },
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", ["steps", pytest.param("epochs, accumulated, bfloat16", marks=pytest.mark.slow)]
+)
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
     """From the middle of an epoch, with dropout, between two pruning steps."""
     whole = Made(tmp_path, **SETTINGS[name]).run()
@@ -124,6 +138,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_
         assert torch.equal(resumed.weights[key], tensor), key
 
 
+@pytest.mark.slow
 def test_a_training_in_float16(tmp_path: Path) -> None:
     made = Made(tmp_path, max_steps=5, fp16=True, save_strategy="no").run()
     assert made.gradual.sparsity == pytest.approx(0.8, abs=0.01) and made.gradual.step == 5
@@ -187,6 +202,7 @@ def test_without_training_nothing_happens(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], tensor) for key, tensor in made.weights.items())
 
 
+@pytest.mark.slow
 def test_a_second_training_is_one_of_its_own(tmp_path: Path) -> None:
     made = Made(tmp_path, max_steps=5, save_strategy="no").run()
     first = made.gradual
@@ -194,6 +210,7 @@ def test_a_second_training_is_one_of_its_own(tmp_path: Path) -> None:
     assert made.gradual is not first and first.step == 5 and made.gradual.step == 5
 
 
+@pytest.mark.slow
 def test_a_training_that_was_moved_is_resumed_where_it_is(tmp_path: Path) -> None:
     Made(tmp_path / "a", max_steps=5).run()
     moved = (tmp_path / "a" / "checkpoint-4").rename(tmp_path / "elsewhere")
@@ -209,6 +226,7 @@ def test_a_training_that_was_moved_is_resumed_where_it_is(tmp_path: Path) -> Non
         Made(tmp_path / "b", max_steps=5, resume_from=moved).run(moved)
 
 
+@pytest.mark.slow
 def test_other_settings_are_named_when_a_training_goes_on(tmp_path: Path) -> None:
     Made(tmp_path, max_steps=5).run()
     with pytest.raises(WoodburyError, match="pruning_steps"):
@@ -240,6 +258,7 @@ def test_an_unknown_option_is_refused_at_once() -> None:
         PruningCallback(1.5)
 
 
+@pytest.mark.slow
 def test_own_batches_and_their_likelihood(tmp_path: Path) -> None:
     samples = data(12)
     inputs = {"input_ids": torch.stack([sample["input_ids"] for sample in samples])}

@@ -142,7 +142,8 @@ def _noting(uses: dict[str, _Use], name: str, size: int) -> ForwardHook:
             )
         zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         probe = zero.expand_as(output)
-        uses[name] = _Use(layer, given.detach(), given._version, probe)
+        kept = given.detach().to(output.dtype)  # autocast multiplies in another precision
+        uses[name] = _Use(layer, kept, kept._version, probe)
         return output + probe
 
     return note
