@@ -23,6 +23,7 @@ NEEDS = {
         "woodbury/integrations/transformers/training_loss.py",
         "docs/how-to/trainers.md",
     ],
+    "datasets": ["docs/how-to/transformers.md"],
     "lightning": ["woodbury/integrations/lightning.py", "docs/how-to/trainers.md"],
 }
 """Package of an extra -> what cannot be imported or run without it."""

@@ -21,6 +21,7 @@ from woodbury import (
     ParameterSpace,
     Pruner,
     WoodburyError,
+    cross_entropy,
     diagonal_fisher,
     kfac,
     mfac,
@@ -350,10 +351,8 @@ def test_layers_that_kfac_does_not_know_are_named_before_any_work(
     assert not calls
 
 
-def test_an_output_that_is_no_tensor_says_how_to_read_it() -> None:
+def test_an_output_of_transformers_needs_no_likelihood() -> None:
     net, training, _ = _trained("BERT")
-    with pytest.raises(
-        WoodburyError,
-        match=r"got a SequenceClassifierOutput .*with_output\(lambda output: output\.logits\)",
-    ):
-        woodbury.prune(copy.deepcopy(net), training, 0.5)
+    plain, read = (Objective.from_model(net, training, each) for each in (cross_entropy, LOGITS))
+    assert plain.loss() == read.loss()
+    torch.testing.assert_close(gradient_rows(plain, 9), gradient_rows(read, 9), rtol=0, atol=0)
