@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import MissingDependency, WoodburyError, reason
+from woodbury.integrations.naming import nearest
 from woodbury.io.checkpoints import load_state_dict_checked, read_checkpoint
 
 TORCHVISION_FILE = "model.pth"
@@ -167,9 +167,7 @@ def _check_name(library: str, name: str, names: Iterable[str]) -> None:
     known = list(names)
     if name in known:
         return
-    near = get_close_matches(name, known, 1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:8])}, …"
-    raise WoodburyError(f"{library} has no {name!r}: {meant}")
+    raise WoodburyError(f"{library} has no {name!r}: {nearest(name, known)}")
 
 
 def _timm() -> Any:

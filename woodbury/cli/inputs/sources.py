@@ -134,6 +134,10 @@ class FromTransformers(Source):
             )
         columns = parse_columns(options.columns)
         if is_of_arrays(data):
+            if options.columns or options.length:
+                raise WoodburyError(
+                    f"--columns and --length are for tables, and {data} is none: leave them out."
+                )
             source = models.Source.find(where, _task(options))
             return cls(source, None, data, options)
         tables.check_place(data)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -102,28 +101,6 @@ def _first_words(error: Exception) -> str:
     if kind == "DatasetGenerationError" and error.__cause__ is not None:
         return reason(error.__cause__)
     return reason(error)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The one of the names that was meant, as the end of a sentence.
-
-    Args:
-        name: What was written.
-        names: What there is.
-
-    Returns:
-        `did you mean …?`, or `it has …` with the names.
-
-    Example:
-        >>> nearest("labl", ["text", "label"]), nearest("x", ["text", "label"])
-        ('did you mean label?', 'there are text, label.')
-    """
-    known = list(dict.fromkeys(names))
-    found = get_close_matches(name, known, 1)
-    if found:
-        return f"did you mean {found[0]}?"
-    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
-    return f"there are {', '.join(known[:8]) or 'none'}{more}."
 
 
 def is_local(where: str) -> bool:

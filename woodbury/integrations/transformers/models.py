@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from woodbury.errors import WoodburyError
+from woodbury.integrations.naming import nearest
 from woodbury.integrations.transformers import data as tables
+from woodbury.integrations.transformers.classes import order_of_classes
 from woodbury.integrations.transformers.encoding import Reader
 from woodbury.integrations.transformers.library import (
     explained,
     is_local,
-    nearest,
     neighbours,
     quiet,
     transformers,
@@ -152,7 +153,7 @@ class Source:
             test = None
         note = None
         if columns.label is not None:
-            note = tables.order_of_classes(found.train, columns.label, self.config.label2id)
+            note = order_of_classes(found.train, columns.label, self.config.label2id)
         return SplitSamples(train, test, () if note is None else (note,))
 
     @property

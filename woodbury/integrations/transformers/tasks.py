@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from woodbury.errors import WoodburyError
-from woodbury.integrations.transformers.data import (
-    Asked,
-    Columns,
-    Table,
-    class_numbers,
-    find_columns,
-)
+from woodbury.integrations.transformers.classes import class_numbers
+from woodbury.integrations.transformers.data import Asked, Columns, Table, find_columns
 from woodbury.integrations.transformers.encoding import (
     ROWS_AT_ONCE,
     Encoded,
