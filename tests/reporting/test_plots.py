@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.results import pruned_net, results, tensors_of
+from woodbury.reporting.figures import COLOURS, spread_out, styles
 
 from woodbury.errors import MissingDependency
 from woodbury.estimation.recipes import mfac
@@ -18,7 +19,6 @@ from woodbury.pruning.pruner import Pruner, Quantiles
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
 from woodbury.reporting import plots
-from woodbury.reporting.figures import COLOURS, spread_out, styles
 
 
 def test_accuracies_are_a_png_in_two_versions() -> None:

@@ -12,6 +12,7 @@ from cyclopts import App, Group, Parameter
 from woodbury.cli import console
 from woodbury.cli.compare_command import compare
 from woodbury.cli.demo_command import demo
+from woodbury.cli.invocation import invoked
 from woodbury.cli.prune_command import prune
 from woodbury.cli.speed_command import speed
 from woodbury.cli.train_command import train
@@ -70,4 +71,5 @@ def run(words: Sequence[str], interrupts: Sequence[int] = ()) -> int:
             result_action="return_value",
         )
 
-    return console.report_errors(command, interrupts)
+    with invoked(words):
+        return console.report_errors(command, interrupts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -108,11 +108,12 @@ def prune(
     return pruned
 
 
-def run_planned(chosen: Planned) -> Pruned:
+def run_planned(chosen: Planned, after: Callable[[Pruned], object] | None = None) -> Pruned:
     """Say what was planned, and do it.
 
     Args:
         chosen: What `woodbury.pruning.planning.planned` gave.
+        after: Called with what each stage has reached.
 
     Returns:
         The pruned objective, with its settings and its plan; the model is untouched.
@@ -122,5 +123,5 @@ def run_planned(chosen: Planned) -> Pruned:
     """
     choice, plan = chosen
     announce(plan.in_one_line())
-    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
+    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities, after)
     return replace(pruned, settings=choice.settings, plan=plan)

@@ -1,77 +1,138 @@
-"""One HTML page of tables and pictures that needs nothing beside it."""
+"""One HTML page of figures, tables and charts that needs nothing beside it."""
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from woodbury.reporting.tables import Grid
-
-TEMPLATE = "report.html.j2"
+from woodbury.reporting.charts import Chart
+from woodbury.reporting.grid import Grid
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG for the page, in a light and a dark version; the reader's settings choose.
+class Figure:
+    """A number that comes first.
 
     Attributes:
-        light: The bytes of the PNG on a light ground.
-        dark: The same on a dark ground.
-        words: What the picture shows, for its caption and for those who cannot see it.
+        value: With its unit.
+        name: What it is.
+        remark: What to compare it with; may be empty.
     """
 
-    light: bytes
-    dark: bytes
+    value: str
+    name: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Something to copy.
+
+    Attributes:
+        words: What it does.
+        text: The lines.
+    """
+
     words: str
+    text: str
 
 
-def write_page(
-    path: str | os.PathLike,
-    title: str,
-    lead: str,
-    parts: Sequence[Grid | Picture],
-    folded: Sequence[Grid] = (),
-) -> None:
-    """Write `render_page`'s page to a file."""
-    Path(path).write_text(render_page(title, lead, parts, folded), encoding="utf-8")
+@dataclass(frozen=True)
+class Section:
+    """Tables, charts and code under one heading.
+
+    Attributes:
+        title: The heading.
+        parts: From top to bottom.
+    """
+
+    title: str
+    parts: tuple[Grid | Chart | Code, ...]
 
 
-def render_page(
-    title: str, lead: str, parts: Sequence[Grid | Picture], folded: Sequence[Grid] = ()
-) -> str:
-    """The text of an HTML page that needs no other file.
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
 
-    Args:
+    Attributes:
         title: Its heading.
         lead: One sentence below it.
-        parts: Tables and pictures, from top to bottom. All text in them is escaped.
+        figures: The numbers that come first.
+        sections: What follows. All text in them is escaped.
         folded: Tables at the end, opened by a click on their title.
 
     Example:
         >>> grid = Grid("Numbers", ("setting", "value"), (("loss", "< 1"),))
-        >>> "<td>&lt; 1</td>" in render_page("Report", "One table.", [grid])
+        >>> page = Page("Report", "One table.", sections=[Section("Numbers", (grid,))])
+        >>> "&lt; 1" in page.html()
         True
     """
-    return _template().render(title=title, lead=lead, parts=parts, folded=folded)
+
+    title: str
+    lead: str
+    figures: Sequence[Figure] = ()
+    sections: Sequence[Section] = ()
+    folded: Sequence[Grid] = ()
+
+    def html(self) -> str:
+        """The text of an HTML page that needs no other file."""
+        return _templates().get_template("page.html.j2").render(page=self)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Write the page.
+
+        Args:
+            path: The file.
+        """
+        Path(path).write_text(self.html(), encoding="utf-8")
 
 
-def _template() -> Template:
+def section(part: Grid | Chart) -> Section:
+    """A table or a chart under its own title.
+
+    Args:
+        part: The table or chart.
+    """
+    return Section(part.title, (part,))
+
+
+def svg_file(chart: Chart) -> str:
+    """A chart as an SVG file, in light or dark as the reader has it.
+
+    Args:
+        chart: The chart.
+
+    Returns:
+        The text of the file.
+    """
+    return _templates().get_template("file.svg.j2").render(chart=chart)
+
+
+def _templates() -> Environment:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=PackageLoader("woodbury.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.tests["picture"] = lambda part: isinstance(part, Picture)
-    environment.filters["data_uri"] = _data_uri
-    return environment.from_string(
-        files("woodbury.reporting").joinpath(TEMPLATE).read_text("utf-8")
-    )
+    kinds = {"chart": Chart, "code": Code, "grid": Grid}
+    for name, kind in kinds.items():
+        environment.tests[name] = lambda part, kind=kind: isinstance(part, kind)
+    environment.filters["share"] = _share
+    return environment
 
 
-def _data_uri(png: bytes) -> str:
-    """The bytes of a PNG as an address that holds them."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _share(fraction: float) -> str:
+    """A fraction of a length, as CSS and SVG write it.
+
+    Example:
+        >>> _share(1 / 3), _share(0.5)
+        ('33.33%', '50%')
+    """
+    return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + "%"
