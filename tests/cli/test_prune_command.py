@@ -30,7 +30,7 @@ def test_prune_writes_three_files_and_says_what_it_did(here: Path) -> None:
     assert "woodbury.load_sparse" in result.stdout
     names = ["report.html", "report.json", "weights.safetensors"]
     assert sorted(entry.name for entry in Path("out").iterdir()) == names
-    assert "What is kept of each tensor" in Path("out/report.html").read_text("utf-8")
+    assert "Sparsity of each parameter" in Path("out/report.html").read_text("utf-8")
 
 
 def test_the_report_has_every_number(here: Path) -> None:

@@ -146,7 +146,7 @@ def prune_gradually(
             title=f"{Path(model).name} at {percent(space.sparsity, 2)}",
             line=_line(numbers, space.n),
             lead=(
-                f"{model} pruned by {plan.name} while it is trained for {training.epochs} epoch"
+                f"Pruned by {plan.name} while it is trained for {training.epochs} epoch"
                 f"{'s' if training.epochs > 1 else ''} on {data}."
             ),
             settings=problem.settings() | settings | decided,

@@ -146,7 +146,7 @@ def _prune_at_once(
         report = PruneReport(
             title=f"{Path(model).name} at {percent(space.sparsity, 2)}",
             line=_line(numbers, space.n),
-            lead=_lead(model, data, problem, outcome),
+            lead=_lead(data, problem, outcome),
             settings={
                 "model": model,
                 "data": data,
@@ -295,12 +295,12 @@ def _refit(problem: Problem, plan: MethodPlan, target: Targets) -> Refit | None:
     return refit
 
 
-def _lead(model: str, data: str, problem: Problem, outcome: Outcome) -> str:
+def _lead(data: str, problem: Problem, outcome: Outcome) -> str:
     """What was pruned by what, in one sentence."""
     stages = len(outcome.pruned.steps)
     return (
-        f"{model} pruned by {outcome.settings['method']} in "
-        f"{stages} stage{'s' if stages > 1 else ''}, on {problem.samples:,} samples of {data}."
+        f"Pruned by {outcome.settings['method']} in {stages} stage{'s' if stages > 1 else ''}, on "
+        f"{problem.samples:,} samples of {data}."
     )
 
 

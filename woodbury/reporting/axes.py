@@ -7,21 +7,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from woodbury.reporting.grid import percent
+from woodbury.reporting.grid import MINUS, percent
 
 STEPS = (1, 2, 2.5, 5, 10)
 """The distances of ticks that are easy to read, within a decade."""
 MOST_DECADES = 7
 """Ticks on a logarithmic axis; with more decades some have none."""
-NEAR = 0.045
+NEAR = 0.06
 """Ticks of sparsities that are closer, as a fraction of the axis, share one text."""
+NEAR_ON_A_PHONE = 0.16
+"""The same where the axis is as long as five or six texts."""
 
 
 class Tick(NamedTuple):
-    """A place on an axis with its text."""
+    """A place on an axis with its text.
+
+    Attributes:
+        place: From 0 to 1.
+        text: What is written there.
+        is_minor: Whether it is left out where the page is narrow.
+    """
 
     place: float
     text: str
+    is_minor: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,23 +67,23 @@ def linear(title: str, values: Iterable[float], unit: float = 1.0) -> Axis:
 
     Args:
         title: What it shows.
-        values: What must have a place on it, at least one.
+        values: What must have a place on it; what is not finite has none.
         unit: What its texts are counted in, such as 0.01 for percent.
 
     Example:
         >>> axis = linear("loss", [0.0, 0.83])
         >>> axis.high, [tick.text for tick in axis.ticks]
-        (1.0, ['0', '0.2', '0.4', '0.6', '0.8', '1'])
+        (1.0, ['0', '0.25', '0.5', '0.75', '1'])
     """
-    shown = [value / unit for value in values]
+    shown = [value / unit for value in values if math.isfinite(value)] or [0.0]
     low, high = min(shown), max(shown)
     if low == high:
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
     step = _step((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    places = range(first, last + 1)
     ticks = tuple(
-        Tick((number - first) / (last - first), f"{number * step:.6g}") for number in places
+        Tick((number - first) / (last - first), f"{number * step:.6g}".replace("-", MINUS))
+        for number in range(first, last + 1)
     )
     return Axis(title, first * step * unit, last * step * unit, ticks)
 
@@ -117,10 +126,14 @@ def sparsities(values: Iterable[float]) -> Axis:
     if low == high:
         low = 0.0
     ticks: list[Tick] = []
+    major = 2.0
     for value in reversed(known):
         place = _place(value, low, high, kept_scale)
-        if not ticks or ticks[-1].place - place > NEAR:
-            ticks.append(Tick(place, percent(round(value, 4))))
+        if ticks and ticks[-1].place - place < NEAR:
+            continue
+        is_minor = major - place < NEAR_ON_A_PHONE
+        major = major if is_minor else place
+        ticks.append(Tick(place, percent(round(value, 3)), is_minor))
     title = "sparsity (logarithmic in the kept weights)"
     return Axis(title, low, high, tuple(reversed(ticks)), kept_scale)
 

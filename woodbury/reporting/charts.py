@@ -12,6 +12,8 @@ STYLES = 8
 """Colours and markers that templates/style.css and templates/chart.svg.j2 have."""
 FIRST_STYLES = {"magnitude": 0}
 """Names with a style of their own: grey is the baseline on every page."""
+LABEL_CHARACTERS = 18
+"""Of a name beside the chart, where all charts leave the same room."""
 LABEL_HEIGHT = 0.058
 """The least distance of two labels, as a fraction of the chart's height."""
 
@@ -42,7 +44,7 @@ class Line:
     Attributes:
         name: What they are.
         style: The number of their colour and marker.
-        points: From left to right, at least one.
+        points: From left to right.
         joined: Whether a line joins them.
     """
 
@@ -105,11 +107,12 @@ class Chart:
     @property
     def labels(self) -> list[Label]:
         """The names of lines and references at their right ends, moved apart where they touch."""
-        ends = [(line.points[-1].y, line.name, line.style) for line in self.lines]
+        ends = [(line.points[-1].y, line.name, line.style) for line in self.lines if line.points]
         ends += [(rule.right, rule.name, None) for rule in self.rules if rule.name]
         places = spread_out([place for place, _, _ in ends], LABEL_HEIGHT, 0.0, 1.0)
         return [
-            Label(place, name, style) for place, (_, name, style) in zip(places, ends, strict=True)
+            Label(place, _shortened(name), style)
+            for place, (_, name, style) in zip(places, ends, strict=True)
         ]
 
 
@@ -132,6 +135,11 @@ def styles(names: Sequence[str]) -> dict[str, int]:
             chosen[name] = 1 + (free - 1) % (STYLES - 1)
             free += 1
     return chosen
+
+
+def _shortened(name: str) -> str:
+    """A name that has room beside the chart; the table has it in full."""
+    return name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 1] + "…"
 
 
 def spread_out(

@@ -13,8 +13,12 @@ from rich.table import Table
 MISSING = "–"
 """The cell of a number that there is none of."""
 UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
+MINUS = "−"
+"""As wide as a plus."""
 MOST_DECIMALS = 6
-"""Beyond them a number is written with an exponent."""
+"""Decimals of a column at most."""
+SMALL = 1e-4
+"""A column whose largest number is smaller is written with exponents."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +134,19 @@ def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
         digits: Of the largest number that are shown at least, and two of the smallest.
 
     Returns:
-        Their texts; with exponents where six decimals are too few.
+        Their texts, with six decimals at most, or with exponents where all are small.
 
     Example:
-        >>> aligned([0.0123, 1.5, None]), aligned([1e-9, 2e-4])
-        (['0.012', '1.500', '–'], ['1.00e-09', '2.00e-04'])
+        >>> aligned([0.0123, -1.5, None]), aligned([1e-9, 2e-5])
+        (['0.012', '−1.500', '–'], ['1.00e−09', '2.00e−05'])
     """
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if not sizes:
         return [MISSING if value is None else f"{value:g}" for value in values]
     decimals = digits - 1 - math.floor(math.log10(max(sizes)))
     needed = max(decimals, 1 - math.floor(math.log10(min(sizes))), 0)
-    form = f".{needed}f" if needed <= MOST_DECIMALS else f".{digits - 1}e"
-    return [MISSING if value is None else f"{value:{form}}" for value in values]
+    form = f".{min(needed, MOST_DECIMALS)}f" if max(sizes) >= SMALL else f".{digits - 1}e"
+    return [MISSING if value is None else f"{value:{form}}".replace("-", MINUS) for value in values]
 
 
 def with_unit(number: float) -> str:
@@ -163,12 +167,12 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(0.004), duration(12.34), duration(754)
-        ('4.0 ms', '12.3 s', '12 min 34 s')
+        ('4.0 ms', '12 s', '12 min 34 s')
     """
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 90:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from woodbury.reporting.charts import Chart
 from woodbury.reporting.grid import Grid
+
+PHONE_CHARACTERS = 52
+"""Characters of a table that is as wide as a phone."""
+COLUMN_GAP = 2
+"""Between two of its columns."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,37 @@ def _templates() -> Environment:
     kinds = {"chart": Chart, "code": Code, "grid": Grid}
     for name, kind in kinds.items():
         environment.tests[name] = lambda part, kind=kind: isinstance(part, kind)
+    environment.tests["narrow"] = _is_narrow
     environment.filters["share"] = _share
+    environment.filters["longest"] = _longest
+    environment.filters["with_code"] = _with_code
     return environment
+
+
+def _is_narrow(grid: Grid) -> bool:
+    """Whether a table fits a phone as it is: then its rows are not taken apart there."""
+    if grid.marks:
+        return False
+    texts = [
+        [*name.split(), *(row[column] for row in grid.cells)]
+        for column, name in enumerate(grid.header)
+    ]
+    widths = [max(map(len, column)) for column in texts]
+    return sum(widths) + COLUMN_GAP * (len(widths) - 1) <= PHONE_CHARACTERS
+
+
+def _with_code(text: str) -> Markup:
+    """A text in which what stands between backticks is code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part
+        for number, part in enumerate(parts)
+    )
+
+
+def _longest(texts: Iterable[str]) -> int:
+    """Characters of the longest text; 0 for none."""
+    return max(map(len, texts), default=0)
 
 
 def _share(fraction: float) -> str:

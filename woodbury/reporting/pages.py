@@ -8,13 +8,11 @@ from typing import Any
 from woodbury.io.settings import flattened
 from woodbury.reporting import plots, run_tables, tables
 from woodbury.reporting.files import versions
-from woodbury.reporting.grid import Grid, duration, megabytes, percent
+from woodbury.reporting.grid import MINUS, Grid, duration, megabytes, percent
 from woodbury.reporting.page import Code, Figure, Page, Section, section
 from woodbury.reporting.per_layer import TensorSummary
 from woodbury.reporting.records import GradualNumbers, PruneNumbers, TrainNumbers, score_label
 from woodbury.reporting.run_tables import score_text
-
-MEGABYTE = 2**20
 
 
 def prune_page(
@@ -106,36 +104,36 @@ def _figures(
         _sparsity(numbers, tensors),
         _score(numbers),
         Figure(
-            f"{numbers.measured_increase:+.3g}",
+            _signed(numbers.measured_increase),
             "increase of the loss",
-            "" if predicted is None else f"predicted {predicted:+.3g}",
+            "" if predicted is None else f"predicted {_signed(predicted)}",
         ),
         Figure(
             duration(numbers.seconds),
-            "to prune",
+            "time to prune",
             f"planned {duration(plan['seconds'])}" if plan else "",
         ),
-        Figure(
-            megabytes(numbers.peak_megabytes),
-            "peak memory of the process",
-            f"planned for the run {megabytes(plan['peak_bytes'] / MEGABYTE)}" if plan else "",
-        ),
+        Figure(megabytes(numbers.peak_megabytes), "peak memory", "of the whole process"),
     ]
     if numbers.peak_device_megabytes is not None:
         figures.append(Figure(megabytes(numbers.peak_device_megabytes), "peak on the device"))
     return figures
 
 
+def _signed(number: float) -> str:
+    return f"{number:+.3g}".replace("-", MINUS)
+
+
 def _gradual_figures(numbers: GradualNumbers, tensors: Iterable[TensorSummary]) -> list[Figure]:
     steps = len(numbers.steps)
     remark = f"{steps} pruning step{'s' if steps > 1 else ''}"
-    time = Figure(duration(numbers.seconds), "to prune and train", remark)
+    time = Figure(duration(numbers.seconds), "time to prune and train", remark)
     return [_sparsity(numbers, tensors), _score(numbers), time]
 
 
 def _sparsity(numbers: PruneNumbers | GradualNumbers, tensors: Iterable[TensorSummary]) -> Figure:
     kept, weights = map(sum, zip(*((each.kept, each.weights) for each in tensors), strict=True))
-    remark = f"{kept:,} of {weights:,} weights kept"
+    remark = f"{kept:,} of {weights:,} kept"
     return Figure(percent(numbers.sparsity, 2), "sparsity", remark)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from woodbury.evaluation.results import Result, Summary, summary
 from woodbury.reporting.axes import Axis, decades, linear, percentages, sparsities
@@ -12,6 +14,24 @@ from woodbury.reporting.records import EpochNumbers, GradualNumbers, StageNumber
 
 BEFORE, AFTER = 1, 6
 """The styles of what is shown before and after something else."""
+NEGLIGIBLE = 0.05
+"""Of the largest increase: a decrease that is smaller has no room of its own below zero."""
+
+
+class Value(NamedTuple):
+    """A point in the units of its axes.
+
+    Attributes:
+        x: On the x-axis.
+        y: On the y-axis.
+        words: Its values in words.
+        spread: Half of its error bar; None for none.
+    """
+
+    x: float
+    y: float
+    words: str
+    spread: float | None = None
 
 
 def accuracies(
@@ -35,10 +55,9 @@ def accuracies(
         of_method = sorted(
             (cell for cell in cells if cell.method == method), key=lambda cell: cell.sparsity
         )
-        points = tuple(_score_point(cell, x, y) for cell in of_method)
-        lines.append(Line(method, style, points))
+        lines.append(Line(method, style, _points(map(_score, of_method), x, y)))
     rules = ()
-    if dense is not None:
+    if dense is not None and math.isfinite(dense):
         rules = (Rule(f"dense {percent(dense, 1)}", y.place(dense), y.place(dense)),)
     several = max(cell.seeds for cell in cells) > 1
     bars = " Bars are the spread over the calibration sets." if several else ""
@@ -56,37 +75,31 @@ def predictions(results: Sequence[Result]) -> Chart | None:
         A chart, where points on the dashed line are as predicted; None if no increase is above 0.
     """
     cells = summary(results)
-    increases: dict[str, list[tuple[float, Summary]]] = {}
-    for cell in cells:
-        if cell.predicted is not None and cell.predicted > 0 and cell.measured > 0:
-            increases.setdefault(cell.method, []).append((cell.predicted, cell))
+    increases = [
+        (cell, cell.predicted)
+        for cell in cells
+        if cell.predicted is not None
+        and 0 < cell.predicted < math.inf
+        and 0 < cell.measured < math.inf
+    ]
     if not increases:
         return None
-    x = decades("predicted increase", [known for each in increases.values() for known, _ in each])
-    y = decades(
-        "measured increase", [cell.measured for each in increases.values() for _, cell in each]
-    )
-    every = decades("", [x.low, x.high, y.low, y.high])  # one square, so that the diagonal is one
-    x = Axis(x.title, every.low, every.high, every.ticks, every.scale)
-    y = Axis(y.title, every.low, every.high, every.ticks, every.scale)
-    lines = [
-        Line(
-            method,
-            style,
-            tuple(
-                Point(
-                    x.place(predicted),
-                    y.place(cell.measured),
-                    f"{method} at {percent(cell.sparsity)}: predicted {predicted:.3g}, "
-                    f"measured {cell.measured:.3g}",
-                )
-                for predicted, cell in sorted(increases[method], key=lambda pair: pair[0])
-            ),
-            joined=False,
-        )
-        for method, style in styles([cell.method for cell in cells]).items()
-        if method in increases
-    ]
+    # One square, so that the diagonal is one.
+    values = [value for cell, known in increases for value in (known, cell.measured)]
+    x, y = decades("predicted increase", values), decades("measured increase", values)
+    lines = []
+    for method, style in styles([cell.method for cell in cells]).items():
+        places = [
+            Value(
+                predicted,
+                cell.measured,
+                f"{method} at {percent(cell.sparsity)}: predicted {predicted:.3g}, "
+                f"measured {cell.measured:.3g}",
+            )
+            for cell, predicted in increases
+            if cell.method == method
+        ]
+        lines.append(Line(method, style, _points(sorted(places), x, y), joined=False))
     words = (
         "Increase of the loss on the calibration set. Points on the dashed line are as predicted; "
         "above it the quadratic promised too much."
@@ -106,7 +119,9 @@ def stages(numbers: Sequence[StageNumbers]) -> Chart:
     predicted = [
         stage.predicted_increase for stage in numbers if stage.predicted_increase is not None
     ]
-    y = linear("increase of the loss", [0.0, *increases, *predicted])
+    most = max(0.0, *increases, *predicted)
+    shown = [value for value in (*increases, *predicted) if value < -NEGLIGIBLE * most]
+    y = linear("increase of the loss", [0.0, most, *shown])
     lines = []
     if len(predicted) == len(numbers):
         lines.append(_line("predicted", BEFORE, numbers, predicted, x, y))
@@ -136,15 +151,16 @@ def gradual(numbers: GradualNumbers, measure: str) -> Chart | None:
     y = linear(f"{measure} in %", [score for _, _, *both in scored for score in both], unit=0.01)
     lines = []
     for name, style, place in (("before", BEFORE, 2), ("after", AFTER, 3)):
-        points = tuple(
-            Point(
-                x.place(row[0]),
-                y.place(row[place]),
+        values = (
+            Value(
+                row[0],
+                row[place],
                 f"epoch {row[0]:.2f}, {name} the step to {percent(row[1], 1)}: "
                 f"{percent(row[place], 1)}",
             )
             for row in scored
         )
+        points = _points(values, x, y)
         lines.append(Line(f"{name} a step", style, points))
     words = f"{measure.capitalize()} on held-out training data, right before and after each step."
     title = f"{measure.capitalize()} at the pruning steps"
@@ -159,14 +175,11 @@ def training(epochs: Sequence[EpochNumbers]) -> Chart:
     """
     x = linear("epoch", [0.0, *(each.epoch for each in epochs)])
     y = linear("loss", [0.0, *(each.held_out_loss for each in epochs)])
-    points = tuple(
-        Point(
-            x.place(each.epoch),
-            y.place(each.held_out_loss),
-            f"epoch {each.epoch}: {each.held_out_loss:.4g}",
-        )
+    values = (
+        Value(each.epoch, each.held_out_loss, f"epoch {each.epoch}: {each.held_out_loss:.4g}")
         for each in epochs
     )
+    points = _points(values, x, y)
     words = "Loss on held-out training data after each epoch."
     return Chart("Loss after each epoch", words, x, y, (Line("loss", AFTER, points),))
 
@@ -180,23 +193,30 @@ def _line(
     y: Axis,
 ) -> Line:
     """The increases of one kind, over the stages."""
-    points = tuple(
-        Point(
-            x.place(stage.sparsity),
-            y.place(increase),
-            f"{name} at {percent(stage.sparsity, 1)}: {increase:.3g}",
-        )
+    values = (
+        Value(stage.sparsity, increase, f"{name} at {percent(stage.sparsity, 1)}: {increase:.3g}")
         for stage, increase in zip(numbers, increases, strict=True)
     )
-    return Line(name, style, points)
+    return Line(name, style, _points(values, x, y))
 
 
-def _score_point(cell: Summary, x: Axis, y: Axis) -> Point:
+def _score(cell: Summary) -> Value:
     spread = cell.spread if cell.seeds > 1 else None
-    return Point(
-        x.place(cell.sparsity),
-        y.place(cell.accuracy),
-        f"{cell.method} at {percent(cell.sparsity)}: {percent_with_error(cell.accuracy, spread)}",
-        None if spread is None else y.place(cell.accuracy - spread),
-        None if spread is None else y.place(cell.accuracy + spread),
+    score = percent_with_error(cell.accuracy, spread)
+    words = f"{cell.method} at {percent(cell.sparsity)}: {score}"
+    return Value(cell.sparsity, cell.accuracy, words, spread)
+
+
+def _points(values: Iterable[Value], x: Axis, y: Axis) -> tuple[Point, ...]:
+    """The places of values on two axes; those that are not finite have none."""
+    return tuple(
+        Point(
+            x=x.place(value.x),
+            y=y.place(value.y),
+            words=value.words,
+            low=None if value.spread is None else y.place(value.y - value.spread),
+            high=None if value.spread is None else y.place(value.y + value.spread),
+        )
+        for value in values
+        if math.isfinite(value.y)
     )

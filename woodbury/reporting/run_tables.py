@@ -130,18 +130,20 @@ def stages(numbers: Sequence[StageNumbers]) -> Grid:
     Args:
         numbers: Of the stages in order.
     """
-    predicted = aligned([stage.predicted_increase for stage in numbers])
-    measured = aligned([stage.measured_increase for stage in numbers])
-    losses = aligned([stage.loss for stage in numbers])
-    cells = tuple(
-        (f"{number}", percent(stage.sparsity, 2), _damping(stage.damping), *of_loss)
-        for number, (stage, *of_loss) in enumerate(
-            zip(numbers, predicted, measured, losses, strict=True), 1
-        )
-    )
-    header = ("stage", "sparsity", "damping", "predicted increase", "measured", "loss")
-    note = "Of the loss on the calibration set; increases are over the dense network."
-    return Grid("Stages", header, cells, note=note)
+    columns = {
+        "stage": [f"{number}" for number in range(1, len(numbers) + 1)],
+        "sparsity": [percent(stage.sparsity, 2) for stage in numbers],
+        "damping": [_damping(stage.damping) for stage in numbers],
+        "predicted increase": aligned([stage.predicted_increase for stage in numbers]),
+        "measured": aligned([stage.measured_increase for stage in numbers]),
+        "loss": aligned([stage.loss for stage in numbers], digits=4),
+    }
+    note = "On the calibration set; increases are over the dense network."
+    if len(set(columns["damping"])) == 1:
+        damping = columns.pop("damping")[0]
+        note += "" if damping == MISSING else f" The damping is {damping}."
+    cells = tuple(zip(*columns.values(), strict=True))
+    return Grid("Stages", tuple(columns), cells, note=note)
 
 
 def pruning_steps(numbers: GradualNumbers) -> Grid:

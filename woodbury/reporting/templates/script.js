@@ -47,8 +47,8 @@ for (const table of document.querySelectorAll("table.sorted")) {
 
 // What is to be copied is copied by a click, where the browser allows it.
 if (navigator.clipboard) {
-  for (const pre of document.querySelectorAll("pre")) {
-    const text = pre.textContent;
+  for (const code of document.querySelectorAll(".code")) {
+    const text = code.querySelector("pre").textContent;
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = "Copy";
@@ -57,6 +57,6 @@ if (navigator.clipboard) {
       button.textContent = "Copied";
       setTimeout(() => (button.textContent = "Copy"), 1500);
     });
-    pre.append(button);
+    code.querySelector("p").append(button);
   }
 }
