@@ -20,10 +20,12 @@ from woodbury.reporting.pages import prune_page
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: pip install 'woodbury[browser]'"
 )
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="needs Chromium, such as Debian's chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BROWSER, reason="needs Chromium, such as Debian's chromium"),
+]
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -47,10 +49,10 @@ def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = tensors_of(pruned_net(Pruner(None, magnitude, zero)))
     settings = {"method": "mfac", "parameters": ["a.very.long.name.weight"] * 9}
     codes = [Code("Load its weights:", "import woodbury\nmodel = built()")]
-    recipe = {"fisher": {"count": 100}}
-    prune_page(
-        "net.py:build at 90 %", "lead", prune_numbers(), tensors, settings, recipe, None, codes
-    ).write(file)
+    title, recipe = "net.py:build at 90 %", {"fisher": {"count": 100}}
+    numbers = prune_numbers()
+    page = prune_page(title, "lead", numbers, tensors, settings, recipe, None, codes)
+    page.write(file)
     return file
 
 

@@ -156,3 +156,10 @@ def steps_of(values: list[float], places: list[float], gap: float) -> bool:
 
 def test_labels_far_apart_stay() -> None:
     assert spread_out([10, 50, 90], 5) == [10, 50, 90]
+
+
+def test_long_names_are_cut_beside_the_chart_alone() -> None:
+    long = [replace(result, method="hessian-diagonal/independent") for result in results()]
+    chart = plots.accuracies(long)
+    assert [label.name for label in chart.labels] == ["hessian-diagonal/…"]
+    assert chart.lines[0].name == "hessian-diagonal/independent"
