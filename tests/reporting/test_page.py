@@ -80,7 +80,7 @@ def test_all_text_is_escaped() -> None:
     text = a_page().html()
     assert "Title &amp; &lt;more&gt;" in text and "<more>" not in text
     assert "M-FAC &lt;joint&gt;" in text and "<joint>" not in text
-    assert "woodbury prune &#39;&lt;b&gt;&#39;" in text and "<b>" not in text
+    assert "<span>prune</span> <span>&#39;&lt;b&gt;&#39;</span>" in text and "<b>" not in text
     assert "<title>a &#34;bar&#34;</title>" in text and "<first>" not in text
 
 

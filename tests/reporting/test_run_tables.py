@@ -87,10 +87,11 @@ def test_stages_have_one_damping_in_the_note_or_their_own_in_a_column() -> None:
 def test_the_damping_that_was_chosen_is_bold() -> None:
     numbers = prune_numbers()
     grid = run_tables.dampings(numbers.dampings_tried, numbers.damping)
-    assert grid.cells == (("0.0001", "0.500", ""), ("0.001", "0.400", "chosen"))
+    assert grid.cells == (("0.0001", "0.5000", ""), ("0.001", "0.4000", "chosen"))
     assert grid.best == {(1, 0), (1, 1), (1, 2)}
     steps = run_tables.dampings_of_steps(GRADUAL.steps)
     assert steps.header == ("epoch", "sparsity", "0.001") and steps.best == {(0, 2)}
+    assert steps.cells == (("0.50", "50.00 %", "0.400"), ("0.90", "90.00 %", "0.600"))
 
 
 def test_pruning_steps_and_epochs_are_rows() -> None:

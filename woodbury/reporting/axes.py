@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from woodbury.reporting.grid import MINUS, percent
+from woodbury.reporting.grid import percent, with_minus
 
 STEPS = (1, 2, 2.5, 5, 10)
 """The distances of ticks that are easy to read, within a decade."""
@@ -82,7 +82,7 @@ def linear(title: str, values: Iterable[float], unit: float = 1.0) -> Axis:
     step = _step((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(
-        Tick((number - first) / (last - first), f"{number * step:.6g}".replace("-", MINUS))
+        Tick((number - first) / (last - first), with_minus(f"{number * step:.6g}"))
         for number in range(first, last + 1)
     )
     return Axis(title, first * step * unit, last * step * unit, ticks)

@@ -138,7 +138,7 @@ def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
 
     Example:
         >>> aligned([0.0123, -1.5, None]), aligned([1e-9, 2e-5])
-        (['0.012', '−1.500', '–'], ['1.00e−09', '2.00e−05'])
+        (['0.012', '−1.500', '–'], ['1.00e-09', '2.00e-05'])
     """
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if not sizes:
@@ -146,7 +146,17 @@ def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
     decimals = digits - 1 - math.floor(math.log10(max(sizes)))
     needed = max(decimals, 1 - math.floor(math.log10(min(sizes))), 0)
     form = f".{min(needed, MOST_DECIMALS)}f" if max(sizes) >= SMALL else f".{digits - 1}e"
-    return [MISSING if value is None else f"{value:{form}}".replace("-", MINUS) for value in values]
+    return [MISSING if value is None else with_minus(f"{value:{form}}") for value in values]
+
+
+def with_minus(text: str) -> str:
+    """The text of a number with a minus as wide as a plus, if it begins with one.
+
+    Example:
+        >>> with_minus("-0.5"), with_minus("1e-05")
+        ('−0.5', '1e-05')
+    """
+    return MINUS + text[1:] if text.startswith("-") else text
 
 
 def with_unit(number: float) -> str:

@@ -132,6 +132,7 @@ def _templates() -> Environment:
         environment.tests[name] = lambda part, kind=kind: isinstance(part, kind)
     environment.tests["narrow"] = _is_narrow
     environment.filters["share"] = _share
+    environment.filters["in_words"] = _in_words
     environment.filters["longest"] = _longest
     environment.filters["with_code"] = _with_code
     return environment
@@ -155,6 +156,14 @@ def _with_code(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if number % 2 else part
         for number, part in enumerate(parts)
+    )
+
+
+def _in_words(text: str) -> Markup:
+    """Lines of code whose words are broken only where one is wider than the page."""
+    return Markup("\n").join(
+        Markup(" ").join(Markup("<span>{}</span>").format(word) for word in line.split(" "))
+        for line in text.split("\n")
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from woodbury.io.settings import flattened
 from woodbury.reporting import plots, run_tables, tables
 from woodbury.reporting.files import versions
-from woodbury.reporting.grid import MINUS, Grid, duration, megabytes, percent
+from woodbury.reporting.grid import Grid, duration, megabytes, percent, with_minus
 from woodbury.reporting.page import Code, Figure, Page, Section, section
 from woodbury.reporting.per_layer import TensorSummary
 from woodbury.reporting.records import GradualNumbers, PruneNumbers, TrainNumbers, score_label
@@ -121,7 +121,7 @@ def _figures(
 
 
 def _signed(number: float) -> str:
-    return f"{number:+.3g}".replace("-", MINUS)
+    return with_minus(f"{number:+.3g}")
 
 
 def _gradual_figures(numbers: GradualNumbers, tensors: Iterable[TensorSummary]) -> list[Figure]:
@@ -138,6 +138,8 @@ def _sparsity(numbers: PruneNumbers | GradualNumbers, tensors: Iterable[TensorSu
 
 
 def _score(numbers: PruneNumbers | GradualNumbers) -> Figure:
-    after = score_text(numbers.score_after, numbers.standard_error_after)
-    before = score_text(numbers.score_before, numbers.standard_error_before)
-    return Figure(after, score_label(numbers.measure), f"dense {before}")
+    remark = f"dense {score_text(numbers.score_before, None)}"
+    if numbers.standard_error_after is not None:
+        remark = f"± {100 * numbers.standard_error_after:.1f}, {remark}"
+    after = score_text(numbers.score_after, None)
+    return Figure(after, score_label(numbers.measure), remark)

@@ -139,11 +139,7 @@ def stages(numbers: Sequence[StageNumbers]) -> Grid:
         "loss": aligned([stage.loss for stage in numbers], digits=4),
     }
     note = "On the calibration set; increases are over the dense network."
-    if len(set(columns["damping"])) == 1:
-        damping = columns.pop("damping")[0]
-        note += "" if damping == MISSING else f" The damping is {damping}."
-    cells = tuple(zip(*columns.values(), strict=True))
-    return Grid("Stages", tuple(columns), cells, note=note)
+    return _of_columns("Stages", columns, note)
 
 
 def pruning_steps(numbers: GradualNumbers) -> Grid:
@@ -153,22 +149,26 @@ def pruning_steps(numbers: GradualNumbers) -> Grid:
         numbers: Of the run.
     """
     steps = numbers.steps
-    predicted = aligned([step.predicted_increase for step in steps])
-    cells = tuple(
-        (
-            f"{step.epoch:.2f}",
-            percent(step.sparsity, 2),
-            _damping(step.damping),
-            increase,
-            _score(step.held_out_score_before),
-            _score(step.held_out_score_after),
-        )
-        for step, increase in zip(steps, predicted, strict=True)
-    )
     measure = score_label(numbers.measure)
-    columns = ("predicted increase", f"{measure} before", f"{measure} after")
+    columns = {
+        "epoch": [f"{step.epoch:.2f}" for step in steps],
+        "sparsity": [percent(step.sparsity, 2) for step in steps],
+        "damping": [_damping(step.damping) for step in steps],
+        "predicted increase": aligned([step.predicted_increase for step in steps]),
+        f"{measure} before": [_score(step.held_out_score_before) for step in steps],
+        f"{measure} after": [_score(step.held_out_score_after) for step in steps],
+    }
     note = "On held-out training data, right before and after each step."
-    return Grid("Pruning steps", ("epoch", "sparsity", "damping", *columns), cells, note=note)
+    return _of_columns("Pruning steps", columns, note)
+
+
+def _of_columns(title: str, columns: dict[str, list[str]], note: str) -> Grid:
+    """A table of columns; a damping that is the same in all rows is in the note."""
+    if len(set(columns["damping"])) == 1:
+        damping = columns["damping"][0]
+        columns = {name: column for name, column in columns.items() if name != "damping"}
+        note += "" if damping == MISSING else f" The damping is {damping}."
+    return Grid(title, tuple(columns), tuple(zip(*columns.values(), strict=True)), note=note)
 
 
 def dampings(trials: Sequence[DampingTrial], chosen: float | None) -> Grid:
@@ -178,7 +178,7 @@ def dampings(trials: Sequence[DampingTrial], chosen: float | None) -> Grid:
         trials: The candidates.
         chosen: The damping of the run.
     """
-    losses = aligned([trial.held_out_loss for trial in trials])
+    losses = aligned([trial.held_out_loss for trial in trials], digits=4)
     cells = tuple(
         (_damping(trial.damping), loss, "chosen" if trial.damping == chosen else "")
         for trial, loss in zip(trials, losses, strict=True)
@@ -201,22 +201,23 @@ def dampings_of_steps(steps: Sequence[PruningStepNumbers]) -> Grid:
         steps: Of a run that tried the same dampings at every step.
     """
     candidates = [trial.damping for trial in steps[0].dampings_tried]
-    cells = []
-    best = set()
-    for row, step in enumerate(steps):
-        cells.append(
-            (
-                f"{step.epoch:.2f}",
-                percent(step.sparsity, 2),
-                *aligned([trial.held_out_loss for trial in step.dampings_tried]),
-            )
-        )
-        best |= {
-            (row, column) for column, damping in enumerate(candidates, 2) if damping == step.damping
-        }
+    losses = aligned([trial.held_out_loss for step in steps for trial in step.dampings_tried])
+    rows = [
+        losses[start : start + len(candidates)] for start in range(0, len(losses), len(candidates))
+    ]
+    cells = tuple(
+        (f"{step.epoch:.2f}", percent(step.sparsity, 2), *row)
+        for step, row in zip(steps, rows, strict=True)
+    )
+    best = {
+        (row, column)
+        for row, step in enumerate(steps)
+        for column, damping in enumerate(candidates, 2)
+        if damping == step.damping
+    }
     header = ("epoch", "sparsity", *map(_damping, candidates))
     note = "Held-out loss by damping; the least one is taken."
-    return Grid("Dampings that were tried", header, tuple(cells), frozenset(best), note)
+    return Grid("Dampings that were tried", header, cells, frozenset(best), note)
 
 
 def epochs(numbers: Sequence[EpochNumbers], measure: str) -> Grid:
