@@ -11,6 +11,8 @@ from woodbury.reporting.grid import percent, with_minus
 
 STEPS = (1, 2, 2.5, 5, 10)
 """The distances of ticks that are easy to read, within a decade."""
+MOST_EPOCHS = 8
+"""Ticks on an axis of epochs."""
 MOST_DECADES = 7
 """Ticks on a logarithmic axis; with more decades some have none."""
 NEAR = 0.06
@@ -86,6 +88,22 @@ def linear(title: str, values: Iterable[float], unit: float = 1.0) -> Axis:
         for number in range(first, last + 1)
     )
     return Axis(title, first * step * unit, last * step * unit, ticks)
+
+
+def epochs(values: Iterable[float]) -> Axis:
+    """An axis from the beginning of a training to its last value.
+
+    Args:
+        values: Epochs; some may be fractions.
+
+    Example:
+        >>> [tick.text for tick in epochs([1.0, 2.5]).ticks]
+        ['0', '1', '2']
+    """
+    last = max(values, default=0.0) or 1.0
+    step = max(1, round(_step(last / MOST_EPOCHS)))
+    ticks = tuple(Tick(number / last, f"{number}") for number in range(0, int(last) + 1, step))
+    return Axis("epoch", 0.0, last, ticks)
 
 
 def decades(title: str, values: Iterable[float]) -> Axis:

@@ -17,6 +17,8 @@ PHONE_CHARACTERS = 52
 """Characters of a table that is as wide as a phone."""
 COLUMN_GAP = 2
 """Between two of its columns."""
+PROSE_CHARACTERS = 30
+"""A column with a longer cell holds sentences."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def _templates() -> Environment:
     for name, kind in kinds.items():
         environment.tests[name] = lambda part, kind=kind: isinstance(part, kind)
     environment.tests["narrow"] = _is_narrow
+    environment.tests["prose"] = _is_prose
     environment.filters["share"] = _share
     environment.filters["in_words"] = _in_words
     environment.filters["longest"] = _longest
@@ -148,6 +151,12 @@ def _is_narrow(grid: Grid) -> bool:
     ]
     widths = [max(map(len, column)) for column in texts]
     return sum(widths) + COLUMN_GAP * (len(widths) - 1) <= PHONE_CHARACTERS
+
+
+def _is_prose(grid: Grid, column: int) -> bool:
+    """Whether a column holds sentences, which begin at the left."""
+    longest = max((len(row[column]) for row in grid.cells), default=0)
+    return column > 0 and len(grid.header) > 2 and longest > PROSE_CHARACTERS
 
 
 def _with_code(text: str) -> Markup:

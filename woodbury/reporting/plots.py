@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from woodbury.evaluation.results import Result, Summary, summary
+from woodbury.reporting import axes
 from woodbury.reporting.axes import Axis, decades, linear, percentages, sparsities
 from woodbury.reporting.charts import Chart, Line, Point, Rule, styles
 from woodbury.reporting.grid import percent, percent_with_error
@@ -147,7 +148,7 @@ def gradual(numbers: GradualNumbers, measure: str) -> Chart | None:
     ]
     if not scored:
         return None
-    x = linear("epoch", [0.0, *(epoch for epoch, _, _, _ in scored)])
+    x = axes.epochs(epoch for epoch, _, _, _ in scored)
     y = linear(f"{measure} in %", [score for _, _, *both in scored for score in both], unit=0.01)
     lines = []
     for name, style, place in (("before", BEFORE, 2), ("after", AFTER, 3)):
@@ -173,7 +174,7 @@ def training(epochs: Sequence[EpochNumbers]) -> Chart:
     Args:
         epochs: In order, at least one.
     """
-    x = linear("epoch", [0.0, *(each.epoch for each in epochs)])
+    x = axes.epochs(each.epoch for each in epochs)
     y = linear("loss", [0.0, *(each.held_out_loss for each in epochs)])
     values = (
         Value(each.epoch, each.held_out_loss, f"epoch {each.epoch}: {each.held_out_loss:.4g}")

@@ -86,29 +86,25 @@ def batch_table(ways: Sequence[Speed], size: int) -> Grid:
     dense = ways[0].seconds
     longest = max((way.seconds for way in ways if way.seconds is not None), default=0.0)
     rows = []
-    keys = []
     marks: list[Mark | None] = []
     best = set()
     for row, way in enumerate(ways):
         if way.seconds is None or not dense or not longest:
             rows.append((way.way, MISSING, MISSING))
-            keys.append((way.way, None, None))
             marks.append(None)
             continue
         milliseconds, ratio = f"{1000 * way.seconds:.2f}", f"{dense / way.seconds:.2f} ×"
         rows.append((way.way, milliseconds, ratio))
-        keys.append((way.way, way.seconds, dense / way.seconds))
         marks.append(Mark(0.0, way.seconds / longest, f"{way.way}: {milliseconds} ms, {ratio}"))
         if way.seconds == min(each.seconds for each in ways if each.seconds is not None):
             best |= {(row, column) for column in range(3)}
     notes = [f"{way.way}: {way.note}" for way in ways if way.note]
     return Grid(
         f"Batch of {size}",
-        ("way", "milliseconds", "as fast as torch, dense"),
+        ("way", "milliseconds", "speed-up"),
         tuple(rows),
         best=frozenset(best),
         note=" ".join(["The median of runs in turns; shorter is faster.", *notes]),
-        keys=tuple(keys),
         marks={1: marks},
     )
 
@@ -125,7 +121,7 @@ def fastest(ways: Sequence[Speed], size: int) -> Figure | None:
     if dense is None or not timed:
         return None
     seconds, way = min(timed)
-    return Figure(f"{dense / seconds:.2f} ×", f"as fast at batch {size}", way)
+    return Figure(f"{dense / seconds:.2f} ×", f"torch's speed at batch {size}", way)
 
 
 def speed_page(
@@ -150,13 +146,13 @@ def speed_page(
         Figure(percent(left.share_of_flops, 1), "FLOPs left", "no saving by themselves"),
     ]
     sections = [section(batch_table(ways, size)) for size, ways in timed.items()]
-    sections += [
-        section(layers_table(each, size)) for each, size in zip(layers, timed, strict=True)
-    ]
     sections.append(Section("Use it again", tuple(codes)))
+    details = [layers_table(each, size) for each, size in zip(layers, timed, strict=True)]
     shown = [figure for figure in figures if figure is not None]
-    lead = f"Times of {settings['model']} on this CPU, with {settings['threads']} thread(s). {left}"
-    return Page("Speed of a pruned network", lead, shown, sections, folded(settings))
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    lead = f"{settings['model']}, timed on this CPU by {threads}. {left}"
+    details += folded(settings)
+    return Page("Speed of a pruned network", lead, shown, sections, details)
 
 
 def layers_table(layers: Sequence[LayerChoice], size: int) -> Grid:
