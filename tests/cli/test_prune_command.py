@@ -311,9 +311,9 @@ def test_everything_runs_once(
     stages: list[int] = []
     for module in (api, methods):
 
-        def counted(recipe: Any, objective: Any, sparsities: Any) -> Any:
+        def counted(recipe: Any, objective: Any, sparsities: Any, after: Any) -> Any:
             stages.append(len(sparsities))
-            return run_stages(recipe, objective, sparsities)
+            return run_stages(recipe, objective, sparsities, after)
 
         monkeypatch.setattr(module, "run_stages", counted)
     succeeds("prune net.py:build net.py:few --sparsity 0.5 --out out", options)
