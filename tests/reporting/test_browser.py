@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,7 @@ def test_code_is_copied_by_a_click(opened: Any) -> None:
 
 def test_on_a_phone_nothing_is_cut_off_or_scrolled_sideways(opened: Any) -> None:
     page = opened(PHONE)
-    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-    hidden = "(all) => all.filter((each) => each.scrollWidth > each.clientWidth + 1).length"
-    assert page.locator(".table").evaluate_all(hidden) == 0
+    assert nothing_is_cut_off(page)
     assert page.locator(".legend").first.is_visible() and page.locator(".label").first.is_hidden()
     sizes = page.locator("svg.chart text:not(.minor)").evaluate_all(
         "(all) => all.map((each) => parseFloat(getComputedStyle(each).fontSize))"
@@ -147,6 +145,29 @@ def test_on_a_phone_nothing_is_cut_off_or_scrolled_sideways(opened: Any) -> None
     assert label.evaluate("(cell) => getComputedStyle(cell, '::before').content") == '"kept"'
     page.get_by_role("button", name="kept", exact=True).click()
     assert page.locator("th[aria-sort=ascending]").is_visible()
+
+
+def nothing_is_cut_off(page: Any) -> bool:
+    """Whether neither the page nor a table in it, unfolded or not, is wider than its place."""
+    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    hidden = "(all) => all.filter((each) => each.scrollWidth > each.clientWidth + 1).length"
+    fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    return fits and page.locator(".table, td").evaluate_all(hidden) == 0
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_a_comparison_is_as_wide_as_the_window(
+    size: dict[str, int], opened: Any, tmp_path: Path
+) -> None:
+    many = [
+        replace(result, sparsity=sparsity, predicted=1e-5, method=f"{result.method}/independent")
+        for result in results()
+        for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+    ]
+    sections = [section(plots.accuracies(many)), section(tables.accuracies(many))]
+    losses = tables.losses_and_resources(many)
+    Page("Compared", "lead", sections=sections, folded=[losses]).write(tmp_path / "r.html")
+    assert nothing_is_cut_off(opened(size, "light", tmp_path / "r.html"))
 
 
 def test_the_colours_follow_the_reader(opened: Any) -> None:

@@ -13,7 +13,7 @@ from woodbury.reporting import plots, tables
 from woodbury.reporting.grid import Grid, Mark
 from woodbury.reporting.page import Code, Figure, Page, Section, section, svg_file
 
-WITHOUT_AN_END = ("meta", "img", "source", "rect", "circle", "line", "path", "use")
+WITHOUT_AN_END = ("meta", "img", "source", "rect", "circle", "line", "path", "use", "wbr")
 
 
 class Parsed(html.parser.HTMLParser):
@@ -112,6 +112,12 @@ def test_what_is_between_backticks_is_code() -> None:
     grid = Grid("t", ("a", "b"), (("1", "2"),), note="call `speed` <now>")
     text = Page("t", "l", sections=[section(grid)]).html()
     assert "call <code>speed</code> &lt;now&gt;" in text
+
+
+def test_long_names_may_be_broken_where_their_parts_end() -> None:
+    grid = Grid("t", ("a", "b"), (("layer1.0/w_q <&>", "1.5"),))
+    text = Page("t", "l", sections=[section(grid)]).html()
+    assert "layer1.<wbr>0/<wbr>w_<wbr>q &lt;&amp;&gt;</th>" in text and ">1.5</td>" in text
 
 
 def test_a_narrow_table_is_not_taken_apart() -> None:

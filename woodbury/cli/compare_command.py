@@ -67,7 +67,7 @@ def compare(
             )
         lead = (
             f"{problem.space.n:,} weights of {Path(model).name}, calibrated on {choice.seeds} "
-            f"set(s) of {problem.count} gradients."
+            f"set{'s' if choice.seeds > 1 else ''} of {problem.count:,} gradients."
         )
         report = ComparisonReport(
             title="Pruning methods compared",

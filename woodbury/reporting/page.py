@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ def _templates() -> Environment:
     environment.tests["narrow"] = _is_narrow
     environment.tests["prose"] = _is_prose
     environment.filters["share"] = _share
+    environment.filters["breakable"] = _breakable
+    environment.filters["cell_length"] = _cell_length
     environment.filters["in_words"] = _in_words
     environment.filters["longest"] = _longest
     environment.filters["with_code"] = _with_code
@@ -157,6 +160,21 @@ def _is_prose(grid: Grid, column: int) -> bool:
     """Whether a column holds sentences, which begin at the left."""
     longest = max((len(row[column]) for row in grid.cells), default=0)
     return column > 0 and len(grid.header) > 2 and longest > PROSE_CHARACTERS
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a dot, a slash or an underscore."""
+    return Markup(re.sub(r"([./_])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+def _cell_length(grid: Grid) -> int:
+    """Characters of the longest cell that stands beside others on a phone."""
+    columns = [
+        column
+        for column in range(1, len(grid.header))
+        if column not in grid.marks and not _is_prose(grid, column)
+    ]
+    return _longest(row[column] for row in grid.cells for column in columns)
 
 
 def _with_code(text: str) -> Markup:

@@ -229,7 +229,7 @@ def _saliency_ranges(tensors: Sequence[TensorSummary]) -> list[Mark | None]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value == [] or value == ():
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
