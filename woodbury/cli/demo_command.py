@@ -101,14 +101,15 @@ def demo(
             f"damping was chosen on {len(digits.held_out[1])} other training images, never on the "
             "test images."
         )
+        dense_score, test_samples = score(dense(seed)), len(digits.test[1])
         report = ComparisonReport(
             title="Seven ways to prune a network",
             lead=lead,
             settings=settings,
             recipes={name: described(method.pruner) for name, method in methods.items()},
             results=results,
-            dense_score=(dense_score := score(dense(seed))),
-            test_samples=(test_samples := len(digits.test[1])),
+            dense_score=dense_score,
+            test_samples=test_samples,
             dense_error=standard_error(dense_score, test_samples),
         )
         report.write(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,9 @@ def loading(model: str, weights: Path) -> Code:
         model: MODEL as the user wrote it.
         weights: Their file.
     """
+    file = json.dumps(weights.as_posix(), ensure_ascii=False)
     lines = ["import woodbury", *_making(model)]
-    lines += [f'model.load_state_dict(woodbury.load_sparse("{weights.as_posix()}"))']
+    lines += [f"model.load_state_dict(woodbury.load_sparse({file}))"]
     return Code("Load its weights:", "\n".join(lines))
 
 

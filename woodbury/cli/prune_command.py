@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
-from woodbury.cli.measurements import StageHistory, dampings_tried, magnitude_baseline
+from woodbury.cli.measurements import Outcome, StageHistory, dampings_tried, measured_numbers
 from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
 from woodbury.cli.names import parse_targets, pattern_sparsity
 from woodbury.cli.options import (
@@ -30,22 +28,20 @@ from woodbury.cli.output import PruneReport
 from woodbury.cli.problem import Problem, load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import run
-from woodbury.evaluation.resources import Resources, measured
+from woodbury.evaluation.resources import measured
 from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
 from woodbury.memory import limits_within
 from woodbury.model.batchnorm import recalibrate
-from woodbury.model.objective import Objective
 from woodbury.pruning import api
 from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned, Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.schedule import Targets, stage_count
 from woodbury.reporting.grid import percent
 from woodbury.reporting.per_layer import summarize_tensors
-from woodbury.reporting.records import DampingTrial, PruneNumbers, score_label
+from woodbury.reporting.records import PruneNumbers, score_label
 
 MAX_INCREASE_RATIO = 5
 """Measured ÷ predicted increase of the loss above which the prediction is called wrong."""
@@ -138,7 +134,7 @@ def _prune_at_once(
             # The plan and the choice of a damping are included.
             seconds = time.perf_counter() - began - history.seconds
             pruned = outcome.pruned
-            numbers = _numbers(problem, dense, target, before, outcome, history, seconds)
+            numbers = measured_numbers(problem, dense, target, before, outcome, history, seconds)
         space = pruned.objective.space
         pruned.write()
         if options.stage.recalibrate:
@@ -161,65 +157,6 @@ def _prune_at_once(
         )
         report.write(folder, problem.model, out)
     report.show(out, remark=_remark(numbers))
-
-
-def _numbers(
-    problem: Problem,
-    dense: Objective,
-    target: Targets,
-    before: float,
-    outcome: Outcome,
-    history: StageHistory,
-    seconds: float,
-) -> PruneNumbers:
-    """What was measured, and magnitude pruning beside it."""
-    pruned = outcome.pruned
-    began = time.perf_counter()
-    after = problem.score(pruned.objective)
-    loss_after = pruned.objective.loss()
-    evaluation = time.perf_counter() - began
-    return PruneNumbers(
-        measure=problem.measure,
-        sparsity=pruned.sparsity,
-        test_samples=problem.test_samples,
-        score_before=before,
-        standard_error_before=problem.score_error(before),
-        score_after=after,
-        standard_error_after=problem.score_error(after),
-        loss_before=history.loss_before,
-        loss_after=loss_after,
-        predicted_increase=pruned.predicted,
-        measured_increase=loss_after - history.loss_before,
-        damping=outcome.damping,
-        seconds=seconds,
-        peak_megabytes=outcome.cost.memory,
-        peak_device_megabytes=outcome.cost.device_memory,
-        baseline=magnitude_baseline(problem, dense, target, outcome.rules, seconds, evaluation),
-        stages=history.stages(pruned, loss_after),
-        dampings_tried=outcome.tried,
-    )
-
-
-class Outcome(NamedTuple):
-    """What pruning gave.
-
-    Attributes:
-        pruned: The pruned objective.
-        damping: Of the Fisher; None for a method without one, or with several.
-        cost: The seconds and the peak memory of the pruning alone.
-        settings: What was decided.
-        recipe: What pruned, as facts.
-        rules: The pruner whose unit, scope, cost and limits held.
-        tried: The dampings that were tried.
-    """
-
-    pruned: Pruned
-    damping: float | None
-    cost: Resources
-    settings: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    rules: Pruner
-    tried: tuple[DampingTrial, ...] = ()
 
 
 def _as_prune_does(problem: Problem, target: Targets, history: StageHistory) -> Outcome:
