@@ -33,7 +33,16 @@ def data():
     inputs = torch.randn(200, 6, generator=generator) + 2 * torch.eye(3, 6)[labels]
     return inputs[:150], labels[:150], inputs[150:], labels[150:]
 """
-TIMES = {"seconds", "peak_megabytes", "memory", "versions", "plan", "engine", "rates"}
+TIMES = {
+    "command_line",
+    "seconds",
+    "peak_megabytes",
+    "memory",
+    "versions",
+    "plan",
+    "engine",
+    "rates",
+}
 """Facts that differ from run to run."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import io
 import os
 import resource
 import signal
@@ -24,16 +23,11 @@ PIPE_BYTES = 2**20
 
 def warm() -> None:
     """Import what commands import when they need it; nothing that starts a thread."""
-    import matplotlib.pyplot as plt
     import torch
 
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.ones(2)
     torch.optim.SGD([weight], 0.1, momentum=0.9).step()  # imports the compiler
-    figure, axes = plt.subplots()
-    axes.plot([1, 2])
-    figure.savefig(io.BytesIO(), format="png")
-    plt.close(figure)
     gc.collect()
     gc.freeze()
 

@@ -6,14 +6,12 @@ import csv
 import json
 from pathlib import Path
 
-import pytest
 from support.cli import Result, succeeds
 
 NET = Path(__file__).with_name("net.py")
 
 
 def compared(*options: str) -> Result:
-    pytest.importorskip("matplotlib")
     return succeeds(
         "compare net.py:build net.py:both --count 60 --damping 1e-3,1e-2 --out out",
         "--methods magnitude,mfac/independent,mfac --sparsities 0.9,0.5 --seeds 2",
@@ -23,7 +21,7 @@ def compared(*options: str) -> Result:
 
 def test_compare_writes_tables_pictures_and_a_page(here: Path) -> None:
     result = compared()
-    names = ["accuracy.png", "prediction.png", "report.html", "results.csv", "results.json"]
+    names = ["accuracy.svg", "prediction.svg", "report.html", "results.csv", "results.json"]
     assert sorted(entry.name for entry in Path("out").iterdir()) == names
     assert "magnitude" in result.stdout and "50 %" in result.stdout
 
@@ -53,7 +51,6 @@ def test_the_numbers_and_how_they_were_made_are_one_file(here: Path) -> None:
 
 
 def test_a_pattern_is_compared_at_its_sparsity(here: Path) -> None:
-    pytest.importorskip("matplotlib")
     command = "compare net.py:build net.py:both --count 40 --damping 1e-2 --seeds 1"
     succeeds(command, "--methods magnitude --pattern 1:4 --out out")
     (row,) = json.loads(Path("out/results.json").read_text("utf-8"))["results"]

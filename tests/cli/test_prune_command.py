@@ -30,7 +30,7 @@ def test_prune_writes_three_files_and_says_what_it_did(here: Path) -> None:
     assert "woodbury.load_sparse" in result.stdout
     names = ["report.html", "report.json", "weights.safetensors"]
     assert sorted(entry.name for entry in Path("out").iterdir()) == names
-    assert "What is kept of each tensor" in Path("out/report.html").read_text("utf-8")
+    assert "Sparsity of each parameter" in Path("out/report.html").read_text("utf-8")
 
 
 def test_the_report_has_every_number(here: Path) -> None:
@@ -311,9 +311,9 @@ def test_everything_runs_once(
     stages: list[int] = []
     for module in (api, methods):
 
-        def counted(recipe: Any, objective: Any, sparsities: Any) -> Any:
+        def counted(recipe: Any, objective: Any, sparsities: Any, after: Any) -> Any:
             stages.append(len(sparsities))
-            return run_stages(recipe, objective, sparsities)
+            return run_stages(recipe, objective, sparsities, after)
 
         monkeypatch.setattr(module, "run_stages", counted)
     succeeds("prune net.py:build net.py:few --sparsity 0.5 --out out", options)

@@ -15,12 +15,14 @@ from support.results import results
 
 from woodbury.reporting.files import versions, write_csv, write_json
 from woodbury.reporting.records import (
+    Baseline,
+    DampingTrial,
     EpochNumbers,
     GradualNumbers,
     PruneNumbers,
     PruningStepNumbers,
+    StageNumbers,
     TrainNumbers,
-    labelled,
 )
 
 
@@ -61,19 +63,17 @@ def test_versions_are_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [PruneNumbers, GradualNumbers, PruningStepNumbers, TrainNumbers, EpochNumbers]
+    "kind",
+    [
+        Baseline,
+        DampingTrial,
+        EpochNumbers,
+        GradualNumbers,
+        PruneNumbers,
+        PruningStepNumbers,
+        StageNumbers,
+        TrainNumbers,
+    ],
 )
 def test_keys_of_reports_are_snake_case(kind: type) -> None:
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", field.name) for field in fields(kind))
-
-
-def test_a_page_shows_the_measure_in_place_of_the_word_score() -> None:
-    step = PruningStepNumbers(4, 1.5, 0.8, None, None, 0.9, 0.7)
-    numbers = GradualNumbers("r_squared", 0.8, 0.9, 0.7, 0.85, 12.0, (step,))
-    assert labelled(numbers) == {
-        "sparsity": 0.8,
-        "R² before": 0.9,
-        "R² pruned": 0.7,
-        "R² after": 0.85,
-        "seconds": 12.0,
-    }

@@ -5,20 +5,22 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 import torch
 from rich.console import Console
 from support.results import pruned_net, results, tensors_of
 
 from woodbury.estimation.recipes import mfac
 from woodbury.model.flop_count import flops
-from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.pruner import Pruner, Quantiles
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise
 from woodbury.pruning.updates import zero
 from woodbury.reporting import tables
+from woodbury.reporting.grid import Grid, aligned, percent
 
 
-def printed(grid: tables.Grid, width: int = 80) -> str:
+def printed(grid: Grid, width: int = 80) -> str:
     text = io.StringIO()
     Console(file=text, width=width).print(grid.rich())
     return text.getvalue()
@@ -31,13 +33,13 @@ def test_accuracies_are_means_and_spreads_with_the_best_bold() -> None:
     assert grid.best == {(1, 1), (2, 1), (1, 2)}
     assert "98.0" in grid.title and "population standard deviation over 2" in grid.note
     alone = tables.accuracies(results(seeds=1), digits=2)
-    assert alone.cells[0] == ("magnitude", "95.00", "50.00") and not alone.note
+    assert alone.cells[0] == ("magnitude", "95.00", "50.00") and "±" not in alone.note
 
 
 def test_seven_sparsities_fit_into_eighty_columns() -> None:
     header = ("method", *("90 %" for _ in range(7)))
     cells = (("diagonal Fisher", *("97.1 ± 0.0" for _ in range(7))),)
-    grid = tables.Grid("t", header, cells, tight=True)
+    grid = Grid("t", header, cells, tight=True)
     (row,) = (line for line in printed(grid).splitlines() if "diagonal" in line)
     assert row.count("97.1±0.0") == 7
 
@@ -48,7 +50,7 @@ def test_names_are_text_and_never_markup_of_the_terminal() -> None:
 
 def test_the_title_the_note_and_every_row_are_printed() -> None:
     text = " ".join(printed(tables.accuracies(results()), 120).split())
-    assert "Accuracy in % at each sparsity" in text and "the best is bold." in text
+    assert "Accuracy in % at each sparsity" in text and "best of each column is bold." in text
     assert all(name in text for name in ("magnitude", "50 %", "97.5 %", "95.5±0.5"))
 
 
@@ -60,19 +62,14 @@ def test_accuracies_before_the_update() -> None:
     assert tables.accuracies_before_update(results()).cells[0] == ("magnitude", "–", "–")
 
 
-def test_losses_and_resources_name_each_method_once() -> None:
+def test_losses_and_resources_name_their_method_in_each_row_to_be_sorted_by() -> None:
     grid = tables.losses_and_resources(results())
-    assert [row[0] for row in grid.cells] == [
-        "magnitude",
-        "",
-        "M-FAC <joint>",
-        "",
-        "[red]WoodFisher[/]",
-        "",
-    ]
-    assert grid.cells[0][1:] == ("50 %", "–", "–", "0.2", "–", "1.50", "100")
+    names = ["magnitude", "M-FAC <joint>", "[red]WoodFisher[/]"]
+    assert [row[0] for row in grid.cells] == [name for name in names for _ in range(2)]
+    assert grid.cells[0][1:] == ("50 %", "–", "–", "0.200", "–", "1.50", "100")
+    assert grid.keys[0] == ("magnitude", 0.5, None, None, 0.2, None, 1.5, 100.0)
     chosen = [replace(result, damping=10.0**-result.seed, predicted=0.1) for result in results()]
-    assert tables.losses_and_resources(chosen).cells[0][2:4] == ("1, 0.1", "0.1")
+    assert tables.losses_and_resources(chosen).cells[0][2:4] == ("1, 0.1", "0.100")
 
 
 def test_layerwise_sparsity_has_a_row_for_each_tensor_and_their_sum() -> None:
@@ -80,10 +77,11 @@ def test_layerwise_sparsity_has_a_row_for_each_tensor_and_their_sum() -> None:
     grid = tables.per_tensor(tensors)
     assert grid.header[-1] == "median saliency"
     assert [row[:-1] for row in grid.cells] == [
-        ("0.weight", "200", "100", "50.00 %"),
-        ("2.weight", "100", "50", "50.00 %"),
-        ("all", "300", "150", "50.00 %"),
+        ("0.weight", "50.00 %", "200", "100"),
+        ("2.weight", "50.00 %", "100", "50"),
+        ("all", "50.00 %", "300", "150"),
     ]
+    assert grid.has_sum and len(grid.keys) == 3
     assert tensors[0].saliencies is not None
     assert grid.cells[0][-1] == f"{tensors[0].saliencies.median:.1e}"
 
@@ -92,16 +90,43 @@ def test_flops_have_units_and_columns_without_numbers_are_left_out() -> None:
     pruned = pruned_net(Pruner(mfac(30, 1e-2)))
     tensors = tensors_of(pruned, flops(pruned.objective.model, torch.zeros(4, 3, 10)))
     grid = tables.per_tensor(tensors)
-    assert grid.cells[-1] == ("all", "300", "150", "50.00 %", "1.8 k", "900", "")
+    assert grid.cells[-1] == ("all", "50.00 %", "300", "150", "1.8 k", "900", "")
+    assert "FLOPs left" in grid.header and "woodbury speed" in grid.note
     bare = [replace(tensor, flops=None, saliencies=None) for tensor in tensors]
-    assert tables.per_tensor(bare).header == ("parameter", "weights", "kept", "sparsity")
+    assert tables.per_tensor(bare).header == ("parameter", "sparsity", "weights", "kept")
 
 
 def test_facts_are_one_to_a_row() -> None:
     grid = tables.facts("Settings", {"damping": 1e-3, "seeds": [0, 1], "name": None})
-    assert grid.cells == (("damping", "0.001"), ("seeds", "0, 1"), ("name", "None"))
+    assert grid.cells == (("damping", "0.001"), ("seeds", "0, 1"), ("name", "–"))
+    target = tables.facts("Settings", {"sparsity": {"fc*": 0.8}, "first_order": False})
+    assert target.cells == (("sparsity", "fc*: 0.8"), ("first_order", "no"))
 
 
 def test_percentages_are_as_long_as_they_need_be() -> None:
-    assert [tables.percent(f) for f in (0.5, 0.975, 0.29, 0)] == ["50 %", "97.5 %", "29 %", "0 %"]
-    assert tables.percent(1 / 3, 2) == "33.33 %"
+    assert [percent(f) for f in (0.5, 0.975, 0.29, 0)] == ["50 %", "97.5 %", "29 %", "0 %"]
+    assert percent(1 / 3, 2) == "33.33 %"
+
+
+def test_bars_and_ranges_are_shares_of_one_axis() -> None:
+    tensors = tensors_of(pruned_net(Pruner(None, magnitude, zero, scope=layerwise)))
+    first, second = tensors
+    saliencies = (Quantiles(0.0, 1e-3, 1e-1), Quantiles(1e-3, 1e-2, 1.0))
+    tensors = [
+        replace(each, saliencies=quantiles)
+        for each, quantiles in zip((first, second), saliencies, strict=True)
+    ]
+    grid = tables.per_tensor(tensors)
+    bars, ranges = grid.marks[1], grid.marks[4]
+    assert [(bar.start, bar.end) for bar in bars if bar] == [(0, 0.5)] * 3
+    places = [(each.start, each.dot, each.end) for each in ranges if each]
+    assert places == [(0, 0, pytest.approx(2 / 3)), (0, pytest.approx(1 / 3), 1)]
+    zeros = [replace(each, saliencies=Quantiles(0.0, 0.0, 0.0)) for each in tensors]
+    assert tables.per_tensor(zeros).marks[4] == [None] * 3
+
+
+def test_numbers_of_a_column_have_the_same_decimals() -> None:
+    assert aligned([0.0123, 12.5, None]) == ["0.012", "12.500", "–"]
+    assert aligned([1.0, 1e-9]) == ["1.000000", "0.000000"]
+    assert aligned([1e-9, -3e-7]) == ["1.00e-09", "−3.00e-07"]
+    assert aligned([0.0, None]) == ["0", "–"] and aligned([float("nan"), 1.0]) == ["nan", "1.00"]

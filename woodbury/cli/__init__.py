@@ -13,6 +13,7 @@ from woodbury.cli import console
 from woodbury.cli.compare_command import compare
 from woodbury.cli.demo_command import demo
 from woodbury.cli.export_command import export
+from woodbury.cli.invocation import invoked
 from woodbury.cli.prune_command import prune
 from woodbury.cli.speed_command import speed
 from woodbury.cli.train_command import train
@@ -76,4 +77,5 @@ def run(words: Sequence[str], signals: Sequence[int] = ()) -> int:
             result_action="return_value",
         )
 
-    return console.report_errors(command, signals)
+    with invoked(words):
+        return console.report_errors(command, signals)

@@ -18,7 +18,6 @@ from woodbury.cli.problem import load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
 from woodbury.io.settings import described
-from woodbury.reporting.figures import require_matplotlib
 
 SPARSITIES = "0.5,0.7,0.8,0.9,0.95"
 
@@ -44,7 +43,6 @@ def compare(
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
     check_scratch(plans.values(), options)
-    require_matplotlib()
     place = folder_for(out, "woodbury-compare")
     with memory_for(options.resources.memory), place as (folder, out):
         with progress_bars():
@@ -69,7 +67,7 @@ def compare(
             )
         lead = (
             f"{problem.space.n:,} weights of {Path(model).name}, calibrated on {choice.seeds} "
-            f"set(s) of {problem.count} gradients."
+            f"set{'s' if choice.seeds > 1 else ''} of {problem.count:,} gradients."
         )
         report = ComparisonReport(
             title="Pruning methods compared",
@@ -78,6 +76,8 @@ def compare(
             recipes={text: described(method.pruner) for text, method in methods.items()},
             results=results,
             dense_score=dense_score,
+            test_samples=problem.test_samples,
+            dense_error=problem.score_error(dense_score),
             measure=problem.measure,
         )
         report.write(folder)

@@ -19,7 +19,7 @@ from woodbury.cli.output import ComparisonReport, folder_for
 from woodbury.estimation.recipes import diagonal_fisher, gauss_newton, mfac, woodfisher
 from woodbury.evaluation.comparison import choose_damping, compare
 from woodbury.evaluation.methods import Method
-from woodbury.evaluation.metrics import accuracy
+from woodbury.evaluation.metrics import accuracy, standard_error
 from woodbury.io.settings import described
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
@@ -28,7 +28,6 @@ from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.saliencies import magnitude, obd, obs
 from woodbury.pruning.updates import independent, joint, zero
-from woodbury.reporting.figures import require_matplotlib
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95)
 DAMPINGS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
@@ -65,7 +64,6 @@ def demo(
 
     Example:  `woodbury demo --out runs/demo`
     """
-    require_matplotlib()
     with folder_for(out, "woodbury-demo") as (folder, out), one_thread():
         digits = load_digits(seed)
         with progress_bars():
@@ -103,13 +101,16 @@ def demo(
             f"damping was chosen on {len(digits.held_out[1])} other training images, never on the "
             "test images."
         )
+        dense_score, test_samples = score(dense(seed)), len(digits.test[1])
         report = ComparisonReport(
             title="Seven ways to prune a network",
             lead=lead,
             settings=settings,
             recipes={name: described(method.pruner) for name, method in methods.items()},
             results=results,
-            dense_score=score(dense(seed)),
+            dense_score=dense_score,
+            test_samples=test_samples,
+            dense_error=standard_error(dense_score, test_samples),
         )
         report.write(folder)
     report.show(out)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.cli.console import progress_bars
 from woodbury.cli.inputs.splits import stream
+from woodbury.cli.measurements import dampings_tried
 from woodbury.cli.methods import MethodPlan
 from woodbury.cli.names import ENGINES, EngineName
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
@@ -23,7 +23,7 @@ from woodbury.cli.options import (
     given,
     settings_of,
 )
-from woodbury.cli.output import PruneReport, needed, score_label
+from woodbury.cli.output import PruneReport, needed
 from woodbury.cli.problem import Problem, load_problem
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
@@ -35,9 +35,14 @@ from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.schedule import Targets
+from woodbury.reporting.grid import percent
 from woodbury.reporting.per_layer import summarize_tensors
-from woodbury.reporting.records import GradualNumbers, PruningStepNumbers
-from woodbury.reporting.tables import Grid, percent
+from woodbury.reporting.records import (
+    DampingTrial,
+    GradualNumbers,
+    PruningStepNumbers,
+    score_label,
+)
 from woodbury.training.finetuning import batches_in, shuffled
 from woodbury.training.gradual import Gradual
 from woodbury.training.learning_rate import cosine_restarts
@@ -140,15 +145,18 @@ def prune_gradually(
         report = PruneReport(
             title=f"{Path(model).name} at {percent(space.sparsity, 2)}",
             line=_line(numbers, space.n),
+            lead=(
+                f"Pruned by {plan.name} while it is trained for {training.epochs} epoch"
+                f"{'s' if training.epochs > 1 else ''} on {data}."
+            ),
             settings=problem.settings() | settings | decided,
             recipe=described(pruning.method.pruner),
             numbers=numbers,
             tensors=summarize_tensors(space, problem.flops()),
-            grids=(_steps_table(numbers),),
             asked=settings,
         )
         with folder.finishing() as results:
-            report.write(results, problem.model)
+            report.write(results, problem.model, out)
             with needed(results):
                 problem.source.write(problem.model, results)
     report.show(out, how_to_load=problem.source.how_to_load(out))
@@ -242,15 +250,24 @@ class GradualRun:
                 damping=damping,
                 held_out_score_before=done.before,
                 held_out_score_after=done.after,
+                dampings_tried=tuple(DampingTrial(*trial) for trial in tried),
             )
-            for done, damping in zip(self.gradual.history, record["dampings"], strict=True)
+            for done, damping, tried in zip(
+                self.gradual.history, record["dampings"], record["tried"], strict=True
+            )
         )
+        problem = self._problem
+        before, pruned, after = (record[name] for name in ("before", "pruned", "after"))
         return GradualNumbers(
-            measure=self._problem.measure,
+            measure=problem.measure,
             sparsity=self.gradual.sparsity,
-            score_before=record["before"],
-            score_pruned=record["pruned"],
-            score_after=record["after"],
+            test_samples=problem.test_samples,
+            score_before=before,
+            standard_error_before=problem.score_error(before),
+            score_pruned=pruned,
+            standard_error_pruned=problem.score_error(pruned),
+            score_after=after,
+            standard_error_after=problem.score_error(after),
             seconds=self._session.seconds,
             steps=tuple(steps),
         )
@@ -268,6 +285,8 @@ class GradualRun:
         result = run(self.method, objective, sparsity, self._problem.validate)
         record = self._session.record
         record["dampings"] = [*record["dampings"], result.damping]
+        tried = [list(astuple(trial)) for trial in dampings_tried(result.trials)]
+        record["tried"] = [*record["tried"], tried]
         return result.pruned
 
     def _after(self, step: int) -> None:
@@ -303,40 +322,7 @@ def _first_record(problem: Problem) -> dict[str, Any]:
     inputs, target = next(Samples.of(objective.batches).in_batches(PROBED_SAMPLES))
     chosen = fastest(objective, inputs, target)
     engine = next(name for name, engine in ENGINES.items() if engine is chosen)
-    return {"before": problem.dense_score(), "engine": engine, "dampings": []}
-
-
-def _steps_table(numbers: GradualNumbers) -> Grid:
-    rows = tuple(
-        (
-            f"{step.epoch:.2f}",
-            percent(step.sparsity, 2),
-            _optional(step.damping, "{:.3g}".format),
-            _optional(step.predicted_increase, "{:.3g}".format),
-            _optional(step.held_out_score_before, _in_percent),
-            _optional(step.held_out_score_after, _in_percent),
-        )
-        for step in numbers.steps
-    )
-    measure = score_label(numbers.measure)
-    header = (
-        "epoch",
-        "sparsity",
-        "damping",
-        "predicted increase",
-        f"{measure} before",
-        f"{measure} after",
-    )
-    note = "On held-out training data, right before and after each step."
-    return Grid("Pruning steps", header, rows, note=note)
-
-
-def _optional(value: float | None, form: Callable[[float], str]) -> str:
-    return "–" if value is None else form(value)
-
-
-def _in_percent(value: float) -> str:
-    return percent(value, 2)
+    return {"before": problem.dense_score(), "engine": engine, "dampings": [], "tried": []}
 
 
 def _line(numbers: GradualNumbers, weights: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -11,30 +12,23 @@ from typing import Any
 from torch import nn
 
 from woodbury.cli.console import print_note, print_plain, print_result
-from woodbury.errors import MissingDependency, reason
+from woodbury.cli.invocation import command_line, loading, repeating
+from woodbury.errors import reason
 from woodbury.evaluation.results import Result, summary
 from woodbury.io.folders import WRITABLE, new_output_folder, os_errors_explained, output_folder
 from woodbury.io.run_folder import REPORT_FILE
-from woodbury.io.settings import flattened
 from woodbury.io.sparse_files import save_sparse
 from woodbury.reporting import plots, tables
+from woodbury.reporting.charts import Chart
 from woodbury.reporting.files import versions, write_csv, write_json
-from woodbury.reporting.page import Picture, write_page
+from woodbury.reporting.grid import Grid
+from woodbury.reporting.page import Code, Page, Section, section, svg_file
+from woodbury.reporting.pages import folded, prune_page
 from woodbury.reporting.per_layer import TensorSummary
-from woodbury.reporting.records import (
-    MEASURE_LABELS,
-    GradualNumbers,
-    PruneNumbers,
-    labelled,
-)
-from woodbury.reporting.tables import Grid
+from woodbury.reporting.records import GradualNumbers, PruneNumbers, score_label
+from woodbury.reporting.run_tables import draw_note, pruning_steps, results
 
 WEIGHTS_FILE = "weights.safetensors"
-
-
-def score_label(measure: str) -> str:
-    """The name of a measure for people: `r_squared` is R²."""
-    return MEASURE_LABELS.get(measure, measure)
 
 
 @dataclass(frozen=True)
@@ -44,31 +38,32 @@ class PruneReport:
     Attributes:
         title: The heading of the page.
         line: The result in one line.
+        lead: What was pruned by what.
         settings: What was asked for and what was decided.
         recipe: The pruner, by `woodbury.io.settings.described`.
         numbers: What was measured.
         tensors: What is kept of each parameter.
-        grids: Tables to show beside.
         plan: What the run was predicted to do and take, as facts; None without a plan.
         asked: What a run that is resumed must be asked for again; None where there is none.
     """
 
     title: str
     line: str
+    lead: str
     settings: Mapping[str, Any]
     recipe: Mapping[str, Any]
     numbers: PruneNumbers | GradualNumbers
     tensors: Sequence[TensorSummary]
-    grids: Sequence[Grid] = ()
     plan: Mapping[str, Any] | None = None
     asked: Mapping[str, Any] | None = None
 
-    def write(self, folder: Path, model: nn.Module) -> None:
+    def write(self, folder: Path, model: nn.Module, out: Path) -> None:
         """Write weights.safetensors, report.json and report.html.
 
         Args:
             folder: Where.
             model: The pruned network.
+            out: The folder as the user wrote it.
         """
         names = [tensor.name for tensor in self.tensors]
         layers = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in self.tensors]
@@ -78,11 +73,19 @@ class PruneReport:
             save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
             write_report(folder, "prune", self.settings, asdict(self.numbers) | more, self.asked)
         with if_there_is_room(folder / "report.html") as page:
-            numbers = tables.facts("Numbers", labelled(self.numbers))
-            parts = [*_picture(self.tensors), tables.per_tensor(self.tensors), *self.grids, numbers]
-            recipe = tables.facts("Recipe", flattened(self.recipe))
-            details = [recipe, *folded(self.settings)]
-            write_page(page, self.title, self.line, parts, details)
+            self._page(out).write(page)
+
+    def _page(self, out: Path) -> Page:
+        return prune_page(
+            self.title,
+            self.lead,
+            self.numbers,
+            self.tensors,
+            self.settings,
+            self.recipe,
+            self.plan,
+            [*used_again(str(self.settings["model"]), out), _measuring(out)],
+        )
 
     def show(self, out: Path, remark: str = "", how_to_load: str | None = None) -> None:
         """Print the tables, the result, what to look at, and how to load the weights.
@@ -92,7 +95,11 @@ class PruneReport:
             remark: What else to look at.
             how_to_load: The line of Python that does it; None for ours.
         """
-        for grid in (tables.per_tensor(self.tensors), *self.grids):
+        grids = [tables.per_tensor(self.tensors)]
+        if isinstance(self.numbers, GradualNumbers):
+            grids.append(pruning_steps(self.numbers))
+        grids.append(results(self.numbers, str(self.settings["method"])))
+        for grid in grids:
             print_result(grid.rich())
         print_result(self.line)
         for tensor in self.tensors:
@@ -117,6 +124,9 @@ class ComparisonReport:
         recipes: The name of each method -> its pruner, by `woodbury.io.settings.described`.
         results: What `woodbury.evaluation.comparison.compare` gave.
         dense_score: Of the dense network on the test data.
+        test_samples: Of the test data.
+        dense_error: The standard error of the dense score, from the draw of the test data; None for
+            a score that is no share of them.
         measure: What the scores are.
     """
 
@@ -126,10 +136,12 @@ class ComparisonReport:
     recipes: Mapping[str, Any]
     results: Sequence[Result]
     dense_score: float
+    test_samples: int
+    dense_error: float | None
     measure: str = "accuracy"
 
     def write(self, folder: Path) -> None:
-        """Write results.csv, results.json, accuracy.png, report.html, and perhaps prediction.png.
+        """Write results.csv, results.json, accuracy.svg, report.html, and perhaps prediction.svg.
 
         Args:
             folder: Where.
@@ -137,22 +149,28 @@ class ComparisonReport:
         with needed(folder):
             write_csv(folder / "results.csv", self.results)
             write_json(folder / "results.json", self._record())
-        parts: list[Picture | Grid] = [self._scores_table()]
-        with if_there_is_room(folder / "accuracy.png") as file:
-            scores = self._scores_picture()
-            parts.insert(0, scores)
-            file.write_bytes(scores.light)
-        with if_there_is_room(folder / "prediction.png") as file:
-            if predictions := self._predictions_picture():
-                parts.append(predictions)
-                file.write_bytes(predictions.light)
+        label = score_label(self.measure)
+        scores = plots.accuracies(self.results, dense=self.dense_score, measure=label)
+        predictions = plots.predictions(self.results)
+        with if_there_is_room(folder / "accuracy.svg") as file:
+            file.write_text(svg_file(scores), "utf-8")
+        if predictions:
+            with if_there_is_room(folder / "prediction.svg") as file:
+                file.write_text(svg_file(predictions), "utf-8")
+        with if_there_is_room(folder / "report.html") as page:
+            self._page(scores, predictions).write(page)
+
+    def _page(self, scores: Chart, predictions: Chart | None) -> Page:
+        sections = [Section(scores.title, (scores, self._scores_table()))]
+        if predictions:
+            sections.append(section(predictions))
+        sections.append(Section("Use it again", (repeating(),)))
         details = [
             tables.accuracies_before_update(self.results, measure=score_label(self.measure)),
             tables.losses_and_resources(self.results),
             *folded(self.settings),
         ]
-        with if_there_is_room(folder / "report.html") as page:
-            write_page(page, self.title, self.lead, parts, details)
+        return Page(self.title, self.lead, sections=sections, folded=details)
 
     def show(self, out: Path) -> None:
         """Print the table, and where the rest is.
@@ -161,7 +179,7 @@ class ComparisonReport:
             out: The folder as the user wrote it.
         """
         print_result(self._scores_table().rich())
-        print_plain(f"Written: {out}/report.html, accuracy.png, results.csv and results.json.")
+        print_plain(f"Written: {out}/report.html, accuracy.svg, results.csv and results.json.")
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -169,7 +187,10 @@ class ComparisonReport:
             "versions": versions(),
             "recipes": self.recipes,
             "measure": self.measure,
+            "command_line": command_line(),
             "dense_score": self.dense_score,
+            "dense_standard_error": self.dense_error,
+            "test_samples": self.test_samples,
             "spread": "population standard deviation",
             "summary": summary(self.results),
             "results": list(self.results),
@@ -177,27 +198,8 @@ class ComparisonReport:
 
     def _scores_table(self) -> Grid:
         label = score_label(self.measure)
-        return tables.accuracies(self.results, dense=self.dense_score, measure=label)
-
-    def _scores_picture(self) -> Picture:
-        label = score_label(self.measure)
-        light, dark = (
-            plots.accuracies(self.results, dense=self.dense_score, measure=label, dark=dark)
-            for dark in (False, True)
-        )
-        words = f"{label.capitalize()} on the test data; bars are the spread over calibration sets."
-        return Picture(light, dark, words)
-
-    def _predictions_picture(self) -> Picture | None:
-        """None where no method predicts."""
-        light, dark = (plots.predictions(self.results, dark=dark) for dark in (False, True))
-        if light is None or dark is None:
-            return None
-        words = (
-            "Predicted and measured increase of the loss on the calibration set; each point is a "
-            "method at a sparsity."
-        )
-        return Picture(light, dark, words)
+        error = draw_note(self.test_samples, self.dense_error)
+        return tables.accuracies(self.results, dense=self.dense_score, measure=label, error=error)
 
 
 @contextmanager
@@ -259,7 +261,8 @@ def write_report(
         numbers: The fields of one of `woodbury.reporting.records`, and more.
         asked: What a run that is resumed must be asked for again; None where there is none.
     """
-    head = {"command": command, "settings": settings, "versions": versions()}
+    head = {"command": command, "command_line": command_line()}
+    head |= {"settings": settings, "versions": versions()}
     head |= {} if asked is None else {"asked": asked}
     write_json(folder / REPORT_FILE, head | dict(numbers), sealed=True)
 
@@ -276,16 +279,16 @@ def print_how_to_load(out: Path, line: str | None = None) -> None:
     print_plain(f"Load it with  {line or ours}")
 
 
-def folded(settings: Mapping[str, Any]) -> list[Grid]:
-    """The tables at the end of every page: the settings and the versions."""
-    return [tables.facts("Settings", settings), tables.facts("Versions", versions())]
+def used_again(model: str, out: Path) -> list[Code]:
+    """What repeats the run and loads its weights, for the page.
+
+    Args:
+        model: MODEL as the user wrote it.
+        out: The folder as the user wrote it.
+    """
+    return [repeating(), loading(model, out / WEIGHTS_FILE)]
 
 
-def _picture(tensors: Sequence[TensorSummary]) -> list[Picture]:
-    """The picture of what is kept; none where matplotlib is missing."""
-    try:
-        light, dark = (plots.per_tensor(tensors, dark=dark) for dark in (False, True))
-    except MissingDependency:
-        return []
-    words = "What is kept of each tensor, and its saliencies before the first step."
-    return [Picture(light, dark, words)]
+def _measuring(out: Path) -> Code:
+    """What measures the time that a pruned network takes."""
+    return Code("Measure its speed on this CPU:", shlex.join(["woodbury", "speed", str(out)]))

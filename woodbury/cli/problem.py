@@ -19,6 +19,7 @@ from woodbury.cli.methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.options import PruningOptions, settings_of
 from woodbury.errors import WoodburyError
+from woodbury.evaluation.metrics import standard_error
 from woodbury.memory.budget import check_holds
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
@@ -38,6 +39,8 @@ from woodbury.pruning.undivided import divided, undivided_in_words
 from woodbury.runtime.layer_seconds import latency
 from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 
+SHARES = ("accuracy", "agreement")
+"""Measures that are a share of the samples."""
 MAX_HELD_OUT_SAMPLES = 2000
 """Held-out samples that candidates are judged on at most."""
 
@@ -55,6 +58,7 @@ class Problem:
         calibration: The training data that the curvature is estimated on.
         held_out: Training data to choose among dampings on, None where there is nothing to choose.
         test: What `score` is measured on.
+        test_samples: How many samples that are.
         measure: What `score` is called.
         count: Gradients in the Fisher, of `batch` samples each.
         options: What was asked for.
@@ -68,6 +72,7 @@ class Problem:
     calibration: Dataset
     held_out: Iterable[Batch] | None
     test: Iterable[Batch]
+    test_samples: int
     measure: str
     count: int
     options: PruningOptions
@@ -94,6 +99,10 @@ class Problem:
     def score(self, objective: Objective) -> float:
         """The metric on the test data, with BatchNorm recalibrated where that was asked for."""
         return self.loss.metric(self.recalibrated(objective), self.test)
+
+    def score_error(self, score: float) -> float | None:
+        """The standard error of a score, from the draw of the test data; None for no share."""
+        return score_error(score, self.measure, self.test_samples)
 
     def held_out_score(self, objective: Objective) -> float:
         """The metric on the held-out training data."""
@@ -179,6 +188,20 @@ class Problem:
         return settings_of(self.options) | decided
 
 
+def score_error(score: float, measure: str, samples: int) -> float | None:
+    """The standard error of a score on test data.
+
+    Args:
+        score: The score.
+        measure: What it is.
+        samples: Of the test data.
+
+    Returns:
+        None for a score that is no share of the samples, such as R².
+    """
+    return standard_error(score, samples) if measure in SHARES else None
+
+
 def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bool) -> Problem:
     """Load model and data, see that they fit, and split off what is needed.
 
@@ -230,6 +253,7 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
         calibration=calibration,
         held_out=held_out,
         test=test,
+        test_samples=len(splits.test),  # type: ignore[arg-type]
         measure=loss.measure_without_labels if splits.without_labels else loss.measure,
         count=_count(calibration, options),
         options=options,

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
+from woodbury.cli.measurements import Outcome, StageHistory, dampings_tried, measured_numbers
 from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
 from woodbury.cli.names import parse_targets, pattern_sparsity
 from woodbury.cli.options import (
@@ -25,11 +24,11 @@ from woodbury.cli.options import (
     PruningOptions,
     given,
 )
-from woodbury.cli.output import PruneReport, needed, score_label
+from woodbury.cli.output import PruneReport, needed
 from woodbury.cli.problem import Problem, load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import run
-from woodbury.evaluation.resources import Resources, measured
+from woodbury.evaluation.resources import measured
 from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
 from woodbury.memory import limits_within
@@ -37,13 +36,12 @@ from woodbury.model.batchnorm import recalibrate
 from woodbury.pruning import api
 from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.schedule import Targets, stage_count
+from woodbury.reporting.grid import percent
 from woodbury.reporting.per_layer import summarize_tensors
-from woodbury.reporting.records import PruneNumbers
-from woodbury.reporting.tables import percent
+from woodbury.reporting.records import PruneNumbers, score_label
 
 MAX_INCREASE_RATIO = 5
 """Measured ÷ predicted increase of the loss above which the prediction is called wrong."""
@@ -124,36 +122,27 @@ def _prune_at_once(
             choosing = plan is not None and len(plan.dampings) > 1
             problem = load_problem(model, data, options, choosing=choosing)
             before = problem.dense_score()
-            objective = problem.objective(options.inputs.seed)
-            loss_before = objective.loss()
+            dense = problem.objective(options.inputs.seed)
+            history = StageHistory(dense.loss())
             flops = problem.flops()
             began = time.perf_counter()
             outcome = (
-                _as_prune_does(problem, target) if plan is None else _by(plan, problem, target)
+                _as_prune_does(problem, target, history)
+                if plan is None
+                else _by(plan, problem, target, history)
             )
-            seconds = time.perf_counter() - began  # the plan and the choice of a damping included
+            # The plan and the choice of a damping are included.
+            seconds = time.perf_counter() - began - history.seconds
             pruned = outcome.pruned
-            numbers = PruneNumbers(
-                measure=problem.measure,
-                sparsity=pruned.sparsity,
-                score_before=before,
-                score_after=problem.score(pruned.objective),
-                loss_before=loss_before,
-                loss_after=(loss_after := pruned.objective.loss()),
-                predicted_increase=pruned.predicted,
-                measured_increase=loss_after - loss_before,
-                damping=outcome.damping,
-                seconds=seconds,
-                peak_megabytes=outcome.cost.memory,
-                peak_device_megabytes=outcome.cost.device_memory,
-            )
+            numbers = measured_numbers(problem, dense, target, before, outcome, history, seconds)
         space = pruned.objective.space
         pruned.write()
         if options.stage.recalibrate:
-            recalibrate(problem.model, objective.batches)
+            recalibrate(problem.model, dense.batches)
         report = PruneReport(
             title=f"{Path(model).name} at {percent(space.sparsity, 2)}",
             line=_line(numbers, space.n),
+            lead=_lead(data, problem, outcome),
             settings={
                 "model": model,
                 "data": data,
@@ -166,39 +155,22 @@ def _prune_at_once(
             numbers=numbers,
             tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
-        report.write(folder, problem.model)
+        report.write(folder, problem.model, out)
         with needed(folder):
             problem.source.write(problem.model, folder)
-    report.show(out, _remark(numbers), problem.source.how_to_load(out))
+    report.show(out, remark=_remark(numbers), how_to_load=problem.source.how_to_load(out))
 
 
-class Outcome(NamedTuple):
-    """What pruning gave.
-
-    Attributes:
-        pruned: The pruned objective.
-        damping: Of the Fisher; None for a method without one, or with several.
-        cost: The seconds and the peak memory of the pruning alone.
-        settings: What was decided.
-        recipe: What pruned, as facts.
-    """
-
-    pruned: Pruned
-    damping: float | None
-    cost: Resources
-    settings: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-
-
-def _as_prune_does(problem: Problem, target: Targets) -> Outcome:
+def _as_prune_does(problem: Problem, target: Targets, history: StageHistory) -> Outcome:
     """What `woodbury.prune(model, batches, sparsity)` does, to the last bit."""
     with limits_within(problem.options.resources.memory):
         chosen = _planned(problem, target)
         print_note(chosen.plan.in_one_line())
-        pruned, cost = measured(lambda: api.run_planned(chosen))
+        pruned, cost = measured(lambda: api.run_planned(chosen, history))
     decided = dict(pruned.settings)
     settings = {"method": "gauss-newton", "update": "joint", **decided}
-    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, decided)
+    rules = chosen.choice.recipe.rules
+    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, decided, rules)
 
 
 def _planned(problem: Problem, target: Targets) -> Planned:
@@ -215,12 +187,12 @@ def _planned(problem: Problem, target: Targets) -> Planned:
     return planned(objective, target, standard, problem.options.resources.memory)
 
 
-def _by(plan: MethodPlan, problem: Problem, target: Targets) -> Outcome:
+def _by(plan: MethodPlan, problem: Problem, target: Targets, history: StageHistory) -> Outcome:
     """What the options ask for."""
     objective = problem.objective(problem.options.inputs.seed)
     refit = _refit(problem, plan, target)
     method = plan.method(problem.sampling(), problem.cost(), refit)
-    result = run(method, objective, target, problem.validate)
+    result = run(method, objective, target, problem.validate, history)
     settings = {
         "method": plan.name,
         "update": plan.update,
@@ -228,7 +200,11 @@ def _by(plan: MethodPlan, problem: Problem, target: Targets) -> Outcome:
         "refit": refit.steps if refit else 0,
         "refits": describe_refit(refit),
     }
-    return Outcome(result.pruned, result.damping, result.cost, settings, described(method.pruner))
+    recipe = described(method.pruner)
+    tried = dampings_tried(result.trials)
+    return Outcome(
+        result.pruned, result.damping, result.cost, settings, recipe, method.pruner, tried
+    )
 
 
 def _target(sparsity: str | None, pattern: str | None) -> Targets:
@@ -256,6 +232,15 @@ def _refit(problem: Problem, plan: MethodPlan, target: Targets) -> Refit | None:
         f"{describe_refit(refit)}; --refit sets another number."
     )
     return refit
+
+
+def _lead(data: str, problem: Problem, outcome: Outcome) -> str:
+    """What was pruned by what, in one sentence."""
+    stages = len(outcome.pruned.steps)
+    return (
+        f"Pruned by {outcome.settings['method']} in {stages} stage{'s' if stages > 1 else ''}, on "
+        f"{problem.samples:,} samples of {data}."
+    )
 
 
 def _line(numbers: PruneNumbers, weights: int) -> str:

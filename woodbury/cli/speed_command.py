@@ -12,12 +12,12 @@ from torch import nn
 
 from woodbury.cli.console import print_plain, print_result
 from woodbury.cli.inputs.pruned import first_inputs, load_network
-from woodbury.cli.output import folded, write_report
+from woodbury.cli.invocation import repeating
+from woodbury.cli.output import write_report
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.io.folders import output_folder
 from woodbury.model.flop_count import flops
-from woodbury.reporting.page import write_page
-from woodbury.reporting.speed import Left, layers_table, speeds_table
+from woodbury.reporting.speed import Left, layers_table, speed_page, speeds_table
 from woodbury.runtime.api import accelerate, choices
 from woodbury.runtime.speeds import speeds
 
@@ -67,8 +67,8 @@ def speed(
                 {"batch": size, **asdict(each)} for size, ways in timed.items() for each in ways
             ]
             write_report(folder, "speed", settings, {"left": left, "speeds": rows})
-            title = "Speed of a pruned network"
-            write_page(folder / "report.html", title, str(left), grids, folded(settings))
+            page = speed_page(timed, used, left, settings, [repeating()])
+            page.write(folder / "report.html")
     for grid in grids:
         print_result(grid.rich())
     print_plain(str(left))

@@ -32,13 +32,13 @@ from woodbury.cli.options import (
 )
 from woodbury.cli.output import (
     WEIGHTS_FILE,
-    folded,
     if_there_is_room,
     needed,
     print_how_to_load,
-    score_label,
+    used_again,
     write_report,
 )
+from woodbury.cli.problem import score_error
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.estimation.kfac_factors import factored
 from woodbury.estimation.recipes import kfac
@@ -47,9 +47,10 @@ from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.model.peeking import PeekingLoader
 from woodbury.optim.preconditioner import Preconditioner
-from woodbury.reporting.page import write_page
-from woodbury.reporting.records import EpochNumbers, TrainNumbers
-from woodbury.reporting.tables import Grid, percent
+from woodbury.reporting import run_tables
+from woodbury.reporting.grid import percent
+from woodbury.reporting.pages import train_page
+from woodbury.reporting.records import EpochNumbers, TrainNumbers, score_label
 from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 from woodbury.training.finetuning import batches_in, shuffled
 from woodbury.training.learning_rate import cosine_restarts
@@ -100,7 +101,6 @@ def train(
             loaded = _load_data(network, source, inputs)
             session = Session(folder, settings, network, loaded.samples)
             numbers = _train(network, loaded, training, optimizer, made_with, inputs.seed, session)
-        table = _table(numbers)
         line = _line(training, numbers)
         with folder.finishing() as results:
             with needed(results):
@@ -109,8 +109,9 @@ def train(
                 source.write(network, results)
             title = f"{Path(model).name} by {training.optimizer}"
             with if_there_is_room(results / "report.html") as page:
-                write_page(page, title, line, [table], folded(settings))
-    print_result(table.rich())
+                codes = used_again(model, out)
+                train_page(title, line, numbers, settings, codes).write(page)
+    print_result(run_tables.epochs(numbers.epochs, numbers.measure).rich())
     print_result(line)
     print_how_to_load(out, source.how_to_load(out))
 
@@ -123,12 +124,14 @@ class TrainingData(NamedTuple):
         train: What it is trained on.
         held_out: Training data that it is judged on after every epoch.
         test: What it is judged on at the end.
+        test_samples: How many samples that are.
     """
 
     loss: Loss
     train: Dataset
     held_out: Iterable[Batch]
     test: Iterable[Batch]
+    test_samples: int
 
     @property
     def samples(self) -> int:
@@ -149,7 +152,8 @@ def _load_data(network: nn.Module, source: Source, inputs: InputOptions) -> Trai
     probe(network, test, loss.likelihood)
     first_batch = Batches(draw(train, at_once(train), inputs.seed), at_once(train))
     probe(network, first_batch, loss.likelihood, labels_of(train))
-    return TrainingData(loss, train, held_out, test)
+    test_samples = len(splits.test)  # type: ignore[arg-type]
+    return TrainingData(loss, train, held_out, test, test_samples)
 
 
 def _train(
@@ -198,22 +202,20 @@ def _train(
 
     session.train(upcoming, total, data.loss.likelihood, after)
     _, score = _evaluate(network, data.loss, data.test)
-    return TrainNumbers(data.loss.measure, score, session.seconds, tuple(epochs))
+    return TrainNumbers(
+        measure=data.loss.measure,
+        score=score,
+        test_samples=data.test_samples,
+        standard_error=score_error(score, data.loss.measure, data.test_samples),
+        seconds=session.seconds,
+        epochs=tuple(epochs),
+    )
 
 
 def _evaluate(network: nn.Module, loss: Loss, data: Iterable[Batch]) -> tuple[float, float]:
     """The loss and the metric of a network on data."""
     objective = Objective.from_model(network, [], loss.likelihood)
     return objective.loss(data), loss.metric(objective, data)
-
-
-def _table(numbers: TrainNumbers) -> Grid:
-    cells = tuple(
-        (str(each.epoch), f"{each.held_out_loss:.4g}", percent(each.held_out_score, 2))
-        for each in numbers.epochs
-    )
-    header = ("epoch", "loss", score_label(numbers.measure))
-    return Grid("Held-out training data", header, cells)
 
 
 def _line(training: TrainingOptions, numbers: TrainNumbers) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -55,6 +55,18 @@ class Method:
     refit: Refit | None = None
 
 
+class Trial(NamedTuple):
+    """A damping that was tried.
+
+    Attributes:
+        damping: The candidate.
+        score: What the first stage reached with it, on held-out training data.
+    """
+
+    damping: float
+    score: float
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One pruning by a method.
@@ -63,11 +75,13 @@ class Run:
         pruned: The pruned objective.
         damping: Of the Fisher; None without one, and in several stages unless it was chosen.
         cost: Wall-clock seconds and peak memory in MB, those of the Fisher included.
+        trials: The dampings that were tried, in this order; empty if there was nothing to choose.
     """
 
     pruned: Pruned
     damping: float | None
     cost: Resources
+    trials: tuple[Trial, ...] = ()
 
 
 def run(
@@ -75,6 +89,7 @@ def run(
     objective: Objective,
     sparsity: Targets,
     validate: Score | None = None,
+    after: Callable[[Pruned], object] | None = None,
 ) -> Run:
     """Prune once by a method.
 
@@ -83,6 +98,8 @@ def run(
         objective: The dense network on the calibration set; the model is untouched.
         sparsity: Removed ÷ all weights.
         validate: The score that chooses among several dampings, on held-out training data.
+        after: Called with what each stage of the run has reached; for a single stage whose damping
+            is chosen not at all, as the trial is the run.
 
     Returns:
         The run; of several dampings the best one.
@@ -100,7 +117,7 @@ def run(
     """
     check_decidable(method, validate)
     method.pruner.budget(objective.space, sparsity)  # impossible targets: before any gradient
-    return MethodRunner(method, objective).best_runs([sparsity], validate)[0]
+    return MethodRunner(method, objective, after).best_runs([sparsity], validate)[0]
 
 
 class MethodRunner:
@@ -112,11 +129,15 @@ class MethodRunner:
     Args:
         method: The method.
         dense: The dense network on the calibration set; its model is untouched.
+        after: Called with what each stage of a run has reached; not for trials.
     """
 
-    def __init__(self, method: Method, dense: Objective) -> None:
+    def __init__(
+        self, method: Method, dense: Objective, after: Callable[[Pruned], object] | None = None
+    ) -> None:
         self._method = method
         self._dense = dense
+        self._after = after
         self._estimated: _MeasuredFisher | None = None
         self._factored: _MeasuredFisher | None = None
         self._factoring = NOTHING
@@ -162,7 +183,10 @@ class MethodRunner:
                 progress.advance()
         choosing = first_stage._cost_of_fishers()
         if method.stages == 1 and method.refit is None:
-            return [replace(trial.best, cost=choosing + trial.cost) for trial in trials]
+            return [
+                replace(trial.best, cost=choosing + trial.cost, trials=tuple(trial.made))
+                for trial in trials
+            ]
         if method.stages == 1:
             self._estimated = first_stage._estimated
         del first_stage
@@ -172,7 +196,12 @@ class MethodRunner:
         ]
         shared = choosing + self._factoring
         return [
-            replace(final, damping=trial.best.damping, cost=shared + trial.cost + final.cost)
+            replace(
+                final,
+                damping=trial.best.damping,
+                cost=shared + trial.cost + final.cost,
+                trials=tuple(trial.made),
+            )
             for final, trial in zip(finals, trials, strict=True)
         ]
 
@@ -190,7 +219,7 @@ class MethodRunner:
         if method.refit is not None:
             recipe = WithRefit(pruner, self._dense, method.refit or Refit())
         sparsities = self._stages(sparsity)
-        pruned, cost = measured(lambda: run_stages(recipe, self._dense, sparsities))
+        pruned, cost = measured(lambda: run_stages(recipe, self._dense, sparsities, self._after))
         return Run(pruned, damping, cost)
 
     def _stages(self, sparsity: Targets) -> list[Targets]:
@@ -227,6 +256,7 @@ class _Trials:
 
     def __init__(self) -> None:
         self.cost = NOTHING
+        self.made: list[Trial] = []
         self._best: tuple[float, Run] | None = None
 
     @property
@@ -237,6 +267,8 @@ class _Trials:
     def add(self, run: Run, validate: Score) -> None:
         score, cost = measured(lambda: comparable(validate(run.pruned.objective)))
         self.cost += run.cost + cost
+        if run.damping is not None:
+            self.made.append(Trial(run.damping, score))
         if self._best is None or score > self._best[0]:
             self._best = score, run
 

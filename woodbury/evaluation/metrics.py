@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -57,6 +58,32 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
     if not counted:
         raise WoodburyError("There is no data to measure the accuracy on: give at least one batch.")
     return correct / counted
+
+
+def standard_error(share: float, samples: int) -> float:
+    """The standard error of a share of independent samples, √(p (1 − p) / n).
+
+    For a mean of shares, such as the accuracy of tokens in sentences, it is an upper bound.
+
+    Args:
+        share: p, such as an accuracy, from 0 to 1. It counts as half a sample from either end at
+            least, so that the error of a perfect score is not zero.
+        samples: n, at least one.
+
+    Returns:
+        The error, as a fraction too.
+
+    Raises:
+        WoodburyError: If there is no sample.
+
+    Example:
+        >>> round(standard_error(0.9, 900), 6), round(standard_error(1.0, 450), 4)
+        (0.01, 0.0016)
+    """
+    if samples < 1:
+        raise WoodburyError(f"samples is {samples}: a standard error needs at least one.")
+    inside = min(max(share, 0.5 / samples), 1 - 0.5 / samples)
+    return math.sqrt(inside * (1 - inside) / samples)
 
 
 def r_squared(objective: Objective, batches: Iterable[Batch]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -60,7 +61,7 @@ class Summary:
         sparsity: Removed ÷ all weights, as asked for.
         seeds: How many results there are.
         accuracy: The mean.
-        spread: The population standard deviation of the accuracy.
+        spread: The population standard deviation of the accuracy; NaN where one is not finite.
         predicted: The mean; None if no result has one.
         measured: The mean.
         seconds: The mean.
@@ -111,7 +112,7 @@ def _summarized(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
         sparsity=sparsity,
         seeds=len(cell),
         accuracy=fmean(accuracies),
-        spread=pstdev(accuracies),
+        spread=_spread(accuracies),
         predicted=_mean(result.predicted for result in cell),
         measured=fmean(result.measured for result in cell),
         seconds=fmean(result.seconds for result in cell),
@@ -119,6 +120,11 @@ def _summarized(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
         removed=_mean(result.removed for result in cell),
         accuracy_removed=_mean(result.accuracy_removed for result in cell),
     )
+
+
+def _spread(scores: Sequence[float]) -> float:
+    """The population standard deviation; NaN where a network has diverged."""
+    return pstdev(scores) if all(map(math.isfinite, scores)) else math.nan
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -131,11 +131,12 @@ def left_out_setting(space: ParameterSpace) -> dict[str, str]:
     return {"left out": f"{left_out_in_words(space.left_out)}; {HOW_TO_TAKE_IN}"}
 
 
-def run_planned(chosen: Planned) -> Pruned:
+def run_planned(chosen: Planned, after: Callable[[Pruned], object] | None = None) -> Pruned:
     """Say what was planned, and do it.
 
     Args:
         chosen: What `woodbury.pruning.planning.planned` gave.
+        after: Called with what each stage has reached.
 
     Returns:
         The pruned objective, with its settings and its plan; the model is untouched.
@@ -145,6 +146,6 @@ def run_planned(chosen: Planned) -> Pruned:
     """
     choice, plan = chosen
     announce(plan.in_one_line())
-    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities)
+    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities, after)
     settings = {**choice.settings, **left_out_setting(choice.objective.space)}
     return replace(pruned, settings=settings, plan=plan)

@@ -73,7 +73,10 @@ def _stages(
 
 @checks_types
 def run_stages(
-    recipe: PruningRecipe, objective: Objective, sparsities: Sequence[Targets]
+    recipe: PruningRecipe,
+    objective: Objective,
+    sparsities: Sequence[Targets],
+    after: Callable[[Pruned], object] | None = None,
 ) -> Pruned:
     """The last of the `stages`, on the objective's own batches; their progress is reported.
 
@@ -81,6 +84,7 @@ def run_stages(
         recipe: A Pruner, a DampingSearch or a WithRefit.
         objective: The dense network; the model is untouched.
         sparsities: Of the original space after each stage, rising.
+        after: Called with what each stage has reached, such as to measure its loss.
 
     Returns:
         What the last stage reached, with the steps of all.
@@ -101,6 +105,8 @@ def run_stages(
     with whole("stage", "stages", len(sparsities)) as progress:
         for pruned in stages(recipe, objective, sparsities):
             reached = pruned
+            if after is not None:
+                after(reached)
             progress.advance()
     return replace(reached, carried=None)
 

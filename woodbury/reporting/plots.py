@@ -1,198 +1,223 @@
-"""Plots of results as PNGs, in a light and a dark version, by matplotlib, which is optional."""
+"""What the charts show: scores over the sparsity, predictions, stages, epochs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from woodbury.evaluation.results import Result, summary
-from woodbury.pruning.pruner import Quantiles
-from woodbury.reporting.figures import COLOURS, DASHES, Label, Sheet, label_ends, styles
-from woodbury.reporting.per_layer import TensorSummary
-from woodbury.reporting.tables import percent
+from woodbury.evaluation.results import Result, Summary, summary
+from woodbury.reporting import axes
+from woodbury.reporting.axes import Axis, decades, linear, percentages, sparsities
+from woodbury.reporting.charts import Chart, Line, Point, Rule, styles
+from woodbury.reporting.grid import percent, percent_with_error
+from woodbury.reporting.records import EpochNumbers, GradualNumbers, StageNumbers
+
+BEFORE, AFTER = 1, 6
+"""The styles of what is shown before and after something else."""
+NEGLIGIBLE = 0.05
+"""Of the largest increase: a decrease that is smaller has no room of its own below zero."""
+
+
+class Value(NamedTuple):
+    """A point in the units of its axes.
+
+    Attributes:
+        x: On the x-axis.
+        y: On the y-axis.
+        words: Its values in words.
+        spread: Half of its error bar; None for none.
+    """
+
+    x: float
+    y: float
+    words: str
+    spread: float | None = None
 
 
 def accuracies(
-    results: Sequence[Result],
-    *,
-    dense: float | None = None,
-    measure: str = "accuracy",
-    dark: bool = False,
-) -> bytes:
-    """Plot the score over the sparsity, one line for each method, the spread over seeds as bars.
+    results: Sequence[Result], *, dense: float | None = None, measure: str = "accuracy"
+) -> Chart:
+    """The score over the sparsity, one line for each method, the spread over seeds as bars.
 
     Args:
         results: What `compare` gave, at least one.
         dense: The score of the dense network, as a dashed line; None to leave it out.
         measure: What the scores are.
-        dark: For a dark page.
 
     Returns:
-        A PNG. The x-axis is logarithmic in the kept fraction.
-
-    Raises:
-        MissingDependency: If matplotlib is not installed.
+        A chart whose y-axis is the same for all results: from 0 to 100 %.
     """
-    sheet = Sheet.of(dark)
-    (panel,) = sheet.axes
     cells = summary(results)
-    ends = []
-    for method, colour, marker in styles([cell.method for cell in cells]):
-        line = [cell for cell in cells if cell.method == method]
-        line.sort(key=lambda cell: cell.sparsity)
-        scores = [100 * cell.accuracy for cell in line]
-        panel.errorbar(
-            [kept_axis(cell.sparsity) for cell in line],
-            scores,
-            [100 * cell.spread for cell in line],
-            color=colour,
-            marker=marker,
-            ms=5,
-            lw=1.8,
-            capsize=2.5,
-            elinewidth=1,
+    x = sparsities(cell.sparsity for cell in cells)
+    y = percentages(f"{measure} in %")
+    lines = []
+    for method, style in styles([cell.method for cell in cells]).items():
+        of_method = sorted(
+            (cell for cell in cells if cell.method == method), key=lambda cell: cell.sparsity
         )
-        ends.append(Label(scores[-1], method, colour))
-    ink = sheet.palette.ink
-    if dense is not None:
-        panel.axhline(100 * dense, color=ink, lw=0.8, ls=DASHES, zorder=0)
-        ends.append(Label(100 * dense, f"dense {100 * dense:.1f}", ink))
-    panel.margins(x=0.03)
-    label_ends(panel, ends)
-    ticks = sorted({cell.sparsity for cell in cells})
-    panel.set_xticks([kept_axis(tick) for tick in ticks], [percent(tick) for tick in ticks])
-    sheet.label(
-        panel, f"{measure.capitalize()} in %", x="sparsity (logarithmic in the kept weights)"
-    )
-    panel.grid(axis="y", color=sheet.palette.faint, lw=0.8)
-    return sheet.png()
+        lines.append(Line(method, style, _points(map(_score, of_method), x, y)))
+    rules = ()
+    if dense is not None and math.isfinite(dense):
+        rules = (Rule(f"dense {percent(dense, 1)}", y.place(dense), y.place(dense)),)
+    several = max(cell.seeds for cell in cells) > 1
+    bars = " Bars are the spread over the calibration sets." if several else ""
+    words = f"{measure.capitalize()} on the test data at each sparsity.{bars}"
+    return Chart(f"{measure.capitalize()} over the sparsity", words, x, y, tuple(lines), rules)
 
 
-def predictions(results: Sequence[Result], *, dark: bool = False) -> bytes | None:
-    """Plot the measured increase of the loss over the predicted one, both logarithmic.
+def predictions(results: Sequence[Result]) -> Chart | None:
+    """The measured increase of the loss over the predicted one, both logarithmic.
 
     Args:
         results: What `compare` gave.
-        dark: For a dark page.
 
     Returns:
-        A PNG, where points on the dashed line are as predicted; None if no increase is above 0.
-
-    Raises:
-        MissingDependency: If matplotlib is not installed.
+        A chart, where points on the dashed line are as predicted; None if no increase is above 0.
     """
-    sheet = Sheet.of(dark)
-    (panel,) = sheet.axes
     cells = summary(results)
-    points = [
-        (cell.method, cell.predicted, cell.measured)
+    increases = [
+        (cell, cell.predicted)
         for cell in cells
-        if cell.predicted is not None and cell.predicted > 0 and cell.measured > 0
+        if cell.predicted is not None
+        and 0 < cell.predicted < math.inf
+        and 0 < cell.measured < math.inf
     ]
-    if not points:
+    if not increases:
         return None
-    for method, colour, marker in styles([cell.method for cell in cells]):
-        of_method = [point[1:] for point in points if point[0] == method]
-        panel.plot(
-            [predicted for predicted, _ in of_method],
-            [measured for _, measured in of_method],
-            marker,
-            color=colour,
-            ms=6,
-            label=method if of_method else None,
-        )
-    values = [value for _, *increases in points for value in increases]
-    diagonal = [min(values), max(values)]
-    panel.plot(diagonal, diagonal, color=sheet.palette.ink, lw=0.8, ls=DASHES, zorder=0)
-    panel.set(xscale="log", yscale="log")
-    sheet.label(
-        panel, "Measured increase of the loss", x="predicted increase (dashed: as predicted)"
+    # One square, so that the diagonal is one.
+    values = [value for cell, known in increases for value in (known, cell.measured)]
+    x, y = decades("predicted increase", values), decades("measured increase", values)
+    lines = []
+    for method, style in styles([cell.method for cell in cells]).items():
+        places = [
+            Value(
+                predicted,
+                cell.measured,
+                f"{method} at {percent(cell.sparsity)}: predicted {predicted:.3g}, "
+                f"measured {cell.measured:.3g}",
+            )
+            for cell, predicted in increases
+            if cell.method == method
+        ]
+        lines.append(Line(method, style, _points(sorted(places), x, y), joined=False))
+    words = (
+        "Increase of the loss on the calibration set. Points on the dashed line are as predicted; "
+        "above it the quadratic promised too much."
     )
-    panel.grid(color=sheet.palette.faint, lw=0.8)
-    panel.legend(frameon=False, labelcolor="linecolor", fontsize=9.5)
-    return sheet.png()
+    title = "Predicted and measured increase of the loss"
+    return Chart(title, words, x, y, tuple(lines), (Rule("", 0.0, 1.0),))
 
 
-def per_tensor(tensors: Sequence[TensorSummary], *, dark: bool = False) -> bytes:
-    """Plot the kept fraction of each parameter tensor, and the quantiles of its saliencies.
+def stages(numbers: Sequence[StageNumbers]) -> Chart:
+    """The predicted and measured increase of the loss after each stage.
 
     Args:
-        tensors: From `summarize_tensors`. Without saliencies there is no second panel.
-        dark: For a dark page.
+        numbers: Of the stages in order, at least one.
+    """
+    x = sparsities(stage.sparsity for stage in numbers)
+    increases = [stage.measured_increase for stage in numbers]
+    predicted = [
+        stage.predicted_increase for stage in numbers if stage.predicted_increase is not None
+    ]
+    most = max(0.0, *increases, *predicted)
+    shown = [value for value in (*increases, *predicted) if value < -NEGLIGIBLE * most]
+    y = linear("increase of the loss", [0.0, most, *shown])
+    lines = []
+    if len(predicted) == len(numbers):
+        lines.append(_line("predicted", BEFORE, numbers, predicted, x, y))
+    lines.append(_line("measured", AFTER, numbers, increases, x, y))
+    words = "Increase of the loss on the calibration set, over the dense network, after each stage."
+    return Chart("Loss after each stage", words, x, y, tuple(lines))
+
+
+def gradual(numbers: GradualNumbers, measure: str) -> Chart | None:
+    """The score on held-out data right before and after each pruning step.
+
+    Args:
+        numbers: Of the run.
+        measure: What the scores are.
 
     Returns:
-        A PNG. Saliencies run from 10 to 90 %, with a dot at the median.
-
-    Raises:
-        MissingDependency: If matplotlib is not installed.
+        A chart over the epochs; None where there are no such scores.
     """
-    saliencies = _positive([tensor.saliencies for tensor in tensors])
-    sheet = Sheet.of(dark, panels=2 if saliencies else 1, height=1.2 + 0.24 * len(tensors))
-    rows = range(len(tensors))
-    kept = sheet.axes[0]
-    fractions = [100 * tensor.kept / tensor.weights for tensor in tensors]
-    kept.barh(rows, fractions, color=COLOURS[2], height=0.7)
-    kept.set(xlim=(0, 100))
-    kept.set_yticks(rows, [tensor.name for tensor in tensors], fontsize=8)
-    sheet.label(kept, "Kept weights in %")
-    if saliencies:
-        scores = sheet.axes[1]
-        scores.hlines(
-            [row for row, _ in saliencies],
-            [quantiles.q10 for _, quantiles in saliencies],
-            [quantiles.q90 for _, quantiles in saliencies],
-            color=COLOURS[4],
-            lw=2,
-        )
-        scores.plot(
-            [quantiles.median for _, quantiles in saliencies],
-            [row for row, _ in saliencies],
-            "o",
-            color=COLOURS[4],
-            ms=4,
-        )
-        scores.set(xscale="log", ylim=kept.get_ylim())
-        scores.set_yticks(rows, [])
-        sheet.label(scores, "Saliency, 10 to 90 %")
-        scores.invert_yaxis()
-    kept.invert_yaxis()
-    for panel in sheet.axes:
-        panel.grid(axis="x", color=sheet.palette.faint, lw=0.8)
-    return sheet.png()
-
-
-def kept_axis(sparsity: float) -> float:
-    """−log₁₀ of the kept fraction: the place of a sparsity on the axis, wide near 1.
-
-    Example:
-        >>> kept_axis(0.9)
-        1.0
-    """
-    return -math.log10(1 - sparsity)
-
-
-def _positive(saliencies: Sequence[Quantiles | None]) -> list[tuple[int, Quantiles]]:
-    """(row, quantiles) of those that are not all zero, for a logarithmic axis.
-
-    A zero becomes a tenth of the least that is none.
-    """
-    shown = [
-        (row, quantiles)
-        for row, quantiles in enumerate(saliencies)
-        if quantiles is not None and quantiles.q90 > 0
+    scored = [
+        (step.epoch, step.sparsity, step.held_out_score_before, step.held_out_score_after)
+        for step in numbers.steps
+        if step.held_out_score_before is not None and step.held_out_score_after is not None
     ]
-    if not shown:
-        return []
-    values = [value for _, each in shown for value in (each.q10, each.median, each.q90)]
-    floor = min(value for value in values if value > 0) / 10
-    return [
-        (
-            row,
-            Quantiles(
-                q10=max(each.q10, floor),
-                median=max(each.median, floor),
-                q90=max(each.q90, floor),
-            ),
+    if not scored:
+        return None
+    x = axes.epochs(epoch for epoch, _, _, _ in scored)
+    y = linear(f"{measure} in %", [score for _, _, *both in scored for score in both], unit=0.01)
+    lines = []
+    for name, style, place in (("before", BEFORE, 2), ("after", AFTER, 3)):
+        values = (
+            Value(
+                row[0],
+                row[place],
+                f"epoch {row[0]:.2f}, {name} the step to {percent(row[1], 1)}: "
+                f"{percent(row[place], 1)}",
+            )
+            for row in scored
         )
-        for row, each in shown
-    ]
+        points = _points(values, x, y)
+        lines.append(Line(f"{name} a step", style, points))
+    words = f"{measure.capitalize()} on held-out training data, right before and after each step."
+    title = f"{measure.capitalize()} at the pruning steps"
+    return Chart(title, words, x, y, tuple(lines))
+
+
+def training(epochs: Sequence[EpochNumbers]) -> Chart:
+    """The loss on held-out data after each epoch.
+
+    Args:
+        epochs: In order, at least one.
+    """
+    x = axes.epochs(each.epoch for each in epochs)
+    y = linear("loss", [0.0, *(each.held_out_loss for each in epochs)])
+    values = (
+        Value(each.epoch, each.held_out_loss, f"epoch {each.epoch}: {each.held_out_loss:.4g}")
+        for each in epochs
+    )
+    points = _points(values, x, y)
+    words = "Loss on held-out training data after each epoch."
+    return Chart("Loss after each epoch", words, x, y, (Line("loss", AFTER, points),))
+
+
+def _line(
+    name: str,
+    style: int,
+    numbers: Sequence[StageNumbers],
+    increases: Sequence[float],
+    x: Axis,
+    y: Axis,
+) -> Line:
+    """The increases of one kind, over the stages."""
+    values = (
+        Value(stage.sparsity, increase, f"{name} at {percent(stage.sparsity, 1)}: {increase:.3g}")
+        for stage, increase in zip(numbers, increases, strict=True)
+    )
+    return Line(name, style, _points(values, x, y))
+
+
+def _score(cell: Summary) -> Value:
+    spread = cell.spread if cell.seeds > 1 else None
+    score = percent_with_error(cell.accuracy, spread)
+    words = f"{cell.method} at {percent(cell.sparsity)}: {score}"
+    return Value(cell.sparsity, cell.accuracy, words, spread)
+
+
+def _points(values: Iterable[Value], x: Axis, y: Axis) -> tuple[Point, ...]:
+    """The places of values on two axes; those that are not finite have none."""
+    return tuple(
+        Point(
+            x=x.place(value.x),
+            y=y.place(value.y),
+            words=value.words,
+            low=None if value.spread is None else y.place(value.y - value.spread),
+            high=None if value.spread is None else y.place(value.y + value.spread),
+        )
+        for value in values
+        if math.isfinite(value.y)
+    )

@@ -6,11 +6,61 @@ scores are: "accuracy", "agreement" or "r_squared".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 MEASURE_LABELS = {"r_squared": "R²"}
 """Measures whose name on a page is not that of the key."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Magnitude pruning to the same sparsity, of the same units, without an update.
+
+    Attributes:
+        score: On the test data; None where it was not measured.
+        standard_error: Of that score, as `PruneNumbers.standard_error_before`.
+        loss: On the calibration set; None where it was not measured.
+        seconds: Wall-clock time of the pruning and of both measurements.
+        skipped: Why it was not measured; empty where it was.
+    """
+
+    score: float | None = None
+    standard_error: float | None = None
+    loss: float | None = None
+    seconds: float | None = None
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class StageNumbers:
+    """What one stage of `woodbury prune` reached.
+
+    Attributes:
+        sparsity: Removed ÷ all weights.
+        loss: On the calibration set.
+        predicted_increase: Of that loss over the dense network's; None without a Fisher.
+        measured_increase: The same as measured.
+        damping: Of the Fisher; None without one.
+    """
+
+    sparsity: float
+    loss: float
+    predicted_increase: float | None
+    measured_increase: float
+    damping: float | None
+
+
+@dataclass(frozen=True)
+class DampingTrial:
+    """A damping that was tried.
+
+    Attributes:
+        damping: The candidate.
+        held_out_loss: On held-out training data, after the first stage with it.
+    """
+
+    damping: float
+    held_out_loss: float
 
 
 @dataclass(frozen=True)
@@ -20,8 +70,12 @@ class PruneNumbers:
     Attributes:
         measure: What the scores are.
         sparsity: Removed ÷ all weights, as reached.
+        test_samples: Of the test data.
         score_before: Of the dense network on the test data.
+        standard_error_before: Of that score, from the draw of the test samples; None for a score
+            that is no share of them.
         score_after: Of the pruned network on the test data.
+        standard_error_after: Of that score.
         loss_before: Of the dense network on the calibration set.
         loss_after: Of the pruned network on the calibration set.
         predicted_increase: Of the loss, by the quadratic; None without a Fisher.
@@ -30,12 +84,18 @@ class PruneNumbers:
         seconds: Wall-clock time of the pruning, of its plan and of the choice of a damping.
         peak_megabytes: The process's peak memory meanwhile, in units of 2²⁰ bytes.
         peak_device_megabytes: That of the CUDA device, None without one.
+        baseline: Magnitude pruning to the same sparsity.
+        stages: The stages in order.
+        dampings_tried: The candidates in order; empty where there was nothing to choose.
     """
 
     measure: str
     sparsity: float
+    test_samples: int
     score_before: float
+    standard_error_before: float | None
     score_after: float
+    standard_error_after: float | None
     loss_before: float
     loss_after: float
     predicted_increase: float | None
@@ -43,7 +103,10 @@ class PruneNumbers:
     damping: float | None
     seconds: float
     peak_megabytes: float
-    peak_device_megabytes: float | None = None
+    peak_device_megabytes: float | None
+    baseline: Baseline
+    stages: tuple[StageNumbers, ...]
+    dampings_tried: tuple[DampingTrial, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +121,7 @@ class PruningStepNumbers:
         damping: Of the Fisher, None without one.
         held_out_score_before: On held-out training data, right before the step.
         held_out_score_after: On the same data right after it.
+        dampings_tried: The candidates in order; empty where there was nothing to choose.
     """
 
     step: int
@@ -67,6 +131,7 @@ class PruningStepNumbers:
     damping: float | None
     held_out_score_before: float | None
     held_out_score_after: float | None
+    dampings_tried: tuple[DampingTrial, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,18 +141,26 @@ class GradualNumbers:
     Attributes:
         measure: What the scores are.
         sparsity: Removed ÷ all weights, as reached.
+        test_samples: Of the test data.
         score_before: Of the dense network on the test data.
+        standard_error_before: Of that score, as in `PruneNumbers`; so are the two others.
         score_pruned: On the test data, right after the last pruning step.
+        standard_error_pruned: Of that score.
         score_after: On the test data, at the end.
+        standard_error_after: Of that score.
         seconds: Wall-clock time of all parts of the run.
         steps: The pruning steps in order.
     """
 
     measure: str
     sparsity: float
+    test_samples: int
     score_before: float
+    standard_error_before: float | None
     score_pruned: float
+    standard_error_pruned: float | None
     score_after: float
+    standard_error_after: float | None
     seconds: float
     steps: tuple[PruningStepNumbers, ...]
 
@@ -114,33 +187,25 @@ class TrainNumbers:
     Attributes:
         measure: What the scores are.
         score: On the test data, at the end.
+        test_samples: Of the test data.
+        standard_error: Of the score, as in `PruneNumbers`.
         seconds: Wall-clock time of all parts of the run.
         epochs: In order.
     """
 
     measure: str
     score: float
+    test_samples: int
+    standard_error: float | None
     seconds: float
     epochs: tuple[EpochNumbers, ...]
 
 
-def labelled(numbers: PruneNumbers | GradualNumbers | TrainNumbers) -> dict[str, Any]:
-    """The single numbers of a report under the words that a page shows.
-
-    Args:
-        numbers: What a command measured; its lists are left out.
-
-    Returns:
-        Words -> number; "score" is replaced by the measure.
+def score_label(measure: str) -> str:
+    """The name of a measure for people.
 
     Example:
-        >>> labelled(TrainNumbers("accuracy", 0.9, 12.0, epochs=()))
-        {'accuracy': 0.9, 'seconds': 12.0}
+        >>> score_label("r_squared"), score_label("accuracy")
+        ('R²', 'accuracy')
     """
-    score = MEASURE_LABELS.get(numbers.measure, numbers.measure)
-    values = {field.name: getattr(numbers, field.name) for field in fields(numbers)}
-    return {
-        name.replace("score", score).replace("_", " "): value
-        for name, value in values.items()
-        if name != "measure" and not isinstance(value, tuple)
-    }
+    return MEASURE_LABELS.get(measure, measure)

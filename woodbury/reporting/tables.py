@@ -3,68 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from woodbury.evaluation.results import Result, Summary, summary
+from woodbury.reporting.axes import decades
+from woodbury.reporting.grid import MISSING, Grid, Mark, aligned, percent, with_unit
 from woodbury.reporting.per_layer import TensorSummary, total
 
-MISSING = "–"
-"""The cell of a number that there is none of."""
-UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text. `rich` prints it; `woodbury.reporting.page` puts it on a page.
-
-    Attributes:
-        title: What it shows.
-        header: The names of the columns.
-        cells: The rows, each as long as the header; the first cell says what the row is.
-        best: The (row, column) of the cells to print bold, from 0.
-        note: A remark below it, may be empty.
-        tight: Less space between the columns in a terminal, so that seven sparsities with their
-            spreads fit into 80 characters.
-
-    Example:
-        >>> grid = Grid("Accuracy in %", ("method", "90 %"), (("joint", "97.1"),))
-        >>> [column.header for column in grid.rich().columns]
-        ['method', '90 %']
-    """
-
-    title: str
-    header: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
-    note: str = ""
-    tight: bool = False
-
-    def rich(self) -> Table:
-        """The table for the terminal; text that looks like markup stays text."""
-        table = Table(
-            title=self.title,
-            title_justify="left",
-            title_style="bold",
-            caption=self.note or None,
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 0) if self.tight else (0, 1),
-        )
-        for column, name in enumerate(self.header):
-            table.add_column(name, justify="right" if column else "left", overflow="fold")
-        for row, cells in enumerate(self.cells):
-            table.add_row(*(self._marked(row, column, cell) for column, cell in enumerate(cells)))
-        return table
-
-    def _marked(self, row: int, column: int, cell: str) -> str:
-        text = escape(cell).replace(" ± ", "±")
-        return f"[bold]{text}[/]" if (row, column) in self.best else text
+FLOPS_LEFT = (
+    "FLOPs left are those of the kept weights. Dense kernels compute with zeros too: `woodbury "
+    "speed` measures what is gained."
+)
+"""What a count of FLOPs does not say."""
 
 
 def accuracies(
@@ -73,6 +23,7 @@ def accuracies(
     dense: float | None = None,
     measure: str = "accuracy",
     digits: int = 1,
+    error: str = "",
 ) -> Grid:
     """Methods × sparsities: mean ± spread over the seeds, the best mean of each column bold.
 
@@ -81,6 +32,7 @@ def accuracies(
         dense: The score of the dense network, for the title; None to leave it out.
         measure: What the scores are.
         digits: Decimals of the percentages; one, as the spread is seldom smaller.
+        error: A sentence about the error of a score that the test data makes; empty for none.
     """
     cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
     methods = list(dict.fromkeys(method for method, _ in cells))
@@ -90,7 +42,11 @@ def accuracies(
         scores = [cells[method, sparsity].accuracy for method in methods]
         best |= {(row, column) for row, score in enumerate(scores) if score == max(scores)}
     seeds = max(cell.seeds for cell in cells.values())
-    note = f"Mean ± population standard deviation over {seeds} calibration sets; the best is bold."
+    notes = ["The best of each column is bold."]
+    if seeds > 1:
+        notes.insert(0, f"Mean ± population standard deviation over {seeds} calibration sets.")
+    if error:
+        notes.append(error)
     reference = "" if dense is None else f" (dense {100 * dense:.{digits}f})"
     return Grid(
         title=f"{measure.capitalize()} in % at each sparsity{reference}",
@@ -100,7 +56,7 @@ def accuracies(
             for method in methods
         ),
         best=frozenset(best),
-        note=note if seeds > 1 else "",
+        note=" ".join(notes),
         tight=True,
     )
 
@@ -131,28 +87,28 @@ def losses_and_resources(results: Sequence[Result]) -> Grid:
     Args:
         results: What `compare` gave.
     """
+    cells = summary(results)
+    increases = zip(
+        aligned([cell.predicted for cell in cells]),
+        aligned([cell.measured for cell in cells]),
+        aligned([cell.removed for cell in cells]),
+        strict=True,
+    )
     rows = []
-    above = None
-    for cell in summary(results):
+    keys = []
+    for cell, of_loss in zip(cells, increases, strict=True):
         of_cell = [
             result
             for result in results
             if (result.method, result.sparsity) == (cell.method, cell.sparsity)
         ]
         dampings = dict.fromkeys(_number(result.damping, "g") for result in of_cell)
+        resources = (f"{cell.seconds:.2f}", f"{cell.memory:,.0f}")
         rows.append(
-            (
-                "" if cell.method == above else cell.method,
-                percent(cell.sparsity),
-                ", ".join(dampings),
-                _number(cell.predicted, ".3g"),
-                _number(cell.measured, ".3g"),
-                _number(cell.removed, ".3g"),
-                f"{cell.seconds:.2f}",
-                f"{cell.memory:.0f}",
-            )
+            (cell.method, percent(cell.sparsity), ", ".join(dampings), *of_loss, *resources)
         )
-        above = cell.method
+        known = (of_cell[0].damping, cell.predicted, cell.measured, cell.removed)
+        keys.append((cell.method, cell.sparsity, *known, cell.seconds, cell.memory))
     return Grid(
         title="Loss on the calibration set, seconds and memory",
         header=(
@@ -163,12 +119,13 @@ def losses_and_resources(results: Sequence[Result]) -> Grid:
             "measured",
             "before the update",
             "seconds",
-            "peak MB",
+            "peak MiB",
         ),
         cells=tuple(rows),
         note="The quadratic predicts the increase of the loss; magnitude predicts none. Before the "
         "update the same weights are zero and the others as in the dense network. Seconds include "
         "the Fisher.",
+        keys=tuple(keys),
     )
 
 
@@ -181,25 +138,38 @@ def per_tensor(tensors: Sequence[TensorSummary]) -> Grid:
     """
     with_flops = all(tensor.flops is not None for tensor in tensors)
     with_saliencies = any(tensor.saliencies for tensor in tensors)
-    header = ["parameter", "weights", "kept", "sparsity"]
+    header = ["parameter", "sparsity", "weights", "kept"]
     if with_flops:
-        header += ["FLOPs", "FLOPs kept"]
+        header += ["FLOPs", "FLOPs left"]
     if with_saliencies:
         header += ["median saliency"]
     rows = []
-    for tensor in [*tensors, total(tensors)]:
-        row = [
-            tensor.name,
-            f"{tensor.weights:,}",
-            f"{tensor.kept:,}",
-            percent(tensor.sparsity, 2),
-        ]
+    keys = []
+    shown = [*tensors, total(tensors)]
+    for tensor in shown:
+        row = [tensor.name, percent(tensor.sparsity, 2), f"{tensor.weights:,}", f"{tensor.kept:,}"]
+        key = [tensor.name, tensor.sparsity, tensor.weights, tensor.kept]
         if with_flops:
-            row += [_with_unit(tensor.flops or 0), _with_unit(tensor.flops_left or 0)]
+            row += [with_unit(tensor.flops or 0), with_unit(tensor.flops_left or 0)]
+            key += [tensor.flops, tensor.flops_left]
         if with_saliencies:
-            row += [f"{tensor.saliencies.median:.1e}" if tensor.saliencies else ""]
+            median = tensor.saliencies.median if tensor.saliencies else None
+            row += ["" if median is None else f"{median:.1e}"]
+            key += [median]
         rows.append(tuple(row))
-    return Grid("Kept weights", tuple(header), tuple(rows))
+        keys.append(tuple(key))
+    marks: dict[int, Sequence[Mark | None]] = {1: [_sparsity_bar(tensor) for tensor in shown]}
+    if with_saliencies:
+        marks[len(header) - 1] = _saliency_ranges(shown)
+    return Grid(
+        "Sparsity of each parameter",
+        tuple(header),
+        tuple(rows),
+        note=FLOPS_LEFT if with_flops else "",
+        keys=tuple(keys),
+        has_sum=True,
+        marks=marks,
+    )
 
 
 def facts(title: str, values: Mapping[str, Any]) -> Grid:
@@ -211,22 +181,6 @@ def facts(title: str, values: Mapping[str, Any]) -> Grid:
     """
     rows = ((str(name), _text(value)) for name, value in values.items())
     return Grid(title, ("setting", "value"), tuple(rows))
-
-
-def percent(fraction: float, digits: int | None = None) -> str:
-    """A fraction in percent.
-
-    Args:
-        fraction: Such as 0.975.
-        digits: Decimals; None for as many as it needs, at most six.
-
-    Example:
-        >>> percent(0.975), percent(0.5, 2)
-        ('97.5 %', '50.00 %')
-    """
-    if digits is None:
-        return f"{round(100 * fraction, 6):g} %"
-    return f"{100 * fraction:.{digits}f} %"
 
 
 def _mean_and_spread(cell: Summary, digits: int) -> str:
@@ -242,15 +196,45 @@ def _number(value: float | None, form: str) -> str:
     return MISSING if value is None else f"{value:{form}}"
 
 
-def _with_unit(number: float) -> str:
-    """1,234,567 as “1.23 M”."""
-    for unit, size in UNITS:
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:g}"
+def _sparsity_bar(tensor: TensorSummary) -> Mark:
+    removed = tensor.weights - tensor.kept
+    words = f"{tensor.name}: {removed:,} of {tensor.weights:,} weights removed"
+    return Mark(0.0, tensor.sparsity, words)
+
+
+def _saliency_ranges(tensors: Sequence[TensorSummary]) -> list[Mark | None]:
+    """From 10 to 90 % of the saliencies with their median, on one logarithmic axis."""
+    known = [tensor.saliencies for tensor in tensors if tensor.saliencies]
+    values = [value for each in known for value in (each.q10, each.median, each.q90)]
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return [None] * len(tensors)
+    axis = decades("", positive)
+    marks: list[Mark | None] = []
+    for tensor in tensors:
+        if tensor.saliencies is None or tensor.saliencies.q90 <= 0:
+            marks.append(None)
+            continue
+        quantiles = tensor.saliencies
+        q10, median, q90 = (
+            axis.place(max(value, axis.low))
+            for value in (quantiles.q10, quantiles.median, quantiles.q90)
+        )
+        words = (
+            f"{tensor.name}: 10 % below {quantiles.q10:.1e}, half below {quantiles.median:.1e}, "
+            f"90 % below {quantiles.q90:.1e}"
+        )
+        marks.append(Mark(q10, q90, words, dot=median))
+    return marks
 
 
 def _text(value: Any) -> str:
+    if value is None or value == [] or value == ():
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_text(each)}" for name, each in value.items())
     return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

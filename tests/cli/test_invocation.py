@@ -1,0 +1,64 @@
+"""What a page says of its command: it repeats the run, and its Python loads the weights."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from support.cli import report, same_weights, succeeds, weights
+
+from woodbury.cli.invocation import command_line, invoked, loading, repeating
+
+NET = Path(__file__).with_name("net.py")
+PRUNE = "prune net.py:build net.py:both --sparsity 0.5 --count 60 --damping 1e-3 --out out"
+
+
+def test_the_command_of_a_report_repeats_it(here: Path) -> None:
+    succeeds(PRUNE)
+    command = report("out")["command_line"]
+    assert command == f"woodbury {PRUNE}"
+    again = command.replace("--out out", "--out out-again")
+    assert "<span>out-again</span>" in Path("out/report.html").read_text("utf-8")
+    succeeds(again.removeprefix("woodbury "))
+    assert same_weights("out", "out-again")
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        ("prune a b --out out/ --resume", "woodbury prune a b --out out-again"),
+        ("prune a 'b c' --out=out", "woodbury prune a 'b c' --out=out-again"),
+        ("compare a b", "woodbury compare a b"),
+    ],
+)
+def test_a_run_is_repeated_into_another_folder(words: str, again: str) -> None:
+    with invoked(shlex.split(words)):
+        assert repeating().text == again
+        assert command_line() == shlex.join(["woodbury", *shlex.split(words)])
+    assert command_line() == "woodbury"
+
+
+def test_the_python_of_a_page_loads_the_weights(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeds(PRUNE)
+    monkeypatch.syspath_prepend(here)
+    names: dict[str, torch.nn.Module] = {}
+    exec(loading("net.py:build", Path("out/weights.safetensors")).text, names)
+    loaded, written = names["model"].state_dict(), weights("out")
+    assert all(torch.equal(loaded[name], written[name]) for name in loaded | written)
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("net.py:build", "from net import build"),
+        ("package.nets:build", "from package.nets import build"),
+        ("nets/net.py:build", "model = ...  # nets/net.py:build"),
+        ("timm:resnet18", "model = ...  # timm:resnet18"),
+    ],
+)
+def test_what_makes_a_network_is_named(model: str, line: str) -> None:
+    assert line in loading(model, Path("w")).text.splitlines()

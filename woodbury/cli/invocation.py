@@ -1,0 +1,77 @@
+"""The command that runs now, and what repeats it and loads what it has written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from woodbury.reporting.page import Code
+
+AGAIN = "-again"
+"""What a second run's folder is named by."""
+LIBRARIES = ("timm", "torchvision", "transformers")
+"""What stands before the colon of a network that a library makes, and is no module to import."""
+
+_words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
+
+
+@contextmanager
+def invoked(words: Sequence[str]) -> Iterator[None]:
+    """The words of the command that runs inside the block.
+
+    Args:
+        words: Those after `woodbury`.
+    """
+    token = _words.set(tuple(words))
+    try:
+        yield
+    finally:
+        _words.reset(token)
+
+
+def command_line() -> str:
+    """The command that runs now, as a shell takes it."""
+    return shlex.join(["woodbury", *_words.get()])
+
+
+def repeating() -> Code:
+    """The same command with another folder to write."""
+    words = [word for word in _words.get() if word != "--resume"]
+    for place, word in enumerate(words):
+        if word == "--out" and place + 1 < len(words):
+            words[place + 1] = _again(words[place + 1])
+        elif word.startswith("--out="):
+            words[place] = _again(word)
+    return Code("Repeat the run:", shlex.join(["woodbury", *words]))
+
+
+def loading(model: str, weights: Path) -> Code:
+    """The Python that loads written weights.
+
+    Args:
+        model: MODEL as the user wrote it.
+        weights: Their file.
+    """
+    file = json.dumps(weights.as_posix(), ensure_ascii=False)
+    lines = ["import woodbury", *_making(model)]
+    lines += [f"model.load_state_dict(woodbury.load_sparse({file}))"]
+    return Code("Load its weights:", "\n".join(lines))
+
+
+def _making(model: str) -> list[str]:
+    """The lines that make the network, or a comment where they cannot be told from its name."""
+    place, _, function = model.rpartition(":")
+    module = place.removesuffix(".py")
+    can_be_imported = re.fullmatch(r"\w+" if place.endswith(".py") else r"[\w.]+", module)
+    if can_be_imported and function.isidentifier() and module not in LIBRARIES:
+        return [f"from {module} import {function}", "", f"model = {function}()"]
+    return ["", f"model = ...  # {model}"]
+
+
+def _again(folder: str) -> str:
+    return folder.rstrip("/") + AGAIN

@@ -1,0 +1,198 @@
+"""A table as text, for the terminal and for the page, and the numbers in it as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+MISSING = "–"
+"""The cell of a number that there is none of."""
+UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
+MINUS = "−"
+"""As wide as a plus."""
+MOST_DECIMALS = 6
+"""Decimals of a column at most."""
+SMALL = 1e-4
+"""A column whose largest number is smaller is written with exponents."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A drawing in a cell of the page: a bar, or a range with a dot, as shares of the cell's width.
+
+    Attributes:
+        start: Where it begins, from 0 to 1.
+        end: Where it ends.
+        words: What it shows.
+        dot: Where its dot is; None for a bar.
+    """
+
+    start: float
+    end: float
+    words: str
+    dot: float | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text. `rich` prints it; `woodbury.reporting.page` puts it on a page.
+
+    Attributes:
+        title: What it shows.
+        header: The names of the columns.
+        cells: The rows, each as long as the header; the first cell says what the row is.
+        best: The (row, column) of the cells to print bold, from 0.
+        note: A remark below it, may be empty.
+        tight: Less space between the columns in a terminal, so that seven sparsities with their
+            spreads fit into 80 characters.
+        keys: What the rows of the page are sorted by, one for each cell; empty for a table whose
+            order does not change.
+        has_sum: Whether the last row is the sum of the others, and last in any order.
+        marks: Column -> the drawings in its cells on the page, one for each row.
+
+    Example:
+        >>> grid = Grid("Accuracy in %", ("method", "90 %"), (("joint", "97.1"),))
+        >>> [column.header for column in grid.rich().columns]
+        ['method', '90 %']
+    """
+
+    title: str
+    header: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+    note: str = ""
+    tight: bool = False
+    keys: tuple[tuple[float | str | None, ...], ...] = ()
+    has_sum: bool = False
+    marks: Mapping[int, Sequence[Mark | None]] = field(default_factory=dict)
+
+    def rich(self) -> Table:
+        """The table for the terminal; text that looks like markup stays text."""
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            caption=self.note or None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 0) if self.tight else (0, 1),
+        )
+        for column, name in enumerate(self.header):
+            table.add_column(name, justify="right" if column else "left", overflow="fold")
+        for row, cells in enumerate(self.cells):
+            table.add_row(*(self._marked(row, column, cell) for column, cell in enumerate(cells)))
+        return table
+
+    def _marked(self, row: int, column: int, cell: str) -> str:
+        text = escape(cell).replace(" ± ", "±")
+        return f"[bold]{text}[/]" if (row, column) in self.best else text
+
+
+def percent(fraction: float, digits: int | None = None) -> str:
+    """A fraction in percent.
+
+    Args:
+        fraction: Such as 0.975.
+        digits: Decimals; None for as many as it needs, at most six.
+
+    Example:
+        >>> percent(0.975), percent(0.5, 2)
+        ('97.5 %', '50.00 %')
+    """
+    if digits is None:
+        return f"{round(100 * fraction, 6):g} %"
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def percent_with_error(fraction: float, error: float | None, digits: int = 1) -> str:
+    """A fraction in percent with its standard error.
+
+    Args:
+        fraction: Such as 0.975.
+        error: Its standard error; None for none.
+        digits: Decimals of both.
+
+    Example:
+        >>> percent_with_error(0.975, 0.0074), percent_with_error(0.975, None)
+        ('97.5 ± 0.7 %', '97.5 %')
+    """
+    spread = "" if error is None else f" ± {100 * error:.{digits}f}"
+    return f"{100 * fraction:.{digits}f}{spread} %"
+
+
+def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
+    """Numbers of one column with the same decimals, so that they can be compared at a glance.
+
+    Args:
+        values: The column; None for a number that there is none of.
+        digits: Of the largest number that are shown at least, and two of the smallest.
+
+    Returns:
+        Their texts, with six decimals at most, or with exponents where all are small.
+
+    Example:
+        >>> aligned([0.0123, -1.5, None]), aligned([1e-9, 2e-5])
+        (['0.012', '−1.500', '–'], ['1.00e-09', '2.00e-05'])
+    """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    if not sizes:
+        return [MISSING if value is None else f"{value:g}" for value in values]
+    decimals = digits - 1 - math.floor(math.log10(max(sizes)))
+    needed = max(decimals, 1 - math.floor(math.log10(min(sizes))), 0)
+    form = f".{min(needed, MOST_DECIMALS)}f" if max(sizes) >= SMALL else f".{digits - 1}e"
+    return [MISSING if value is None else with_minus(f"{value:{form}}") for value in values]
+
+
+def with_minus(text: str) -> str:
+    """The text of a number with a minus as wide as a plus, if it begins with one.
+
+    Example:
+        >>> with_minus("-0.5"), with_minus("1e-05")
+        ('−0.5', '1e-05')
+    """
+    return MINUS + text[1:] if text.startswith("-") else text
+
+
+def with_unit(number: float) -> str:
+    """A large number in three digits.
+
+    Example:
+        >>> with_unit(1_234_567), with_unit(900)
+        ('1.23 M', '900')
+    """
+    for unit, size in UNITS:
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(0.004), duration(12.34), duration(754)
+        ('4.0 ms', '12 s', '12 min 34 s')
+    """
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 90:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def megabytes(count: float) -> str:
+    """Megabytes of 2²⁰ bytes for people.
+
+    Example:
+        >>> megabytes(1323.95), megabytes(20480)
+        ('1,324 MiB', '20.0 GiB')
+    """
+    return f"{count / 1024:.1f} GiB" if count >= 10 * 1024 else f"{count:,.0f} MiB"
