@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all chaos lint types bench language scale clean
+.PHONY: help setup demo test test-all chaos lint types docs bench language scale release-check test-min clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,22 @@ lint: $(READY)  ## style, and the order of the packages
 types: $(READY)  ## static types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs  ## the site, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs build/docs
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+release-check: $(READY)  ## wheel and sdist, built, and installed in an environment of its own
+	$(BIN)/python -m pytest -q -m slow tests/test_release.py
+
+test-min: pyproject.toml constraints-min.txt  ## the fast tests, with the oldest releases that are allowed
+	$(PYTHON) -m venv $(VENV)-min
+	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -c constraints-min.txt -e '.[scipy]' pytest sybil hypothesis
+	$(VENV)-min/bin/python -m pytest -q tests/linalg tests/fisher tests/io tests/reporting tests/cli/test_help.py
+
 bench: $(READY)  ## speed against the papers' recursions and the machine; accuracy where ../shared/bench is present
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/optimizer.py
@@ -49,4 +65,4 @@ scale: $(READY)  ## ordinary networks within a budget, one process each: seconds
 	$(BIN)/python benchmarks/scale.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-min runs build *.egg-info .pytest_cache .ruff_cache
