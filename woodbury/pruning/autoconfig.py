@@ -138,7 +138,7 @@ class EveryNthRow:
     """The Fisher of every n-th row of a refit, which has several rows of each input in a row.
 
     Half of the rows take a quarter of the time of their Gram matrix, and choose no worse
-    (docs/log.md).
+    (docs/log/selection.md).
 
     Attributes:
         fisher: What makes a Fisher of rows.
