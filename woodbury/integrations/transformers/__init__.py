@@ -1,7 +1,4 @@
-"""Models of transformers by name, with their data, in their Trainer, and back into their folders.
-
-Importing this package imports neither transformers nor datasets.
-"""
+"""Models of transformers by name, with their data, in their Trainer, and back into folders."""
 
 from typing import TYPE_CHECKING, Any
 
