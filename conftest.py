@@ -15,6 +15,8 @@ from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 PYTHON = PythonCodeBlockParser()
+NAMES = "](index.md#names)"
+"""In a page whose blocks begin with the names of docs/how-to/index.md."""
 
 NEEDS = {
     "numba": ["woodbury/runtime/codegen.py", "woodbury/runtime/kernels.py"],
@@ -36,13 +38,15 @@ collect_ignore = [
 ]
 
 
-def blocks_of_their_own(document: Document) -> Iterable[Region]:
-    """Python blocks, each of which begins with the names that a reader has, and no others.
+def python_blocks(document: Document) -> Iterable[Region]:
+    """The Python blocks, each of which goes on with the names of those before it.
 
-    An invisible block goes on with the names of the block before it.
+    On a page that links to the names of the how-to pages each block begins with these names and no
+    others; an invisible block goes on with the names of the block before it.
     """
+    of_their_own = NAMES in document.text
     for region in PYTHON(document):
-        if not document.text.startswith("<!--", region.start):
+        if of_their_own and not document.text.startswith("<!--", region.start):
             region.evaluator = _with_readers_names(region.evaluator)
         yield region
 
@@ -72,17 +76,9 @@ def back_again(namespace: dict[str, Any]) -> None:
 
 _folders: list[tuple[Path, tempfile.TemporaryDirectory[str]]] = []
 
-pytest_collect_file = (
-    Sybil(
-        [blocks_of_their_own],
-        patterns=["README.md"],
-        setup=in_a_new_folder,
-        teardown=back_again,
-    )
-    + Sybil(
-        [PYTHON, SkipParser()],
-        patterns=["docs/*.md", "docs/*/*.md", "CONTRIBUTING.md"],
-        setup=in_a_new_folder,
-        teardown=back_again,
-    )
+pytest_collect_file = Sybil(
+    [python_blocks, SkipParser()],
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*/*.md"],
+    setup=in_a_new_folder,
+    teardown=back_again,
 ).pytest()

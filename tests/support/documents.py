@@ -1,21 +1,15 @@
-"""The code blocks of the documents, and the names that a reader of the README is told to have."""
+"""The code blocks of the documents, and the names that those of the how-to pages begin with."""
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-
-import woodbury
-
 ROOT = Path(__file__).parents[2]
-SAMPLES = 512
-FEATURES = 32
-CLASSES = 10
+HOW_TO = ROOT / "docs" / "how-to" / "index.md"
 
 
 class Block(NamedTuple):
@@ -27,8 +21,8 @@ class Block(NamedTuple):
 
 def blocks(path: Path) -> list[Block]:
     """All fenced blocks of a Markdown file, in their order."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    return [Block(*found) for found in fenced]
+    fence = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    return [Block(*found) for found in fence.findall(path.read_text("utf-8"))]
 
 
 def python_block(path: Path, holding: str) -> str:
@@ -40,25 +34,12 @@ def python_block(path: Path, holding: str) -> str:
 
 
 def readers_names() -> dict[str, Any]:
-    """What a reader has before a block: a trained model, data, an optimizer, the imports."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
-    target = (inputs[:, :CLASSES] + inputs[:, CLASSES : 2 * CLASSES]).argmax(1)
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(FEATURES, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, CLASSES)
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), target).backward()
-        optimizer.step()
-    model.eval()
-    return {
-        "torch": torch,
-        "woodbury": woodbury,
-        "model": model,
-        "loader": DataLoader(TensorDataset(inputs, target), batch_size=32),
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        "loss_of": nn.functional.cross_entropy,
-    }
+    """What the blocks of the how-to pages begin with, by the code that the pages show."""
+    names: dict[str, Any] = {}
+    exec(_preamble(), names)
+    return names
+
+
+@functools.cache
+def _preamble() -> CodeType:
+    return compile(python_block(HOW_TO, "loss_of"), str(HOW_TO), "exec")
