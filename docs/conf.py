@@ -24,8 +24,7 @@ extensions = [
     "namespace",
 ]
 exclude_patterns = ["_extensions"]
-default_role = "py:obj"
-nitpicky = False
+default_role = "literal"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_fence_as_directive = ["mermaid"]

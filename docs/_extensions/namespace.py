@@ -5,8 +5,8 @@ With the option `from` only the names that are defined in one of the packages na
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pydoc
 import re
 from collections.abc import Iterator
 from types import ModuleType
@@ -14,9 +14,10 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+import woodbury
 
 EQUATION = re.compile(r"\b(?P<words>eqs?\. (?P<number>\d+))\b")
 """How docstrings cite an equation of the page on the mathematics."""
@@ -57,31 +58,32 @@ def kind(value: Any) -> str:
 
 
 class Namespace(SphinxDirective):
-    """All public names of a module, in the order of the alphabet."""
+    """All public names of a module, in the order of the alphabet, each described at one place."""
 
     required_arguments = 1
     option_spec = {"from": directives.unchanged, "without": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         """The nodes of one autodoc directive for each name."""
-        namespace = importlib.import_module(self.arguments[0])
+        path = self.arguments[0]
+        namespace = pydoc.locate(path)
         only = self.options.get("from", "").split()
         without = self.options.get("without", "").split()
         lines: list[str] = []
+        elsewhere: list[str] = []
         for name, value in public_names(namespace):
             if (only and home(value) not in only) or home(value) in without:
                 continue
-            lines += [f".. {kind(value)}:: {namespace.__name__}.{name}"]
+            if namespace is not woodbury and getattr(woodbury, name, None) is value:
+                elsewhere += [f":py:obj:`woodbury.{name}`"]
+                continue
+            lines += [f".. {kind(value)}:: {path}.{name}"]
             if inspect.isclass(value):
                 lines += ["   :members:"]
             lines += [""]
-        return self.parse_text_to_nodes("\n".join(lines)) if False else self._parsed(lines)
-
-    def _parsed(self, lines: list[str]) -> list[nodes.Node]:
-        node = nodes.section()
-        node.document = self.state.document
-        self.state.nested_parse(StringList(lines, source="namespace"), 0, node)
-        return node.children
+        if elsewhere:
+            lines = ["Also here: " + ", ".join(elsewhere) + ".", "", *lines]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def cite_equations(*arguments: Any) -> None:
