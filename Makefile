@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all chaos lint types bench language scale clean
+.PHONY: help setup demo test test-all chaos lint types docs bench language scale release-check clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,16 @@ lint: $(READY)  ## style, and the order of the packages
 
 types: $(READY)  ## static types
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.docs  ## the site, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+release-check: $(READY)  ## wheel and sdist, built, and installed in an environment of its own
+	$(BIN)/python -m pytest -q -m slow tests/test_release.py
 
 bench: $(READY)  ## speed against the papers' recursions and the machine; accuracy where ../shared/bench is present
 	$(BIN)/python benchmarks/algebra.py

@@ -106,7 +106,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
 
 
 def settings(name: str, bench: Any) -> Setting:
-    """A table's settings, chosen on held-out training images (docs/results.md)."""
+    """A table's settings, chosen on held-out training images (docs/results)."""
     task = TASKS["mlpnet" if name == "mlpnet" else "resnet20"](bench)
     if name == "mlpnet":
         refit = Refit(mc_samples=10, damping=3e-4, iterations=100)

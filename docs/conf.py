@@ -39,6 +39,7 @@ python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Source", "notes_style")]
 napoleon_use_ivar = True
+napoleon_use_rtype = False
 
 copybutton_exclude = ".linenos, .gp, .go"
 

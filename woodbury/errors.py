@@ -73,7 +73,7 @@ def reason(error: BaseException) -> str:
         error: Any exception. Those of torch run to a page.
 
     Returns:
-        `Type: the first line of the message that is not empty`.
+        The type, a colon, and the first line of the message that is not empty.
 
     Example:
         >>> reason(RuntimeError("shapes differ\n at line 7"))

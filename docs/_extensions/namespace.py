@@ -86,18 +86,18 @@ class Namespace(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
-def cite_equations(*arguments: Any) -> None:
-    """Turn "eq. 9" in a docstring into a link to the equation, and keep |w| from being reST."""
+def plain_text_as_rest(*arguments: Any) -> None:
+    """Turn "eq. 9" in a docstring into a link to the equation, and keep |w| and (*shape,) as text."""
     lines: list[str] = arguments[-1]
     for index, line in enumerate(lines):
         if line.lstrip().startswith(">>>"):
             continue
         line = EQUATION.sub(r":ref:`\g<words> <eq-\g<number>>`", line)
-        lines[index] = re.sub(r"(?<![\\`])\|", r"\\|", line)
+        lines[index] = re.sub(r"(?<![\\`])\||\*(?=shape)", r"\\\g<0>", line)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx."""
     app.add_directive("namespace", Namespace)
-    app.connect("autodoc-process-docstring", cite_equations, priority=900)
+    app.connect("autodoc-process-docstring", plain_text_as_rest, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -43,7 +43,7 @@ Estimate = Callable[[Objective], Fisher]
 """A recipe: objective -> Fisher on its d weights."""
 
 COUNT = 1000
-"""Gradient rows, or samples, by default: the size of calibration set in docs/results.md."""
+"""Gradient rows, or samples, by default: the size of calibration set in docs/results."""
 
 DAMPING = 1e-5
 """λ by default: that of both papers (Singh & Alistarh 2020; Frantar et al. 2021)."""
@@ -401,7 +401,7 @@ class gauss_newton:
     Args:
         recipe: `mfac`, `woodfisher` or `diagonal_fisher`. Its `count` counts rows:
             `gauss_newton(mfac(2000), 2)` reads 1,000 inputs.
-        mc_samples: GGN samples (rows) per input; 2 as in docs/results.md.
+        mc_samples: GGN samples (rows) per input; 2 as in docs/results.
         seed: Of the directions.
 
     Raises:

@@ -29,7 +29,7 @@ ROW_VECTORS = 8
 """Of the rows of one tensor in conjugate gradients."""
 
 PRODUCTS = 12
-"""Steps of conjugate gradients to a residual of a hundredth, measured 7 to 13 (docs/log.md)."""
+"""Steps of conjugate gradients to a residual of a hundredth, measured 7 to 13 (docs/log)."""
 
 BACKWARD_PASSES = 3
 """A forward and a backward pass by the layers' outputs, in forward passes."""

@@ -43,7 +43,7 @@ SAMPLES_PER_BATCH = 16
 MAX_BLOCK_SIZE = 128
 """Weights of a diagonal block of a space that is too large for the whole matrix.
 
-Blocks of 500 take four times as long to choose by (docs/log.md).
+Blocks of 500 take four times as long to choose by (docs/log).
 """
 
 MIN_BLOCK_SIZE = 16
@@ -61,7 +61,7 @@ KEPT_PER_STEP = 0.66
 """Share of the weights that an inner step of K-FAC by rows keeps at least: four steps to .8."""
 
 INNER_STEPS = 4
-"""Inner steps of K-FAC by rows where no sparsity is known; eight were no better (docs/log.md)."""
+"""Inner steps of K-FAC by rows where no sparsity is known; eight were no better (docs/log)."""
 
 RIDGE = "a hundredth of the inputs' mean square"
 """The damping of K-FAC by rows, in words."""
@@ -70,7 +70,7 @@ BY_ROWS = "K-FAC by the rows of each tensor"
 """That structure, in words."""
 
 REFIT_MC_SAMPLES = 2
-"""GGN samples per input of a refit by rows; four were no better (docs/log.md)."""
+"""GGN samples per input of a refit by rows; four were no better (docs/log)."""
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
@@ -159,7 +159,7 @@ class _Split(NamedTuple):
 
 
 def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
-    """The best known settings for a model, a sparsity and an effort (docs/results.md).
+    """The best known settings for a model, a sparsity and an effort (docs/results).
 
     1. Curvature: one matrix, or large diagonal blocks, of Gauss–Newton rows; of gradient rows where
        the likelihood has no directions.
@@ -196,7 +196,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     samples = _count_samples(calibration)
     by_rows = _takes_kfac(objective, samples)
     refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
-    # A refit by conjugate gradients corrects what a second row per input would (docs/log.md).
+    # A refit by conjugate gradients corrects what a second row per input would (docs/log).
     mc_samples = 1 if refit is not None and refit.iterations is not None else effort.mc_samples
     labels = sampled if any(target is None for _, target in calibration) else observed
     step = best_step(objective, samples, mc_samples, effort.dampings[0], labels)
@@ -307,7 +307,7 @@ def _step_by_rows(objective: Objective, samples: int) -> StepChoice:
     """K-FAC by rows and inner steps: for networks whose gradient rows have no room.
 
     All rows of a tensor are solved at once at any sparsity, so that inner steps on one estimate do
-    what stages with new gradients do elsewhere (docs/log.md).
+    what stages with new gradients do elsewhere (docs/log).
     """
     fisher = kfac_by_rows(samples, approximation=AllRowsAtOnce())
     pruner = Pruner(fisher, selection=iterative_greedy(INNER_STEPS))

@@ -22,7 +22,7 @@ from woodbury.runtime.layers import SparseConv1D, SparseConv2d, SparseLinear, Sp
 from woodbury.runtime.measuring import Choice, in_turns
 
 LEAST_SPARSITY = 0.5
-"""With fewer zeros no kernel of ours was faster than the dense product (docs/results.md)."""
+"""With fewer zeros no kernel of ours was faster than the dense product (docs/results)."""
 
 WHOLE_TRIAL_SECONDS = 1.0
 """Of the trial of a whole network, for each way."""

@@ -17,10 +17,10 @@ from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.schedule import Targets
 
 CG_ITERATIONS = 100
-"""Conjugate gradients of a refit that is solved by them (docs/results.md)."""
+"""Conjugate gradients of a refit that is solved by them (docs/results)."""
 
 CG_MC_SAMPLES = 10
-"""GGN samples per input of such a refit, which cost it no more than one (docs/results.md)."""
+"""GGN samples per input of such a refit, which cost it no more than one (docs/results)."""
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
