@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "woodbury"
 author = "The woodbury authors"
-copyright = author  # noqa: A001  (Sphinx wants this name)
+copyright = author
 release = woodbury.__version__
 
 extensions = [

@@ -61,9 +61,16 @@ class Picture:
         ]
 
     def text(
-        self, x: float, y: float, words: str, *, anchor: str = "start", size: int = 13,
-        fill: str = INK, weight: int = 400,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        anchor: str = "start",
+        size: int = 13,
+        fill: str = INK,
+        weight: int = 400,
+    ) -> None:
         """Words with their baseline at (x, y)."""
         self.lines.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
@@ -103,9 +110,10 @@ def curves() -> Iterator[tuple[str, str, list[float]]]:
     section = page[page.index("### The 18 block convolutions") :]
     for row, (colour, name) in METHODS.items():
         line = next(
-            line for line in section.splitlines()
+            line
+            for line in section.splitlines()
             if re.split(r" \(| \|", line.removeprefix("| "))[0] == row
-        )  # fmt: skip
+        )
         cells = [cell.strip(" *") for cell in line.strip("|").split("|")][1:6]
         yield colour, name, [float(cell.split()[0]) for cell in cells]
 
@@ -130,7 +138,8 @@ def accuracy() -> str:
         picture.text(
             x(index), bottom + 20, f"{50 + 10 * index} %", anchor="middle", size=12, fill=QUIET
         )
-    picture.text((left + right) / 2, bottom + 40, "of the weights removed", anchor="middle", size=12, fill=QUIET)  # fmt: skip
+    middle = (left + right) / 2
+    picture.text(middle, bottom + 40, "of the weights removed", anchor="middle", fill=QUIET)
     picture.text(left - 40, top - 12, "test accuracy, %", size=12, fill=QUIET)
     picture.line([(left, y(DENSE)), (right, y(DENSE))], INK, 1, "4 4")
     picture.text(right + 12, y(DENSE) - 8, f"dense {DENSE}", size=12, fill=QUIET)
@@ -189,13 +198,20 @@ def removal() -> str:
     picture.dot(*place(first + shift, 0), COLOURS["woodbury"], 5)
     picture.text(place(first, second)[0] + 12, place(first, second)[1] + 4, "dense weights")
     picture.text(
-        place(first, 0)[0] + 4, floor + 42, f"set to zero: +{unmoved:.3f}",
-        fill=COLOURS["magnitude"], weight=600,
-    )  # fmt: skip
+        place(first, 0)[0] + 4,
+        floor + 42,
+        f"set to zero: +{unmoved:.3f}",
+        fill=COLOURS["magnitude"],
+        weight=600,
+    )
     picture.text(
-        place(first + shift, 0)[0] + 20, floor + 42, f"the other moves: +{moved:.3f}",
-        anchor="end", fill=COLOURS["woodbury"], weight=600,
-    )  # fmt: skip
+        place(first + shift, 0)[0] + 20,
+        floor + 42,
+        f"the other moves: +{moved:.3f}",
+        anchor="end",
+        fill=COLOURS["woodbury"],
+        weight=600,
+    )
     return picture.svg()
 
 
@@ -215,9 +231,14 @@ def structures() -> str:
         for r in range(ROWS)
     ]
     rows = [
-        [slopes[r][k][i] * inputs[r][k][j] for k in range(LAYERS) for i in range(OUT) for j in range(IN)]
+        [
+            slopes[r][k][i] * inputs[r][k][j]
+            for k in range(LAYERS)
+            for i in range(OUT)
+            for j in range(IN)
+        ]
         for r in range(ROWS)
-    ]  # fmt: skip
+    ]
 
     def whole(p: int, q: int) -> float:
         return sum(row[p] * row[q] for row in rows) / ROWS
@@ -254,7 +275,7 @@ def structures() -> str:
                 mix = [round(245 - (245 - full) * shade / 8) for full in (11, 107, 203)]
                 colour = "#" + "".join(f"{channel:02x}" for channel in mix)
                 picture.square(left + q * side, 64 + p * side, side - 0.5, colour)
-    picture.text(20, 248, "Darker: larger. 16 weights in two layers, five samples.", size=12, fill=QUIET)  # fmt: skip
+    picture.text(20, 248, "Darker: larger. 16 weights in two layers, five samples.", fill=QUIET)
     return picture.svg()
 
 

@@ -10,7 +10,7 @@ import pydoc
 import re
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -61,7 +61,10 @@ class Namespace(SphinxDirective):
     """All public names of a module, in the order of the alphabet, each described at one place."""
 
     required_arguments = 1
-    option_spec = {"from": directives.unchanged, "without": directives.unchanged}
+    option_spec: ClassVar[dict[str, Any]] = {
+        "from": directives.unchanged,
+        "without": directives.unchanged,
+    }
 
     def run(self) -> list[nodes.Node]:
         """The nodes of one autodoc directive for each name."""
@@ -87,7 +90,7 @@ class Namespace(SphinxDirective):
 
 
 def plain_text_as_rest(*arguments: Any) -> None:
-    """Turn "eq. 9" in a docstring into a link to the equation, and keep |w| and (*shape,) as text."""
+    """Turn "eq. 9" in a docstring into a link, and keep |w| and (*shape,) as text."""
     lines: list[str] = arguments[-1]
     for index, line in enumerate(lines):
         if line.lstrip().startswith(">>>"):
