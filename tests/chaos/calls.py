@@ -251,7 +251,8 @@ def subjects() -> list[Subject]:
     """All that is public."""
     found: dict[str, Subject] = {}
     for namespace in NAMESPACES:
-        for name, value in vars(namespace).items():
+        for name in dir(namespace):  # vars() has only those that are imported by now
+            value = getattr(namespace, name)
             if name.startswith("_") or name in NOT_CALLED or not callable(value):
                 continue
             module = getattr(value, "__module__", "")
