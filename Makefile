@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all chaos lint types docs bench language scale release-check clean
+.PHONY: help setup demo test test-all chaos lint types docs bench language scale release-check test-min clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ $(VENV)/.docs: $(READY)
 release-check: $(READY)  ## wheel and sdist, built, and installed in an environment of its own
 	$(BIN)/python -m pytest -q -m slow tests/test_release.py
 
+test-min: pyproject.toml constraints-min.txt  ## the fast tests, with the oldest releases that are allowed
+	$(PYTHON) -m venv $(VENV)-min
+	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -c constraints-min.txt -e . pytest sybil hypothesis
+	$(VENV)-min/bin/python -m pytest -q tests/linalg tests/fisher tests/io tests/reporting tests/cli/test_help.py
+
 bench: $(READY)  ## speed against the papers' recursions and the machine; accuracy where ../shared/bench is present
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/optimizer.py
@@ -59,4 +65,4 @@ scale: $(READY)  ## ordinary networks within a budget, one process each: seconds
 	$(BIN)/python benchmarks/scale.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-min runs build *.egg-info .pytest_cache .ruff_cache
