@@ -54,7 +54,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives: dict[str, Path])
 
 
 def test_the_source_archive_holds_what_the_wheel_is_built_from(archives: dict[str, Path]) -> None:
-    names = {name.partition("/")[2] for name in tarfile.open(archives["source"]).getnames()}
+    with tarfile.open(archives["source"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"woodbury/{name}" for name in SHIPPED} <= names
     assert {"pyproject.toml", "README.md", "LICENSE"} <= names
 
