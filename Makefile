@@ -50,7 +50,7 @@ release-check: $(READY)  ## wheel and sdist, built, and installed in an environm
 test-min: pyproject.toml constraints-min.txt  ## the fast tests, with the oldest releases that are allowed
 	$(PYTHON) -m venv $(VENV)-min
 	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -c constraints-min.txt -e . pytest sybil hypothesis
+		-c constraints.txt -c constraints-min.txt -e '.[scipy]' pytest sybil hypothesis
 	$(VENV)-min/bin/python -m pytest -q tests/linalg tests/fisher tests/io tests/reporting tests/cli/test_help.py
 
 bench: $(READY)  ## speed against the papers' recursions and the machine; accuracy where ../shared/bench is present
