@@ -85,7 +85,7 @@ def test_paragraphs_are_short(path: Path) -> None:
 
 @each_document
 def test_lines_are_wrapped(path: Path) -> None:
-    lines = path.read_text("utf-8").splitlines()
+    lines = prose(path).splitlines()
     most = README_COLUMNS if path == README else MAX_COLUMNS
     wide = [line for line in lines if len(line) > most and not line.startswith(("|", "$"))]
     assert not [line for line in wide if "](" not in line]
