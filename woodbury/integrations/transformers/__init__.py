@@ -1,7 +1,6 @@
-"""Models of transformers by name, with their data, in their Trainer, and back into their folders.
+"""Models of transformers by name, with their data, in their Trainer, and back into their folders."""
 
-Importing this package imports neither transformers nor datasets.
-"""
+# Importing this package imports neither transformers nor datasets.
 
 from typing import TYPE_CHECKING, Any
 
