@@ -1,4 +1,4 @@
-"""Models of transformers by name, with their data, in their Trainer, and back into their folders."""
+"""Models of transformers by name, with their data, in their Trainer, and back in their folders."""
 
 # Importing this package imports neither transformers nor datasets.
 
