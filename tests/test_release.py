@@ -14,7 +14,7 @@ from support.documents import ROOT, python_block
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = ("__init__.pyi", "py.typed", "reporting/report.html.j2", "cli/__main__.py")
+SHIPPED = ("__init__.pyi", "py.typed", "reporting/templates/page.html.j2", "cli/__main__.py")
 """Files of the package that are easily forgotten."""
 
 INSTALLED = """
