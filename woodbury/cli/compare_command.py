@@ -4,20 +4,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from woodbury.cli.asked_method import AskedMethod
 from woodbury.cli.console import memory_for, progress_bars
-from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
+from woodbury.cli.methods import MethodPlan, plan_pruning
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
 from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
 from woodbury.cli.output import ComparisonReport, folder_for
-from woodbury.cli.problem import load_problem
+from woodbury.cli.problem import Problem, load_problem
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
-from woodbury.io.settings import described
+from woodbury.evaluation.metrics import Score
 from woodbury.reporting.figures import require_matplotlib
 
 SPARSITIES = "0.5,0.7,0.8,0.9,0.95"
@@ -43,28 +45,22 @@ def compare(
     """
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
-    check_scratch(plans.values(), options)
     require_matplotlib()
     place = folder_for(out, "woodbury-compare")
     with memory_for(options.resources.memory), place as (folder, out):
         with progress_bars():
-            choosing = any(len(plan.dampings) > 1 for plan in plans.values())
-            problem = load_problem(model, data, options, choosing=choosing)
+            problem = load_problem(model, data, options, choosing=False)
+            methods = _on(problem, plans)
             dense_score = problem.dense_score()
-            refit = problem.refit(options.stage.refit or 0, max(sparsities))
-            methods = {
-                text: plan.method(problem.sampling(), problem.cost(), refit)
-                for text, plan in plans.items()
-            }
             first = options.inputs.seed
             seeds = range(first, first + choice.seeds)
             results = comparison.compare(
                 methods,
                 sparsities,
                 seeds,
-                problem.objective,
+                {text: method.problem.objective for text, method in methods.items()},
                 problem.score,
-                validate=problem.validate,
+                validate=_validate(methods),
                 memory=options.resources.memory,
             )
         lead = (
@@ -75,7 +71,7 @@ def compare(
             title="Pruning methods compared",
             lead=lead,
             settings={"model": model, "data": data, "seeds": list(seeds), **problem.settings()},
-            recipes={text: described(method.pruner) for text, method in methods.items()},
+            recipes={text: method.recipe() for text, method in methods.items()},
             results=results,
             dense_score=dense_score,
             measure=problem.measure,
@@ -93,4 +89,24 @@ def _sparsities(asked: str | None, pattern: str | None) -> list[float]:
 def _plans(texts: str, options: PruningOptions) -> dict[str, MethodPlan]:
     """The methods that are compared, by their texts; every one once."""
     names = dict.fromkeys(text.strip() for text in texts.split(","))
-    return {name: plan_method(name, options) for name in names}
+    return {name: plan_pruning(name, options) for name in names}
+
+
+def _on(problem: Problem, plans: Mapping[str, MethodPlan]) -> dict[str, AskedMethod]:
+    """The methods on the problem; data is held out from those alone that choose a damping.
+
+    So each does here what it does in `prune`.
+    """
+    methods = {text: AskedMethod(plan, problem) for text, plan in plans.items()}
+    choosing = [text for text, plan in plans.items() if plan.chooses]
+    if choosing:
+        held_out = problem.holding_out()
+        held_out.tell_count()
+        methods |= {text: AskedMethod(plans[text], held_out) for text in choosing}
+    return {text: methods[text] for text in plans}
+
+
+def _validate(methods: Mapping[str, AskedMethod]) -> Score | None:
+    """What chooses dampings, where there is something to choose."""
+    held_out = [each.problem for each in methods.values() if each.plan.chooses]
+    return held_out[0].validate if held_out else None

@@ -256,10 +256,10 @@ class GradualRun:
     def _method(self, plan: MethodPlan, sparsity: Targets) -> Method:
         """The method of the plan with the engine of this run."""
         engine = ENGINES[self.engine]
-        refit = self._problem.refit(plan.refit_steps, sparsity)
+        refit = self._problem.refit(plan.refit_steps or 0, sparsity)
         refit = replace(refit, engine=engine) if refit else None
         sampling = replace(self._problem.sampling(), engine=engine)
-        return plan.method(sampling, self._problem.cost(), refit)
+        return plan.method(sampling, self._problem.cost, refit)
 
     def _prune(self, objective: Objective, sparsity: Targets) -> Pruned:
         """One pruning step; the damping that it chose is recorded."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,7 +15,7 @@ from woodbury.cli.names import (
     parse_dampings,
     pick,
 )
-from woodbury.cli.options import PruningOptions, settings_of
+from woodbury.cli.options import PruningOptions, given, settings_of
 from woodbury.cli.rules import SelectionRules
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Engine, Labels, observed, sampled
@@ -34,6 +34,7 @@ from woodbury.fisher.kronecker import Elements, exact, upper_bound
 from woodbury.model.objective import Objective
 from woodbury.pruning.autoconfig import block_size
 from woodbury.pruning.costs import Cost
+from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
@@ -201,10 +202,13 @@ class MethodPlan:
         update: What moves the kept weights.
         rules: Which weights are removed.
         first_order: Whether the gradient is heeded too.
-        stages: Stages with fresh gradients.
+        stages: Stages with fresh gradients; None for as many as the sparsity asks for.
         dampings: The candidates; empty for a method without a Fisher.
-        refit_steps: Steps of output reconstruction after every stage.
+        refit_steps: Steps of output reconstruction after every stage; None for one where it has
+            room.
         settings: The options about the selection, for tables.
+        by_effort: Whether no option is about the method, so that it does what `woodbury.prune`
+            does.
     """
 
     name: MethodName
@@ -212,13 +216,18 @@ class MethodPlan:
     update: UpdateName
     rules: SelectionRules
     first_order: bool
-    stages: int
+    stages: int | None
     dampings: tuple[float, ...]
-    refit_steps: int
+    refit_steps: int | None
     settings: Mapping[str, Any]
+    by_effort: bool = False
 
     def method(
-        self, sampling: Sampling, cost: Cost | None = None, refit: Refit | None = None
+        self,
+        sampling: Sampling,
+        cost: Cost | None = None,
+        refit: Refit | None = None,
+        stages: int = 1,
     ) -> Method:
         """The method that estimates its Fisher so.
 
@@ -226,6 +235,7 @@ class MethodPlan:
             sampling: What the Fisher is estimated from. It begins with the first damping.
             cost: FLOPs or seconds of the model's weights, for rules that count them.
             refit: After every stage.
+            stages: Stages with fresh gradients.
         """
         saliency = self.parts.saliency
         if self.first_order and self.parts.first_order_saliency:
@@ -238,17 +248,25 @@ class MethodPlan:
         )
         return Method(
             pruner=self.rules.applied(pruner, cost),
-            stages=self.stages,
+            stages=stages,
             dampings=self.dampings,
-            settings={
-                "recipe": self.name,
-                "update": self.update,
-                "first_order": self.first_order,
-                **self.settings,
-                "refits": describe_refit(refit),
-            },
+            settings={**self.facts(), "refits": describe_refit(refit)},
             refit=refit,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What was asked for, for tables."""
+        return {
+            "recipe": self.name,
+            "update": self.update,
+            "first_order": self.first_order,
+            **self.settings,
+        }
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a damping is chosen on training data that is held out."""
+        return len(self.dampings) > 1
 
 
 def plan_method(text: str, options: PruningOptions, update: UpdateName | None = None) -> MethodPlan:
@@ -299,19 +317,39 @@ def plan_method(text: str, options: PruningOptions, update: UpdateName | None = 
     )
 
 
-def check_scratch(plans: Iterable[MethodPlan], options: PruningOptions) -> None:
-    """Raise unless the scratch folder, if there is one, is of use to a method.
+def plan_pruning(
+    text: str, options: PruningOptions, update: UpdateName | None = None
+) -> MethodPlan:
+    """The plan of a method for `prune` without fine-tuning and for `compare`: the same in both.
+
+    gauss-newton with the joint update is what `woodbury.prune` does. An option about the method
+    makes it a method of its own; what no option says is then as there: stages, refits, damping.
 
     Args:
-        plans: The methods that will run.
-        options: What was asked for.
+        text: As for `plan_method`.
+        options: How it prunes.
+        update: As for `plan_method`.
 
     Raises:
-        WoodburyError: If none of the methods has rows that could lie there.
+        WoodburyError: As `plan_method`.
+
+    Example:
+        >>> plan_pruning("gauss-newton", PruningOptions()).by_effort
+        True
+        >>> plan_pruning("gauss-newton/independent", PruningOptions()).stages
+        1
     """
-    is_used = options.curvature.block is None and any(plan.name == "mfac" for plan in plans)
-    if options.disk.scratch is not None and not is_used:
-        raise WoodburyError(
-            "--scratch is for the rows of mfac without --block: give --method mfac, or leave it "
-            "out."
-        )
+    plan = plan_method(text, options, update)
+    if (plan.name, plan.update) != ("gauss-newton", "joint"):
+        return plan
+    stage, curvature = options.stage, options.curvature
+    # Gauss–Newton rows need no labels, whichever are drawn for data without any.
+    about_it = set(given(options.selection, stage, curvature)) - {"--labels", "--recalibrate"}
+    leads_elsewhere = stage.first_order  # than to the dense network's outputs, as labels do
+    return replace(
+        plan,
+        by_effort=not about_it,
+        stages=stage.stages,
+        dampings=plan.dampings if curvature.damping else standard.dampings,
+        refit_steps=0 if leads_elsewhere and stage.refit is None else stage.refit,
+    )

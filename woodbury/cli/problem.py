@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from woodbury.model.batchnorm import recalibrate
 from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.objective import Objective
+from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
 from woodbury.pruning.presets import standard
@@ -83,9 +85,30 @@ class Problem:
         nonzero = objective.weights != 0
         return objective.at(objective.weights[nonzero], self.space.restrict(nonzero))
 
+    def dense(self) -> Objective:
+        """The dense objective on the calibration set of the seed that was asked for."""
+        return self.objective(self.options.inputs.seed)
+
     def calibration_set(self, seed: int) -> Iterable[Batch]:
         """The calibration set drawn by a seed."""
         return batches(draw(self.calibration, self.samples, seed))
+
+    def holding_out(self) -> Problem:
+        """The same with a part of the training data held out, to choose a damping on."""
+        seed = self.options.inputs.seed
+        calibration, aside = hold_out(self.calibration, HELD_OUT_FRACTION, seed)
+        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, seed))
+        count = _count(calibration, self.options)
+        return replace(self, calibration=calibration, held_out=held_out, count=count)
+
+    def tell_count(self) -> None:
+        """Say it where the data gives fewer gradients than are usual."""
+        if self.options.curvature.count is None and self.count < standard.samples:
+            beside = " beside what is held out" if self.held_out is not None else ""
+            print_note(
+                f"The Fisher is made of {self.count} gradients: that is all the training data "
+                f"gives{beside}."
+            )
 
     @property
     def samples(self) -> int:
@@ -118,8 +141,8 @@ class Problem:
 
     def dense_score(self) -> float:
         """The metric of the dense model on the test data, as it is."""
-        dense = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
-        return self.loss.metric(dense, self.test)
+        as_it_is = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
+        return self.loss.metric(as_it_is, self.test)
 
     def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""
@@ -158,6 +181,7 @@ class Problem:
         inputs, _ = next(iter(self.test))
         return flops(self.model, inputs)
 
+    @cached_property
     def cost(self) -> Cost:
         """What each weight costs for the selection: its seconds where asked for, else its FLOPs."""
         if not self.options.selection.latency:
@@ -203,28 +227,29 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     space = ParameterSpace.from_model(
         network, parameters.include or "*", parameters.exclude, min_ndim=2
     )
+    check_prunable(network, space.shapes)
     check_holds(options.resources.memory, space.n)
     splits = _load_splits(network, data, loss, options)
     test = batches(splits.test)
     probe(network, test, loss.likelihood)
-    calibration, held_out = splits.train, None
-    if choosing:
-        calibration, aside = hold_out(splits.train, HELD_OUT_FRACTION, inputs.seed)
-        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, inputs.seed))
-    first_batch = batches(draw(calibration, BATCH_SAMPLES, inputs.seed))
-    probe(network, first_batch, loss.likelihood, labels_of(calibration))
-    return Problem(
+    first_batch = batches(draw(splits.train, BATCH_SAMPLES, inputs.seed))
+    probe(network, first_batch, loss.likelihood, labels_of(splits.train))
+    problem = Problem(
         model=network,
         trainable=trainable,
         loss=loss,
         space=space,
-        calibration=calibration,
-        held_out=held_out,
+        calibration=splits.train,
+        held_out=None,
         test=test,
         measure=loss.measure_without_labels if splits.without_labels else loss.measure,
-        count=_count(calibration, options),
+        count=_count(splits.train, options),
         options=options,
     )
+    if choosing:
+        problem = problem.holding_out()
+    problem.tell_count()
+    return problem
 
 
 def _check_float32(network: nn.Module) -> None:
@@ -268,5 +293,4 @@ def _count(calibration: Dataset, options: PruningOptions) -> int:
             f"The training data gives {available} of the {wanted} gradients of {batch} sample(s): "
             "lower --count or --batch."
         )
-    print_note(f"The Fisher is made of {available} gradients: that is all the training data gives.")
     return available

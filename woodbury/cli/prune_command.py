@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from woodbury.cli.asked_method import AskedMethod
 from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
-from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
+from woodbury.cli.methods import MethodPlan, plan_method, plan_pruning
 from woodbury.cli.names import parse_targets, pattern_sparsity
 from woodbury.cli.options import (
     Data,
@@ -23,24 +23,17 @@ from woodbury.cli.options import (
     Out,
     PlanOnly,
     PruningOptions,
-    given,
 )
 from woodbury.cli.output import PruneReport, score_label
-from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.problem import load_problem
 from woodbury.errors import WoodburyError
-from woodbury.evaluation.methods import run
-from woodbury.evaluation.resources import Resources, measured
+from woodbury.evaluation.methods import Method, Run, run
 from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
-from woodbury.memory import limits_within
 from woodbury.model.batchnorm import recalibrate
-from woodbury.pruning import api
-from woodbury.pruning.planning import Planned, planned, pruning_objective
-from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned
-from woodbury.pruning.refit.output_fit import Refit
+from woodbury.model.objective import Objective
 from woodbury.pruning.refit.solver_choice import describe_refit
-from woodbury.pruning.schedule import Targets, stage_count
+from woodbury.pruning.schedule import Targets
 from woodbury.reporting.per_layer import summarize_tensors
 from woodbury.reporting.records import PruneNumbers
 from woodbury.reporting.tables import percent
@@ -72,42 +65,21 @@ def prune(
     target = _target(asked.sparsity, options.selection.pattern)
     memory = options.resources.memory
     training = FineTuning.of(tuning, optimizer, memory)
-    plan = plan_method(asked.method, options, asked.update)
-    check_scratch([plan], options)
-    chosen = _chosen(plan, options, target)
-    if plan_only and (training or chosen is not None):
+    plan = (plan_method if training else plan_pruning)(asked.method, options, asked.update)
+    if plan_only and not plan.by_effort:
         raise WoodburyError(
             "--plan tells what is chosen where no option about the method or its stages is given: "
             "leave these options out."
         )
     with memory_for(memory):
         if plan_only:
-            problem = load_problem(model, data, options, choosing=False)
-            print_result(str(_planned(problem, target).plan))
+            asked_for = AskedMethod(plan, load_problem(model, data, options, choosing=False))
+            chosen = asked_for.by_effort.planned(asked_for.problem.dense(), target)
+            print_result(str(chosen.plan))
         elif training:
             prune_gradually(model, data, target, out, plan, training, options)
         else:
-            _prune_at_once(model, data, target, out, chosen, options)
-
-
-def _chosen(plan: MethodPlan, options: PruningOptions, target: Targets) -> MethodPlan | None:
-    """The plan with what the options leave open; None where they leave all to `woodbury.prune`."""
-    groups = (options.selection, options.stage, options.curvature)
-    # Gauss–Newton rows need no labels, whichever are drawn for data without any.
-    idle = [option for option in given(*groups) if option not in ("--labels", "--recalibrate")]
-    is_usual = plan.name == "gauss-newton" and plan.update == "joint"
-    if not is_usual:
-        return plan
-    if not idle:
-        return None
-    if options.stage.stages is None:
-        plan = replace(plan, stages=stage_count(target, 0.0, standard.keep_per_stage))
-        print_note(
-            f"{plan.stages} stages, each with fresh gradients: --stages sets another number."
-        )
-    if options.curvature.damping is None:
-        plan = replace(plan, dampings=standard.dampings)
-    return plan
+            _prune_at_once(model, data, target, out, plan, options)
 
 
 def _prune_at_once(
@@ -115,24 +87,24 @@ def _prune_at_once(
     data: str,
     target: Targets,
     out: Path,
-    plan: MethodPlan | None,
+    plan: MethodPlan,
     options: PruningOptions,
 ) -> None:
     """Prune without fine-tuning, and write the results."""
     with output_folder(out) as folder:
         with progress_bars():
-            choosing = plan is not None and len(plan.dampings) > 1
-            problem = load_problem(model, data, options, choosing=choosing)
+            problem = load_problem(model, data, options, choosing=plan.chooses)
+            objective = problem.dense()
+            asked = AskedMethod(plan, problem)
+            asked.check(objective, target, problem.validate)
             before = problem.dense_score()
-            objective = problem.objective(options.inputs.seed)
             loss_before = objective.loss()
             flops = problem.flops()
             began = time.perf_counter()
-            outcome = (
-                _as_prune_does(problem, target) if plan is None else _by(plan, problem, target)
-            )
+            outcome = _outcome(asked, objective, target)
             seconds = time.perf_counter() - began  # the plan and the choice of a damping included
-            pruned = outcome.pruned
+            result = outcome.run
+            pruned = result.pruned
             numbers = PruneNumbers(
                 measure=problem.measure,
                 sparsity=pruned.sparsity,
@@ -142,10 +114,10 @@ def _prune_at_once(
                 loss_after=(loss_after := pruned.objective.loss()),
                 predicted_increase=pruned.predicted,
                 measured_increase=loss_after - loss_before,
-                damping=outcome.damping,
+                damping=result.damping,
                 seconds=seconds,
-                peak_megabytes=outcome.cost.memory,
-                peak_device_megabytes=outcome.cost.device_memory,
+                peak_megabytes=result.cost.memory,
+                peak_device_megabytes=result.cost.device_memory,
             )
         space = pruned.objective.space
         pruned.write()
@@ -174,59 +146,44 @@ class Outcome(NamedTuple):
     """What pruning gave.
 
     Attributes:
-        pruned: The pruned objective.
-        damping: Of the Fisher; None for a method without one, or with several.
-        cost: The seconds and the peak memory of the pruning alone.
+        run: The pruned objective, its damping and its cost.
         settings: What was decided.
         recipe: What pruned, as facts.
     """
 
-    pruned: Pruned
-    damping: float | None
-    cost: Resources
+    run: Run
     settings: Mapping[str, Any]
     recipe: Mapping[str, Any]
 
 
-def _as_prune_does(problem: Problem, target: Targets) -> Outcome:
-    """What `woodbury.prune(model, batches, sparsity)` does, to the last bit."""
-    with limits_within(problem.options.resources.memory):
-        chosen = _planned(problem, target)
+def _outcome(asked: AskedMethod, objective: Objective, target: Targets) -> Outcome:
+    """Prune; what is decided for the user is said first."""
+    plan, problem = asked.plan, asked.problem
+    settings: dict[str, Any] = {"method": plan.name, "update": plan.update}
+    if plan.by_effort:
+        chosen = asked.by_effort.planned(objective, target)
         print_note(chosen.plan.in_one_line())
-        pruned, cost = measured(lambda: api.run_planned(chosen))
-    decided = dict(pruned.settings)
-    settings = {"method": "gauss-newton", "update": "joint", **decided}
-    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, decided)
-
-
-def _planned(problem: Problem, target: Targets) -> Planned:
-    """What `woodbury.prune` chooses."""
-    parameters = problem.options.parameters
-    objective = pruning_objective(
-        problem.model,
-        problem.calibration_set(problem.options.inputs.seed),
-        problem.loss.likelihood,
-        parameters.include or "*",
-        parameters.exclude,
-        parameters.keep_zeros,
-    )
-    return planned(objective, target, standard, problem.options.resources.memory)
-
-
-def _by(plan: MethodPlan, problem: Problem, target: Targets) -> Outcome:
-    """What the options ask for."""
-    objective = problem.objective(problem.options.inputs.seed)
-    refit = _refit(problem, plan, target)
-    method = plan.method(problem.sampling(), problem.cost(), refit)
+        result = asked.by_effort.run(chosen)
+        decided = dict(result.pruned.settings)
+        return Outcome(result, settings | decided, decided)
+    method = asked.at(target)
+    assert isinstance(method, Method)  # all that is not by effort
+    if plan.stages is None:
+        print_note(
+            f"{method.stages} stages, each with fresh gradients: --stages sets another number."
+        )
+    if plan.refit_steps is None:
+        print_note(
+            "Refits to the dense network's outputs after each: "
+            f"{describe_refit(method.refit)}; --refit sets another number."
+        )
     result = run(method, objective, target, problem.validate)
-    settings = {
-        "method": plan.name,
-        "update": plan.update,
-        "stages": plan.stages,
-        "refit": refit.steps if refit else 0,
-        "refits": describe_refit(refit),
+    settings |= {
+        "stages": method.stages,
+        "refit": method.refit.steps if method.refit else 0,
+        "refits": describe_refit(method.refit),
     }
-    return Outcome(result.pruned, result.damping, result.cost, settings, described(method.pruner))
+    return Outcome(result, settings, described(method.pruner))
 
 
 def _target(sparsity: str | None, pattern: str | None) -> Targets:
@@ -240,20 +197,6 @@ def _target(sparsity: str | None, pattern: str | None) -> Targets:
             "There is no target: give --sparsity, such as --sparsity 0.9, or --pattern."
         )
     return parse_targets(sparsity)
-
-
-def _refit(problem: Problem, plan: MethodPlan, target: Targets) -> Refit | None:
-    """The refit asked for, or the usual one; with --first-order none, as labels lead elsewhere."""
-    stage = problem.options.stage
-    is_usual = plan.name == "gauss-newton" and plan.update == "joint"
-    if stage.refit is not None or not is_usual or stage.first_order:
-        return problem.refit(plan.refit_steps, target)
-    refit = problem.refit(standard.refits, target, required=False)
-    print_note(
-        "Refits to the dense network's outputs after each: "
-        f"{describe_refit(refit)}; --refit sets another number."
-    )
-    return refit
 
 
 def _line(numbers: PruneNumbers, weights: int) -> str:
