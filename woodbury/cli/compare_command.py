@@ -8,15 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from woodbury.cli.asked_method import AskedMethod
-from woodbury.cli.console import memory_for, progress_bars
+from woodbury.cli.console import memory_for, notes_after_checks, print_place, progress_bars
 from woodbury.cli.methods import MethodPlan, plan_pruning
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
-from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
-from woodbury.cli.output import ComparisonReport, folder_for
+from woodbury.cli.option_values import as_asked
+from woodbury.cli.options import (
+    ConfigFile,
+    Data,
+    MethodsOptions,
+    Model,
+    PruningOptions,
+    out_option,
+)
+from woodbury.cli.output import ComparisonReport, default_folder, folder_for, needed
 from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.run_file import write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
 from woodbury.evaluation.metrics import Score
@@ -30,14 +37,10 @@ def compare(
     data: Data,
     /,
     *,
-    out: Annotated[
-        Path | None,
-        Parameter(
-            help="The folder to write: new or empty.  [default: woodbury-compare, or -2, -3, …]"
-        ),
-    ] = None,
     choice: MethodsOptions = MethodsOptions(),
     options: PruningOptions = PruningOptions(),
+    out: Annotated[Path | None, out_option("MODEL-compared")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Compare pruning methods on a network; write a table, a picture and a page.
 
@@ -46,11 +49,18 @@ def compare(
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
     require_matplotlib()
-    place = folder_for(out, "woodbury-compare")
-    with memory_for(options.resources.memory), place as (folder, out):
+    in_folder = folder_for(out, default_folder(model, "compared"))
+    in_memory = memory_for(options.resources.memory, options.disk.scratch)
+    with in_memory, in_folder as (folder, place):
         with progress_bars():
-            problem = load_problem(model, data, options, choosing=False)
-            methods = _on(problem, plans)
+            with notes_after_checks():
+                problem = load_problem(model, data, options, choosing=False)
+                methods = _on(problem, plans)
+                for method in methods.values():
+                    for sparsity in sparsities:
+                        method.check(problem.dense(), sparsity, _validate(methods))
+                if out is None:
+                    print_place(place)
             dense_score = problem.dense_score()
             first = options.inputs.seed
             seeds = range(first, first + choice.seeds)
@@ -77,7 +87,10 @@ def compare(
             measure=problem.measure,
         )
         report.write(folder)
-    report.show(out)
+        asked = {"model": model, "data": data, **as_asked(choice, options)}
+        with needed(folder):
+            write_run_file(folder, "compare", asked)
+    report.show(place)
 
 
 def _sparsities(asked: str | None, pattern: str | None) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,16 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.cli.console import progress_bars
+from woodbury.cli.console import notes_after_checks, print_place, progress_bars
 from woodbury.cli.inputs.splits import stream
 from woodbury.cli.methods import MethodPlan
 from woodbury.cli.names import ENGINES, EngineName
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
-from woodbury.cli.options import (
-    FineTuningOptions,
-    OptimizerOptions,
-    PruningOptions,
-    given,
-    settings_of,
-)
-from woodbury.cli.output import PruneReport, score_label
+from woodbury.cli.option_values import given, settings_of
+from woodbury.cli.options import FineTuningOptions, OptimizerOptions, PruningOptions
+from woodbury.cli.output import PruneReport, default_folder, needed, score_label
 from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.run_file import write_run_file
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
@@ -96,10 +92,11 @@ def prune_gradually(
     model: str,
     data: str,
     sparsity: Targets,
-    out: Path,
+    out: Path | None,
     plan: MethodPlan,
     training: FineTuning,
     options: PruningOptions,
+    asked: Mapping[str, Any],
 ) -> None:
     """Prune and fine-tune, and write the results.
 
@@ -107,10 +104,11 @@ def prune_gradually(
         model: MODEL as the user wrote it.
         data: DATA as the user wrote it.
         sparsity: To prune to.
-        out: The folder of the run.
+        out: The folder of the run; None for a new one in runs.
         plan: The method.
         training: How the network is trained meanwhile.
         options: All other options.
+        asked: The arguments of the command, for run.toml.
 
     Raises:
         WoodburyError: For whatever is wrong. Stopped in any other way, `--resume` goes on.
@@ -127,12 +125,16 @@ def prune_gradually(
     }
     if already_finished(out, training.optimizer.resume, settings):
         return
-    with resumable(out, training.optimizer.resume, settings) as folder:
+    default = default_folder(model, str(asked["pattern" if "pattern" in asked else "sparsity"]))
+    with resumable(out, default, training.optimizer.resume, settings) as (folder, place):
         with progress_bars():
-            problem = load_problem(model, data, options, choosing=True)
-            samples = len(problem.calibration)  # type: ignore[arg-type]
-            session = Session(folder, settings, problem.model, samples)
-            pruning = GradualRun(problem, sparsity, plan, training, session)
+            with notes_after_checks():
+                problem = load_problem(model, data, options, choosing=True)
+                samples = len(problem.calibration)  # type: ignore[arg-type]
+                session = Session(folder, settings, problem.model, samples)
+                pruning = GradualRun(problem, sparsity, plan, training, session)
+                if out is None:
+                    print_place(place)
             pruning.train()
         space = pruning.gradual.space
         numbers = pruning.numbers()
@@ -149,7 +151,9 @@ def prune_gradually(
         )
         with folder.finishing() as results:
             report.write(results, problem.model)
-    report.show(out)
+            with needed(results):
+                write_run_file(results, "prune", asked)
+    report.show(place)
 
 
 class GradualRun:

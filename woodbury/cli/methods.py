@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from woodbury.cli.names import (
@@ -15,7 +14,8 @@ from woodbury.cli.names import (
     parse_dampings,
     pick,
 )
-from woodbury.cli.options import PruningOptions, given, settings_of
+from woodbury.cli.option_values import given, settings_of
+from woodbury.cli.options import PruningOptions
 from woodbury.cli.rules import SelectionRules
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Engine, Labels, observed, sampled
@@ -56,7 +56,6 @@ class Sampling:
         seed: Of what is drawn.
         labels: None for each method's own.
         engine: `hooked`, `vmapped` or `looped`; None for the fastest.
-        scratch: A folder for rows that have no room in memory; None for the system's.
     """
 
     count: int
@@ -66,7 +65,6 @@ class Sampling:
     seed: int
     labels: Labels | None = None
     engine: Engine | None = None
-    scratch: Path | None = None
 
     def check_single(self, method: MethodName) -> None:
         """Raise WoodburyError if a gradient averages samples, which `method` cannot take."""
@@ -142,7 +140,6 @@ def _mfac(sampling: Sampling, damping: float) -> Estimate:
         labels=sampling.labels or observed,
         seed=sampling.seed,
         engine=sampling.engine,
-        scratch=sampling.scratch,
     )
 
 

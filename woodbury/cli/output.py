@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from torch import nn
 from woodbury.cli.console import print_note, print_plain, print_result
 from woodbury.errors import MissingDependency, reason
 from woodbury.evaluation.results import Result, summary
-from woodbury.io.folders import WRITABLE, new_output_folder, os_errors_explained, output_folder
+from woodbury.io.folders import WRITABLE, first_free, os_errors_explained, output_folder
 from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.settings import flattened
 from woodbury.io.sparse_files import save_sparse
@@ -199,8 +200,28 @@ class ComparisonReport:
         return Picture(light, dark, words)
 
 
+def default_folder(model: str, what: str) -> Path:
+    """The folder of a run where none is asked for.
+
+    Args:
+        model: MODEL as the user wrote it.
+        what: What is done to it, such as its sparsity.
+
+    Example:
+        >>> default_folder("net.py:trained", "0.9").as_posix()
+        'runs/trained-0.9'
+        >>> default_folder("package.nets:Mine", "2:4").as_posix()
+        'runs/Mine-2of4'
+        >>> default_folder("net.py:trained", "fc*=0.8,*=0.9").as_posix()
+        'runs/trained-fc-0.8-0.9'
+    """
+    name = model.rpartition(":")[2].rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    words = re.sub(r"[^\w.]+", "-", f"{name} {what.replace(':', 'of')}")
+    return Path("runs", words.strip("-."))
+
+
 @contextmanager
-def folder_for(out: Path | None, default: str) -> Iterator[tuple[Path, Path]]:
+def folder_for(out: Path | None, default: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a folder to write into and the name that it will take, as `output_folder` does.
 
     Args:
@@ -208,7 +229,7 @@ def folder_for(out: Path | None, default: str) -> Iterator[tuple[Path, Path]]:
         default: That name.
     """
     if out is None:
-        with new_output_folder(Path(default)) as both:
+        with first_free(default, output_folder) as both:
             yield both
     else:
         with output_folder(out) as folder:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from woodbury.cli.console import print_note
-from woodbury.cli.inputs.data import Splits, load_data
+from woodbury.cli.inputs.data import Splits, check_data_exists, load_data
 from woodbury.cli.inputs.fit import predict, probe
 from woodbury.cli.inputs.model import load_model
 from woodbury.cli.inputs.splits import (
@@ -25,7 +25,8 @@ from woodbury.cli.inputs.splits import (
 )
 from woodbury.cli.methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss
-from woodbury.cli.options import PruningOptions, settings_of
+from woodbury.cli.option_values import settings_of
+from woodbury.cli.options import PruningOptions
 from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds
 from woodbury.model.batches import Batch
@@ -154,7 +155,6 @@ class Problem:
             block=curvature.block,
             seed=self.options.inputs.seed,
             labels=LABELS[curvature.labels],
-            scratch=self.options.disk.scratch,
         )
 
     def refit(self, steps: int, sparsity: Targets, required: bool = True) -> Refit | None:
@@ -217,6 +217,7 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     inputs = options.inputs
     loss = LOSSES[inputs.loss]
     torch.manual_seed(inputs.seed)
+    check_data_exists(data)
     network = load_model(model, inputs.checkpoint)
     trainable = tuple(
         name for name, parameter in network.named_parameters() if parameter.requires_grad

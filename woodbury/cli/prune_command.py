@@ -7,28 +7,37 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from woodbury.cli.asked_method import AskedMethod
-from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
+from woodbury.cli.console import (
+    memory_for,
+    notes_after_checks,
+    print_note,
+    print_place,
+    print_result,
+    progress_bars,
+)
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
 from woodbury.cli.methods import MethodPlan, plan_method, plan_pruning
 from woodbury.cli.names import parse_targets, pattern_sparsity
+from woodbury.cli.option_values import as_asked
 from woodbury.cli.options import (
+    ConfigFile,
     Data,
     FineTuningOptions,
     MethodOptions,
     Model,
     OptimizerOptions,
-    Out,
     PlanOnly,
     PruningOptions,
+    out_option,
 )
-from woodbury.cli.output import PruneReport, score_label
+from woodbury.cli.output import PruneReport, default_folder, folder_for, needed, score_label
 from woodbury.cli.problem import load_problem
+from woodbury.cli.run_file import write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Method, Run, run
-from woodbury.io.folders import output_folder
 from woodbury.io.settings import described
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
@@ -49,12 +58,13 @@ def prune(
     data: Data,
     /,
     *,
-    out: Out,
-    plan_only: PlanOnly = False,
     asked: MethodOptions = MethodOptions(),
+    options: PruningOptions = PruningOptions(),
     tuning: FineTuningOptions = FineTuningOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
-    options: PruningOptions = PruningOptions(),
+    plan_only: PlanOnly = False,
+    out: Annotated[Path | None, out_option("MODEL-SPARSITY")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Prune a network; write its sparse weights and a report.
 
@@ -71,32 +81,39 @@ def prune(
             "--plan tells what is chosen where no option about the method or its stages is given: "
             "leave these options out."
         )
-    with memory_for(memory):
+    groups = (asked, options, tuning, optimizer)
+    arguments = {"model": model, "data": data, **as_asked(*groups)}
+    with memory_for(memory, options.disk.scratch):
         if plan_only:
             asked_for = AskedMethod(plan, load_problem(model, data, options, choosing=False))
             chosen = asked_for.by_effort.planned(asked_for.problem.dense(), target)
             print_result(str(chosen.plan))
         elif training:
-            prune_gradually(model, data, target, out, plan, training, options)
+            prune_gradually(model, data, target, out, plan, training, options, arguments)
         else:
-            _prune_at_once(model, data, target, out, plan, options)
+            _prune_at_once(model, data, target, out, plan, options, arguments)
 
 
 def _prune_at_once(
     model: str,
     data: str,
     target: Targets,
-    out: Path,
+    out: Path | None,
     plan: MethodPlan,
     options: PruningOptions,
+    arguments: Mapping[str, Any],
 ) -> None:
     """Prune without fine-tuning, and write the results."""
-    with output_folder(out) as folder:
+    default = default_folder(model, options.selection.pattern or str(arguments["sparsity"]))
+    with folder_for(out, default) as (folder, place):
         with progress_bars():
-            problem = load_problem(model, data, options, choosing=plan.chooses)
-            objective = problem.dense()
-            asked = AskedMethod(plan, problem)
-            asked.check(objective, target, problem.validate)
+            with notes_after_checks():
+                problem = load_problem(model, data, options, choosing=plan.chooses)
+                objective = problem.dense()
+                asked = AskedMethod(plan, problem)
+                asked.check(objective, target, problem.validate)
+                if out is None:
+                    print_place(place)
             before = problem.dense_score()
             loss_before = objective.loss()
             flops = problem.flops()
@@ -139,7 +156,9 @@ def _prune_at_once(
             tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
         report.write(folder, problem.model)
-    report.show(out, remark=_remark(numbers))
+        with needed(folder):
+            write_run_file(folder, "prune", arguments)
+    report.show(place, remark=_remark(numbers))
 
 
 class Outcome(NamedTuple):

@@ -71,7 +71,10 @@ def _stages(
 
 @checks_types
 def run_stages(
-    recipe: PruningRecipe, objective: Objective, sparsities: Sequence[Targets]
+    recipe: PruningRecipe,
+    objective: Objective,
+    sparsities: Sequence[Targets],
+    expected: float | None = None,
 ) -> Pruned:
     """The last of the `stages`, on the objective's own batches; their progress is reported.
 
@@ -79,6 +82,8 @@ def run_stages(
         recipe: A Pruner, a DampingSearch or a WithRefit.
         objective: The dense network; the model is untouched.
         sparsities: Of the original space after each stage, rising.
+        expected: Seconds that all stages are predicted to take, for the time left; None without a
+            prediction.
 
     Returns:
         What the last stage reached, with the steps of all.
@@ -96,7 +101,7 @@ def run_stages(
         2
     """
     reached = Pruned(objective, ())
-    with whole("stage", "stages", len(sparsities)) as progress:
+    with whole("stage", "stages", len(sparsities), expected) as progress:
         for pruned in stages(recipe, objective, sparsities):
             reached = pruned
             progress.advance()
