@@ -23,7 +23,7 @@ from woodbury.cli.options import (
 )
 from woodbury.cli.output import ComparisonReport, default_folder, folder_for, needed
 from woodbury.cli.problem import Problem, load_problem
-from woodbury.cli.run_file import write_run_file
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
 from woodbury.evaluation.metrics import Score
@@ -91,6 +91,7 @@ def compare(
         with needed(folder):
             write_run_file(folder, "compare", asked)
     report.show(place)
+    print_how_to_repeat("compare", place)
 
 
 def _sparsities(asked: str | None, pattern: str | None) -> list[float]:

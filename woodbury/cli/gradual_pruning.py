@@ -18,9 +18,9 @@ from woodbury.cli.names import ENGINES, EngineName
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
 from woodbury.cli.option_values import given, settings_of
 from woodbury.cli.options import FineTuningOptions, OptimizerOptions, PruningOptions
-from woodbury.cli.output import PruneReport, default_folder, needed, score_label
+from woodbury.cli.output import PruneReport, default_folder, needed, score_label, target_in_words
 from woodbury.cli.problem import Problem, load_problem
-from woodbury.cli.run_file import write_run_file
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
@@ -125,7 +125,7 @@ def prune_gradually(
     }
     if already_finished(out, training.optimizer.resume, settings):
         return
-    default = default_folder(model, str(asked["pattern" if "pattern" in asked else "sparsity"]))
+    default = default_folder(model, target_in_words(options.selection.pattern, sparsity))
     with resumable(out, default, training.optimizer.resume, settings) as (folder, place):
         with progress_bars():
             with notes_after_checks():
@@ -154,6 +154,7 @@ def prune_gradually(
             with needed(results):
                 write_run_file(results, "prune", asked)
     report.show(place)
+    print_how_to_repeat("prune", place)
 
 
 class GradualRun:

@@ -18,6 +18,7 @@ from woodbury.io.folders import WRITABLE, first_free, os_errors_explained, outpu
 from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.settings import flattened
 from woodbury.io.sparse_files import save_sparse
+from woodbury.pruning.schedule import Targets
 from woodbury.reporting import plots, tables
 from woodbury.reporting.files import versions, write_csv, write_json
 from woodbury.reporting.page import Picture, write_page
@@ -161,6 +162,7 @@ class ComparisonReport:
             out: The folder as the user wrote it.
         """
         print_result(self._scores_table().rich())
+        print_result(tables.resources(self.results).rich())
         print_plain(f"Written: {out}/report.html, accuracy.png, results.csv and results.json.")
 
     def _record(self) -> dict[str, Any]:
@@ -212,12 +214,29 @@ def default_folder(model: str, what: str) -> Path:
         'runs/trained-0.9'
         >>> default_folder("package.nets:Mine", "2:4").as_posix()
         'runs/Mine-2of4'
-        >>> default_folder("net.py:trained", "fc*=0.8,*=0.9").as_posix()
-        'runs/trained-fc-0.8-0.9'
     """
     name = model.rpartition(":")[2].rstrip("/\\").replace("\\", "/").rpartition("/")[2]
     words = re.sub(r"[^\w.]+", "-", f"{name} {what.replace(':', 'of')}")
     return Path("runs", words.strip("-."))
+
+
+def target_in_words(pattern: str | None, sparsity: Targets) -> str:
+    """What is pruned to, for the name of a folder.
+
+    Args:
+        pattern: The n:m pattern; None without one.
+        sparsity: The sparsity, or those of several patterns of names.
+
+    Example:
+        >>> target_in_words("2:4", 0.5), target_in_words(None, {"fc*": 0.8, "*": 0.9})
+        ('2:4', 'fc-0.8-0.9')
+    """
+    if pattern:
+        return pattern
+    if isinstance(sparsity, Mapping):
+        parts = [f"{name.strip('*?.')}-{each:g}" for name, each in sparsity.items()]
+        return "-".join(part.strip("-") for part in parts)
+    return f"{sparsity:g}"
 
 
 @contextmanager

@@ -33,9 +33,16 @@ from woodbury.cli.options import (
     PruningOptions,
     out_option,
 )
-from woodbury.cli.output import PruneReport, default_folder, folder_for, needed, score_label
+from woodbury.cli.output import (
+    PruneReport,
+    default_folder,
+    folder_for,
+    needed,
+    score_label,
+    target_in_words,
+)
 from woodbury.cli.problem import load_problem
-from woodbury.cli.run_file import write_run_file
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import Method, Run, run
 from woodbury.io.settings import described
@@ -104,7 +111,7 @@ def _prune_at_once(
     arguments: Mapping[str, Any],
 ) -> None:
     """Prune without fine-tuning, and write the results."""
-    default = default_folder(model, options.selection.pattern or str(arguments["sparsity"]))
+    default = default_folder(model, target_in_words(options.selection.pattern, target))
     with folder_for(out, default) as (folder, place):
         with progress_bars():
             with notes_after_checks():
@@ -159,6 +166,7 @@ def _prune_at_once(
         with needed(folder):
             write_run_file(folder, "prune", arguments)
     report.show(place, remark=_remark(numbers))
+    print_how_to_repeat("prune", place)
 
 
 class Outcome(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ import tomli_w
 from cyclopts import App, Argument, ArgumentCollection, Token
 from cyclopts.config import Dict
 
+from woodbury.cli.console import print_plain
+from woodbury.cli.inputs.model import no_file
 from woodbury.cli.names import hint
 from woodbury.errors import WoodburyError, reason
 from woodbury.reporting.files import versions
@@ -63,6 +66,8 @@ def _key(argument: Argument) -> str:
 
 
 def _table(path: Path, command: str) -> dict[str, Any]:
+    if not path.expanduser().is_file():
+        raise no_file(str(path), f"check {OPTION}.")
     try:
         with path.expanduser().open("rb") as file:
             content = tomllib.load(file)
@@ -77,6 +82,17 @@ def _table(path: Path, command: str) -> dict[str, Any]:
         has = ", ".join(f"[{name}]" for name in content) or "nothing"
         raise WoodburyError(f"{path} has {has}: woodbury {command} reads its table [{command}].")
     return dict(table)
+
+
+def print_how_to_repeat(command: str, out: Path) -> None:
+    """Print the command line that does the same again.
+
+    Args:
+        command: The command.
+        out: The folder with run.toml, as the user wrote it.
+    """
+    words = ["woodbury", command, OPTION, str(out / RUN_FILE)]
+    print_plain(f"Repeat it with  {shlex.join(words)}")
 
 
 def write_run_file(folder: Path, command: str, options: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ from woodbury.cli.output import (
     score_label,
     write_report,
 )
-from woodbury.cli.run_file import write_run_file
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.estimation.kfac_factors import factored
 from woodbury.estimation.recipes import kfac
@@ -140,6 +140,7 @@ def train(
     print_result(table.rich())
     print_result(line)
     print_how_to_load(place)
+    print_how_to_repeat("train", place)
 
 
 class TrainingData(NamedTuple):
