@@ -49,13 +49,13 @@ def succeeds(*words: str) -> Result:
 
 
 def refused(sentence: str, *words: str) -> None:
-    """The command ends with 2, one sentence on stderr, no traceback and no file."""
+    """The command ends with 2 and one sentence, no other line, no traceback and no file."""
     before = files()
     result = woodbury(*words)
-    lines = result.stderr.strip().splitlines()
+    lines = result.output.strip().splitlines()
     assert result.exit_code == 2, result.output
+    assert len(lines) == 1, result.output
     assert lines[-1].startswith("Error: ") and sentence in lines[-1], result.output
-    assert sum(line.startswith("Error: ") for line in lines) == 1, result.output
     assert "Traceback" not in result.output
     assert files() == before
 

@@ -47,17 +47,24 @@ def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     values = _table(path, command)
     places = {_key(each): each for each in arguments if each.names and each is not given[0]}
     for key, value in values.items():
-        if key.replace("_", "-") not in places:
+        argument = places.get(key.replace("_", "-"))
+        if argument is None:
             raise WoodburyError(f"{path} has a key {key!r}: {hint(key, places)}")
-        if isinstance(value, Mapping):
-            raise WoodburyError(f"{path} has a table at {key!r}: give a value.")
+        _, takes_several = argument.token_count()
+        if isinstance(value, Mapping) or (isinstance(value, list) and not takes_several):
+            raise WoodburyError(f"{key} in {path} is {value!r}: give one value.")
     for key, argument in places.items():
         if argument.index is None or key not in values:
             continue
         value = str(values.pop(key))
-        if not argument.tokens:  # MODEL and DATA, which the command line need not repeat
+        if not argument.tokens:  # MODEL or DATA
             argument.append(Token(value=value, source=str(path)))
     Dict({command: values}, source=str(path))(app, commands, arguments)
+    for key, argument in places.items():
+        argument.tokens[:] = [
+            token.evolve(keyword=f"{key} in {path}") if token.source == str(path) else token
+            for token in argument.tokens
+        ]  # errors name them so
 
 
 def _key(argument: Argument) -> str:
