@@ -28,7 +28,7 @@ def test_prune_writes_three_files_and_says_what_it_did(here: Path) -> None:
     result = succeeds(PRUNE)
     assert "50.00 % of 456 weights removed" in result.stdout
     assert "woodbury.load_sparse" in result.stdout
-    names = ["report.html", "report.json", "weights.safetensors"]
+    names = ["report.html", "report.json", "run.toml", "weights.safetensors"]
     assert sorted(entry.name for entry in Path("out").iterdir()) == names
     assert "What is kept of each tensor" in Path("out/report.html").read_text("utf-8")
 

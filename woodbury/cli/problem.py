@@ -18,10 +18,12 @@ from woodbury.cli.inputs.model import load_model
 from woodbury.cli.inputs.splits import (
     BATCH_SAMPLES,
     HELD_OUT_FRACTION,
+    AllBatches,
     batches,
     draw,
     hold_out,
     labels_of,
+    told,
 )
 from woodbury.cli.methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss
@@ -44,6 +46,8 @@ from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.schedule import Targets
 from woodbury.runtime.layer_seconds import latency
 
+TEST_DATA = "test data"
+"""What progress calls it."""
 MAX_HELD_OUT_SAMPLES = 2000
 """Held-out samples that candidates are judged on at most."""
 
@@ -71,7 +75,7 @@ class Problem:
     space: ParameterSpace
     calibration: Dataset
     held_out: Iterable[Batch] | None
-    test: Iterable[Batch]
+    test: AllBatches
     measure: str
     count: int
     options: PruningOptions
@@ -118,7 +122,7 @@ class Problem:
 
     def score(self, objective: Objective) -> float:
         """The metric on the test data, with BatchNorm recalibrated where that was asked for."""
-        return self.loss.metric(self.recalibrated(objective), self.test)
+        return self.loss.metric(self.recalibrated(objective), told(TEST_DATA, self.test))
 
     def held_out_score(self, objective: Objective) -> float:
         """The metric on the held-out training data."""
@@ -143,7 +147,7 @@ class Problem:
     def dense_score(self) -> float:
         """The metric of the dense model on the test data, as it is."""
         as_it_is = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
-        return self.loss.metric(as_it_is, self.test)
+        return self.loss.metric(as_it_is, told(TEST_DATA, self.test))
 
     def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""

@@ -26,6 +26,7 @@ from woodbury.io.folders import first_free
 from woodbury.io.run_folder import REPORT_FILE, RunFolder, is_finished, run_folder
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood
+from woodbury.monitor import whole
 from woodbury.reporting.files import in_json, read_json, versions
 from woodbury.training.finetuning import finetune
 
@@ -205,15 +206,21 @@ class Session:
             after: Called with the number of each step when it is done.
         """
         parts = self._needed()
-        finetune(
-            parts.model,
-            parts.optimizer,
-            batches,
-            range(self.done + 1, total + 1),
-            likelihood=likelihood,
-            scheduler=parts.scheduler,
-            after=after,
-        )
+        with whole("step", "training", total - self.done) as steps:
+
+            def and_told(step: int) -> None:
+                after(step)
+                steps.advance()
+
+            finetune(
+                parts.model,
+                parts.optimizer,
+                batches,
+                range(self.done + 1, total + 1),
+                likelihood=likelihood,
+                scheduler=parts.scheduler,
+                after=and_told,
+            )
 
     def save(self, step: int) -> None:
         """Save the state after a step."""

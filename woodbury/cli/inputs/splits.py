@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_
 from woodbury.cli.inputs.images import Images
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import Batch
+from woodbury.monitor import report
 
 HELD_OUT_FRACTION = 0.2
 """Of the data, where a part is held out."""
@@ -71,14 +72,35 @@ class Batches:
         """The batches, read from the data set each time."""
         return _read(DataLoader(self.dataset, batch_size=self.size))
 
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return -(-len(self.dataset) // self.size)  # type: ignore[arg-type]
 
-def batches(dataset: Dataset) -> Iterable[Batch]:
+
+AllBatches = list[Batch] | Batches
+"""Batches that can be counted and read again."""
+
+
+def batches(dataset: Dataset) -> AllBatches:
     """The batches of a data set, in memory where they fit."""
     lazy = Batches(dataset)
     first = next(iter(lazy))
     size = sum(leaf.nbytes for leaf in tree_leaves(first) if isinstance(leaf, Tensor))
     total = size * len(dataset) / lazy.size  # type: ignore[arg-type]
     return list(lazy) if total < MAX_BYTES_IN_MEMORY else lazy
+
+
+def told(what: str, batches: AllBatches) -> Iterator[Batch]:
+    """The batches; each is reported as progress when what follows asks for the next.
+
+    Args:
+        what: What they are.
+        batches: They.
+    """
+    for done, batch in enumerate(batches):
+        report(what, done, len(batches))
+        yield batch
+    report(what, len(batches), len(batches))
 
 
 def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
