@@ -181,7 +181,7 @@ def resources(results: Sequence[Result]) -> Grid:
     cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
     sparsities = list(dict.fromkeys(sparsity for _, sparsity in cells))
     return Grid(
-        title="Seconds, and peak memory in MB, at each sparsity",
+        title="Seconds, peak MB",
         header=("method", *map(percent, sparsities)),
         cells=tuple(
             (method, *(_seconds_and_memory(cells[method, at]) for at in sparsities))
