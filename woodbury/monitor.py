@@ -162,6 +162,8 @@ class Whole:
     def time_left(self) -> TimeLeft | None:
         """Until all parts are finished: at the rate of those that are.
 
+        It is the least where the present part takes longer than those did.
+
         Before the first one is, what was predicted, as long as that is not over. Else at least the
         rest of the work inside it, and as much again for all other parts; None before that work
         has moved.
@@ -169,8 +171,10 @@ class Whole:
         now = time.monotonic()
         if self.done:
             length = (self._done_at - self._began_at) / self.done
-            present = max(length - (now - self._done_at), 0.0) if self.done < self.total else 0.0
-            return TimeLeft(present + length * max(self.total - self.done - 1, 0), False)
+            present = length - (now - self._done_at) if self.done < self.total else 0.0
+            inner = self._inner.seconds_left() if self._inner and present < 0 else None
+            rest = max(present, inner or 0.0) + length * max(self.total - self.done - 1, 0)
+            return TimeLeft(rest, present < 0)
         if self.expected is not None and self.elapsed < self.expected:
             return TimeLeft(self.expected - self.elapsed, False)
         rest = self._inner.seconds_left() if self._inner else None
