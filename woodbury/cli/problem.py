@@ -25,7 +25,7 @@ from woodbury.cli.inputs.splits import (
     labels_of,
     told,
 )
-from woodbury.cli.methods import Sampling
+from woodbury.cli.named_methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss
 from woodbury.cli.option_values import settings_of
 from woodbury.cli.options import PruningOptions
