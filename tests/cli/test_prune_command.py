@@ -302,7 +302,12 @@ def test_without_options_the_command_is_the_function(
 
 @pytest.mark.parametrize(
     ("options", "runs"),
-    [("", 1), ("--count 5", 1), ("--count 5 --damping 1e-4,1e-2 --stages 2", 3)],
+    [
+        ("", 1),
+        ("--count 5", 1),
+        ("--count 5 --damping 1e-4,1e-2 --stages 2", 3),
+        ("--count 5 --damping 1e-3 --stages 2 --epochs 1 --steps 1", 1),
+    ],
 )
 def test_everything_runs_once(
     options: str, runs: int, here: Path, monkeypatch: pytest.MonkeyPatch

@@ -264,7 +264,7 @@ class GradualRun:
         refit = self._problem.refit(plan.refit_steps or 0, sparsity)
         refit = replace(refit, engine=engine) if refit else None
         sampling = replace(self._problem.sampling(), engine=engine)
-        return plan.method(sampling, self._problem.cost, refit)
+        return plan.method(sampling, self._problem.cost, refit, plan.stages or 1)
 
     def _prune(self, objective: Objective, sparsity: Targets) -> Pruned:
         """One pruning step; the damping that it chose is recorded."""

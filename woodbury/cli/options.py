@@ -86,6 +86,7 @@ ConfigFile = Annotated[
         "folder. What the command line says counts more.",
     ),
 ]
+"""`woodbury.cli.run_file.fill_from_file` reads it before the command is called."""
 
 
 @Parameter(name="*", group=MOST_USED)
