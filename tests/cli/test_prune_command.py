@@ -333,7 +333,7 @@ def test_a_memory_that_runs_out_is_a_sentence(here: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(api, "run_stages", run_out)
     words = "prune net.py:build net.py:both --sparsity 0.5 --out out"
-    refused("The memory ran out where 8.20 kB more were needed", words)
+    refused("The memory ran out where 8.20 kB more were needed", words, at_once=False)
 
 
 def test_too_little_data_for_the_usual_count_is_said(here: Path) -> None:

@@ -19,11 +19,11 @@ from woodbury.cli.inputs.splits import (
     BATCH_SAMPLES,
     HELD_OUT_FRACTION,
     AllBatches,
+    Told,
     batches,
     draw,
     hold_out,
     labels_of,
-    told,
 )
 from woodbury.cli.named_methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss
@@ -122,7 +122,7 @@ class Problem:
 
     def score(self, objective: Objective) -> float:
         """The metric on the test data, with BatchNorm recalibrated where that was asked for."""
-        return self.loss.metric(self.recalibrated(objective), told(TEST_DATA, self.test))
+        return self.loss.metric(self.recalibrated(objective), Told(TEST_DATA, self.test))
 
     def held_out_score(self, objective: Objective) -> float:
         """The metric on the held-out training data."""
@@ -147,7 +147,7 @@ class Problem:
     def dense_score(self) -> float:
         """The metric of the dense model on the test data, as it is."""
         as_it_is = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
-        return self.loss.metric(as_it_is, told(TEST_DATA, self.test))
+        return self.loss.metric(as_it_is, Told(TEST_DATA, self.test))
 
     def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""

@@ -90,17 +90,25 @@ def batches(dataset: Dataset) -> AllBatches:
     return list(lazy) if total < MAX_BYTES_IN_MEMORY else lazy
 
 
-def told(what: str, batches: AllBatches) -> Iterator[Batch]:
-    """The batches; each is reported as progress when what follows asks for the next.
+@dataclass(frozen=True)
+class Told:
+    """Batches that are reported as progress, each when the next one is asked for.
 
-    Args:
+    Attributes:
         what: What they are.
         batches: They.
     """
-    for done, batch in enumerate(batches):
-        report(what, done, len(batches))
-        yield batch
-    report(what, len(batches), len(batches))
+
+    what: str
+    batches: AllBatches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, each time from the first."""
+        total = len(self.batches)
+        for done, batch in enumerate(self.batches):
+            report(self.what, done, total)
+            yield batch
+        report(self.what, total, total)
 
 
 def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
