@@ -49,7 +49,7 @@ def succeeds(*words: str) -> Result:
 
 
 def refused(sentence: str, *words: str, at_once: bool = True) -> None:
-    """The command ends with 2 and one sentence, no traceback and no file; at once: no other line."""
+    """The command ends with 2 and one sentence, no traceback, no file, at once no other line."""
     before = files()
     result = woodbury(*words)
     lines = result.output.strip().splitlines()
