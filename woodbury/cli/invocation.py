@@ -40,8 +40,8 @@ def command_line() -> str:
 
 
 def repeating() -> Code:
-    """The same command with another folder to write."""
-    words = [word for word in _words.get() if word != "--resume"]
+    """The same command with another folder to write, for a command without a run.toml."""
+    words = list(_words.get())
     for place, word in enumerate(words):
         if word == "--out" and place + 1 < len(words):
             words[place + 1] = _again(words[place + 1])
