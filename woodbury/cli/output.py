@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from woodbury.cli.console import print_note, print_plain, print_result
+from woodbury.cli.inputs.model import NAMED_LIBRARIES
 from woodbury.cli.invocation import command_line, loading
 from woodbury.cli.run_file import how_to_repeat
 from woodbury.errors import reason
@@ -219,8 +220,13 @@ def default_folder(model: str, what: str) -> Path:
         'runs/trained-0.9'
         >>> default_folder("package.nets:Mine", "2:4").as_posix()
         'runs/Mine-2of4'
+        >>> default_folder("torchvision:resnet18:IMAGENET1K_V1", "0.9").as_posix()
+        'runs/resnet18-0.9'
     """
-    name = model.rpartition(":")[2].rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    library, _, named = model.partition(":")
+    is_named = library in NAMED_LIBRARIES
+    name = named.partition(":")[0] if is_named else model.rpartition(":")[2]
+    name = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
     words = re.sub(r"[^\w.]+", "-", f"{name} {what.replace(':', 'of')}")
     return Path("runs", words.strip("-."))
 
