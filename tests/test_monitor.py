@@ -157,13 +157,28 @@ def test_the_time_left_is_that_of_all_parts(clock: Clock) -> None:
         report("gradients", 25, 100)
         assert str(stages) == "stage 2 of 5, 1:15 left"
         clock.now += 35  # twice as long as the first
-        assert str(stages) == "stage 2 of 5, 1:00 left"
+        assert str(stages) == "stage 2 of 5, at least 1:00 left"
+        report("gradients", 50, 100)  # 25 of them in 35 seconds: 50 more take 70
+        assert str(stages) == "stage 2 of 5, at least 2:10 left"
         stages.advance()
         assert str(stages) == "stage 3 of 5, 1:30 left"
         for _ in range(3):
             clock.now += 30
             stages.advance()
         assert str(stages.time_left()) == "0:00 left"
+
+
+def test_what_was_predicted_counts_until_the_first_part_is_done(clock: Clock) -> None:
+    with progress(None), whole("stage", "stages", 2, expected=30.0) as stages:
+        assert str(stages) == "stage 1 of 2, 0:30 left"
+        clock.now += 10
+        report("gradients", 1, 100)
+        assert str(stages) == "stage 1 of 2, 0:20 left"
+        clock.now += 30  # longer than predicted
+        report("gradients", 51, 100)
+        assert str(stages) == "stage 1 of 2, at least 1:39 left"
+        stages.advance()
+        assert str(stages) == "stage 2 of 2, 0:40 left"
 
 
 def test_the_line_tells_of_the_whole_and_of_the_work_inside_it(

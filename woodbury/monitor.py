@@ -122,13 +122,15 @@ class Whole:
         part: The name of one part, such as "stage".
         what: What its reports are called.
         total: Parts in all.
+        expected: Seconds that all of it was predicted to take; None without a prediction.
         done: Parts that are finished.
     """
 
-    def __init__(self, part: str, what: str, total: int) -> None:
+    def __init__(self, part: str, what: str, total: int, expected: float | None = None) -> None:
         self.part = part
         self.what = what
         self.total = total
+        self.expected = expected
         self.done = 0
         self._began_at = self._done_at = time.monotonic()
         self._inner: _Work | None = None
@@ -160,14 +162,21 @@ class Whole:
     def time_left(self) -> TimeLeft | None:
         """Until all parts are finished: at the rate of those that are.
 
-        Before the first one is, at least the rest of the work inside it, and as much again for all
-        other parts; None before that work has moved.
+        It is the least where the present part takes longer than those did.
+
+        Before the first one is, what was predicted, as long as that is not over. Else at least the
+        rest of the work inside it, and as much again for all other parts; None before that work
+        has moved.
         """
         now = time.monotonic()
         if self.done:
             length = (self._done_at - self._began_at) / self.done
-            present = max(length - (now - self._done_at), 0.0) if self.done < self.total else 0.0
-            return TimeLeft(present + length * max(self.total - self.done - 1, 0), False)
+            present = length - (now - self._done_at) if self.done < self.total else 0.0
+            inner = self._inner.seconds_left() if self._inner and present < 0 else None
+            rest = max(present, inner or 0.0) + length * max(self.total - self.done - 1, 0)
+            return TimeLeft(rest, present < 0)
+        if self.expected is not None and self.elapsed < self.expected:
+            return TimeLeft(self.expected - self.elapsed, False)
         rest = self._inner.seconds_left() if self._inner else None
         if rest is None:
             return None
@@ -185,13 +194,14 @@ class Whole:
 
 
 @contextmanager
-def whole(part: str, what: str, total: int) -> Iterator[Whole]:
+def whole(part: str, what: str, total: int, expected: float | None = None) -> Iterator[Whole]:
     """Work in parts: the time left is that of all of them, whatever is reported inside one.
 
     Args:
         part: The name of one part.
         what: What its reports are called.
         total: Parts in all.
+        expected: Seconds that all of it is predicted to take; None without a prediction.
 
     Yields:
         What to call `advance` on after each part.
@@ -204,7 +214,7 @@ def whole(part: str, what: str, total: int) -> Iterator[Whole]:
         stages 1 2
     """
     outer = _wholes.get()
-    token = _wholes.set((*outer, Whole(part, what, total)))
+    token = _wholes.set((*outer, Whole(part, what, total, expected)))
     try:
         yield _wholes.get()[-1]
     finally:

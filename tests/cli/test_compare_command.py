@@ -6,7 +6,10 @@ import csv
 import json
 from pathlib import Path
 
-from support.cli import Result, succeeds
+import pytest
+from support.cli import Result, report, succeeds
+
+from woodbury.estimation import gradients
 
 NET = Path(__file__).with_name("net.py")
 
@@ -21,8 +24,8 @@ def compared(*options: str) -> Result:
 
 def test_compare_writes_tables_pictures_and_a_page(here: Path) -> None:
     result = compared()
-    names = ["accuracy.svg", "prediction.svg", "report.html", "results.csv", "results.json"]
-    assert sorted(entry.name for entry in Path("out").iterdir()) == names
+    names = {"accuracy.svg", "prediction.svg", "report.html", "results.csv", "results.json"}
+    assert {entry.name for entry in Path("out").iterdir()} == names | {"run.toml"}
     assert "magnitude" in result.stdout and "50 %" in result.stdout
 
 
@@ -55,3 +58,38 @@ def test_a_pattern_is_compared_at_its_sparsity(here: Path) -> None:
     succeeds(command, "--methods magnitude --pattern 1:4 --out out")
     (row,) = json.loads(Path("out/results.json").read_text("utf-8"))["results"]
     assert row["sparsity"] == row["reached"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("methods", "options"),
+    [
+        ("gauss-newton,mfac", ""),
+        ("gauss-newton,mfac/independent", "--count 60 --mc-samples 2"),
+        ("gauss-newton/independent", "--damping 1e-3 --stages 2 --refit 1"),
+    ],
+)
+def test_a_method_does_here_what_it_does_in_prune(
+    methods: str, options: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each sparsity, also beside a method that chooses a damping on data held out."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(gradients, "fastest", lambda *_: gradients.vmapped)  # not by a clock
+    words = f"net.py:build net.py:both {options}"
+    succeeds("compare", words, f"--methods {methods} --sparsities 0.5,0.9 --seeds 1 --out all")
+    for row in json.loads(Path("all/results.json").read_text("utf-8"))["results"]:
+        name, _, update = row["method"].partition("/")
+        one = f"--method {name}" + (f" --update {update}" if update else "")
+        out = f"{name}-{row['sparsity']}"
+        succeeds("prune", words, one, f"--sparsity {row['sparsity']} --out {out}")
+        numbers = report(out)
+        assert row["predicted"] == pytest.approx(numbers["predicted_increase"], rel=1e-9)
+        assert row["measured"] == pytest.approx(numbers["measured_increase"], rel=1e-9)
+        assert row["accuracy"] == numbers["score_after"]
+        assert row["damping"] == numbers["damping"]
+        assert row["settings"]["stages"] == numbers["settings"]["stages"]
+        assert row["seconds"] > 0 and row["memory"] > 1
+
+
+def test_the_table_has_seconds_and_memory(here: Path) -> None:
+    result = compared()
+    assert "Seconds, peak MB" in result.stdout

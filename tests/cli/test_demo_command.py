@@ -23,12 +23,12 @@ def test_the_demo_in_small(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "CALIBRATION_SETS", 2)
     monkeypatch.setattr(command, "DAMPINGS", (1e-4, 1e-2))
     monkeypatch.setattr(digits, "EPOCHS", 4)
-    Path("woodbury-demo").mkdir()
+    Path("runs/demo").mkdir(parents=True)
     threads = torch.get_num_threads()
     result = succeeds("demo")
     assert torch.get_num_threads() == threads
     assert "M-FAC, joint" in result.stdout and "What next?" in result.stdout
-    written = {entry.name for entry in Path("woodbury-demo-2").iterdir()}
+    written = {entry.name for entry in Path("runs/demo-2").iterdir()}
     assert {"accuracy.svg", "report.html", "results.json"} <= written
 
 

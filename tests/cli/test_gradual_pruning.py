@@ -53,7 +53,7 @@ def test_it_writes_three_files_and_says_what_it_did(here: Path) -> None:
     result = succeeds(COMMAND, "--out out")
     assert "80.04 % of 456 weights removed: accuracy" in result.stdout
     assert "right after the last" in result.stdout
-    names = ["report.html", "report.json", "weights.safetensors"]
+    names = ["report.html", "report.json", "run.toml", "weights.safetensors"]
     assert sorted(entry.name for entry in Path("out").iterdir()) == names
     assert "Pruning steps" in Path("out/report.html").read_text("utf-8")
 
@@ -135,7 +135,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
             woodbury(command, "cut --resume")
     assert not Path("cut/report.json").exists()
     succeeds(command, "cut --resume")
-    assert same("whole", "cut") and len(list(Path("cut").iterdir())) == 3
+    assert same("whole", "cut") and len(list(Path("cut").iterdir())) == 4
 
 
 def test_killed_while_the_results_are_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ def test_kill_9_in_the_middle_of_saving(here: Path) -> None:
     names = [".unfinished.partial", "unfinished.pt"]
     assert sorted(entry.name for entry in Path(out).iterdir()) == names
     succeeds(COMMAND, "--resume --out", out)
-    assert same("whole", out) and len(list(Path(out).iterdir())) == 3
+    assert same("whole", out) and len(list(Path(out).iterdir())) == 4
 
 
 @pytest.mark.slow

@@ -237,5 +237,5 @@ def test_two_comparisons_take_two_folders(here: Path) -> None:
     command = [sys.executable, "-m", "woodbury.cli", *words.split(), "--count", "20"]
     both = [subprocess.Popen(command, env=ENVIRONMENT, stdout=-3, stderr=-3) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
-    assert Path("woodbury-compare/results.json").exists()
-    assert Path("woodbury-compare-2/results.json").exists()
+    assert Path("runs/plain-compared/results.json").exists()
+    assert Path("runs/plain-compared-2/results.json").exists()

@@ -14,7 +14,7 @@ from rich.console import Console
 from support.cli import woodbury
 
 from woodbury.cli import console, names
-from woodbury.cli.methods import METHODS
+from woodbury.cli.named_methods import METHODS
 from woodbury.cli.names import ENGINES, LABELS, LOSSES, SCOPES, UPDATES
 from woodbury.cli.optimizers import OPTIMIZERS, FineTunerName, OptimizerName
 

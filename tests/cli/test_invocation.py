@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -19,18 +20,26 @@ def test_the_command_of_a_report_repeats_it(here: Path) -> None:
     succeeds(PRUNE)
     command = report("out")["command_line"]
     assert command == f"woodbury {PRUNE}"
-    again = command.replace("--out out", "--out out-again")
-    assert "<span>out-again</span>" in Path("out/report.html").read_text("utf-8")
-    succeeds(again.removeprefix("woodbury "))
-    assert same_weights("out", "out-again")
+    succeeds(command.replace("--out out", "--out again").removeprefix("woodbury "))
+    assert same_weights("out", "again")
+
+
+def test_the_page_and_the_terminal_repeat_a_run_by_the_same_words(here: Path) -> None:
+    result = succeeds(PRUNE)
+    words = "prune --config out/run.toml"
+    assert f"woodbury {words}\n" in result.stdout
+    page = re.sub(r"<[^>]*>", "", Path("out/report.html").read_text("utf-8"))
+    assert f"woodbury {words}" in page
+    succeeds(f"{words} --out again")
+    assert same_weights("out", "again")
 
 
 @pytest.mark.parametrize(
     ("words", "again"),
     [
-        ("prune a b --out out/ --resume", "woodbury prune a b --out out-again"),
-        ("prune a 'b c' --out=out", "woodbury prune a 'b c' --out=out-again"),
-        ("compare a b", "woodbury compare a b"),
+        ("demo --out out/ --seed 1", "woodbury demo --out out-again --seed 1"),
+        ("speed a 'b c' --out=out", "woodbury speed a 'b c' --out=out-again"),
+        ("speed a b", "woodbury speed a b"),
     ],
 )
 def test_a_run_is_repeated_into_another_folder(words: str, again: str) -> None:

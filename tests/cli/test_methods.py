@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from woodbury import mfac
-from woodbury.cli.methods import METHODS, Sampling, gauss_newton_that_fits, plan_method
+from woodbury.cli.methods import plan_method
+from woodbury.cli.named_methods import METHODS, Sampling, gauss_newton_that_fits
 from woodbury.cli.options import PruningOptions
 
 SAMPLING = Sampling(count=100, batch=1, mc_samples=2, block=None, seed=0)

@@ -28,7 +28,7 @@ def test_prune_writes_three_files_and_says_what_it_did(here: Path) -> None:
     result = succeeds(PRUNE)
     assert "50.00 % of 456 weights removed" in result.stdout
     assert "woodbury.load_sparse" in result.stdout
-    names = ["report.html", "report.json", "weights.safetensors"]
+    names = ["report.html", "report.json", "run.toml", "weights.safetensors"]
     assert sorted(entry.name for entry in Path("out").iterdir()) == names
     assert "Sparsity of each parameter" in Path("out/report.html").read_text("utf-8")
 
@@ -302,18 +302,23 @@ def test_without_options_the_command_is_the_function(
 
 @pytest.mark.parametrize(
     ("options", "runs"),
-    [("", 1), ("--count 5", 1), ("--count 5 --damping 1e-4,1e-2 --stages 2", 3)],
+    [
+        ("", 1),
+        ("--count 5", 1),
+        ("--count 5 --damping 1e-4,1e-2 --stages 2", 3),
+        ("--count 5 --damping 1e-3 --stages 2 --epochs 1 --steps 1", 1),
+    ],
 )
 def test_everything_runs_once(
     options: str, runs: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two dampings are tried in the first stage, and then two stages are run."""
     stages: list[int] = []
-    for module in (api, methods):
+    for module in (api, methods):  # by effort, and by a method of its own
 
-        def counted(recipe: Any, objective: Any, sparsities: Any, after: Any) -> Any:
+        def counted(recipe: Any, objective: Any, sparsities: Any, *more: Any) -> Any:
             stages.append(len(sparsities))
-            return run_stages(recipe, objective, sparsities, after)
+            return run_stages(recipe, objective, sparsities, *more)
 
         monkeypatch.setattr(module, "run_stages", counted)
     succeeds("prune net.py:build net.py:few --sparsity 0.5 --out out", options)
@@ -328,7 +333,7 @@ def test_a_memory_that_runs_out_is_a_sentence(here: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(api, "run_stages", run_out)
     words = "prune net.py:build net.py:both --sparsity 0.5 --out out"
-    refused("The memory ran out where 8.20 kB more were needed", words)
+    refused("The memory ran out where 8.20 kB more were needed", words, at_once=False)
 
 
 def test_too_little_data_for_the_usual_count_is_said(here: Path) -> None:

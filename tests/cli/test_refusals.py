@@ -18,7 +18,7 @@ BROKEN_LINE = 1 + NET.read_text("utf-8").splitlines().index("    return 1 / 0")
         ("fly", "There is no command 'fly': choose demo, prune, compare, speed, export, train."),
         ("prune", "MODEL is missing"),
         ("prune net.py:build", "DATA is missing"),
-        ("prune net.py:build net.py:both", "--out is missing or has no value: see woodbury prune"),
+        ("prune net.py:build net.py:both", "There is no target: give --sparsity"),
         ("prune net.py:build net.py:both --out", "--out is missing or has no value"),
         ("prune net.py:build net.py:both more --out out", "'more' belongs to no option"),
         ("prune net.py:build net.py:both --outt out", "There is no option --outt: did you mean"),
@@ -186,12 +186,14 @@ def test_a_memory_without_room_for_the_window(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("folder", "sentence"),
     [
-        ("--scratch nowhere --method mfac", "--scratch is 'nowhere': there is no such folder"),
-        ("--scratch .", "--scratch is for the rows of mfac without --block"),
-        ("--scratch . --method mfac --block 20", "--scratch is for the rows of mfac"),
+        ("nowhere", "The scratch folder 'nowhere' does not exist: make it, or give another."),
+        ("net.py", "The scratch folder 'net.py' does not exist"),
+        ("/proc", "The scratch folder '/proc' cannot be written"),
     ],
 )
-def test_a_scratch_folder_that_is_of_no_use(options: str, sentence: str, here: Path) -> None:
-    refused(sentence, "prune net.py:build net.py:both --sparsity 0.5 --out out", options)
+def test_a_scratch_folder_that_cannot_be_used(folder: str, sentence: str, here: Path) -> None:
+    words = f"net.py:interrupted net.py:both --scratch {folder} --out out"
+    refused(sentence, "prune --sparsity 0.5", words)
+    refused(sentence, "compare", words)

@@ -38,7 +38,7 @@ def user_module() -> Any:
 @pytest.mark.parametrize("optimizer", ["mfac", "kfac", "sgd", "adam", "adamw"])
 def test_every_optimizer_trains_to_what_it_reports(here: Path, optimizer: str) -> None:
     result = succeeds(COMMAND, "--out out --optimizer", optimizer)
-    names = {"weights.safetensors", "report.json", "report.html"}
+    names = {"weights.safetensors", "report.json", "report.html", "run.toml"}
     assert {file.name for file in Path("out").iterdir()} == names
     numbers = report("out")
     module = user_module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import nn
 from woodbury.errors import WoodburyError
 from woodbury.estimation.recipes import Estimate, diagonal_fisher, mfac
 from woodbury.evaluation.comparison import choose_damping, compare
-from woodbury.evaluation.methods import Method, run
+from woodbury.evaluation.methods import ByEffort, Method, run
 from woodbury.evaluation.metrics import accuracy
 from woodbury.evaluation.resources import Resources
 from woodbury.evaluation.results import Result, summary
@@ -25,6 +26,8 @@ from woodbury.memory import row_bytes
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
+from woodbury.pruning.api import prune
+from woodbury.pruning.presets import quick
 from woodbury.pruning.pruner import NEGLIGIBLE_DAMPING, Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.saliencies import magnitude, obd, obs
@@ -300,3 +303,29 @@ def test_a_damping_whose_score_is_nan_is_never_chosen() -> None:
     scores = iter([math.nan, -1.0, math.nan])
     method = Method(Pruner(mfac(20)), dampings=(1e-6, 1e-3, 1.0))
     assert run(method, objective, 0.5, lambda _: next(scores)).damping == 1e-3
+
+
+def test_by_effort_is_prune() -> None:
+    dense = problem()
+    (result,) = compare({"by effort": ByEffort(quick)}, [0.75], [0], problem, evaluate)
+    model = copy.deepcopy(dense.model)
+    pruned = prune(model, dense.batches, 0.75, effort=quick)
+    assert result.accuracy == accuracy(pruned.objective, problem(99).batches)
+    assert result.predicted == pytest.approx(pruned.predicted)
+    assert result.damping == pruned.steps[-1].damping and result.settings["stages"] == 1
+    with pytest.raises(WoodburyError, match="must lie in"):
+        run(ByEffort(), dense, 1.5)
+
+
+def test_each_method_may_have_calibration_sets_of_its_own() -> None:
+    def other(seed: int) -> Objective:
+        return problem(seed + 50)
+
+    methods = {"ours": METHODS["joint"], "theirs": METHODS["joint"]}
+    makers = {"ours": problem, "theirs": other}
+    ours, theirs = compare(methods, [0.5], [3], makers, evaluate)
+    (alone,) = compare({"theirs": METHODS["joint"]}, [0.5], [53], problem, evaluate)
+    assert ours.loss_before != theirs.loss_before == alone.loss_before
+    assert theirs.predicted == alone.predicted
+    with pytest.raises(WoodburyError, match="no function for 'theirs'"):
+        compare(methods, [0.5], [3], {"ours": problem}, evaluate)

@@ -243,3 +243,41 @@ def test_impossible_arguments_are_named(objective: Objective) -> None:
     ):
         with pytest.raises(WoodburyError, match=says):
             call()
+
+
+def test_a_share_of_the_calibration_set_is_held_back() -> None:
+    """What is chosen on the last fifth by itself is chosen on it where it is given."""
+    model = network(15)
+    space = ParameterSpace.from_model(model, min_ndim=2)
+    dense = Objective.from_model(model, data(samples=160), space=space)
+    ours = DampingSearch(Pruner(mfac(128)), dampings=DAMPINGS)(dense, 0.8)
+    calibration, held_back = (list(dense.batches.in_batches(16))[part] for part in SPLIT)
+    theirs = DampingSearch(Pruner(mfac(128)), held_back, DAMPINGS)(
+        replace(dense, batches=calibration), 0.8
+    )
+    assert ours.steps[0].damping == theirs.steps[0].damping
+    torch.testing.assert_close(ours.objective.weights, theirs.objective.weights)
+    assert ours.objective.batches is dense.batches, "the next stage has all of them again"
+
+
+SPLIT = (slice(8), slice(8, None))
+
+
+def test_a_search_is_a_pruner_of_prune_and_serves_every_stage() -> None:
+    pruned = prune(
+        network(15), data(samples=160), 0.8, pruner=DampingSearch(Pruner(mfac(128))), stages=3
+    )
+    assert len(pruned.steps) == 3 and pruned.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("held_back", "samples", "sentence"),
+    [
+        (0.0, 60, r"held_back is 0.0: .* \(0, 1\)"),
+        (1, 60, r"held_back is 1: .* \(0, 1\)"),
+        (0.2, 20, "too small to hold a part of it back"),
+    ],
+)
+def test_shares_that_cannot_be(held_back: float, samples: int, sentence: str) -> None:
+    with pytest.raises(WoodburyError, match=sentence):
+        prune(network(1), data(samples=samples), 0.5, pruner=DampingSearch(Pruner(), held_back))

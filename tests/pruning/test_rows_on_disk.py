@@ -12,11 +12,13 @@ from support.live_tensors import LiveTensors
 from support.random import normal
 from torch import nn
 
+import woodbury
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import vmapped
 from woodbury.estimation.recipes import gauss_newton, mfac, woodfisher
 from woodbury.fisher.lowrank import LowRank
 from woodbury.linalg.paged_rows import PagedRows
+from woodbury.memory import row_store
 from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruner
 
@@ -77,6 +79,26 @@ def test_a_missing_scratch_folder_leaves_the_model_alone(tmp_path: Path) -> None
     with pytest.raises(WoodburyError, match="does not exist"):
         Pruner(recipe(memory=1, scratch=tmp_path / "none"))(dense, 0.6)
     assert torch.equal(dense.weights, before)
+
+
+def test_prune_lets_rows_lie_in_its_scratch_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    opened = row_store._open
+    monkeypatch.setattr(
+        row_store, "_open", lambda folder, size: folders.append(folder) or opened(folder, size)
+    )
+    dense = objective()
+    batches, pruner = list(dense.batches), Pruner(recipe(memory=1))
+    pruned = woodbury.prune(dense.model, batches, 0.6, pruner=pruner, scratch=tmp_path)
+    assert pruned.sparsity == pytest.approx(0.6, abs=0.01)
+    assert folders == [tmp_path] and not list(tmp_path.iterdir())
+    for folder, sentence in ((tmp_path / "none", "does not exist"), ("/proc", "cannot be written")):
+        before = [each.clone() for each in dense.model.parameters()]
+        with pytest.raises(WoodburyError, match=sentence):
+            woodbury.prune(dense.model, batches, 0.9, pruner=pruner, scratch=folder)
+        assert all(map(torch.equal, before, dense.model.parameters()))
 
 
 @pytest.mark.parametrize("make", [mfac, woodfisher])

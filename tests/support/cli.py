@@ -48,14 +48,14 @@ def succeeds(*words: str) -> Result:
     return result
 
 
-def refused(sentence: str, *words: str) -> None:
-    """The command ends with 2, one sentence on stderr, no traceback and no file."""
+def refused(sentence: str, *words: str, at_once: bool = True) -> None:
+    """The command ends with 2 and one sentence, no traceback, no file, at once no other line."""
     before = files()
     result = woodbury(*words)
-    lines = result.stderr.strip().splitlines()
+    lines = result.output.strip().splitlines()
     assert result.exit_code == 2, result.output
+    assert len(lines) == 1 or not at_once, result.output
     assert lines[-1].startswith("Error: ") and sentence in lines[-1], result.output
-    assert sum(line.startswith("Error: ") for line in lines) == 1, result.output
     assert "Traceback" not in result.output
     assert files() == before
 

@@ -15,18 +15,29 @@ from woodbury.cli.demo_command import demo
 from woodbury.cli.export_command import export
 from woodbury.cli.invocation import invoked
 from woodbury.cli.prune_command import prune
+from woodbury.cli.run_file import fill_from_file
 from woodbury.cli.speed_command import speed
 from woodbury.cli.train_command import train
+from woodbury.reporting.files import versions
+
+
+def version() -> str:
+    """What --version says."""
+    made_of = versions()
+    return f"woodbury {made_of['woodbury']} (torch {made_of['torch']}, Python {made_of['python']})"
+
 
 app = App(
     name="woodbury",
     help="Prune and train neural networks with second-order information.",
     help_format="markdown",
     help_flags=["--help"],
-    version_flags=[],
+    version=version,
+    version_flags=["--version"],
     default_parameter=Parameter(negative=()),
     group_parameters=Group("Options", sort_key=0),
     suppress_keyboard_interrupt=False,
+    config=[fill_from_file],
 )
 for command in (demo, prune, compare, speed, export, train):
     app.command(command)

@@ -4,20 +4,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from woodbury.cli.console import memory_for, progress_bars
-from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
+from woodbury.cli.asked_method import AskedMethod
+from woodbury.cli.console import memory_for, notes_after_checks, print_place, progress_bars
+from woodbury.cli.methods import MethodPlan, plan_pruning
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
-from woodbury.cli.options import Data, MethodsOptions, Model, PruningOptions
-from woodbury.cli.output import ComparisonReport, folder_for
-from woodbury.cli.problem import load_problem
+from woodbury.cli.option_values import as_asked
+from woodbury.cli.options import (
+    ConfigFile,
+    Data,
+    MethodsOptions,
+    Model,
+    PruningOptions,
+    out_option,
+)
+from woodbury.cli.output import ComparisonReport, default_folder, folder_for, needed
+from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.run_file import how_to_repeat, print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
-from woodbury.io.settings import described
+from woodbury.evaluation.metrics import Score
 
 SPARSITIES = "0.5,0.7,0.8,0.9,0.95"
 
@@ -27,14 +36,10 @@ def compare(
     data: Data,
     /,
     *,
-    out: Annotated[
-        Path | None,
-        Parameter(
-            help="The folder to write: new or empty.  [default: woodbury-compare, or -2, -3, …]"
-        ),
-    ] = None,
     choice: MethodsOptions = MethodsOptions(),
     options: PruningOptions = PruningOptions(),
+    out: Annotated[Path | None, out_option("MODEL-compared")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Compare pruning methods on a network; write a table, a picture and a page.
 
@@ -42,27 +47,28 @@ def compare(
     """
     sparsities = _sparsities(choice.sparsities, options.selection.pattern)
     plans = _plans(choice.methods, options)
-    check_scratch(plans.values(), options)
-    place = folder_for(out, "woodbury-compare")
-    with memory_for(options.resources.memory), place as (folder, out):
+    in_folder = folder_for(out, default_folder(model, "compared"))
+    in_memory = memory_for(options.resources.memory, options.disk.scratch)
+    with in_memory, in_folder as (folder, place):
         with progress_bars():
-            choosing = any(len(plan.dampings) > 1 for plan in plans.values())
-            problem = load_problem(model, data, options, choosing=choosing)
+            with notes_after_checks():
+                problem = load_problem(model, data, options, choosing=False)
+                methods = _on(problem, plans)
+                for method in methods.values():
+                    for sparsity in sparsities:
+                        method.check(problem.dense(), sparsity, _validate(methods))
+                if out is None:
+                    print_place(place)
             dense_score = problem.dense_score()
-            refit = problem.refit(options.stage.refit or 0, max(sparsities))
-            methods = {
-                text: plan.method(problem.sampling(), problem.cost(), refit)
-                for text, plan in plans.items()
-            }
             first = options.inputs.seed
             seeds = range(first, first + choice.seeds)
             results = comparison.compare(
                 methods,
                 sparsities,
                 seeds,
-                problem.objective,
+                {text: method.problem.objective for text, method in methods.items()},
                 problem.score,
-                validate=problem.validate,
+                validate=_validate(methods),
                 memory=options.resources.memory,
             )
         lead = (
@@ -73,15 +79,19 @@ def compare(
             title="Pruning methods compared",
             lead=lead,
             settings={"model": model, "data": data, "seeds": list(seeds), **problem.settings()},
-            recipes={text: described(method.pruner) for text, method in methods.items()},
+            recipes={text: method.recipe() for text, method in methods.items()},
             results=results,
             dense_score=dense_score,
             test_samples=problem.test_samples,
             dense_error=problem.score_error(dense_score),
             measure=problem.measure,
         )
-        report.write(folder)
-    report.show(out)
+        report.write(folder, how_to_repeat("compare", place))
+        asked = {"model": model, "data": data, **as_asked(choice, options)}
+        with needed(folder):
+            write_run_file(folder, "compare", asked)
+    report.show(place)
+    print_how_to_repeat("compare", place)
 
 
 def _sparsities(asked: str | None, pattern: str | None) -> list[float]:
@@ -93,4 +103,24 @@ def _sparsities(asked: str | None, pattern: str | None) -> list[float]:
 def _plans(texts: str, options: PruningOptions) -> dict[str, MethodPlan]:
     """The methods that are compared, by their texts; every one once."""
     names = dict.fromkeys(text.strip() for text in texts.split(","))
-    return {name: plan_method(name, options) for name in names}
+    return {name: plan_pruning(name, options) for name in names}
+
+
+def _on(problem: Problem, plans: Mapping[str, MethodPlan]) -> dict[str, AskedMethod]:
+    """The methods on the problem; data is held out from those alone that choose a damping.
+
+    So each does here what it does in `prune`.
+    """
+    methods = {text: AskedMethod(plan, problem) for text, plan in plans.items()}
+    choosing = [text for text, plan in plans.items() if plan.chooses]
+    if choosing:
+        held_out = problem.holding_out()
+        held_out.tell_count()
+        methods |= {text: AskedMethod(plans[text], held_out) for text in choosing}
+    return {text: methods[text] for text in plans}
+
+
+def _validate(methods: Mapping[str, AskedMethod]) -> Score | None:
+    """What chooses dampings, where there is something to choose."""
+    held_out = [each.problem for each in methods.values() if each.plan.chooses]
+    return held_out[0].validate if held_out else None

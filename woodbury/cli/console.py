@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -39,6 +40,7 @@ from woodbury.cli.names import hint, nearest
 from woodbury.errors import WoodburyError, reason, users_line
 from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
+from woodbury.memory.row_store import scratch_in
 
 
 class OutputLost(Exception):
@@ -218,7 +220,33 @@ def print_plain(text: str) -> None:
 
 def print_note(text: str) -> None:
     """A remark on what was decided for the user, on stderr."""
+    held = _held_notes.get()
+    if held is not None:
+        held.append(text)
+        return
     err.print(f"[dim]{escape(text)}[/]", soft_wrap=True, highlight=False)
+
+
+def print_place(folder: Path) -> None:
+    """A remark on a folder that was not asked for."""
+    print_note(f"The results will be in {folder}: --out names another folder.")
+
+
+_held_notes: ContextVar[list[str] | None] = ContextVar("held_notes", default=None)
+"""Remarks that are not shown yet; None outside of `notes_after_checks`."""
+
+
+@contextmanager
+def notes_after_checks() -> Iterator[None]:
+    """Show the remarks of the block when it has ended well: what is refused has none before it."""
+    notes: list[str] = []
+    token = _held_notes.set(notes)
+    try:
+        yield
+    finally:
+        _held_notes.reset(token)
+    for note in notes:
+        print_note(note)
 
 
 @contextmanager
@@ -311,12 +339,13 @@ class _Lines:
 
 
 @contextmanager
-def memory_for(memory: str | None) -> Iterator[None]:
+def memory_for(memory: str | None, scratch: Path | None = None) -> Iterator[None]:
     """The budget of a command, and one sentence where the memory runs out all the same.
 
     Args:
         memory: What `--memory` says; None for the default.
+        scratch: What `--scratch` says; None for the default.
     """
     advice = "give a smaller --memory, a smaller --count, or fewer parameters with --include"
-    with limits_within(memory), if_memory_runs_out(advice):
+    with limits_within(memory), scratch_in(scratch), if_memory_runs_out(advice):
         yield

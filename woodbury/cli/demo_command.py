@@ -14,7 +14,8 @@ from cyclopts import Parameter
 from woodbury import monitor
 from woodbury.cli.console import print_plain, progress_bars
 from woodbury.cli.digits import load_digits, train_network
-from woodbury.cli.options import Seed
+from woodbury.cli.invocation import repeating
+from woodbury.cli.options import MOST_USED, Seed, out_option
 from woodbury.cli.output import ComparisonReport, folder_for
 from woodbury.estimation.recipes import diagonal_fisher, gauss_newton, mfac, woodfisher
 from woodbury.evaluation.comparison import choose_damping, compare
@@ -50,21 +51,17 @@ What next?
 
 def demo(
     *,
-    out: Annotated[
-        Path | None,
-        Parameter(
-            help="The folder to write: new or empty.  [default: woodbury-demo, or -2, -3, …]"
-        ),
-    ] = None,
+    out: Annotated[Path | None, out_option("demo")] = None,
     seed: Annotated[
-        Seed, Parameter(help="Seeds the splits, the training and the calibration sets.")
+        Seed,
+        Parameter(group=MOST_USED, help="Seeds the splits, the training, the calibration sets."),
     ] = 0,
 ) -> None:
     """Train a small network, prune it in seven ways at seven sparsities, and compare them.
 
     Example:  `woodbury demo --out runs/demo`
     """
-    with folder_for(out, "woodbury-demo") as (folder, out), one_thread():
+    with folder_for(out, Path("runs", "demo")) as (folder, out), one_thread():
         digits = load_digits(seed)
         with progress_bars():
             model = train_network(digits, seed).requires_grad_(False)
@@ -112,7 +109,7 @@ def demo(
             test_samples=test_samples,
             dense_error=standard_error(dense_score, test_samples),
         )
-        report.write(folder)
+        report.write(folder, repeating())
     report.show(out)
     print_plain(WHAT_NEXT.format(out=out))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,17 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.cli.console import progress_bars
+from woodbury.cli.console import notes_after_checks, print_place, progress_bars
 from woodbury.cli.inputs.splits import stream
 from woodbury.cli.measurements import dampings_tried
 from woodbury.cli.methods import MethodPlan
 from woodbury.cli.names import ENGINES, EngineName
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
-from woodbury.cli.options import (
-    FineTuningOptions,
-    OptimizerOptions,
-    PruningOptions,
-    given,
-    settings_of,
-)
-from woodbury.cli.output import PruneReport, needed
+from woodbury.cli.option_values import given, settings_of
+from woodbury.cli.options import FineTuningOptions, OptimizerOptions, PruningOptions
+from woodbury.cli.output import PruneReport, default_folder, needed, target_in_words
 from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
@@ -101,10 +98,11 @@ def prune_gradually(
     model: str,
     data: str,
     sparsity: Targets,
-    out: Path,
+    out: Path | None,
     plan: MethodPlan,
     training: FineTuning,
     options: PruningOptions,
+    asked: Mapping[str, Any],
 ) -> None:
     """Prune and fine-tune, and write the results.
 
@@ -112,10 +110,11 @@ def prune_gradually(
         model: MODEL as the user wrote it.
         data: DATA as the user wrote it.
         sparsity: To prune to.
-        out: The folder of the run.
+        out: The folder of the run; None for a new one in runs.
         plan: The method.
         training: How the network is trained meanwhile.
         options: All other options.
+        asked: The arguments of the command, for run.toml.
 
     Raises:
         WoodburyError: For whatever is wrong. Stopped in any other way, `--resume` goes on.
@@ -132,12 +131,16 @@ def prune_gradually(
     }
     if already_finished(out, training.optimizer.resume, settings):
         return
-    with resumable(out, training.optimizer.resume, settings) as folder:
+    default = default_folder(model, target_in_words(options.selection.pattern, sparsity))
+    with resumable(out, default, training.optimizer.resume, settings) as (folder, place):
         with progress_bars():
-            problem = load_problem(model, data, options, choosing=True)
-            samples = len(problem.calibration)  # type: ignore[arg-type]
-            session = Session(folder, settings, problem.model, samples)
-            pruning = GradualRun(problem, sparsity, plan, training, session)
+            with notes_after_checks():
+                problem = load_problem(model, data, options, choosing=True)
+                samples = len(problem.calibration)  # type: ignore[arg-type]
+                session = Session(folder, settings, problem.model, samples)
+                pruning = GradualRun(problem, sparsity, plan, training, session)
+                if out is None:
+                    print_place(place)
             pruning.train()
         space = pruning.gradual.space
         numbers = pruning.numbers()
@@ -156,10 +159,12 @@ def prune_gradually(
             asked=settings,
         )
         with folder.finishing() as results:
-            report.write(results, problem.model, out)
+            report.write(results, problem.model, place)
             with needed(results):
                 problem.source.write(problem.model, results)
-    report.show(out, how_to_load=problem.source.how_to_load(out))
+                write_run_file(results, "prune", asked)
+    report.show(place, how_to_load=problem.source.how_to_load(place))
+    print_how_to_repeat("prune", place)
 
 
 class GradualRun:
@@ -275,10 +280,10 @@ class GradualRun:
     def _method(self, plan: MethodPlan, sparsity: Targets) -> Method:
         """The method of the plan with the engine of this run."""
         engine = ENGINES[self.engine]
-        refit = self._problem.refit(plan.refit_steps, sparsity)
+        refit = self._problem.refit(plan.refit_steps or 0, sparsity)
         refit = replace(refit, engine=engine) if refit else None
         sampling = replace(self._problem.sampling(), engine=engine)
-        return plan.method(sampling, self._problem.cost(), refit)
+        return plan.method(sampling, self._problem.cost, refit, plan.stages or 1)
 
     def _prune(self, objective: Objective, sparsity: Targets) -> Pruned:
         """One pruning step; the damping that it chose is recorded."""

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from woodbury.cli.inputs.model import NAMED_LIBRARIES
 from woodbury.reporting.page import Code
 
 AGAIN = "-again"
 """What a second run's folder is named by."""
-LIBRARIES = ("timm", "torchvision", "transformers")
-"""What stands before the colon of a network that a library makes, and is no module to import."""
 
 _words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
 
@@ -40,8 +39,8 @@ def command_line() -> str:
 
 
 def repeating() -> Code:
-    """The same command with another folder to write."""
-    words = [word for word in _words.get() if word != "--resume"]
+    """The same command with another folder to write, for a command without a run.toml."""
+    words = list(_words.get())
     for place, word in enumerate(words):
         if word == "--out" and place + 1 < len(words):
             words[place + 1] = _again(words[place + 1])
@@ -68,7 +67,7 @@ def _making(model: str) -> list[str]:
     place, _, function = model.rpartition(":")
     module = place.removesuffix(".py")
     can_be_imported = re.fullmatch(r"\w+" if place.endswith(".py") else r"[\w.]+", module)
-    if can_be_imported and function.isidentifier() and module not in LIBRARIES:
+    if can_be_imported and function.isidentifier() and module not in NAMED_LIBRARIES:
         return [f"from {module} import {function}", "", f"model = {function}()"]
     return ["", f"model = ...  # {model}"]
 

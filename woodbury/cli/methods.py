@@ -1,194 +1,23 @@
-"""The pruning methods by their names: what each is made of, and one as the options ask for it."""
+"""A pruning method as the options ask for it, known to be possible before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
-from woodbury.cli.names import (
-    UPDATES,
-    MethodName,
-    UpdateName,
-    parse_dampings,
-    pick,
-)
-from woodbury.cli.options import PruningOptions, settings_of
+from woodbury.cli.named_methods import METHODS, NamedMethod, Sampling
+from woodbury.cli.names import UPDATES, MethodName, UpdateName, parse_dampings, pick
+from woodbury.cli.option_values import given, settings_of
+from woodbury.cli.options import PruningOptions
 from woodbury.cli.rules import SelectionRules
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import Engine, Labels, observed, sampled
-from woodbury.estimation.recipes import (
-    Estimate,
-    diagonal_fisher,
-    gauss_newton,
-    hessian_diagonal,
-    kfac,
-    mfac,
-    woodfisher,
-)
 from woodbury.evaluation.methods import Method
-from woodbury.fisher.base import Fisher
-from woodbury.fisher.kronecker import Elements, exact, upper_bound
-from woodbury.model.objective import Objective
-from woodbury.pruning.autoconfig import block_size
 from woodbury.pruning.costs import Cost
+from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
-from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs, woodtaylor
-
-WOODFISHER_BLOCK = 2000
-"""Weights per block that woodfisher usually has."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What a Fisher is estimated from.
-
-    Attributes:
-        count: Gradients; for Gauss–Newton rows, inputs.
-        batch: Samples that one gradient averages.
-        mc_samples: GGN samples per input.
-        block: Weights per block, None for each method's own.
-        seed: Of what is drawn.
-        labels: None for each method's own.
-        engine: `hooked`, `vmapped` or `looped`; None for the fastest.
-        scratch: A folder for rows that have no room in memory; None for the system's.
-    """
-
-    count: int
-    batch: int
-    mc_samples: int
-    block: int | None
-    seed: int
-    labels: Labels | None = None
-    engine: Engine | None = None
-    scratch: Path | None = None
-
-    def check_single(self, method: MethodName) -> None:
-        """Raise WoodburyError if a gradient averages samples, which `method` cannot take."""
-        if self.batch > 1:
-            raise WoodburyError(
-                f"{method} takes single samples, not averages of {self.batch}: leave --batch out, "
-                "or take --method mfac."
-            )
-
-
-@dataclass(frozen=True)
-class gauss_newton_that_fits:
-    """Gauss–Newton rows in blocks of a size that suits the number of weights.
-
-    Attributes:
-        count: Rows in all.
-        mc_samples: GGN samples per input.
-        damping: Added to the diagonal.
-        block: Weights per block; None for the best known size, which the model decides.
-        seed: Of the random directions.
-        engine: `hooked`, `vmapped` or `looped`; None for the fastest.
-    """
-
-    count: int
-    mc_samples: int
-    damping: float
-    block: int | None = None
-    seed: int = 0
-    engine: Engine | None = None
-
-    def __call__(self, objective: Objective) -> Fisher:
-        """Estimate the Fisher at the objective's weights."""
-        block = self.block or block_size(objective.space.d)
-        rows = mfac(self.count, self.damping, block=block, engine=self.engine)
-        return gauss_newton(rows, self.mc_samples, seed=self.seed)(objective)
-
-
-def _diagonal_fisher(sampling: Sampling, damping: float) -> Estimate:
-    return diagonal_fisher(
-        sampling.count,
-        damping,
-        batch=sampling.batch,
-        labels=sampling.labels or observed,
-        seed=sampling.seed,
-        engine=sampling.engine,
-    )
-
-
-def _hessian_diagonal(sampling: Sampling, damping: float) -> Estimate:
-    sampling.check_single("hessian-diagonal")
-    labels = sampling.labels or observed
-    return hessian_diagonal(sampling.count, damping, labels=labels, seed=sampling.seed)
-
-
-def _woodfisher(sampling: Sampling, damping: float) -> Estimate:
-    return woodfisher(
-        sampling.count,
-        sampling.block or WOODFISHER_BLOCK,
-        damping,
-        batch=sampling.batch,
-        labels=sampling.labels or observed,
-        seed=sampling.seed,
-        engine=sampling.engine,
-    )
-
-
-def _mfac(sampling: Sampling, damping: float) -> Estimate:
-    return mfac(
-        sampling.count,
-        damping,
-        block=sampling.block,
-        batch=sampling.batch,
-        labels=sampling.labels or observed,
-        seed=sampling.seed,
-        engine=sampling.engine,
-        scratch=sampling.scratch,
-    )
-
-
-def _gauss_newton(sampling: Sampling, damping: float) -> Estimate:
-    sampling.check_single("gauss-newton")
-    return gauss_newton_that_fits(
-        sampling.mc_samples * sampling.count,
-        sampling.mc_samples,
-        damping,
-        block=sampling.block,
-        seed=sampling.seed,
-        engine=sampling.engine,
-    )
-
-
-def _kfac(sampling: Sampling, damping: float, elements: Elements = exact) -> Estimate:
-    sampling.check_single("kfac")
-    labels = sampling.labels or sampled
-    return kfac(sampling.count, damping, labels=labels, seed=sampling.seed, elements=elements)
-
-
-class NamedMethod(NamedTuple):
-    """What a method's name stands for.
-
-    Attributes:
-        fisher: (sampling, damping) -> the recipe of its Fisher; None for a method without one.
-        saliency: Its saliency.
-        first_order_saliency: The one that heeds the gradient too, None where there is none.
-        update: Its usual update.
-    """
-
-    fisher: Callable[[Sampling, float], Estimate] | None
-    saliency: Saliency
-    first_order_saliency: Saliency | None
-    update: UpdateName
-
-
-METHODS: Mapping[MethodName, NamedMethod] = {
-    "gauss-newton": NamedMethod(_gauss_newton, obs, woodtaylor, "joint"),
-    "magnitude": NamedMethod(None, magnitude, None, "zero"),
-    "diagonal-fisher": NamedMethod(_diagonal_fisher, obd, None, "zero"),
-    "hessian-diagonal": NamedMethod(_hessian_diagonal, obd, None, "zero"),
-    "woodfisher": NamedMethod(_woodfisher, obs, woodtaylor, "joint"),
-    "mfac": NamedMethod(_mfac, obs, woodtaylor, "joint"),
-    "kfac": NamedMethod(_kfac, obs, woodtaylor, "joint"),
-    "kfac-upper-bound": NamedMethod(partial(_kfac, elements=upper_bound), obs, woodtaylor, "joint"),
-}
 
 
 @dataclass(frozen=True)
@@ -201,10 +30,13 @@ class MethodPlan:
         update: What moves the kept weights.
         rules: Which weights are removed.
         first_order: Whether the gradient is heeded too.
-        stages: Stages with fresh gradients.
+        stages: Stages with fresh gradients; None for as many as the sparsity asks for.
         dampings: The candidates; empty for a method without a Fisher.
-        refit_steps: Steps of output reconstruction after every stage.
+        refit_steps: Steps of output reconstruction after every stage; None for one where it has
+            room.
         settings: The options about the selection, for tables.
+        by_effort: Whether no option is about the method, so that it does what `woodbury.prune`
+            does.
     """
 
     name: MethodName
@@ -212,13 +44,18 @@ class MethodPlan:
     update: UpdateName
     rules: SelectionRules
     first_order: bool
-    stages: int
+    stages: int | None
     dampings: tuple[float, ...]
-    refit_steps: int
+    refit_steps: int | None
     settings: Mapping[str, Any]
+    by_effort: bool = False
 
     def method(
-        self, sampling: Sampling, cost: Cost | None = None, refit: Refit | None = None
+        self,
+        sampling: Sampling,
+        cost: Cost | None = None,
+        refit: Refit | None = None,
+        stages: int = 1,
     ) -> Method:
         """The method that estimates its Fisher so.
 
@@ -226,6 +63,7 @@ class MethodPlan:
             sampling: What the Fisher is estimated from. It begins with the first damping.
             cost: FLOPs or seconds of the model's weights, for rules that count them.
             refit: After every stage.
+            stages: Stages with fresh gradients.
         """
         saliency = self.parts.saliency
         if self.first_order and self.parts.first_order_saliency:
@@ -238,17 +76,25 @@ class MethodPlan:
         )
         return Method(
             pruner=self.rules.applied(pruner, cost),
-            stages=self.stages,
+            stages=stages,
             dampings=self.dampings,
-            settings={
-                "recipe": self.name,
-                "update": self.update,
-                "first_order": self.first_order,
-                **self.settings,
-                "refits": describe_refit(refit),
-            },
+            settings={**self.facts(), "refits": describe_refit(refit)},
             refit=refit,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What was asked for, for tables."""
+        return {
+            "recipe": self.name,
+            "update": self.update,
+            "first_order": self.first_order,
+            **self.settings,
+        }
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a damping is chosen on training data that is held out."""
+        return len(self.dampings) > 1
 
 
 def plan_method(text: str, options: PruningOptions, update: UpdateName | None = None) -> MethodPlan:
@@ -299,19 +145,39 @@ def plan_method(text: str, options: PruningOptions, update: UpdateName | None = 
     )
 
 
-def check_scratch(plans: Iterable[MethodPlan], options: PruningOptions) -> None:
-    """Raise unless the scratch folder, if there is one, is of use to a method.
+def plan_pruning(
+    text: str, options: PruningOptions, update: UpdateName | None = None
+) -> MethodPlan:
+    """The plan of a method for `prune` without fine-tuning and for `compare`: the same in both.
+
+    gauss-newton with the joint update is what `woodbury.prune` does. An option about the method
+    makes it a method of its own; what no option says is then as there: stages, refits, damping.
 
     Args:
-        plans: The methods that will run.
-        options: What was asked for.
+        text: As for `plan_method`.
+        options: How it prunes.
+        update: As for `plan_method`.
 
     Raises:
-        WoodburyError: If none of the methods has rows that could lie there.
+        WoodburyError: As `plan_method`.
+
+    Example:
+        >>> plan_pruning("gauss-newton", PruningOptions()).by_effort
+        True
+        >>> plan_pruning("gauss-newton/independent", PruningOptions()).stages
+        1
     """
-    is_used = options.curvature.block is None and any(plan.name == "mfac" for plan in plans)
-    if options.disk.scratch is not None and not is_used:
-        raise WoodburyError(
-            "--scratch is for the rows of mfac without --block: give --method mfac, or leave it "
-            "out."
-        )
+    plan = plan_method(text, options, update)
+    if (plan.name, plan.update) != ("gauss-newton", "joint"):
+        return plan
+    stage, curvature = options.stage, options.curvature
+    # Gauss–Newton rows need no labels, whichever are drawn for data without any.
+    about_it = set(given(options.selection, stage, curvature)) - {"--labels", "--recalibrate"}
+    leads_elsewhere = stage.first_order  # than to the dense network's outputs, as labels do
+    return replace(
+        plan,
+        by_effort=not about_it,
+        stages=stage.stages,
+        dampings=plan.dampings if curvature.damping else standard.dampings,
+        refit_steps=0 if leads_elsewhere and stage.refit is None else stage.refit,
+    )

@@ -6,7 +6,7 @@ The help of an option is its entry in the docstring of its group.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,14 @@ from woodbury.cli.optimizers import FineTunerName, OptimizerName
 from woodbury.errors import WoodburyError
 from woodbury.memory.budget import parse_bytes
 from woodbury.pruning.presets import standard
+
+MOST_USED = Group("Most used", sort_key=1)
+DATA = Group("Data", sort_key=2)
+SELECTION = Group("Selection", sort_key=3)
+CURVATURE = Group("Curvature", sort_key=4)
+TRAINING = Group("Training", sort_key=5)
+OUTPUT = Group("Output", sort_key=6)
+"""The panels of every --help."""
 
 DATA_KINDS = (
     "`FILE.py:FUNCTION` that returns (x, y), (x, y, x_test, y_test), or one or two torch Datasets; "
@@ -58,10 +66,33 @@ Model = Annotated[
 ]
 Data = Annotated[str, Parameter(help=f"{DATA_KINDS} No y, or None for it: see `--labels`.")]
 LabelledData = Annotated[str, Parameter(help=DATA_KINDS)]
-Out = Annotated[Path, Parameter(help="The folder to write: new or empty.")]
 
 
-@Parameter(name="*", group=Group("Method", sort_key=1))
+def out_option(default: str) -> Parameter:
+    """The option --out of a command.
+
+    Args:
+        default: What the folder is called where none is given.
+    """
+    return Parameter(
+        group=MOST_USED,
+        help=f"The folder to write: new or empty.  [default: runs/{default}, or with -2, -3, …]",
+    )
+
+
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--config",
+        group=OUTPUT,
+        help="A TOML file of options, such as the run.toml that the command writes into its "
+        "folder. What the command line says counts more.",
+    ),
+]
+"""`woodbury.cli.run_file.fill_from_file` reads it before the command is called."""
+
+
+@Parameter(name="*", group=MOST_USED)
 @dataclass(frozen=True)
 class MethodOptions:
     """How `prune` prunes.
@@ -77,10 +108,10 @@ class MethodOptions:
 
     sparsity: str | None = None
     method: MethodName = "gauss-newton"
-    update: UpdateName | None = None
+    update: Annotated[UpdateName | None, Parameter(group=CURVATURE)] = None
 
 
-@Parameter(name="*", group=Group("Methods", sort_key=1))
+@Parameter(name="*", group=MOST_USED)
 @dataclass(frozen=True)
 class MethodsOptions:
     """What `compare` compares.
@@ -98,7 +129,7 @@ class MethodsOptions:
     seeds: Count = 3
 
 
-@Parameter(name="*", group=Group("Curvature", sort_key=2))
+@Parameter(name="*", group=CURVATURE)
 @dataclass(frozen=True)
 class CurvatureOptions:
     """What the Fisher is estimated from.
@@ -108,24 +139,24 @@ class CurvatureOptions:
             data gives]
         mc_samples: GGN samples per input, for gauss-newton.
         batch: Samples that one gradient averages.
-        labels: observed are the data's; sampled are drawn from the network, also for data without
-            any; own are those that each method takes by itself: sampled for kfac, observed for
-            all others.
+        labels: Of the gradients: those of the data (observed); drawn from the network (sampled),
+            also for data without any; or what each method takes by itself (own): sampled for kfac,
+            observed for all others.
         damping: A positive number; several with commas between, of which the best on held-out
             training data is taken, after the first stage; or auto, for 1e-6 to 1.  [default: auto;
-            0.0003 for gauss-newton in `prune`, without `--epochs`]
+            0.0003 for gauss-newton without `--epochs`]
         block: Weights per block.  [default: woodfisher 2000, mfac all in one]
     """
 
     count: Count | None = None
     mc_samples: Count = standard.mc_samples
     batch: Count = 1
-    labels: LabelsName = "own"
+    labels: Annotated[LabelsName, Parameter(group=MOST_USED)] = "own"
     damping: str | None = None
     block: Count | None = None
 
 
-@Parameter(name="*", group=Group("Selection", sort_key=3))
+@Parameter(name="*", group=SELECTION)
 @dataclass(frozen=True)
 class SelectionOptions:
     """Which weights are removed.
@@ -151,7 +182,7 @@ class SelectionOptions:
 
     scope: ScopeName = "global"
     unit: str = "single"
-    pattern: str | None = None
+    pattern: Annotated[str | None, Parameter(group=MOST_USED)] = None
     selection: str = "greedy"
     flops: Flag = False
     flops_power: float | None = None
@@ -159,7 +190,7 @@ class SelectionOptions:
     max_layer_sparsity: float = 1.0
 
 
-@Parameter(name="*", group=Group("Parameters", sort_key=4))
+@Parameter(name="*", group=SELECTION)
 @dataclass(frozen=True)
 class ParameterOptions:
     """Which parameters of the model are pruned.
@@ -171,21 +202,21 @@ class ParameterOptions:
     """
 
     include: Patterns = ()
-    exclude: Patterns = ()
+    exclude: Annotated[Patterns, Parameter(group=MOST_USED, show_default=False)] = ()
     keep_zeros: Flag = False
 
 
-@Parameter(name="*", group=Group("Stages", sort_key=5))
+@Parameter(name="*", group=CURVATURE)
 @dataclass(frozen=True)
 class StageOptions:
     """What happens once or several times on the way.
 
     Attributes:
         stages: Stages on the way to the sparsity, each with fresh gradients.  [default: 1; for
-            gauss-newton in `prune` as many as keep 70 % each, without `--epochs`]
+            gauss-newton without `--epochs` as many as keep 66 % each]
         refit: Steps of output reconstruction after every stage; with `--epochs`, towards the
-            outputs before each pruning step.  [default: 0; for gauss-newton in `prune` 1 where it
-            has room, without `--epochs` and `--first-order`]
+            outputs before each pruning step.  [default: 0; for gauss-newton without `--epochs`
+            and `--first-order` 1 where it has room]
         first_order: Heed the gradient too (WoodTaylor): for networks that are not converged.
         recalibrate: Estimate BatchNorm's statistics again after pruning.
     """
@@ -196,28 +227,28 @@ class StageOptions:
     recalibrate: Flag = False
 
 
-@Parameter(name="*", group=Group("Fine-tuning", sort_key=6))
+@Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True)
 class FineTuningOptions:
     """The options of `prune` that count with --epochs alone.
 
     Attributes:
-        epochs: Prune in steps and fine-tune for so many epochs meanwhile. The other options of
-            this group and of the next need it.
+        epochs: Prune in steps and fine-tune for so many epochs meanwhile. The options of training
+            need it.
         steps: Pruning steps, on a cubic schedule.
         prune_until: The fraction of the training after which the last step comes.
         optimizer: The optimizer.
         decay_off: No weight decay after the last pruning step.
     """
 
-    epochs: Count | None = None
+    epochs: Annotated[Count | None, Parameter(group=MOST_USED)] = None
     steps: Count = 10
     prune_until: float = 0.6
     optimizer: FineTunerName = "sgd"
     decay_off: Flag = False
 
 
-@Parameter(name="*", group=Group("Training", sort_key=6))
+@Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True)
 class TrainingOptions:
     """The options of `train` alone.
@@ -229,13 +260,13 @@ class TrainingOptions:
         damping: The damping of the Fisher.  [default: mfac 0.01, kfac 0.03]
     """
 
-    epochs: Count = 5
-    optimizer: OptimizerName = "mfac"
+    epochs: Annotated[Count, Parameter(group=MOST_USED)] = 5
+    optimizer: Annotated[OptimizerName, Parameter(group=MOST_USED)] = "mfac"
     window: Count | None = None
     damping: float | None = None
 
 
-@Parameter(name="*", group=Group("Optimizer", sort_key=7))
+@Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True)
 class OptimizerOptions:
     """What `train` and the fine-tuning of `prune` have in common.
@@ -255,10 +286,10 @@ class OptimizerOptions:
     momentum: float = 0.9
     weight_decay: float | None = None
     batch_size: Count = 64
-    resume: Flag = False
+    resume: Annotated[Flag, Parameter(group=OUTPUT, show_default=False)] = False
 
 
-@Parameter(name="*", group=Group("Model and data", sort_key=8))
+@Parameter(name="*", group=DATA)
 @dataclass(frozen=True)
 class InputOptions:
     """What the model and the data are made with.
@@ -277,7 +308,7 @@ class InputOptions:
             the samples.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, Parameter(group=MOST_USED)] = None
     loss: LossName = "cross_entropy"
     size: Count | None = None
     task: TaskName | None = None
@@ -292,19 +323,20 @@ PlanOnly = Annotated[
         name="--plan",
         negative=(),
         show_default=False,
-        group=Group("Memory", sort_key=9),
+        group=MOST_USED,
         help="Say what would be done, the seconds and the memory, and do nothing.",
     ),
 ]
 
 
-@Parameter(name="*", group=Group("Memory", sort_key=9))
+@Parameter(name="*", group=MOST_USED)
 @dataclass(frozen=True)
 class MemoryOptions:
     """What a command may hold.
 
     Attributes:
-        memory: Bytes, or a size such as 6GiB.  [default: 60 % of what is available]
+        memory: What the command may hold: bytes, or a size such as 6GiB.  [default: 60 % of what is
+            available]
     """
 
     memory: str | None = None
@@ -320,22 +352,17 @@ class MemoryOptions:
                 ) from error
 
 
-@Parameter(name="*", group=Group("Memory", sort_key=9))
+@Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class ScratchOptions:
     """Where lies what the memory does not hold.
 
     Attributes:
-        scratch: A folder for the rows of mfac that have no room in memory.  [default: the system's
-            temporary one]
+        scratch: A folder for gradient rows that have no room in memory, those of mfac without
+            `--block`; nothing is left in it.  [default: the system's temporary one]
     """
 
     scratch: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is no folder."""
-        if self.scratch is not None and not self.scratch.is_dir():
-            raise WoodburyError(f"--scratch is {str(self.scratch)!r}: there is no such folder.")
 
 
 @Parameter(name="*")
@@ -344,67 +371,19 @@ class PruningOptions:
     """The groups of options that `prune` and `compare` share.
 
     Attributes:
-        curvature: What the Fisher is estimated from.
         selection: Which weights are removed.
         parameters: Which parameters of the model are pruned.
-        stage: What happens once or several times on the way.
         inputs: What the model and the data are made with.
+        curvature: What the Fisher is estimated from.
+        stage: What happens once or several times on the way.
         resources: What the command may hold.
         disk: Where lies what the memory does not hold.
     """
 
-    curvature: CurvatureOptions = CurvatureOptions()
     selection: SelectionOptions = SelectionOptions()
     parameters: ParameterOptions = ParameterOptions()
-    stage: StageOptions = StageOptions()
     inputs: InputOptions = InputOptions()
+    curvature: CurvatureOptions = CurvatureOptions()
+    stage: StageOptions = StageOptions()
     resources: MemoryOptions = MemoryOptions()
     disk: ScratchOptions = ScratchOptions()
-
-
-def settings_of(*groups: Any) -> dict[str, Any]:
-    """The options of groups as settings that JSON and a saved run hold.
-
-    Args:
-        groups: Instances of the dataclasses of this module.
-
-    Returns:
-        Option -> number, text or list of texts. `resume`, `memory` and `scratch` are left out: a
-        run that was resumed, perhaps with more memory, has the settings of one that was not.
-
-    Example:
-        >>> settings_of(InputOptions(checkpoint=Path("a.pt")))["checkpoint"]
-        'a.pt'
-    """
-    settings: dict[str, Any] = {}
-    for group in groups:
-        for name, value in ((each.name, getattr(group, each.name)) for each in fields(group)):
-            if is_dataclass(value):
-                settings |= settings_of(value)
-            elif name not in ("resume", "memory", "scratch"):
-                settings[name] = _plain(value)
-    return settings
-
-
-def given(*groups: Any) -> list[str]:
-    """The options that differ from their defaults, as they are written: `--batch-size`.
-
-    Args:
-        groups: Instances of the dataclasses of this module without groups in them.
-
-    Example:
-        >>> given(OptimizerOptions(batch_size=32))
-        ['--batch-size']
-    """
-    return [
-        f"--{each.name.replace('_', '-')}"
-        for group in groups
-        for each in fields(group)
-        if getattr(group, each.name) != each.default
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value

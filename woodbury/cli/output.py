@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,12 +13,15 @@ from typing import Any
 from torch import nn
 
 from woodbury.cli.console import print_note, print_plain, print_result
-from woodbury.cli.invocation import command_line, loading, repeating
+from woodbury.cli.inputs.model import NAMED_LIBRARIES
+from woodbury.cli.invocation import command_line, loading
+from woodbury.cli.run_file import how_to_repeat
 from woodbury.errors import reason
 from woodbury.evaluation.results import Result, summary
-from woodbury.io.folders import WRITABLE, new_output_folder, os_errors_explained, output_folder
+from woodbury.io.folders import WRITABLE, first_free, os_errors_explained, output_folder
 from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.sparse_files import save_sparse
+from woodbury.pruning.schedule import Targets
 from woodbury.reporting import plots, tables
 from woodbury.reporting.charts import Chart
 from woodbury.reporting.files import versions, write_csv, write_json
@@ -84,7 +88,7 @@ class PruneReport:
             self.settings,
             self.recipe,
             self.plan,
-            [*used_again(str(self.settings["model"]), out), _measuring(out)],
+            [*used_again("prune", str(self.settings["model"]), out), _measuring(out)],
         )
 
     def show(self, out: Path, remark: str = "", how_to_load: str | None = None) -> None:
@@ -140,11 +144,12 @@ class ComparisonReport:
     dense_error: float | None
     measure: str = "accuracy"
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, again: Code) -> None:
         """Write results.csv, results.json, accuracy.svg, report.html, and perhaps prediction.svg.
 
         Args:
             folder: Where.
+            again: What repeats the run.
         """
         with needed(folder):
             write_csv(folder / "results.csv", self.results)
@@ -158,13 +163,13 @@ class ComparisonReport:
             with if_there_is_room(folder / "prediction.svg") as file:
                 file.write_text(svg_file(predictions), "utf-8")
         with if_there_is_room(folder / "report.html") as page:
-            self._page(scores, predictions).write(page)
+            self._page(scores, predictions, again).write(page)
 
-    def _page(self, scores: Chart, predictions: Chart | None) -> Page:
+    def _page(self, scores: Chart, predictions: Chart | None, again: Code) -> Page:
         sections = [Section(scores.title, (scores, self._scores_table()))]
         if predictions:
             sections.append(section(predictions))
-        sections.append(Section("Use it again", (repeating(),)))
+        sections.append(Section("Use it again", (again,)))
         details = [
             tables.accuracies_before_update(self.results, measure=score_label(self.measure)),
             tables.losses_and_resources(self.results),
@@ -179,6 +184,7 @@ class ComparisonReport:
             out: The folder as the user wrote it.
         """
         print_result(self._scores_table().rich())
+        print_result(tables.resources(self.results).rich())
         print_plain(f"Written: {out}/report.html, accuracy.svg, results.csv and results.json.")
 
     def _record(self) -> dict[str, Any]:
@@ -202,8 +208,50 @@ class ComparisonReport:
         return tables.accuracies(self.results, dense=self.dense_score, measure=label, error=error)
 
 
+def default_folder(model: str, what: str) -> Path:
+    """The folder of a run where none is asked for.
+
+    Args:
+        model: MODEL as the user wrote it.
+        what: What is done to it, such as its sparsity.
+
+    Example:
+        >>> default_folder("net.py:trained", "0.9").as_posix()
+        'runs/trained-0.9'
+        >>> default_folder("package.nets:Mine", "2:4").as_posix()
+        'runs/Mine-2of4'
+        >>> default_folder("torchvision:resnet18:IMAGENET1K_V1", "0.9").as_posix()
+        'runs/resnet18-0.9'
+    """
+    library, _, named = model.partition(":")
+    is_named = library in NAMED_LIBRARIES
+    name = named.partition(":")[0] if is_named else model.rpartition(":")[2]
+    name = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    words = re.sub(r"[^\w.]+", "-", f"{name} {what.replace(':', 'of')}")
+    return Path("runs", words.strip("-."))
+
+
+def target_in_words(pattern: str | None, sparsity: Targets) -> str:
+    """What is pruned to, for the name of a folder.
+
+    Args:
+        pattern: The n:m pattern; None without one.
+        sparsity: The sparsity, or those of several patterns of names.
+
+    Example:
+        >>> target_in_words("2:4", 0.5), target_in_words(None, {"fc*": 0.8, "*": 0.9})
+        ('2:4', 'fc-0.8-0.9')
+    """
+    if pattern:
+        return pattern
+    if isinstance(sparsity, Mapping):
+        parts = [f"{name.strip('*?.')}-{each:g}" for name, each in sparsity.items()]
+        return "-".join(part.strip("-") for part in parts)
+    return f"{sparsity:g}"
+
+
 @contextmanager
-def folder_for(out: Path | None, default: str) -> Iterator[tuple[Path, Path]]:
+def folder_for(out: Path | None, default: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a folder to write into and the name that it will take, as `output_folder` does.
 
     Args:
@@ -211,7 +259,7 @@ def folder_for(out: Path | None, default: str) -> Iterator[tuple[Path, Path]]:
         default: That name.
     """
     if out is None:
-        with new_output_folder(Path(default)) as both:
+        with first_free(default, output_folder) as both:
             yield both
     else:
         with output_folder(out) as folder:
@@ -279,14 +327,15 @@ def print_how_to_load(out: Path, line: str | None = None) -> None:
     print_plain(f"Load it with  {line or ours}")
 
 
-def used_again(model: str, out: Path) -> list[Code]:
+def used_again(command: str, model: str, out: Path) -> list[Code]:
     """What repeats the run and loads its weights, for the page.
 
     Args:
+        command: The command.
         model: MODEL as the user wrote it.
         out: The folder as the user wrote it.
     """
-    return [repeating(), loading(model, out / WEIGHTS_FILE)]
+    return [how_to_repeat(command, out), loading(model, out / WEIGHTS_FILE)]
 
 
 def _measuring(out: Path) -> Code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from woodbury.cli.console import print_note
-from woodbury.cli.inputs.data import Splits
+from woodbury.cli.inputs.data import Splits, check_data_exists
 from woodbury.cli.inputs.fit import predict, probe
 from woodbury.cli.inputs.sources import Source, source_of
-from woodbury.cli.inputs.splits import at_once, batches, labels_of
-from woodbury.cli.methods import Sampling
+from woodbury.cli.inputs.splits import AllBatches, Told, at_once, batches, labels_of
+from woodbury.cli.named_methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
-from woodbury.cli.options import PruningOptions, settings_of
+from woodbury.cli.option_values import settings_of
+from woodbury.cli.options import PruningOptions
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.metrics import standard_error
 from woodbury.memory.budget import check_holds
@@ -27,6 +29,7 @@ from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.left_out import left_out_in_words
 from woodbury.model.objective import Objective
+from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
 from woodbury.pruning.presets import standard
@@ -41,6 +44,8 @@ from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 
 SHARES = ("accuracy", "agreement")
 """Measures that are a share of the samples."""
+TEST_DATA = "test data"
+"""What progress calls it."""
 MAX_HELD_OUT_SAMPLES = 2000
 """Held-out samples that candidates are judged on at most."""
 
@@ -71,7 +76,7 @@ class Problem:
     space: ParameterSpace
     calibration: Dataset
     held_out: Iterable[Batch] | None
-    test: Iterable[Batch]
+    test: AllBatches
     test_samples: int
     measure: str
     count: int
@@ -87,9 +92,30 @@ class Problem:
         nonzero = objective.weights != 0
         return objective.at(objective.weights[nonzero], self.space.restrict(nonzero))
 
+    def dense(self) -> Objective:
+        """The dense objective on the calibration set of the seed that was asked for."""
+        return self.objective(self.options.inputs.seed)
+
     def calibration_set(self, seed: int) -> Iterable[Batch]:
         """The calibration set drawn by a seed."""
         return batches(draw(self.calibration, self.samples, seed))
+
+    def holding_out(self) -> Problem:
+        """The same with a part of the training data held out, to choose a damping on."""
+        seed = self.options.inputs.seed
+        calibration, aside = hold_out(self.calibration, HELD_OUT_FRACTION, seed)
+        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, seed))
+        count = _count(calibration, self.options)
+        return replace(self, calibration=calibration, held_out=held_out, count=count)
+
+    def tell_count(self) -> None:
+        """Say it where the data gives fewer gradients than are usual."""
+        if self.options.curvature.count is None and self.count < standard.samples:
+            beside = " beside what is held out" if self.held_out is not None else ""
+            print_note(
+                f"The Fisher is made of {self.count} gradients: that is all the training data "
+                f"gives{beside}."
+            )
 
     @property
     def samples(self) -> int:
@@ -98,7 +124,7 @@ class Problem:
 
     def score(self, objective: Objective) -> float:
         """The metric on the test data, with BatchNorm recalibrated where that was asked for."""
-        return self.loss.metric(self.recalibrated(objective), self.test)
+        return self.loss.metric(self.recalibrated(objective), Told(TEST_DATA, self.test))
 
     def score_error(self, score: float) -> float | None:
         """The standard error of a score, from the draw of the test data; None for no share."""
@@ -126,8 +152,8 @@ class Problem:
 
     def dense_score(self) -> float:
         """The metric of the dense model on the test data, as it is."""
-        dense = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
-        return self.loss.metric(dense, self.test)
+        as_it_is = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
+        return self.loss.metric(as_it_is, Told(TEST_DATA, self.test))
 
     def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""
@@ -139,7 +165,6 @@ class Problem:
             block=curvature.block,
             seed=self.options.inputs.seed,
             labels=LABELS[curvature.labels],
-            scratch=self.options.disk.scratch,
         )
 
     def refit(self, steps: int, sparsity: Targets, required: bool = True) -> Refit | None:
@@ -166,6 +191,7 @@ class Problem:
         inputs, _ = next(iter(self.test))
         return flops(self.model, inputs)
 
+    @cached_property
     def cost(self) -> Cost:
         """What each weight costs for the selection: its seconds where asked for, else its FLOPs."""
         if not self.options.selection.latency:
@@ -219,6 +245,7 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
     inputs = options.inputs
     loss = LOSSES[inputs.loss]
     torch.manual_seed(inputs.seed)
+    check_data_exists(data)
     source = source_of(model, data, inputs)
     network = source.model()
     trainable = tuple(
@@ -232,32 +259,33 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
         space = divided(space, consecutive(parse_pattern(options.selection.pattern)[1]))
         if words := undivided_in_words(space):
             print_note(words)
+    check_prunable(network, space.shapes)
     check_holds(options.resources.memory, space.n)
     if space.left_out:
         print_note(f"Not pruned: {left_out_in_words(space.left_out)}; --include '*' takes them in.")
     splits = _load_splits(network, source, data, loss, options)
     test = batches(splits.test)
     probe(network, test, loss.likelihood)
-    calibration, held_out = splits.train, None
-    if choosing:
-        calibration, aside = hold_out(splits.train, HELD_OUT_FRACTION, inputs.seed)
-        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, inputs.seed))
-    first_batch = batches(draw(calibration, at_once(calibration), inputs.seed))
-    probe(network, first_batch, loss.likelihood, labels_of(calibration))
-    return Problem(
+    first_batch = batches(draw(splits.train, at_once(splits.train), inputs.seed))
+    probe(network, first_batch, loss.likelihood, labels_of(splits.train))
+    problem = Problem(
         source=source,
         model=network,
         trainable=trainable,
         loss=loss,
         space=space,
-        calibration=calibration,
-        held_out=held_out,
+        calibration=splits.train,
+        held_out=None,
         test=test,
         test_samples=len(splits.test),  # type: ignore[arg-type]
         measure=loss.measure_without_labels if splits.without_labels else loss.measure,
-        count=_count(calibration, options),
+        count=_count(splits.train, options),
         options=options,
     )
+    if choosing:
+        problem = problem.holding_out()
+    problem.tell_count()
+    return problem
 
 
 def _check_float32(network: nn.Module) -> None:
@@ -298,5 +326,4 @@ def _count(calibration: Dataset, options: PruningOptions) -> int:
             f"The training data gives {available} of the {wanted} gradients of {batch} sample(s): "
             "lower --count or --batch."
         )
-    print_note(f"The Fisher is made of {available} gradients: that is all the training data gives.")
     return available

@@ -5,40 +5,51 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
-from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
+from woodbury.cli.asked_method import AskedMethod
+from woodbury.cli.console import (
+    memory_for,
+    notes_after_checks,
+    print_note,
+    print_place,
+    print_result,
+    progress_bars,
+)
 from woodbury.cli.gradual_pruning import FineTuning, prune_gradually
 from woodbury.cli.measurements import Outcome, StageHistory, dampings_tried, measured_numbers
-from woodbury.cli.methods import MethodPlan, check_scratch, plan_method
+from woodbury.cli.methods import MethodPlan, plan_method, plan_pruning
 from woodbury.cli.names import parse_targets, pattern_sparsity
+from woodbury.cli.option_values import as_asked
 from woodbury.cli.options import (
+    ConfigFile,
     Data,
     FineTuningOptions,
     MethodOptions,
     Model,
     OptimizerOptions,
-    Out,
     PlanOnly,
     PruningOptions,
-    given,
+    out_option,
 )
-from woodbury.cli.output import PruneReport, needed
+from woodbury.cli.output import (
+    PruneReport,
+    default_folder,
+    folder_for,
+    needed,
+    target_in_words,
+)
 from woodbury.cli.problem import Problem, load_problem
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
-from woodbury.evaluation.methods import run
-from woodbury.evaluation.resources import measured
-from woodbury.io.folders import output_folder
+from woodbury.evaluation.methods import Method, run
 from woodbury.io.settings import described
-from woodbury.memory import limits_within
 from woodbury.model.batchnorm import recalibrate
-from woodbury.pruning import api
-from woodbury.pruning.planning import Planned, planned, pruning_objective
-from woodbury.pruning.presets import standard
-from woodbury.pruning.refit.output_fit import Refit
+from woodbury.model.objective import Objective
 from woodbury.pruning.refit.solver_choice import describe_refit
-from woodbury.pruning.schedule import Targets, stage_count
+from woodbury.pruning.schedule import Targets
 from woodbury.reporting.grid import percent
 from woodbury.reporting.per_layer import summarize_tensors
 from woodbury.reporting.records import PruneNumbers, score_label
@@ -54,12 +65,13 @@ def prune(
     data: Data,
     /,
     *,
-    out: Out,
-    plan_only: PlanOnly = False,
     asked: MethodOptions = MethodOptions(),
+    options: PruningOptions = PruningOptions(),
     tuning: FineTuningOptions = FineTuningOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
-    options: PruningOptions = PruningOptions(),
+    plan_only: PlanOnly = False,
+    out: Annotated[Path | None, out_option("MODEL-SPARSITY")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Prune a network; write its sparse weights and a report.
 
@@ -70,67 +82,50 @@ def prune(
     target = _target(asked.sparsity, options.selection.pattern)
     memory = options.resources.memory
     training = FineTuning.of(tuning, optimizer, memory)
-    plan = plan_method(asked.method, options, asked.update)
-    check_scratch([plan], options)
-    chosen = _chosen(plan, options, target)
-    if plan_only and (training or chosen is not None):
+    plan = (plan_method if training else plan_pruning)(asked.method, options, asked.update)
+    if plan_only and not plan.by_effort:
         raise WoodburyError(
             "--plan tells what is chosen where no option about the method or its stages is given: "
             "leave these options out."
         )
-    with memory_for(memory):
+    groups = (asked, options, tuning, optimizer)
+    arguments = {"model": model, "data": data, **as_asked(*groups)}
+    with memory_for(memory, options.disk.scratch):
         if plan_only:
-            problem = load_problem(model, data, options, choosing=False)
-            print_result(str(_planned(problem, target).plan))
+            asked_for = AskedMethod(plan, load_problem(model, data, options, choosing=False))
+            chosen = asked_for.by_effort.planned(asked_for.problem.dense(), target)
+            print_result(str(chosen.plan))
         elif training:
-            prune_gradually(model, data, target, out, plan, training, options)
+            prune_gradually(model, data, target, out, plan, training, options, arguments)
         else:
-            _prune_at_once(model, data, target, out, chosen, options)
-
-
-def _chosen(plan: MethodPlan, options: PruningOptions, target: Targets) -> MethodPlan | None:
-    """The plan with what the options leave open; None where they leave all to `woodbury.prune`."""
-    groups = (options.selection, options.stage, options.curvature)
-    # Gauss–Newton rows need no labels, whichever are drawn for data without any.
-    idle = [option for option in given(*groups) if option not in ("--labels", "--recalibrate")]
-    is_usual = plan.name == "gauss-newton" and plan.update == "joint"
-    if not is_usual:
-        return plan
-    if not idle:
-        return None
-    if options.stage.stages is None:
-        plan = replace(plan, stages=stage_count(target, 0.0, standard.keep_per_stage))
-        print_note(
-            f"{plan.stages} stages, each with fresh gradients: --stages sets another number."
-        )
-    if options.curvature.damping is None:
-        plan = replace(plan, dampings=standard.dampings)
-    return plan
+            _prune_at_once(model, data, target, out, plan, options, arguments)
 
 
 def _prune_at_once(
     model: str,
     data: str,
     target: Targets,
-    out: Path,
-    plan: MethodPlan | None,
+    out: Path | None,
+    plan: MethodPlan,
     options: PruningOptions,
+    arguments: Mapping[str, Any],
 ) -> None:
     """Prune without fine-tuning, and write the results."""
-    with output_folder(out) as folder:
+    default = default_folder(model, target_in_words(options.selection.pattern, target))
+    with folder_for(out, default) as (folder, place):
         with progress_bars():
-            choosing = plan is not None and len(plan.dampings) > 1
-            problem = load_problem(model, data, options, choosing=choosing)
+            with notes_after_checks():
+                problem = load_problem(model, data, options, choosing=plan.chooses)
+                dense = problem.dense()
+                asked = AskedMethod(plan, problem)
+                asked.check(dense, target, problem.validate)
+                if out is None:
+                    print_place(place)
             before = problem.dense_score()
-            dense = problem.objective(options.inputs.seed)
             history = StageHistory(dense.loss())
             flops = problem.flops()
             began = time.perf_counter()
-            outcome = (
-                _as_prune_does(problem, target, history)
-                if plan is None
-                else _by(plan, problem, target, history)
-            )
+            outcome = _outcome(asked, dense, target, history)
             # The plan and the choice of a damping are included.
             seconds = time.perf_counter() - began - history.seconds
             pruned = outcome.pruned
@@ -155,55 +150,54 @@ def _prune_at_once(
             numbers=numbers,
             tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
-        report.write(folder, problem.model, out)
+        report.write(folder, problem.model, place)
         with needed(folder):
             problem.source.write(problem.model, folder)
-    report.show(out, remark=_remark(numbers), how_to_load=problem.source.how_to_load(out))
+            write_run_file(folder, "prune", arguments)
+    how_to_load = problem.source.how_to_load(place)
+    report.show(place, remark=_remark(numbers), how_to_load=how_to_load)
+    print_how_to_repeat("prune", place)
 
 
-def _as_prune_does(problem: Problem, target: Targets, history: StageHistory) -> Outcome:
-    """What `woodbury.prune(model, batches, sparsity)` does, to the last bit."""
-    with limits_within(problem.options.resources.memory):
-        chosen = _planned(problem, target)
+def _outcome(
+    asked: AskedMethod, dense: Objective, target: Targets, history: StageHistory
+) -> Outcome:
+    """Prune; what is decided for the user is said first."""
+    plan, problem = asked.plan, asked.problem
+    settings: dict[str, Any] = {"method": plan.name, "update": plan.update}
+    if plan.by_effort:
+        chosen = asked.by_effort.planned(dense, target)
         print_note(chosen.plan.in_one_line())
-        pruned, cost = measured(lambda: api.run_planned(chosen, history))
-    decided = dict(pruned.settings)
-    settings = {"method": "gauss-newton", "update": "joint", **decided}
-    rules = chosen.choice.recipe.rules
-    return Outcome(pruned, pruned.steps[-1].damping, cost, settings, decided, rules)
-
-
-def _planned(problem: Problem, target: Targets) -> Planned:
-    """What `woodbury.prune` chooses."""
-    parameters = problem.options.parameters
-    objective = pruning_objective(
-        problem.model,
-        problem.calibration_set(problem.options.inputs.seed),
-        problem.loss.likelihood,
-        parameters.include or None,
-        parameters.exclude,
-        parameters.keep_zeros,
-    )
-    return planned(objective, target, standard, problem.options.resources.memory)
-
-
-def _by(plan: MethodPlan, problem: Problem, target: Targets, history: StageHistory) -> Outcome:
-    """What the options ask for."""
-    objective = problem.objective(problem.options.inputs.seed)
-    refit = _refit(problem, plan, target)
-    method = plan.method(problem.sampling(), problem.cost(), refit)
-    result = run(method, objective, target, problem.validate, history)
-    settings = {
-        "method": plan.name,
-        "update": plan.update,
-        "stages": plan.stages,
-        "refit": refit.steps if refit else 0,
-        "refits": describe_refit(refit),
+        result = asked.by_effort.run(chosen, history)
+        decided = dict(result.pruned.settings)
+        rules = chosen.choice.recipe.rules
+        settings |= decided
+        return Outcome(result.pruned, result.damping, result.cost, settings, decided, rules)
+    method = asked.at(target)
+    assert isinstance(method, Method)  # all that is not by effort
+    if plan.stages is None:
+        print_note(
+            f"{method.stages} stages, each with fresh gradients: --stages sets another number."
+        )
+    if plan.refit_steps is None:
+        print_note(
+            "Refits to the dense network's outputs after each: "
+            f"{describe_refit(method.refit)}; --refit sets another number."
+        )
+    result = run(method, dense, target, problem.validate, history)
+    settings |= {
+        "stages": method.stages,
+        "refit": method.refit.steps if method.refit else 0,
+        "refits": describe_refit(method.refit),
     }
-    recipe = described(method.pruner)
-    tried = dampings_tried(result.trials)
     return Outcome(
-        result.pruned, result.damping, result.cost, settings, recipe, method.pruner, tried
+        result.pruned,
+        result.damping,
+        result.cost,
+        settings,
+        described(method.pruner),
+        method.pruner,
+        dampings_tried(result.trials),
     )
 
 
@@ -218,20 +212,6 @@ def _target(sparsity: str | None, pattern: str | None) -> Targets:
             "There is no target: give --sparsity, such as --sparsity 0.9, or --pattern."
         )
     return parse_targets(sparsity)
-
-
-def _refit(problem: Problem, plan: MethodPlan, target: Targets) -> Refit | None:
-    """The refit asked for, or the usual one; with --first-order none, as labels lead elsewhere."""
-    stage = problem.options.stage
-    is_usual = plan.name == "gauss-newton" and plan.update == "joint"
-    if stage.refit is not None or not is_usual or stage.first_order:
-        return problem.refit(plan.refit_steps, target)
-    refit = problem.refit(standard.refits, target, required=False)
-    print_note(
-        "Refits to the dense network's outputs after each: "
-        f"{describe_refit(refit)}; --refit sets another number."
-    )
-    return refit
 
 
 def _lead(data: str, problem: Problem, outcome: Outcome) -> str:

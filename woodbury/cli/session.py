@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.cli.console import print_note
 from woodbury.cli.output import print_how_to_load
+from woodbury.errors import WoodburyError
 from woodbury.io.fingerprint import check_same, facts_of
+from woodbury.io.folders import first_free
 from woodbury.io.run_folder import REPORT_FILE, RunFolder, is_finished, run_folder
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood
+from woodbury.monitor import whole
 from woodbury.reporting.files import in_json, read_json, versions
 from woodbury.training.finetuning import finetune
 
@@ -70,31 +73,44 @@ class Parts:
 
 
 @contextmanager
-def resumable(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[RunFolder]:
+def resumable(
+    out: Path | None, default: Path, resume: bool, settings: Mapping[str, Any]
+) -> Iterator[tuple[RunFolder, Path]]:
     """Yield the folder of a run that `--resume` goes on with; Ctrl-C says by which command.
 
     Args:
-        out: The folder.
+        out: The folder; None for the first of default, default-2, … that is free.
+        default: That name.
         resume: Whether an unfinished run is continued.
         settings: What the run is made with.
+
+    Yields:
+        The folder, and its name for the user.
 
     Raises:
         WoodburyError: If the folder cannot be used, or holds a run with other settings.
     """
-    words = sys.argv[1:]
-    resuming = [] if "--resume" in words else ["--resume"]
-    with run_folder(
-        out,
-        resume=resume,
-        how_to_resume="--resume",
-        on_interrupt=f"Interrupted. To go on:  {shlex.join(['woodbury', *words, *resuming])}",
-    ) as folder:
+
+    def opened(name: Path) -> AbstractContextManager[RunFolder]:
+        words = ["woodbury", *sys.argv[1:]]
+        words += [] if out is not None else ["--out", str(name)]
+        words += [] if "--resume" in words else ["--resume"]
+        message = f"Interrupted. To go on:  {shlex.join(words)}"
+        return run_folder(name, resume=resume, how_to_resume="--resume", on_interrupt=message)
+
+    if out is None:
+        if resume:
+            raise WoodburyError("--resume goes on with the run in a folder: give its --out.")
+        with first_free(default, opened) as both:
+            yield both
+        return
+    with opened(out) as folder:
         if folder.saved:
             check_same(folder.saved["settings"], settings, f"The run in {out}")
-        yield folder
+        yield folder, out
 
 
-def already_finished(out: Path, resume: bool, settings: Mapping[str, Any]) -> bool:
+def already_finished(out: Path | None, resume: bool, settings: Mapping[str, Any]) -> bool:
     """Whether a run that is to be continued has ended; a line says so then.
 
     Args:
@@ -105,7 +121,7 @@ def already_finished(out: Path, resume: bool, settings: Mapping[str, Any]) -> bo
     Raises:
         WoodburyError: If it was made with other settings.
     """
-    if not (resume and is_finished(out)):
+    if out is None or not (resume and is_finished(out)):
         return False
     made_with = read_json(out.expanduser() / REPORT_FILE).get("asked", {})
     check_same(made_with, in_json(settings), f"The finished run in {out}")
@@ -190,15 +206,21 @@ class Session:
             after: Called with the number of each step when it is done.
         """
         parts = self._needed()
-        finetune(
-            parts.model,
-            parts.optimizer,
-            batches,
-            range(self.done + 1, total + 1),
-            likelihood=likelihood,
-            scheduler=parts.scheduler,
-            after=after,
-        )
+        with whole("step", "training", total - self.done) as steps:
+
+            def and_told(step: int) -> None:
+                after(step)
+                steps.advance()
+
+            finetune(
+                parts.model,
+                parts.optimizer,
+                batches,
+                range(self.done + 1, total + 1),
+                likelihood=likelihood,
+                scheduler=parts.scheduler,
+                after=and_told,
+            )
 
     def save(self, step: int) -> None:
         """Save the state after a step."""

@@ -7,31 +7,41 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
-from woodbury.cli.console import memory_for, print_note, print_result, progress_bars
+from woodbury.cli.console import (
+    memory_for,
+    notes_after_checks,
+    print_note,
+    print_place,
+    print_result,
+    progress_bars,
+)
+from woodbury.cli.inputs.data import check_data_exists
 from woodbury.cli.inputs.fit import probe
 from woodbury.cli.inputs.sources import Source, source_of
 from woodbury.cli.inputs.splits import Batches, at_once, batches, labels_of, stream
 from woodbury.cli.names import LOSSES, Loss
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
+from woodbury.cli.option_values import as_asked, settings_of
 from woodbury.cli.options import (
+    ConfigFile,
     InputOptions,
     LabelledData,
     MemoryOptions,
     Model,
     OptimizerOptions,
-    Out,
     TrainingOptions,
-    settings_of,
+    out_option,
 )
 from woodbury.cli.output import (
     WEIGHTS_FILE,
+    default_folder,
     if_there_is_room,
     needed,
     print_how_to_load,
@@ -39,6 +49,7 @@ from woodbury.cli.output import (
     write_report,
 )
 from woodbury.cli.problem import score_error
+from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.estimation.kfac_factors import factored
 from woodbury.estimation.recipes import kfac
@@ -64,11 +75,12 @@ def train(
     data: LabelledData,
     /,
     *,
-    out: Out,
     training: TrainingOptions = TrainingOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
     inputs: InputOptions = InputOptions(),
     resources: MemoryOptions = MemoryOptions(),
+    out: Annotated[Path | None, out_option("MODEL-OPTIMIZER")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Train a network; write its weights and a report.
 
@@ -93,12 +105,18 @@ def train(
     }
     if already_finished(out, optimizer.resume, settings):
         return
-    with memory_for(resources.memory), resumable(out, optimizer.resume, settings) as folder:
+    default = default_folder(model, training.optimizer)
+    run = resumable(out, default, optimizer.resume, settings)
+    with memory_for(resources.memory), run as (folder, place):
         torch.manual_seed(inputs.seed)
+        check_data_exists(data)
         source = source_of(model, data, inputs)
         network = source.model()
         with progress_bars():
-            loaded = _load_data(network, source, inputs)
+            with notes_after_checks():
+                loaded = _load_data(network, source, inputs)
+                if out is None:
+                    print_place(place)
             session = Session(folder, settings, network, loaded.samples)
             numbers = _train(network, loaded, training, optimizer, made_with, inputs.seed, session)
         line = _line(training, numbers)
@@ -107,13 +125,17 @@ def train(
                 save_sparse(results / WEIGHTS_FILE, network.state_dict(), {})
                 write_report(results, "train", settings, asdict(numbers), asked=settings)
                 source.write(network, results)
+                groups = (training, optimizer, inputs, resources)
+                asked = {"model": model, "data": data, **as_asked(*groups)}
+                write_run_file(results, "train", asked)
             title = f"{Path(model).name} by {training.optimizer}"
             with if_there_is_room(results / "report.html") as page:
-                codes = used_again(model, out)
+                codes = used_again("train", model, place)
                 train_page(title, line, numbers, settings, codes).write(page)
     print_result(run_tables.epochs(numbers.epochs, numbers.measure).rich())
     print_result(line)
-    print_how_to_load(out, source.how_to_load(out))
+    print_how_to_load(place, source.how_to_load(place))
+    print_how_to_repeat("train", place)
 
 
 class TrainingData(NamedTuple):

@@ -172,7 +172,8 @@ class mfac:
             `torch.bfloat16` takes half of the room.
         memory: The budget of the run, in bytes or as "6GiB", of which the rows of the whole matrix
             may take half. None for 60 % of what this process may still have.
-        scratch: A folder for rows that have no room in memory; None for the system's temporary one.
+        scratch: A folder for rows that have no room in memory; None for that of `woodbury.prune`,
+            else the system's temporary one.
 
     Raises:
         WoodburyError: If the damping is not positive, the block is empty, or the data gives fewer

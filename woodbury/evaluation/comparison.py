@@ -7,7 +7,7 @@ from statistics import fmean
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
-from woodbury.evaluation.methods import Method, MethodRunner, check_decidable, comparable
+from woodbury.evaluation.methods import ComparedMethod, Method, MethodRunner, comparable
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.results import Result
 from woodbury.memory.budget import check_holds, limits_within
@@ -15,13 +15,16 @@ from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
 from woodbury.monitor import whole
 
+MakeObjective = Callable[[int], Objective]
+"""Seed -> the dense network on the calibration set of that seed."""
+
 
 @checks_types
 def compare(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, ComparedMethod],
     sparsities: Sequence[float],
     seeds: Sequence[int],
-    make_objective: Callable[[int], Objective],
+    make_objective: MakeObjective | Mapping[str, MakeObjective],
     evaluate: Score,
     *,
     validate: Score | None = None,
@@ -30,11 +33,12 @@ def compare(
     """Prune by every method to every sparsity, each time from the dense network.
 
     Args:
-        methods: Name -> method. A method of one stage estimates its Fisher once for all sparsities;
-            its seconds count in every row.
+        methods: Name -> a `Method`, or `ByEffort` for what `woodbury.prune` does. A Method of one
+            stage estimates its Fisher once for all sparsities; its seconds count in every row.
         sparsities: Removed ÷ all weights.
         seeds: Of the calibration sets.
-        make_objective: Seed -> the dense network on the calibration set of that seed.
+        make_objective: Seed -> the dense network on the calibration set of that seed; or one such
+            function for the name of each method.
         evaluate: The score on test data.
         validate: The score on held-out *training* data that chooses among a method's dampings.
         memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
@@ -71,18 +75,16 @@ def compare(
         raise WoodburyError(
             "There is nothing to compare: give at least one method, one sparsity and one seed."
         )
-    for method in methods.values():
-        check_decidable(method, validate)
     advice = "give compare() methods of fewer rows or smaller blocks"
     with limits_within(memory), if_memory_runs_out(advice):
         return _compared(methods, sparsities, seeds, make_objective, evaluate, validate, memory)
 
 
 def _compared(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, ComparedMethod],
     sparsities: Sequence[float],
     seeds: Sequence[int],
-    make_objective: Callable[[int], Objective],
+    make_objective: MakeObjective | Mapping[str, MakeObjective],
     evaluate: Score,
     validate: Score | None,
     memory: int | str | None,
@@ -91,13 +93,14 @@ def _compared(
     results: list[Result] = []
     with whole("pruning", "pruning", cells) as progress:
         for seed in seeds:
-            dense = make_objective(seed)
+            objectives = _objectives(methods, make_objective, seed)
             if not results:
-                check_holds(memory, dense.space.n)
-                _check_reachable(methods, sparsities, dense)
-            loss_before = dense.loss()
+                _check_possible(methods, sparsities, objectives, validate, memory)
+            losses = {dense: dense.loss() for dense in dict.fromkeys(objectives.values())}
             for name, method in methods.items():
-                runs = MethodRunner(method, dense).best_runs(sparsities, validate)
+                dense = objectives[name]
+                loss_before = losses[dense]
+                runs = method.runs(dense, sparsities, validate)
                 for sparsity, best in zip(sparsities, runs, strict=True):
                     loss_after = best.pruned.objective.loss()
                     removed = best.pruned.before_update(dense)
@@ -114,13 +117,30 @@ def _compared(
                         seconds=best.cost.seconds,
                         memory=best.cost.memory,
                         damping=best.damping,
-                        settings={"stages": method.stages, **method.settings},
+                        settings=best.settings,
                         removed=removed.loss() - loss_before,
                         accuracy_removed=evaluate(removed),
                     )
                     results.append(result)
                     progress.advance()
     return results
+
+
+def _objectives(
+    methods: Mapping[str, ComparedMethod],
+    make_objective: MakeObjective | Mapping[str, MakeObjective],
+    seed: int,
+) -> dict[str, Objective]:
+    """The dense network for each method; methods with one function have one objective."""
+    if not isinstance(make_objective, Mapping):
+        return dict.fromkeys(methods, make_objective(seed))
+    if missing := [name for name in methods if name not in make_objective]:
+        raise WoodburyError(
+            f"make_objective has no function for {missing[0]!r}: give one for each method."
+        )
+    makers = {name: make_objective[name] for name in methods}
+    made = {make: make(seed) for make in dict.fromkeys(makers.values())}
+    return {name: made[make] for name, make in makers.items()}
 
 
 def choose_damping(
@@ -156,10 +176,15 @@ def choose_damping(
     return max(dampings, key=mean_score)
 
 
-def _check_reachable(
-    methods: Mapping[str, Method], sparsities: Sequence[float], dense: Objective
+def _check_possible(
+    methods: Mapping[str, ComparedMethod],
+    sparsities: Sequence[float],
+    objectives: Mapping[str, Objective],
+    validate: Score | None,
+    memory: int | str | None,
 ) -> None:
-    """Raise WoodburyError for an impossible target, before any gradient."""
-    for method in methods.values():
+    """Raise WoodburyError for what cannot be done, before any gradient."""
+    for name, method in methods.items():
+        check_holds(memory, objectives[name].space.n)
         for sparsity in sparsities:
-            method.pruner.budget(dense.space, sparsity)
+            method.check(objectives[name], sparsity, validate)

@@ -1,36 +1,71 @@
-"""A method: a pruner, and how it is run from a dense network."""
+"""Methods that can be compared: a pruner and how it is run, or what `woodbury.prune` does."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError
 from woodbury.estimation.recipes import Estimate
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.resources import Resources, measured
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
-from woodbury.memory.budget import row_bytes
+from woodbury.memory.budget import limits_within, row_bytes
 from woodbury.model.objective import Objective
 from woodbury.monitor import whole
-from woodbury.pruning.feasibility import current_sparsity
+from woodbury.pruning.api import run_planned
+from woodbury.pruning.costs import weights
+from woodbury.pruning.feasibility import check_reachable, current_sparsity
+from woodbury.pruning.planning import Planned, planned
+from woodbury.pruning.presets import Effort, standard
 from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
-from woodbury.pruning.schedule import Targets, geometric
+from woodbury.pruning.schedule import Targets, check_targets, geometric
+from woodbury.pruning.scopes import global_
 from woodbury.pruning.staged import run_stages
 
 NOTHING = Resources(0.0, 0.0)
 """What no work costs."""
 
 
+class ComparedMethod(ABC):
+    """What a comparison runs: a `Method`, or `ByEffort`."""
+
+    @abstractmethod
+    def check(self, dense: Objective, sparsity: Targets, validate: Score | None) -> None:
+        """Raise WoodburyError for what cannot be done, before any gradient."""
+
+    @abstractmethod
+    def runs(
+        self,
+        dense: Objective,
+        sparsities: Sequence[Targets],
+        validate: Score | None,
+        after: Callable[[Pruned], object] | None = None,
+    ) -> list[Run]:
+        """Prune once to each sparsity, each time from the dense network.
+
+        Args:
+            dense: The dense network on the calibration set; its model is untouched.
+            sparsities: Removed ÷ all weights.
+            validate: The score on held-out training data, for a method with something to choose.
+            after: Called with what each stage of a run has reached.
+
+        Returns:
+            A run for each sparsity.
+        """
+
+
 @dataclass(frozen=True)
-class Method:
+class Method(ComparedMethod):
     """A pruner and how a comparison runs it.
 
     Attributes:
@@ -54,6 +89,73 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     refit: Refit | None = None
 
+    def check(self, dense: Objective, sparsity: Targets, validate: Score | None) -> None:
+        """Raise WoodburyError for several dampings and no score, and for impossible targets."""
+        check_decidable(self, validate)
+        self.pruner.budget(dense.space, sparsity)
+
+    def runs(
+        self,
+        dense: Objective,
+        sparsities: Sequence[Targets],
+        validate: Score | None,
+        after: Callable[[Pruned], object] | None = None,
+    ) -> list[Run]:
+        """Prune once to each sparsity, with the best of the method's dampings."""
+        settings = {"stages": self.stages, **self.settings}
+        runs = MethodRunner(self, dense, after).best_runs(sparsities, validate)
+        return [replace(each, settings=settings) for each in runs]
+
+
+@dataclass(frozen=True)
+class ByEffort(ComparedMethod):
+    """What `woodbury.prune(model, batches, sparsity, effort=...)` does.
+
+    Attributes:
+        effort: How much time to take.
+        memory: What a run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
+            still have.
+
+    Example:
+        >>> import torch
+        >>> batches = [(torch.randn(20, 3), torch.arange(20) % 4)]
+        >>> dense = Objective.from_model(torch.nn.Linear(3, 4), batches)
+        >>> run(ByEffort(), dense, 0.5).settings["stages"]
+        2
+    """
+
+    effort: Effort = standard
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, dense: Objective, sparsity: Targets, validate: Score | None) -> None:
+        """Raise WoodburyError for an impossible target."""
+        check_reachable(dense.space, check_targets(sparsity), global_, weights)
+
+    def runs(
+        self,
+        dense: Objective,
+        sparsities: Sequence[Targets],
+        validate: Score | None,
+        after: Callable[[Pruned], object] | None = None,
+    ) -> list[Run]:
+        """Prune once to each sparsity by what suits the model and the effort best."""
+        return [self.run(self.planned(dense, sparsity), after) for sparsity in sparsities]
+
+    def planned(self, dense: Objective, sparsity: Targets) -> Planned:
+        """What suits the model best, and what it will take."""
+        with limits_within(self.memory):
+            return planned(dense, sparsity, self.effort, self.memory)
+
+    def run(self, chosen: Planned, after: Callable[[Pruned], object] | None = None) -> Run:
+        """Prune once, as planned; `after` is called with what each stage has reached."""
+        with limits_within(self.memory):
+            pruned, cost = measured(lambda: run_planned(chosen, after))
+        settings = {key: value for key, value in pruned.settings.items() if key != "damping"}
+        return Run(pruned, pruned.steps[-1].damping, cost, settings=settings)
+
 
 class Trial(NamedTuple):
     """A damping that was tried.
@@ -76,16 +178,18 @@ class Run:
         damping: Of the Fisher; None without one, and in several stages unless it was chosen.
         cost: Wall-clock seconds and peak memory in MB, those of the Fisher included.
         trials: The dampings that were tried, in this order; empty if there was nothing to choose.
+        settings: Facts to write beside the numbers.
     """
 
     pruned: Pruned
     damping: float | None
     cost: Resources
     trials: tuple[Trial, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(
-    method: Method,
+    method: ComparedMethod,
     objective: Objective,
     sparsity: Targets,
     validate: Score | None = None,
@@ -115,9 +219,8 @@ def run(
         >>> run(Method(woodbury.Pruner(woodbury.mfac(20))), dense, 0.5).pruned.sparsity
         0.5
     """
-    check_decidable(method, validate)
-    method.pruner.budget(objective.space, sparsity)  # impossible targets: before any gradient
-    return MethodRunner(method, objective, after).best_runs([sparsity], validate)[0]
+    method.check(objective, sparsity, validate)
+    return method.runs(objective, [sparsity], validate, after)[0]
 
 
 class MethodRunner:

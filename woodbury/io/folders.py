@@ -10,11 +10,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from woodbury.errors import WoodburyError
 from woodbury.io.locks import InUse, locked
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -70,17 +73,27 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def new_output_folder(path: Path) -> Iterator[tuple[Path, Path]]:
-    """The same for the first of path, path-2, path-3, … that neither exists nor is being written.
+def first_free(
+    path: Path, opened: Callable[[Path], AbstractContextManager[T]]
+) -> Iterator[tuple[T, Path]]:
+    """Open the first of path, path-2, path-3, … that neither exists nor is being written.
 
     Args:
         path: The first name to try.
+        opened: What opens a folder: `output_folder`, or `run_folder`.
 
     Yields:
-        The folder to write into, and the name that it will take.
+        What `opened` yields, and the name.
 
     Raises:
-        WoodburyError: As `output_folder`.
+        WoodburyError: As `opened`.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     Path(place, "run").mkdir()
+        ...     with first_free(Path(place, "run"), output_folder) as (folder, name):
+        ...         name.name
+        'run-2'
     """
     for number in count(1):
         name = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -88,7 +101,7 @@ def new_output_folder(path: Path) -> Iterator[tuple[Path, Path]]:
             continue
         with ExitStack() as stack:
             try:
-                folder = stack.enter_context(output_folder(name))
+                folder = stack.enter_context(opened(name))
             except InUse:
                 continue
             yield folder, name

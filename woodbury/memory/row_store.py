@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from io import FileIO
 from pathlib import Path
 from typing import NoReturn, cast
@@ -19,6 +21,51 @@ from woodbury.memory.budget import budget_bytes, parse_bytes, row_bytes, rows_sh
 from woodbury.memory.row_file import RowFile
 
 REMEDY = "give another folder (scratch=), more memory (memory=) or fewer rows"
+
+
+_scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
+"""Where rows without room in memory lie; None for the system's temporary folder."""
+
+
+@contextmanager
+def scratch_in(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Let rows that have no room in memory lie in a folder, inside the block.
+
+    Args:
+        folder: It; None for what holds already.
+
+    Raises:
+        WoodburyError: At once, if it is missing or cannot be written.
+
+    Example:
+        >>> with scratch_in("nowhere"):
+        ...     pass
+        Traceback (most recent call last):
+        woodbury.errors.WoodburyError: The scratch folder 'nowhere' does not exist: make it, or ...
+    """
+    if folder is None:
+        yield
+        return
+    path = Path(folder).expanduser()
+    _check_writable(path)
+    token = _scratch.set(path)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def _check_writable(path: Path) -> None:
+    if not path.is_dir():
+        raise WoodburyError(
+            f"The scratch folder {str(path)!r} does not exist: make it, or give another."
+        )
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise WoodburyError(
+            f"The scratch folder {str(path)!r} cannot be written ({reason(error)}): give another."
+        ) from error
 
 
 def stored_rows(
@@ -39,8 +86,9 @@ def stored_rows(
         device: Where they are computed with.
         memory: The budget of the run as for `parse_bytes`, of which the rows may take half; None
             for `row_bytes()`.
-        scratch: A folder for rows that have no room in memory; None for the system's temporary one.
-            The file there has no name and is gone when the rows are, or the process.
+        scratch: A folder for rows that have no room in memory; None for that of `scratch_in`, else
+            the system's temporary one. The file there has no name and is gone when the rows are,
+            or the process.
 
     Returns:
         (m, d): a tensor, or pages in a file.
@@ -63,7 +111,7 @@ def stored_rows(
     room = row_bytes() if memory is None else rows_share(parse_bytes(memory))
     if size <= room:
         return _in_memory(chunks, torch.empty(shape, dtype=dtype, device=device))
-    folder = Path(tempfile.gettempdir() if scratch is None else scratch)
+    folder = Path(scratch or _scratch.get() or tempfile.gettempdir())
     rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device))
     _fill(rows, chunks, folder)
     return rows

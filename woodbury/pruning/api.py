@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
+from woodbury.memory.row_store import scratch_in
 from woodbury.model.batches import Batch
 from woodbury.model.left_out import HOW_TO_TAKE_IN, left_out_in_words
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -45,6 +47,7 @@ def prune(
     exclude: Patterns = (),
     keep_zeros: bool = False,
     memory: int | str | None = None,
+    scratch: str | Path | None = None,
 ) -> Pruned:
     """Prune the weight matrices and kernels of a model, in place.
 
@@ -67,6 +70,8 @@ def prune(
         memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
             still have. `woodbury.plan` says what an effort will take. Where the memory runs out all
             the same, the error is a sentence.
+        scratch: A folder for gradient rows of a `pruner` that have no room in memory; nothing is
+            left in it. None for the system's temporary one.
 
     Returns:
         The pruned objective; `.sparsity`, `.keep`, `.predicted`, `.settings` and `.plan` describe
@@ -96,7 +101,7 @@ def prune(
             "leave stages out, or give a pruner of your own."
         )
     check_targets(sparsity)
-    with limits_within(memory), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
+    with limits_within(memory), scratch_in(scratch), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
         scope = global_ if pruner is None else pruner.rules.scope
         objective = pruning_objective(
             model, batches, likelihood, include, exclude, keep_zeros, scope
@@ -146,6 +151,6 @@ def run_planned(chosen: Planned, after: Callable[[Pruned], object] | None = None
     """
     choice, plan = chosen
     announce(plan.in_one_line())
-    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities, after)
+    pruned = run_stages(choice.recipe, choice.objective, choice.sparsities, after, plan.seconds)
     settings = {**choice.settings, **left_out_setting(choice.objective.space)}
     return replace(pruned, settings=settings, plan=plan)

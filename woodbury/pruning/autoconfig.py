@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Labels, observed, sampled
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.estimation.row_recipes import kfac_by_rows
@@ -19,12 +17,12 @@ from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.limits import Limits
 from woodbury.memory.budget import row_bytes
 from woodbury.model.batches import Batch, samples_in
-from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
+from woodbury.pruning.held_back import split_samples
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
@@ -35,10 +33,6 @@ from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count
 from woodbury.pruning.scopes import global_
 from woodbury.pruning.selections import iterative_greedy
-
-SAMPLES_PER_BATCH = 16
-"""Samples of one batch of the calibration set; whole batches are held back."""
-
 
 MAX_BLOCK_SIZE = 128
 """Weights of a diagonal block of a space that is too large for the whole matrix.
@@ -153,11 +147,6 @@ class EveryNthRow:
         return self.fisher.of_rows(rows[:: self.n], space)
 
 
-class _Split(NamedTuple):
-    calibration: list[Batch]
-    held_back: list[Batch]
-
-
 def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     """The best known settings for a model, a sparsity and an effort (docs/results).
 
@@ -191,7 +180,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     """
     check_reachable(objective.space, check_targets(sparsity), global_, weights)
     start = current_sparsity(objective.space, sparsity, weights)
-    calibration, held_back = _split_samples(objective, effort)
+    calibration, held_back = split_samples(objective, effort.held_back, effort.samples)
     objective = replace(objective, batches=calibration)
     samples = _count_samples(calibration)
     by_rows = _takes_kfac(objective, samples)
@@ -333,26 +322,6 @@ def block_size(d: int) -> int | None:
     if d <= limits.whole_matrix:
         return None
     return max(MIN_BLOCK_SIZE, min(MAX_BLOCK_SIZE, row_bytes() // (8 * d)))
-
-
-def _split_samples(objective: Objective, effort: Effort) -> _Split:
-    """The samples to estimate curvature from, and those to choose a damping on."""
-    batches = list(objective.batches.in_batches(SAMPLES_PER_BATCH, effort.samples))
-    if not batches:
-        raise WoodburyError("The batches hold no samples: give some to calibrate on.")
-    count = min(round(effort.held_back * len(batches)), len(batches) - 1)
-    first_held_back = len(batches) - count
-    return _Split(batches[:first_held_back], _labelled(objective, batches[first_held_back:]))
-
-
-def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
-    """The batches with labels, which a loss needs: where there are none, the model draws them."""
-    generator = torch.Generator(objective.weights.device).manual_seed(0)
-    with eval_mode(objective.model):
-        return [
-            (inputs, sampled(objective, inputs, None, generator) if target is None else target)
-            for inputs, target in batches
-        ]
 
 
 def _count_samples(batches: Iterable[Batch]) -> int:

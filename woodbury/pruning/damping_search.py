@@ -13,6 +13,7 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.pruning.budget import Budget
+from woodbury.pruning.held_back import split_samples
 from woodbury.pruning.pruner import Carried, Pruned, Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
@@ -20,6 +21,9 @@ from woodbury.pruning.schedule import Targets
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The candidates for the damping, a decade apart."""
 
+
+HELD_BACK = 0.2
+"""The fraction of the calibration set that dampings are judged on."""
 
 TRUST = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)
 """The candidates for the fraction of the gradient that is followed, from all of it to none."""
@@ -35,7 +39,8 @@ class DampingSearch:
 
     Attributes:
         pruner: The recipe whose damping is chosen; it needs a Fisher.
-        held_back: Re-iterable batches of *training* data that the Fisher does not see.
+        held_back: The fraction of the calibration set, in (0, 1), that the Fisher does not see; or
+            re-iterable batches of *training* data outside it.
         dampings: Candidates for the damping, at least one, all positive.
         trust: Candidates for the fraction of the gradient to follow, in [0, 1]; used if the pruner
             has the first-order term.
@@ -49,6 +54,10 @@ class DampingSearch:
         >>> import torch
         >>> import woodbury
         >>> model, labels = torch.nn.Linear(3, 4), torch.arange(20) % 4
+        >>> batches = [(torch.randn(100, 3), torch.arange(100) % 4)]
+        >>> search = DampingSearch(woodbury.Pruner(woodbury.mfac(80)))  # on a fifth of the samples
+        >>> woodbury.prune(model, batches, 0.5, pruner=search).steps[0].damping in DAMPINGS
+        True
         >>> objective = woodbury.Objective.from_model(model, [(torch.randn(20, 3), labels)])
         >>> held_back = [(torch.randn(20, 3), labels)]
         >>> search = DampingSearch(woodbury.Pruner(woodbury.mfac(20)), held_back, (1e-3, 1e-1))
@@ -57,7 +66,7 @@ class DampingSearch:
     """
 
     pruner: Pruner
-    held_back: Iterable[Batch]
+    held_back: Iterable[Batch] | float = HELD_BACK
     dampings: tuple[float, ...] = DAMPINGS
     trust: tuple[float, ...] = TRUST
 
@@ -71,6 +80,11 @@ class DampingSearch:
         if self.pruner.fisher is None:
             raise WoodburyError(
                 "This pruner has no Fisher and so no damping to choose: use it as it is."
+            )
+        if isinstance(self.held_back, (int, float)) and not 0 < self.held_back < 1:
+            raise WoodburyError(
+                f"held_back is {self.held_back}: it is a fraction of the calibration set and must "
+                "lie in (0, 1)."
             )
         if isinstance(self.held_back, Iterator):
             raise WoodburyError(
@@ -111,6 +125,8 @@ class DampingSearch:
         """
         # Impossible targets are named before any gradient is taken.
         budget = self.pruner.budget(objective.space, sparsity)
+        samples = objective.batches
+        objective, held_back = self._split(objective)
         quadratic = self.pruner.quadratic(objective, None if carried is None else carried.fisher)
         fisher = quadratic.curvature("Choosing a damping")
         if isinstance(fisher, LowRank) and len(self.dampings) > 1:
@@ -120,7 +136,7 @@ class DampingSearch:
         for damping in self.dampings:
             damped = replace(quadratic, fisher=fisher.with_damping(damping))
             for candidate in self._candidates(damped, objective, sparsity, budget):
-                loss = candidate.objective.loss(self.held_back)
+                loss = candidate.objective.loss(held_back)
                 if loss < least:  # False for a NaN
                     best = candidate
                     least = loss
@@ -129,7 +145,19 @@ class DampingSearch:
                 "Every damping gave a network whose held-back loss is not finite: "
                 "add larger dampings."
             )
-        return best
+        return replace(best, objective=replace(best.objective, batches=samples))
+
+    def _split(self, objective: Objective) -> tuple[Objective, Iterable[Batch]]:
+        """The objective on the samples to calibrate on, and those to choose on."""
+        if not isinstance(self.held_back, (int, float)):
+            return objective, self.held_back
+        calibration, held_back = split_samples(objective, self.held_back)
+        if not held_back:
+            raise WoodburyError(
+                "The calibration set is too small to hold a part of it back: give more samples, or "
+                "held_back=… of other training data."
+            )
+        return replace(objective, batches=calibration), held_back
 
     def _candidates(
         self, quadratic: Quadratic, objective: Objective, sparsity: Targets, budget: Budget

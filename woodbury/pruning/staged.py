@@ -77,6 +77,7 @@ def run_stages(
     objective: Objective,
     sparsities: Sequence[Targets],
     after: Callable[[Pruned], object] | None = None,
+    expected: float | None = None,
 ) -> Pruned:
     """The last of the `stages`, on the objective's own batches; their progress is reported.
 
@@ -85,6 +86,8 @@ def run_stages(
         objective: The dense network; the model is untouched.
         sparsities: Of the original space after each stage, rising.
         after: Called with what each stage has reached, such as to measure its loss.
+        expected: Seconds that all stages are predicted to take, for the time left; None without a
+            prediction.
 
     Returns:
         What the last stage reached, with the steps of all.
@@ -102,7 +105,7 @@ def run_stages(
         2
     """
     reached = Pruned(objective, ())
-    with whole("stage", "stages", len(sparsities)) as progress:
+    with whole("stage", "stages", len(sparsities), expected) as progress:
         for pruned in stages(recipe, objective, sparsities):
             reached = pruned
             if after is not None:

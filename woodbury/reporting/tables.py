@@ -129,6 +129,31 @@ def losses_and_resources(results: Sequence[Result]) -> Grid:
     )
 
 
+def resources(results: Sequence[Result]) -> Grid:
+    """Methods × sparsities: seconds and peak memory, means over the seeds.
+
+    Args:
+        results: What `compare` gave, at least one.
+    """
+    cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
+    sparsities = list(dict.fromkeys(sparsity for _, sparsity in cells))
+    return Grid(
+        title="Seconds, peak MB",
+        header=("method", *map(percent, sparsities)),
+        cells=tuple(
+            (method, *(_seconds_and_memory(cells[method, at]) for at in sparsities))
+            for method in dict.fromkeys(method for method, _ in cells)
+        ),
+        note="Of a Fisher that serves all sparsities, in each of them.",
+        tight=True,
+    )
+
+
+def _seconds_and_memory(cell: Summary) -> str:
+    digits = 1 if cell.seconds < 10 else 0
+    return f"{cell.seconds:.{digits}f}, {cell.memory:.0f}"
+
+
 def per_tensor(tensors: Sequence[TensorSummary]) -> Grid:
     """Layer-wise sparsity: one row for each parameter tensor, and one for all of them.
 

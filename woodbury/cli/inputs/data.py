@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from woodbury.cli.inputs.images import Images, Transform
-from woodbury.cli.inputs.model import call_function, run_user_code
+from woodbury.cli.inputs.model import call_function, find_function, no_file, run_user_code
 from woodbury.cli.inputs.splits import BATCH_SAMPLES, to_default_dtype
 from woodbury.errors import WoodburyError, reason
 from woodbury.memory.budget import available_bytes, bytes_in_words
@@ -126,6 +126,22 @@ def is_of_arrays(where: str) -> bool:
     return ".py:" in where or where.endswith(".npz")
 
 
+def check_data_exists(where: str) -> None:
+    """Raise for DATA that names a file or a function that is not there, without reading it.
+
+    Args:
+        where: DATA as the user wrote it.
+
+    Raises:
+        WoodburyError: If so; it names the nearest one.
+    """
+    path = _path(where)
+    if path.suffix == ".npz" and not path.is_file():
+        raise no_file(where, "check DATA.")
+    if not path.is_dir() and where.rpartition(":")[0].endswith(".py"):
+        find_function(where)
+
+
 def _path(where: str) -> Path:
     """The path of that name; the system may refuse to look at it."""
     try:
@@ -189,7 +205,7 @@ def _from_file(path: Path) -> Sequence[Dataset]:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise WoodburyError(f"There is no file {path}: check DATA.")
+        raise no_file(str(path), "check DATA.")
     try:
         # np.load by itself takes files of other kinds too.
         with zipfile.ZipFile(path) as packed:

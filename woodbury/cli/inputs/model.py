@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -78,6 +80,15 @@ def call_function(where: str) -> Any:
     Raises:
         WoodburyError: If there is no such function, or it fails.
     """
+    return run_user_code(where, find_function(where))
+
+
+def find_function(where: str) -> Callable[[], Any]:
+    """The function that `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION` names.
+
+    Raises:
+        WoodburyError: If there is none.
+    """
     place, _, name = where.rpartition(":")
     if not place or not name:
         raise WoodburyError(
@@ -96,7 +107,7 @@ def call_function(where: str) -> Any:
         there = f"it has {', '.join(names[:MAX_NAMES]) or 'none'}."
         meant = f"did you mean {near}?" if near else there
         raise WoodburyError(f"{place} has no function {name!r}: {meant}")
-    return run_user_code(where, function)
+    return function
 
 
 def run_user_code(where: str, function: Callable[[], Any]) -> Any:
@@ -123,6 +134,21 @@ def run_user_code(where: str, function: Callable[[], Any]) -> Any:
         raise WoodburyError(f"{where} failed{at}: {reason(error)}") from error
 
 
+def no_file(place: str, remedy: str) -> WoodburyError:
+    """The error for a file that is not there; it names the nearest one in its folder.
+
+    Args:
+        place: The path as the user wrote it.
+        remedy: What to do where none is near.
+    """
+    path = Path(place)
+    near = None
+    with suppress(OSError, RuntimeError):
+        near = nearest(path.name, os.listdir(path.expanduser().parent))
+    meant = f"did you mean {path.with_name(near)}?" if near else remedy
+    return WoodburyError(f"There is no file {place}: {meant}")
+
+
 def _imported(place: str) -> ModuleType:
     return _from_file(place) if place.endswith(".py") else _from_package(place)
 
@@ -142,7 +168,7 @@ class _Uncached(SourceFileLoader):
 def _from_file(place: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise WoodburyError(f"There is no file {place}: check the path before the colon.")
+        raise no_file(place, "check the path before the colon.")
     # A name of its own: the user's random.py must not pass for the standard library's.
     name = f"_woodbury_cli_{path.stem}_{abs(hash(path)):x}"
     if name in sys.modules:

@@ -15,6 +15,7 @@ from woodbury.cli.inputs.images import Images
 from woodbury.errors import WoodburyError, user_code
 from woodbury.integrations.transformers.samples import Pictures, Tokens
 from woodbury.model.batches import Batch
+from woodbury.monitor import report
 
 BATCH_SAMPLES = 250
 """Samples in a batch that nothing is trained on."""
@@ -38,8 +39,16 @@ class Batches:
         """The batches, read from the data set each time."""
         return _read(DataLoader(self.dataset, batch_size=self.size))
 
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return -(-len(self.dataset) // self.size)  # type: ignore[arg-type]
 
-def batches(dataset: Dataset) -> Iterable[Batch]:
+
+AllBatches = list[Batch] | Batches
+"""Batches that can be counted and read again."""
+
+
+def batches(dataset: Dataset) -> AllBatches:
     """The batches of a data set, in memory where they fit."""
     lazy = Batches(dataset, at_once(dataset))
     first = next(iter(lazy))
@@ -53,6 +62,27 @@ def at_once(dataset: Dataset) -> int:
     if isinstance(dataset, Subset):
         return at_once(dataset.dataset)
     return dataset.at_once if isinstance(dataset, (Tokens, Pictures)) else BATCH_SAMPLES
+
+
+@dataclass(frozen=True)
+class Told:
+    """Batches that are reported as progress, each when the next one is asked for.
+
+    Attributes:
+        what: What they are.
+        batches: They.
+    """
+
+    what: str
+    batches: AllBatches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, each time from the first."""
+        total = len(self.batches)
+        for done, batch in enumerate(self.batches):
+            report(self.what, done, total)
+            yield batch
+        report(self.what, total, total)
 
 
 def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
