@@ -72,7 +72,6 @@ def test_a_method_does_here_what_it_does_in_prune(
     methods: str, options: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each sparsity, also beside a method that chooses a damping on data held out."""
-    pytest.importorskip("matplotlib")
     monkeypatch.setattr(gradients, "fastest", lambda *_: gradients.vmapped)  # not by a clock
     words = f"net.py:build net.py:both {options}"
     succeeds("compare", words, f"--methods {methods} --sparsities 0.5,0.9 --seeds 1 --out all")
