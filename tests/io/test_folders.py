@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from woodbury.errors import WoodburyError
-from woodbury.io.folders import new_output_folder, output_folder, write_atomically
+from woodbury.io.folders import first_free, output_folder, write_atomically
 from woodbury.io.locks import InUse
 
 
@@ -108,11 +108,11 @@ def test_no_two_processes_write_to_one_folder(tmp_path: Path) -> None:
         sentence = f"Process {os.getpid()} is writing to the output folder .*: wait until"
         with pytest.raises(InUse, match=sentence), output_folder(goal):
             raise AssertionError("work began")
-        with new_output_folder(goal) as (second, name):
+        with first_free(goal, output_folder) as (second, name):
             (second / "y").touch()
     assert name == tmp_path / "out-2"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out-2"]
-    with new_output_folder(goal) as (_, name):
+    with first_free(goal, output_folder) as (_, name):
         pass
     assert name == tmp_path / "out-3"
 
