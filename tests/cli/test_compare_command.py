@@ -63,7 +63,7 @@ def test_a_pattern_is_compared_at_its_sparsity(here: Path) -> None:
 @pytest.mark.parametrize(
     ("methods", "options"),
     [
-        ("gauss-newton,mfac", ""),
+        pytest.param("gauss-newton,mfac", "", marks=pytest.mark.slow),
         ("gauss-newton,mfac/independent", "--count 60 --mc-samples 2"),
         ("gauss-newton/independent", "--damping 1e-3 --stages 2 --refit 1"),
     ],
