@@ -63,7 +63,7 @@ def loading(model: str, weights: Path) -> Code:
 
 
 def _making(model: str) -> list[str]:
-    """The lines that make the network, or a comment where they cannot be told from its name."""
+    """The lines that make the network, or a comment where they does not follow from its name."""
     place, _, function = model.rpartition(":")
     module = place.removesuffix(".py")
     can_be_imported = re.fullmatch(r"\w+" if place.endswith(".py") else r"[\w.]+", module)

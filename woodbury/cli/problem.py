@@ -15,7 +15,7 @@ from woodbury.cli.console import print_note
 from woodbury.cli.inputs.data import Splits, check_data_exists
 from woodbury.cli.inputs.fit import predict, probe
 from woodbury.cli.inputs.sources import Source, source_of
-from woodbury.cli.inputs.splits import AllBatches, Told, at_once, batches, labels_of
+from woodbury.cli.inputs.splits import AllBatches, WithProgress, at_once, batches, labels_of
 from woodbury.cli.named_methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.option_values import settings_of
@@ -124,7 +124,7 @@ class Problem:
 
     def score(self, objective: Objective) -> float:
         """The metric on the test data, with BatchNorm recalibrated where that was asked for."""
-        return self.loss.metric(self.recalibrated(objective), Told(TEST_DATA, self.test))
+        return self.loss.metric(self.recalibrated(objective), WithProgress(TEST_DATA, self.test))
 
     def score_error(self, score: float) -> float | None:
         """The standard error of a score, from the draw of the test data; None for no share."""
@@ -153,7 +153,7 @@ class Problem:
     def dense_score(self) -> float:
         """The metric of the dense model on the test data, as it is."""
         as_it_is = Objective.from_model(self.model, [], self.loss.likelihood, self.space)
-        return self.loss.metric(as_it_is, Told(TEST_DATA, self.test))
+        return self.loss.metric(as_it_is, WithProgress(TEST_DATA, self.test))
 
     def sampling(self) -> Sampling:
         """What the Fishers are estimated from."""

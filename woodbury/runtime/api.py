@@ -71,7 +71,7 @@ def accelerate(model: nn.Module, example: Any = None, *, measure: bool = True) -
         model: A float32 model on the CPU. It is left as it is.
         example: Inputs of a typical batch: a tensor, a tuple of positional, or a mapping of keyword
             arguments. With it all layers are timed now, then the whole network: where that gains
-            nothing, it stays dense. A BatchNorm, ReLU or GELU that alone follows a layer is
+            nothing, it is left dense. A BatchNorm, ReLU or GELU that alone follows a layer is
             computed with it. Without it a layer is timed when it first sees
             inputs of a size.
         measure: False to estimate what is the faster, by non-zeros.

@@ -65,7 +65,7 @@ def at_once(dataset: Dataset) -> int:
 
 
 @dataclass(frozen=True)
-class Told:
+class WithProgress:
     """Batches that are reported as progress, each when the next one is asked for.
 
     Attributes:

@@ -189,17 +189,22 @@ class TokenClassification(Task):
         return Tokens(inputs, labels, length, self._padding(reader), scores, labelled)
 
 
-class CausalLM(Task):
-    """The next token, at each token."""
+class OfDocuments(Task):
+    """A language model: its labels are tokens of the text itself."""
 
-    name = "causal-lm"
-    model_class = "AutoModelForCausalLM"
-    mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
     documents = True
 
     def columns(self, table: Table, asked: Asked) -> Columns:
         """A column of texts."""
         return find_columns(table, asked, "text", TEXTS[:1])
+
+
+class CausalLM(OfDocuments):
+    """The next token, at each token."""
+
+    name = "causal-lm"
+    model_class = "AutoModelForCausalLM"
+    mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
     def samples(self, table: Table, columns: Columns, reader: Reader) -> Tokens:
         """The pieces of each row's text; the label of each token is the next one."""
@@ -211,17 +216,12 @@ class CausalLM(Task):
         return Tokens(pieces, labels, length, self._padding(reader), scores)
 
 
-class MaskedLM(Task):
+class MaskedLM(OfDocuments):
     """The tokens that are hidden, about a seventh of all, drawn once."""
 
     name = "masked-lm"
     model_class = "AutoModelForMaskedLM"
     mapping = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
-    documents = True
-
-    def columns(self, table: Table, asked: Asked) -> Columns:
-        """A column of texts."""
-        return find_columns(table, asked, "text", TEXTS[:1])
 
     def samples(self, table: Table, columns: Columns, reader: Reader) -> Tokens:
         """The pieces of each row's text, some tokens of which are hidden."""
