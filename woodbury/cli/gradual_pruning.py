@@ -30,7 +30,7 @@ from woodbury.io.settings import described
 from woodbury.model.batches import Samples
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned
+from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.schedule import Targets
 from woodbury.reporting.grid import percent
 from woodbury.reporting.per_layer import summarize_tensors

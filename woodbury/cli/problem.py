@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from woodbury.cli.console import print_note
 from woodbury.cli.inputs.data import Splits, check_data_exists
@@ -32,6 +32,7 @@ from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
+from woodbury.pruning.prediction import HELD_BACK_SAMPLES, LEAST_HELD_BACK
 from woodbury.pruning.presets import standard
 from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
@@ -99,6 +100,15 @@ class Problem:
     def calibration_set(self, seed: int) -> Iterable[Batch]:
         """The calibration set drawn by a seed."""
         return batches(draw(self.calibration, self.samples, seed))
+
+    def beside_calibration(self) -> Iterable[Batch] | None:
+        """Training data beside the calibration set, to check a prediction on; None for too few."""
+        seed = self.options.inputs.seed
+        drawn = draw(self.calibration, self.samples + HELD_BACK_SAMPLES, seed)
+        others = drawn.indices[self.samples :]
+        if len(others) < LEAST_HELD_BACK:
+            return None
+        return batches(Subset(self.calibration, others))
 
     def holding_out(self) -> Problem:
         """The same with a part of the training data held out, to choose a damping on."""

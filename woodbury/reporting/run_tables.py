@@ -58,6 +58,8 @@ def results(numbers: PruneNumbers | GradualNumbers, method: str) -> Grid:
         rows = [dense, Network(method, *pruned, numbers.loss_after)]
         baseline = numbers.baseline
         remark = f"Magnitude pruning is left out: {baseline.skipped}." if baseline.skipped else ""
+        if numbers.predicted_interval is not None:
+            remark = f"{remark} {numbers.predicted_interval.in_words()}".strip()
         if baseline.score is not None:
             of_baseline = (baseline.score, baseline.standard_error, baseline.loss)
             rows.insert(1, Network("magnitude", numbers.sparsity, *of_baseline))

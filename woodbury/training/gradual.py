@@ -29,7 +29,8 @@ from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
 from woodbury.pruning.undivided import divided
 from woodbury.training.calibration import check_calibration, samples_needed

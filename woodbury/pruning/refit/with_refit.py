@@ -8,7 +8,8 @@ from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.calling import copy_of
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruned import Carried, Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
 from woodbury.pruning.schedule import Targets
 
