@@ -68,6 +68,8 @@ class Problem:
         measure: What `score` is called.
         count: Gradients in the Fisher, of `batch` samples each.
         options: What was asked for.
+        unchosen: Held-out training data that no damping is chosen on, to check predictions on; None
+            where there is too little.
     """
 
     source: Source
@@ -82,6 +84,7 @@ class Problem:
     measure: str
     count: int
     options: PruningOptions
+    unchosen: Iterable[Batch] | None = None
 
     def objective(self, seed: int) -> Objective:
         """The dense objective on the calibration set of a seed."""
@@ -114,9 +117,14 @@ class Problem:
         """The same with a part of the training data held out, to choose a damping on."""
         seed = self.options.inputs.seed
         calibration, aside = hold_out(self.calibration, HELD_OUT_FRACTION, seed)
-        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, seed))
+        drawn = draw(aside, MAX_HELD_OUT_SAMPLES + HELD_BACK_SAMPLES, seed).indices
+        held_out = batches(Subset(aside, drawn[:MAX_HELD_OUT_SAMPLES]))
+        others = drawn[MAX_HELD_OUT_SAMPLES:]
+        unchosen = batches(Subset(aside, others)) if len(others) >= LEAST_HELD_BACK else None
         count = _count(calibration, self.options)
-        return replace(self, calibration=calibration, held_out=held_out, count=count)
+        return replace(
+            self, calibration=calibration, held_out=held_out, count=count, unchosen=unchosen
+        )
 
     def tell_count(self) -> None:
         """Say it where the data gives fewer gradients than are usual."""

@@ -67,9 +67,12 @@ class IncreaseInterval:
 
     def __str__(self) -> str:
         """The interval, its confidence and the samples."""
-        ends = f"{self.low:.3g} to {self.high:.3g}"
         sure = f"{100 * self.confidence:g} % confidence"
-        return f"{ends} ({sure}, {self.samples:,} samples held back)"
+        return f"{self.ends()} ({sure}, {self.samples:,} samples held back)"
+
+    def ends(self) -> str:
+        """Where it begins and ends."""
+        return f"{self.low:.3g} to {self.high:.3g}"
 
     def in_words(self) -> str:
         """A sentence for a report."""

@@ -129,6 +129,10 @@ class PruningStepNumbers:
         held_out_score_before: On held-out training data, right before the step.
         held_out_score_after: On the same data right after it.
         dampings_tried: The candidates in order; empty where there was nothing to choose.
+        predicted_interval: The increase on held-out training data that nothing was chosen on; None
+            without any.
+        predicted_warning: Why the prediction is no forecast; empty where nothing is known against
+            it.
     """
 
     step: int
@@ -139,6 +143,8 @@ class PruningStepNumbers:
     held_out_score_before: float | None
     held_out_score_after: float | None
     dampings_tried: tuple[DampingTrial, ...] = ()
+    predicted_interval: IncreaseInterval | None = None
+    predicted_warning: str = ""
 
 
 @dataclass(frozen=True)
