@@ -142,7 +142,7 @@ def test_an_effort_is_checked_on_the_samples_after_its_own(effort: Effort) -> No
     assert pruned.predicted_interval.mean == pytest.approx(by_hand.predicted_interval.mean)
     unchecked = woodbury.prune(classifier(), [(inputs[:64], labels[:64])], 0.5, effort=effort)
     assert unchecked.predicted_interval is None
-    assert "no sample was held back: give prune held_back" in unchecked.predicted_warning
+    assert "give prune held_back=0.1, or more samples" in unchecked.predicted_warning
     assert torch.equal(unchecked.weights, pruned.weights)
 
 
@@ -248,22 +248,36 @@ def test_a_hundredth_of_the_dense_loss_is_negligible() -> None:
 
 
 @pytest.mark.parametrize(
-    ("predicted", "interval", "share", "sentence"),
+    ("predicted", "interval", "doubt", "sentence"),
     [
-        (None, None, None, ""),
-        (None, INTERVAL, None, ""),
-        (0.03, INTERVAL, 0.9, ""),
-        (math.nan, INTERVAL, None, "not finite: raise the damping"),
-        (1e-5, INTERVAL, None, "1e-05 does not hold: it is 0.01 to 0.04"),
-        (0.03, None, 0.2, "0.03 is not checked, as no sample was held back: do this."),
-        (0.03, None, 0.9, "no forecast: the update fits all gradient rows, so that 90 %"),
+        (None, None, "", ""),
+        (None, INTERVAL, "why", ""),
+        (0.03, INTERVAL, "", ""),
+        (0.03, INTERVAL, "why", "0.03 is no forecast: why; on other samples it is 0.01 to 0.04"),
+        (math.nan, INTERVAL, "", "not finite: raise the damping"),
+        (1e-5, INTERVAL, "why", "1e-05 does not hold: on other samples it is 0.01 to 0.04"),
+        (0.03, None, "", "0.03 is not checked, as no sample was held back: do this."),
+        (0.03, None, "why", "0.03 is no forecast: why; do this."),
     ],
 )
 def test_the_warning(
-    predicted: float | None, interval: IncreaseInterval | None, share: float | None, sentence: str
+    predicted: float | None, interval: IncreaseInterval | None, doubt: str, sentence: str
 ) -> None:
-    warning = warning_of(predicted, interval, share, "do this")
+    warning = warning_of(predicted, interval, doubt, "do this")
     assert sentence in warning and bool(sentence) == bool(warning)
+
+
+@pytest.mark.parametrize(("samples", "is_doubted"), [(35, True), (36, False)])
+def test_a_refit_of_fewer_equations_than_weights_is_no_forecast(
+    samples: int, is_doubted: bool
+) -> None:
+    dense = all_matrices(images(100))
+    refit = woodbury.Refit(mc_samples=1, damping=1e-2, samples=samples)
+    pruned = WithRefit.around(pruner(), dense, refit)(dense, 0.5)
+    assert pruned.objective.space.d == 36 and pruned.steps[-1].equations == samples
+    assert pruned.predicted == pruned.steps[-1].distance
+    doubt = f"the refit fits {samples} equations by 36 weights" if is_doubted else ""
+    assert pruned.predicted_doubt == doubt and doubt in pruned.predicted_warning
 
 
 def test_the_share_of_the_damping_is_that_of_the_dense_matrix() -> None:
@@ -279,6 +293,8 @@ def test_the_share_of_the_damping_is_that_of_the_dense_matrix() -> None:
     assert pruned.damping_share == pytest.approx(share, rel=1e-6)
     assert share > prediction.MOST_DAMPING  # 20 rows on 83 weights of which 41 are kept
     assert "the update fits all gradient rows" in pruned.predicted_warning
+    checked = pruned.checked_on(dense, doubled(images(50)))
+    assert "on other samples it is" in checked.predicted_warning
     certain = woodbury.Pruner(woodbury.mfac(20, damping=1e-4), update=woodbury.updates.zero)
     assert (certain(dense, 0.5).damping_share or 1) < prediction.MOST_DAMPING
     assert recipe_with_gradient(recipe)(dense, 0.5).damping_share is None

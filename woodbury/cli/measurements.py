@@ -145,7 +145,7 @@ def measured_numbers(
         dampings_tried=outcome.tried,
         predicted_interval=pruned.predicted_interval,
         predicted_warning=warning_of(
-            pruned.predicted, pruned.predicted_interval, pruned.damping_share, HOW_TO_HOLD_BACK
+            pruned.predicted, pruned.predicted_interval, pruned.predicted_doubt, HOW_TO_HOLD_BACK
         ),
     )
 

@@ -183,23 +183,23 @@ def _check_dense_loss(loss: float) -> None:
 def warning_of(
     predicted: float | None,
     interval: IncreaseInterval | None,
-    damping_share: float | None = None,
+    doubt: str = "",
     how_to_hold_back: str = HOW_TO_HOLD_BACK,
 ) -> str:
-    """Why a predicted increase is no forecast, in one sentence.
+    """Why a predicted increase is no forecast, in one sentence  (eq. 72).
 
     Args:
         predicted: The prediction; None if there is none.
         interval: From samples held back; None if there were none.
-        damping_share: Share of the prediction that is ½ λ‖δ‖² of the damping; None if not known.
+        doubt: Why the prediction is none whatever the interval says; empty if no reason is known.
         how_to_hold_back: What the user can do where nothing was held back.
 
     Returns:
-        The sentence; empty if there is no prediction, or nothing is wrong with it.
+        The sentence; empty if there is no prediction, or nothing is known against it.
 
     Example:
         >>> print(warning_of(1e-5, IncreaseInterval(0.01, 0.02, 0.04, 0.95, 256, 0.3)))
-        The predicted increase of 1e-05 does not hold: it is 0.01 to 0.04 (95 % confidence, ...
+        The predicted increase of 1e-05 does not hold: on other samples it is 0.01 to 0.04 (95 ...
         >>> warning_of(0.03, IncreaseInterval(0.01, 0.02, 0.04, 0.95, 256, 0.3))
         ''
     """
@@ -209,20 +209,16 @@ def warning_of(
         return "The predicted increase is not finite: raise the damping."
     the_prediction = f"The predicted increase of {predicted:.3g}"
     if interval is None:
-        if damping_share is not None and damping_share > MOST_DAMPING:
-            return (
-                f"{the_prediction} is no forecast: the update fits all gradient rows, so that "
-                f"{100 * damping_share:.0f} % of it is the damping's; {how_to_hold_back}."
-            )
+        if doubt:
+            return f"{the_prediction} is no forecast: {doubt}; {how_to_hold_back}."
         return f"{the_prediction} is not checked, as no sample was held back: {how_to_hold_back}."
     if not math.isfinite(interval.mean):
-        return (
-            f"{the_prediction} does not hold: on {interval.samples:,} samples held back the loss "
-            "is not finite."
-        )
+        on_them = f"on {interval.samples:,} samples held back the loss is not finite"
+        return f"{the_prediction} does not hold: {on_them}."
+    elsewhere = f"on other samples it is {interval}"
     if interval.refutes(predicted):
-        return f"{the_prediction} does not hold: it is {interval}."
-    return ""
+        return f"{the_prediction} does not hold: {elsewhere}."
+    return f"{the_prediction} is no forecast: {doubt}; {elsewhere}." if doubt else ""
 
 
 def _groups(dense: Objective, pruned: Objective, groups: Iterable[Batch]) -> Iterator[_Group]:

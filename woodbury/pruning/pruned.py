@@ -14,7 +14,12 @@ from woodbury.fisher.base import Fisher
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.pruning.mean_interval import CONFIDENCE
-from woodbury.pruning.prediction import IncreaseInterval, increase_interval, warning_of
+from woodbury.pruning.prediction import (
+    MOST_DAMPING,
+    IncreaseInterval,
+    increase_interval,
+    warning_of,
+)
 from woodbury.pruning.run_plan import Plan
 
 
@@ -60,6 +65,7 @@ class StageResult:
             and with the first-order term.
         distance: How far a refit has left the outputs from the dense network's (eq. 61); None
             without a refit.
+        equations: Of that refit: samples × GGN samples per input; None without one.
     """
 
     sparsity: float
@@ -69,6 +75,7 @@ class StageResult:
     trust: float | None = None
     damping_share: float | None = None
     distance: float | None = None
+    equations: int | None = None
 
 
 class Carried(NamedTuple):
@@ -154,7 +161,25 @@ class Pruned:
 
         It is compared with `predicted_interval`  (eq. 72).
         """
-        return warning_of(self.predicted, self.predicted_interval, self.damping_share)
+        return warning_of(self.predicted, self.predicted_interval, self.predicted_doubt)
+
+    @property
+    def predicted_doubt(self) -> str:
+        """Why `predicted` is known to be no forecast before it is checked; empty if it is not.
+
+        An update or a refit that can fit all of its equations says nothing of other samples.
+        """
+        equations = self.steps[-1].equations if self.steps else None
+        kept = self.objective.space.d
+        if equations is not None and equations < kept:
+            return f"the refit fits {equations:,} equations by {kept:,} weights"
+        share = self.damping_share
+        if share is not None and share > MOST_DAMPING:
+            return (
+                f"the update fits all gradient rows, so that {100 * share:.0f} % of it is the "
+                "damping's"
+            )
+        return ""
 
     @property
     def damping_share(self) -> float | None:

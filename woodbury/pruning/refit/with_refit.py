@@ -117,6 +117,7 @@ class WithRefit:
         goal = None if carried is None else carried.goal
         refitted = self.refit.run(pruned.objective, self.dense, goal, self.reuse)
         *earlier, last = pruned.steps
-        steps = (*earlier, replace(last, distance=refitted.distance))
+        equations = None if refitted.goal is None else refitted.goal.residuals.m
+        steps = (*earlier, replace(last, distance=refitted.distance, equations=equations))
         left = Carried(refitted.fisher, refitted.goal)
         return replace(pruned, objective=refitted.objective, steps=steps, carried=left)
