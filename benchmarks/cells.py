@@ -21,7 +21,7 @@ from ways import Setting
 from woodbury.evaluation.metrics import accuracy
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned
+from woodbury.pruning.pruned import Pruned
 from woodbury.reporting.files import versions
 
 Rows = tuple[Setting, Mapping[str, Any]]

@@ -24,7 +24,8 @@ from woodbury.estimation.gradients import sampled
 from woodbury.estimation.recipes import gauss_newton, woodfisher
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude, obs, woodtaylor
 from woodbury.pruning.schedule import geometric
 from woodbury.pruning.scopes import layerwise

@@ -19,7 +19,8 @@ from woodbury.model.objective import Objective
 from woodbury.pruning.autoconfig import choose
 from woodbury.pruning.damping_search import TRUST, DampingSearch
 from woodbury.pruning.presets import Effort
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit, Refitted
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import geometric, stage_count

@@ -39,7 +39,7 @@ from woodbury.pruning import units as units
 from woodbury.pruning import updates as updates
 from woodbury.pruning.api import prune as prune
 from woodbury.pruning.planning import plan as plan
-from woodbury.pruning.pruner import Pruned as Pruned
+from woodbury.pruning.pruned import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
 from woodbury.pruning.refit.layer_goal import Reconstruction as Reconstruction
 from woodbury.pruning.refit.output_fit import Refit as Refit

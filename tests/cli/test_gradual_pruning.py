@@ -66,6 +66,14 @@ def test_the_report_has_every_pruning_step(pruned: dict[str, Any]) -> None:
     for step in steps:
         assert step["damping"] == 1e-2 and step["predicted_increase"] > 0
         assert 0 <= step["held_out_score_after"] <= 1
+        interval = step["predicted_interval"]
+        assert interval["samples"] == 48 and interval["low"] <= interval["mean"] <= interval["high"]
+    assert "held back" in Path("out/report.html").read_text("utf-8")
+
+
+def test_what_dampings_are_chosen_on_checks_no_prediction(here: Path) -> None:
+    succeeds(PRUNE, "--epochs 1 --steps 1 --method mfac --damping 1e-3,1e-1 --out out")
+    assert [step["predicted_interval"] for step in report("out")["steps"]] == [None]
 
 
 def test_the_report_has_the_scores_and_settings(pruned: dict[str, Any]) -> None:

@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
-from support.cli import report, same_weights, succeeds
+from support.cli import report, same_weights, succeeds, weights
 
 import woodbury
 from woodbury.cli import measurements
-from woodbury.cli.options import PruningOptions
+from woodbury.cli.options import CurvatureOptions, PruningOptions
 from woodbury.cli.problem import load_problem
 from woodbury.evaluation.metrics import standard_error
 from woodbury.pruning.staged import run_stages
@@ -79,6 +79,41 @@ def test_a_score_that_is_no_share_has_no_error(here: Path) -> None:
     numbers = report("out")
     assert numbers["standard_error_after"] is None and numbers["test_samples"] == 40
     assert numbers["baseline"]["standard_error"] is None and numbers["baseline"]["score"] < 1
+
+
+@pytest.mark.parametrize(
+    "options", ["", "--method mfac --damping 1e-3 --stages 1", "--method magnitude"]
+)
+def test_the_increase_is_measured_on_training_data_beside_the_calibration_set(
+    options: str, here: Path
+) -> None:
+    said = succeeds(PRUNE, options)
+    numbers = report("out")
+    asked = PruningOptions(curvature=CurvatureOptions(count=60))
+    problem = load_problem("net.py:build", "net.py:both", asked, choosing=False)
+    dense, beside = problem.dense(), problem.beside_calibration()
+    assert beside is not None
+    read = {row.numpy().tobytes() for inputs, _ in dense.batches for row in inputs}
+    others = {row.numpy().tobytes() for inputs, _ in beside for row in inputs}
+    assert len(read) == 60 and len(others) == 240 and not read & others
+    pruned = dense.at(dense.space.flatten(weights("out")))
+    interval = numbers["predicted_interval"]
+    assert interval["samples"] == 240
+    assert interval["mean"] == pytest.approx(pruned.loss(beside) - dense.loss(beside), rel=1e-3)
+    assert interval["low"] < interval["mean"] < interval["high"]
+    page = Path("out/report.html").read_text("utf-8")
+    assert "95 % confidence, 240 samples held back" in page
+    warning = numbers["predicted_warning"]
+    assert warning in page and warning in said.stderr
+    assert bool(warning) == (numbers["predicted_increase"] is not None)
+
+
+def test_without_other_training_data_the_prediction_is_not_checked(here: Path) -> None:
+    said = succeeds(PRUNE.replace("--count 60", "--count 280"), "--method mfac --damping 1e-3")
+    numbers = report("out")
+    assert numbers["predicted_interval"] is None
+    assert numbers["predicted_warning"].endswith("lower --count, or give more training data.")
+    assert "lower --count, or give more training data" in said.stderr
 
 
 @pytest.mark.parametrize("options", ["", "--method mfac --stages 3 --damping 1e-2"])

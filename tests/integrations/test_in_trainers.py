@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from woodbury.errors import WoodburyError
-from woodbury.integrations.in_trainers import Schedule, TrainingSamples
+from woodbury.estimation.recipes import mfac
+from woodbury.integrations.in_trainers import Schedule, TrainingSamples, last_step_in_numbers
 from woodbury.integrations.random_numbers import random_state, set_random_state
+from woodbury.pruning.pruner import Pruner
+from woodbury.training.gradual import Gradual
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,23 @@ from woodbury.integrations.random_numbers import random_state, set_random_state
 def test_steps_and_fractions(start: Any, end: Any, total: float, expected: tuple[int, int]) -> None:
     found = Schedule(start, end, 2).within(total)
     assert (found["start"], found["end"]) == expected and found["steps"] == 2
+
+
+def test_the_last_step_is_logged_with_its_interval() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data = [(torch.randn(40, 6), torch.arange(40) % 3) for _ in range(2)]
+    pruner = Pruner(mfac(40, 1e-2))
+    gradual = Gradual(
+        model, optimizer, data[:1], 0.5, end=1, steps=1, pruner=pruner, held_back=data[1:]
+    )
+    model(data[0][0]).sum().backward()
+    optimizer.step()
+    logged, done = last_step_in_numbers(gradual), gradual.history[0]
+    assert done.predicted_interval is not None and logged["predicted_loss"] == done.predicted
+    assert logged["held_back_loss"] == done.predicted_interval.mean
+    assert logged["held_back_loss_low"] < logged["held_back_loss"] < logged["held_back_loss_high"]
 
 
 class Noisy(Dataset):

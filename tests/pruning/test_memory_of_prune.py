@@ -15,7 +15,8 @@ from woodbury import WoodburyError
 from woodbury.limits import Limits
 from woodbury.memory import row_bytes
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 
 BATCHES = [(torch.randn(20, 8), torch.arange(20) % 3)]
 

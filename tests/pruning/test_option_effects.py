@@ -25,7 +25,8 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.model.likelihood import squared_error
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude, obd, obs, woodtaylor
 from woodbury.pruning.scopes import consecutive, global_, layerwise
 from woodbury.pruning.selections.greedy_selection import Selection, greedy, iterative_greedy

@@ -16,7 +16,8 @@ from woodbury.model.flop_count import Flops, flops
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import power
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import magnitude, obd, obs, woodtaylor
 from woodbury.pruning.schedule import Targets, geometric

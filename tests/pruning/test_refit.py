@@ -22,7 +22,8 @@ from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
 from woodbury.pruning.damping_search import DampingSearch
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude

@@ -11,7 +11,8 @@ from woodbury.estimation.recipes import mfac
 from woodbury.model.flop_count import flops
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.pruner import Pruner, Quantiles
+from woodbury.pruning.pruned import Quantiles
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import magnitude, obs
 from woodbury.pruning.scopes import layerwise

@@ -12,7 +12,8 @@ from support.results import pruned_net, results, tensors_of
 
 from woodbury.estimation.recipes import mfac
 from woodbury.model.flop_count import flops
-from woodbury.pruning.pruner import Pruner, Quantiles
+from woodbury.pruning.pruned import Quantiles
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise
 from woodbury.pruning.updates import zero

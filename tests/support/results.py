@@ -8,7 +8,8 @@ from torch import nn
 from woodbury.evaluation.results import Result
 from woodbury.model.flop_count import Flops
 from woodbury.pruning.api import prune
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.reporting.per_layer import TensorSummary, summarize_tensors
 from woodbury.reporting.records import Baseline, DampingTrial, PruneNumbers, StageNumbers
 

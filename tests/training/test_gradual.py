@@ -20,7 +20,9 @@ from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.prediction import IncreaseInterval
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
@@ -220,9 +222,35 @@ def make(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer, LambdaLR, Gr
     )
 
 
+OTHERS: list[Batch] = [(data()[0].flip(0) + 0.1, data()[1].flip(0))]
+"""Samples that nothing is trained on."""
+
+
+def test_each_step_is_checked_on_samples_held_back() -> None:
+    model, checked = network(), []
+
+    def pruner(objective: Objective, sparsity: Any) -> Pruned:
+        pruned = EXACT(objective, sparsity)
+        checked.append(pruned.checked_on(objective, OTHERS))
+        return pruned
+
+    optimizer = sgd(model)
+    gradual = Gradual(
+        model, optimizer, BATCHES, 0.8, end=9, steps=3, pruner=pruner, held_back=OTHERS
+    )
+    train(model, optimizer, 9)
+    assert [step.predicted_interval for step in gradual.history] == [
+        pruned.predicted_interval for pruned in checked
+    ]
+    assert [step.predicted_warning for step in gradual.history] == [
+        pruned.predicted_warning for pruned in checked
+    ]
+    assert all(step.predicted_interval.samples == 60 for step in gradual.history)
+
+
 @pytest.mark.parametrize("at", [0, 1, 2, 7, 14, 17])
 def test_a_resumed_run_is_the_same_to_the_bit(at: int) -> None:
-    model, optimizer, scheduler, gradual = make()
+    model, optimizer, scheduler, gradual = make(held_back=OTHERS)
     torch.manual_seed(1)
     train(model, optimizer, at, scheduler)
     file = io.BytesIO()
@@ -235,7 +263,9 @@ def test_a_resumed_run_is_the_same_to_the_bit(at: int) -> None:
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    again = dict(zip(("model", "optimizer", "scheduler", "gradual"), make(), strict=True))
+    again = dict(
+        zip(("model", "optimizer", "scheduler", "gradual"), make(held_back=OTHERS), strict=True)
+    )
     for name in (
         ("gradual", "scheduler", "model", "optimizer")
         if at % 2
@@ -252,6 +282,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(at: int) -> None:
     assert (
         again["gradual"].history == gradual.history
         and len(gradual.history) == 4
+        and all(isinstance(step.predicted_interval, IncreaseInterval) for step in gradual.history)
         and zeros(model) == 120
     )
 
@@ -308,6 +339,7 @@ BAD: dict[str, dict[str, Any]] = {
     "sparsity is 1.5": {"sparsity": 1.5},
     "exclude pattern 'x' matches no parameter": {"exclude": "x"},
     "batches can be read only once": {"batches": iter(BATCHES)},
+    "at least 2 samples that are held back, not 0": {"held_back": []},
     "refuses the first batch": {"likelihood": Likelihood(no_loss)},
     "takes no \\(objective, sparsity\\)": {"pruner": mfac(60)},
     "'0.weight', 64 is removed and 60 would be": {"sparsity": 0.4},

@@ -13,7 +13,7 @@ from woodbury.evaluation.metrics import Score
 from woodbury.io.settings import described
 from woodbury.model.objective import Objective
 from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned
+from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.schedule import Targets, stage_count
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
 from woodbury.evaluation.methods import Method, run
 from woodbury.io.settings import described
-from woodbury.model.batches import Samples
+from woodbury.model.batches import Batch, Samples
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned
+from woodbury.pruning.prediction import LEAST_HELD_BACK
+from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.schedule import Targets
 from woodbury.reporting.grid import percent
 from woodbury.reporting.per_layer import summarize_tensors
@@ -222,6 +223,7 @@ class GradualRun:
             keep_zeros=problem.options.parameters.keep_zeros,
             score=problem.held_out_score,
             decay_off=options.decay_off,
+            held_back=self._held_back(),
         )
         rate = cosine_restarts(self.gradual.pruning_steps, self._total)
         scheduler = LambdaLR(optimizer, rate)
@@ -256,6 +258,8 @@ class GradualRun:
                 held_out_score_before=done.before,
                 held_out_score_after=done.after,
                 dampings_tried=tuple(DampingTrial(*trial) for trial in tried),
+                predicted_interval=done.predicted_interval,
+                predicted_warning=done.predicted_warning,
             )
             for done, damping, tried in zip(
                 self.gradual.history, record["dampings"], record["tried"], strict=True
@@ -284,6 +288,14 @@ class GradualRun:
         refit = replace(refit, engine=engine) if refit else None
         sampling = replace(self._problem.sampling(), engine=engine)
         return plan.method(sampling, self._problem.cost, refit, plan.stages or 1)
+
+    def _held_back(self) -> Iterable[Batch] | None:
+        """Held-out training data that no damping of this method is chosen on."""
+        problem = self._problem
+        if problem.unchosen is not None or len(self.method.dampings) > 1:
+            return problem.unchosen
+        held_out = list(Samples.of(problem.held_out or []).in_batches(LEAST_HELD_BACK))
+        return problem.held_out if len(held_out) > 1 else None
 
     def _prune(self, objective: Objective, sparsity: Targets) -> Pruned:
         """One pruning step; the damping that it chose is recorded."""

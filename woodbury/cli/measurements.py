@@ -13,7 +13,9 @@ from woodbury.evaluation.methods import Trial
 from woodbury.evaluation.resources import Resources
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Pruned, Pruner
+from woodbury.pruning.prediction import warning_of
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.selections import greedy
@@ -21,6 +23,8 @@ from woodbury.pruning.updates import zero
 from woodbury.reporting.grid import duration
 from woodbury.reporting.records import Baseline, DampingTrial, PruneNumbers, StageNumbers
 
+HOW_TO_HOLD_BACK = "lower --count, or give more training data"
+"""What to do where no training data is left beside the calibration set."""
 CHEAP_SECONDS = 20.0
 """What a baseline may take in any case."""
 CHEAP_SHARE = 0.1
@@ -139,6 +143,10 @@ def measured_numbers(
         baseline=_baseline(problem, dense, target, outcome, seconds, evaluation),
         stages=history.stages(pruned, loss_after),
         dampings_tried=outcome.tried,
+        predicted_interval=pruned.predicted_interval,
+        predicted_warning=warning_of(
+            pruned.predicted, pruned.predicted_interval, pruned.predicted_doubt, HOW_TO_HOLD_BACK
+        ),
     )
 
 

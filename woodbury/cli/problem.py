@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from woodbury.cli.console import print_note
 from woodbury.cli.inputs.data import Splits, check_data_exists
@@ -32,6 +32,7 @@ from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import Cost
+from woodbury.pruning.prediction import HELD_BACK_SAMPLES, LEAST_HELD_BACK
 from woodbury.pruning.presets import standard
 from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
@@ -67,6 +68,8 @@ class Problem:
         measure: What `score` is called.
         count: Gradients in the Fisher, of `batch` samples each.
         options: What was asked for.
+        unchosen: Held-out training data that no damping is chosen on, to check predictions on; None
+            where there is too little.
     """
 
     source: Source
@@ -81,6 +84,7 @@ class Problem:
     measure: str
     count: int
     options: PruningOptions
+    unchosen: Iterable[Batch] | None = None
 
     def objective(self, seed: int) -> Objective:
         """The dense objective on the calibration set of a seed."""
@@ -100,13 +104,27 @@ class Problem:
         """The calibration set drawn by a seed."""
         return batches(draw(self.calibration, self.samples, seed))
 
+    def beside_calibration(self) -> Iterable[Batch] | None:
+        """Training data beside the calibration set, to check a prediction on; None for too few."""
+        seed = self.options.inputs.seed
+        drawn = draw(self.calibration, self.samples + HELD_BACK_SAMPLES, seed)
+        others = drawn.indices[self.samples :]
+        if len(others) < LEAST_HELD_BACK:
+            return None
+        return batches(Subset(self.calibration, others))
+
     def holding_out(self) -> Problem:
         """The same with a part of the training data held out, to choose a damping on."""
         seed = self.options.inputs.seed
         calibration, aside = hold_out(self.calibration, HELD_OUT_FRACTION, seed)
-        held_out = batches(draw(aside, MAX_HELD_OUT_SAMPLES, seed))
+        drawn = draw(aside, MAX_HELD_OUT_SAMPLES + HELD_BACK_SAMPLES, seed).indices
+        held_out = batches(Subset(aside, drawn[:MAX_HELD_OUT_SAMPLES]))
+        others = drawn[MAX_HELD_OUT_SAMPLES:]
+        unchosen = batches(Subset(aside, others)) if len(others) >= LEAST_HELD_BACK else None
         count = _count(calibration, self.options)
-        return replace(self, calibration=calibration, held_out=held_out, count=count)
+        return replace(
+            self, calibration=calibration, held_out=held_out, count=count, unchosen=unchosen
+        )
 
     def tell_count(self) -> None:
         """Say it where the data gives fewer gradients than are usual."""

@@ -48,6 +48,7 @@ from woodbury.evaluation.methods import Method, run
 from woodbury.io.settings import described
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
+from woodbury.pruning.prediction import check_held_back
 from woodbury.pruning.refit.solver_choice import describe_refit
 from woodbury.pruning.schedule import Targets
 from woodbury.reporting.grid import percent
@@ -122,12 +123,18 @@ def _prune_at_once(
                 if out is None:
                     print_place(place)
             before = problem.dense_score()
+            held_back = problem.beside_calibration()
+            if held_back is not None:
+                check_held_back(dense, held_back)
             history = StageHistory(dense.loss())
             flops = problem.flops()
             began = time.perf_counter()
             outcome = _outcome(asked, dense, target, history)
             # The plan and the choice of a damping are included.
             seconds = time.perf_counter() - began - history.seconds
+            if held_back is not None:
+                checked = outcome.pruned.checked_on(dense, held_back)
+                outcome = outcome._replace(pruned=checked)
             pruned = outcome.pruned
             numbers = measured_numbers(problem, dense, target, before, outcome, history, seconds)
         space = pruned.objective.space
@@ -234,12 +241,14 @@ def _line(numbers: PruneNumbers, weights: int) -> str:
 
 
 def _remark(numbers: PruneNumbers) -> str:
-    """What to do if the network is worse and the prediction was wrong."""
+    """Why the prediction is no forecast, and what to do if the network is worse for it."""
     is_worse = numbers.score_after < MIN_SCORE_RATIO * numbers.score_before
     predicted = numbers.predicted_increase or float("inf")
+    warning = numbers.predicted_warning
     if is_worse and numbers.measured_increase > MAX_INCREASE_RATIO * predicted:
-        return (
+        advice = (
             "The loss rose far more than predicted: ask for less at once, or more --stages, "
             "--count or --damping."
         )
-    return ""
+        return f"{warning} {advice}".strip()
+    return warning

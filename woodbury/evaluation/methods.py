@@ -25,7 +25,8 @@ from woodbury.pruning.costs import weights
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.planning import Planned, planned
 from woodbury.pruning.presets import Effort, standard
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric

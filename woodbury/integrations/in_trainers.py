@@ -194,10 +194,16 @@ def last_step_in_numbers(gradual: Gradual) -> dict[str, float]:
         gradual: After at least one pruning step.
 
     Returns:
-        `sparsity`, and `predicted_loss`, the predicted increase of the loss, where there is one.
+        `sparsity`, and `predicted_loss`, the predicted increase of the loss, where there is one;
+        `held_back_loss`, `held_back_loss_low` and `held_back_loss_high`, the increase on samples
+        held back and the ends of its interval, where there were some.
     """
     done = gradual.history[-1]
     numbers = {"sparsity": done.sparsity}
     if done.predicted is not None:
         numbers["predicted_loss"] = done.predicted
+    if (interval := done.predicted_interval) is not None:
+        numbers["held_back_loss"] = interval.mean
+        numbers["held_back_loss_low"] = interval.low
+        numbers["held_back_loss_high"] = interval.high
     return numbers

@@ -19,9 +19,12 @@ from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
+from woodbury.pruning.held_back import set_aside
 from woodbury.pruning.planning import Planned, planned, pruning_objective
+from woodbury.pruning.prediction import check_held_back
 from woodbury.pruning.presets import Effort, standard
-from woodbury.pruning.pruner import Pruned, PruningRecipe, check_recipe
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import PruningRecipe, check_recipe
 from woodbury.pruning.schedule import Targets, check_targets, geometric
 from woodbury.pruning.scopes import global_
 from woodbury.pruning.staged import run_stages
@@ -48,6 +51,7 @@ def prune(
     keep_zeros: bool = False,
     memory: int | str | None = None,
     scratch: str | Path | None = None,
+    held_back: Iterable[Batch] | float | None = None,
 ) -> Pruned:
     """Prune the weight matrices and kernels of a model, in place.
 
@@ -72,10 +76,14 @@ def prune(
             the same, the error is a sentence.
         scratch: A folder for gradient rows of a `pruner` that have no room in memory; nothing is
             left in it. None for the system's temporary one.
+        held_back: What the predicted increase of the loss is checked on: a fraction of the
+            calibration set, or re-iterable batches of other training data. None takes up to 256
+            samples after those that an effort uses, where there are some, and nothing with a
+            `pruner`.
 
     Returns:
-        The pruned objective; `.sparsity`, `.keep`, `.predicted`, `.settings` and `.plan` describe
-            it.
+        The pruned objective; `.sparsity`, `.keep`, `.predicted`, `.predicted_interval`,
+            `.settings` and `.plan` describe it.
 
     Raises:
         WrongType: If the model is no torch.nn.Module, or the pruner no recipe.
@@ -106,9 +114,13 @@ def prune(
         objective = pruning_objective(
             model, batches, likelihood, include, exclude, keep_zeros, scope
         )
+        samples = effort.samples if pruner is None else None
+        objective, aside = set_aside(objective, held_back, samples)
         if pruner is None:
-            pruned = run_planned(planned(objective, sparsity, effort, memory))
+            pruned = run_planned(planned(objective, sparsity, effort, memory), held_back=aside)
         else:
+            if aside is not None:
+                check_held_back(objective, aside)
             check_holds(memory, objective.space.n)
             start: Targets = 0.0
             if stages > 1:  # weights that are zero already count as removed
@@ -118,6 +130,8 @@ def prune(
             if words := undivided_in_words(objective.space):
                 announce(words)
                 pruned = replace(pruned, settings={**pruned.settings, "undivided": words})
+            if aside is not None:
+                pruned = pruned.checked_on(objective, aside)
     pruned.write()
     return pruned
 
@@ -136,12 +150,17 @@ def left_out_setting(space: ParameterSpace) -> dict[str, str]:
     return {"left out": f"{left_out_in_words(space.left_out)}; {HOW_TO_TAKE_IN}"}
 
 
-def run_planned(chosen: Planned, after: Callable[[Pruned], object] | None = None) -> Pruned:
-    """Say what was planned, and do it.
+def run_planned(
+    chosen: Planned,
+    after: Callable[[Pruned], object] | None = None,
+    held_back: Iterable[Batch] | None = None,
+) -> Pruned:
+    """Say what was planned, do it, and check the predicted increase of the loss.
 
     Args:
         chosen: What `woodbury.pruning.planning.planned` gave.
         after: Called with what each stage has reached.
+        held_back: What the prediction is checked on; None for samples beyond those that are used.
 
     Returns:
         The pruned objective, with its settings and its plan; the model is untouched.
@@ -150,7 +169,11 @@ def run_planned(chosen: Planned, after: Callable[[Pruned], object] | None = None
         WoodburyError: As `run_stages`.
     """
     choice, plan = chosen
+    held_back = choice.beyond or None if held_back is None else held_back
+    if held_back is not None:
+        check_held_back(choice.objective, held_back)
     announce(plan.in_one_line())
     pruned = run_stages(choice.recipe, choice.objective, choice.sparsities, after, plan.seconds)
     settings = {**choice.settings, **left_out_setting(choice.objective.space)}
-    return replace(pruned, settings=settings, plan=plan)
+    pruned = replace(pruned, settings=settings, plan=plan)
+    return pruned if held_back is None else pruned.checked_on(choice.objective, held_back)

@@ -16,13 +16,14 @@ from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.limits import Limits
 from woodbury.memory.budget import row_bytes
-from woodbury.model.batches import Batch, samples_in
+from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
-from woodbury.pruning.held_back import split_samples
+from woodbury.pruning.held_back import first_samples, split_samples
+from woodbury.pruning.prediction import HELD_BACK_SAMPLES, LEAST_HELD_BACK
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
@@ -84,6 +85,7 @@ class Choice:
         samples: That curvature and refit are estimated from.
         dampings: That each stage tries.
         settings: What was chosen, in words.
+        beyond: Samples after those that are used, to judge the result on; empty without any.
     """
 
     recipe: PruningRecipe
@@ -95,6 +97,7 @@ class Choice:
     samples: int
     dampings: int
     settings: Mapping[str, str | int]
+    beyond: list[Batch]
 
 
 class StepChoice(NamedTuple):
@@ -180,8 +183,12 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     """
     check_reachable(objective.space, check_targets(sparsity), global_, weights)
     start = current_sparsity(objective.space, sparsity, weights)
-    calibration, held_back = split_samples(objective, effort.held_back, effort.samples)
-    objective = replace(objective, batches=calibration)
+    used, beyond = first_samples(
+        objective.batches, effort.samples, HELD_BACK_SAMPLES, LEAST_HELD_BACK
+    )
+    objective = replace(objective, batches=Samples(used))
+    calibration, held_back = split_samples(objective, effort.held_back)
+    objective = replace(objective, batches=Samples(calibration))
     samples = _count_samples(calibration)
     by_rows = _takes_kfac(objective, samples)
     refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
@@ -218,7 +225,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     }
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
     return Choice(
-        recipe, objective, sparsities, step, refit, layers, samples, len(dampings), settings
+        recipe, objective, sparsities, step, refit, layers, samples, len(dampings), settings, beyond
     )
 
 

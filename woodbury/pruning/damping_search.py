@@ -13,8 +13,9 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.pruning.budget import Budget
-from woodbury.pruning.held_back import split_samples
-from woodbury.pruning.pruner import Carried, Pruned, Pruner
+from woodbury.pruning.held_back import TOO_FEW, check_share_or_batches, split_samples
+from woodbury.pruning.pruned import Carried, Pruned
+from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
 
@@ -81,15 +82,7 @@ class DampingSearch:
             raise WoodburyError(
                 "This pruner has no Fisher and so no damping to choose: use it as it is."
             )
-        if isinstance(self.held_back, (int, float)) and not 0 < self.held_back < 1:
-            raise WoodburyError(
-                f"held_back is {self.held_back}: it is a fraction of the calibration set and must "
-                "lie in (0, 1)."
-            )
-        if isinstance(self.held_back, Iterator):
-            raise WoodburyError(
-                "held_back can be read only once: give a list or a DataLoader, not a generator."
-            )
+        check_share_or_batches(self.held_back)
         if not self.dampings or not self.trust:
             raise WoodburyError(
                 "There is nothing to choose from: "
@@ -153,10 +146,7 @@ class DampingSearch:
             return objective, self.held_back
         calibration, held_back = split_samples(objective, self.held_back)
         if not held_back:
-            raise WoodburyError(
-                "The calibration set is too small to hold a part of it back: give more samples, or "
-                "held_back=… of other training data."
-            )
+            raise WoodburyError(TOO_FEW)
         return replace(objective, batches=calibration), held_back
 
     def _candidates(

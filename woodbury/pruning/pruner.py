@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType, user_code
-from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
 from woodbury.fisher.base import Fisher
@@ -24,156 +23,14 @@ from woodbury.model.space import ParameterSpace
 from woodbury.pruning.budget import Budget, budget_for, budget_of
 from woodbury.pruning.costs import Cost, weights
 from woodbury.pruning.feasibility import account_of
+from woodbury.pruning.pruned import Carried, Pruned, Quantiles, StageResult
 from woodbury.pruning.quadratic import Quadratic
-from woodbury.pruning.run_plan import Plan
 from woodbury.pruning.saliencies import Saliency, obs
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.scopes import Scope, global_
 from woodbury.pruning.selections.greedy_selection import Selection, greedy
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.updates import Update, joint
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Three quantiles of the saliencies of one tensor's units; each is one of the saliencies.
-
-    Attributes:
-        q10: A tenth of the saliencies are below it.
-        median: Half of them are below it.
-        q90: Nine tenths of them are below it.
-
-    Example:
-        >>> Quantiles.of(torch.arange(11.0))
-        Quantiles(q10=1.0, median=5.0, q90=9.0)
-    """
-
-    q10: float
-    median: float
-    q90: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> Quantiles:
-        """The quantiles of values (k,), at least one."""
-        ranked = values.cpu().numpy().copy()
-        places = [round(q * (len(ranked) - 1)) for q in (0.1, 0.5, 0.9)]
-        ranked.partition(places)
-        return cls(*(float(ranked[place]) for place in places))
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one stage of pruning did.
-
-    Attributes:
-        sparsity: Removed ÷ all weights after it.
-        predicted: The increase of the loss by the quadratic (eq. 14); None without a Fisher.
-        saliencies: Tensor name -> quantiles of the saliencies of its units before the stage; empty
-            if the selection asked for none.
-        damping: Of the Fisher; None without one.
-        trust: Share of the gradient that was followed; None without the first-order term.
-        distance: How far a refit has left the outputs from the dense network's (eq. 61); None
-            without a refit.
-    """
-
-    sparsity: float
-    predicted: float | None
-    saliencies: Mapping[str, Quantiles] = field(default_factory=dict)
-    damping: float | None = None
-    trust: float | None = None
-    distance: float | None = None
-
-
-class Carried(NamedTuple):
-    """What a stage leaves for the next one on the same batches, so that nothing is done twice.
-
-    Attributes:
-        fisher: The curvature at weights near those reached; None where it is to be estimated.
-        goal: What a refit knows of the dense network; None where it is to be run.
-    """
-
-    fisher: Fisher | None
-    goal: Goal | None
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """A pruned objective: its weights are the kept ones, and its space knows which these are.
-
-    Attributes:
-        objective: At the weights reached; the model is untouched until `write`.
-        steps: One result for each stage.
-        settings: Name -> what was chosen for the user, and what was left out; empty if nothing
-            was.
-        plan: What the run was predicted to do and take; None for a recipe of the user's own.
-        carried: What the last step leaves for the next one on the same batches.
-
-    Example:
-        >>> import torch, woodbury
-        >>> model = torch.nn.Linear(4, 2, bias=False)
-        >>> batches = [(torch.randn(8, 4), torch.arange(8) % 2)]
-        >>> objective = woodbury.Objective.from_model(model, batches)
-        >>> pruned = woodbury.Pruner(woodbury.mfac(8))(objective, 0.5)
-        >>> pruned.sparsity, int((pruned.weights == 0).sum())
-        (0.5, 4)
-    """
-
-    objective: Objective
-    steps: tuple[StageResult, ...]
-    settings: Mapping[str, str | int] = field(default_factory=dict)
-    plan: Plan | None = None
-    carried: Carried | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def __repr__(self) -> str:
-        """One line."""
-        space, stages = self.objective.space, len(self.steps)
-        return f"Pruned(sparsity={self.sparsity:.4f}, weights={space.n}, stages={stages})"
-
-    @property
-    def keep(self) -> Tensor:
-        """(n,) bool over the original space, True = kept."""
-        return self.objective.space.keep
-
-    @property
-    def weights(self) -> Tensor:
-        """(n,), removed weights exactly 0."""
-        return self.objective.space.expand(self.objective.weights)
-
-    @property
-    def sparsity(self) -> float:
-        """Removed ÷ all weights of the original space."""
-        return self.objective.space.sparsity
-
-    @property
-    def predicted(self) -> float | None:
-        """The predicted increase of the loss; None without a Fisher.
-
-        After a refit it is the distance that the last one left, else the sum over the stages.
-        """
-        if self.steps and self.steps[-1].distance is not None:
-            return self.steps[-1].distance
-        increases = [step.predicted for step in self.steps if step.predicted is not None]
-        return sum(increases) if len(increases) == len(self.steps) else None
-
-    def before_update(self, dense: Objective) -> Objective:
-        """The removal alone: the kept weights at their dense values.
-
-        Args:
-            dense: The objective before pruning.
-
-        Returns:
-            `dense` on the kept weights.
-        """
-        space = self.objective.space
-        weights = dense.space.expand(dense.weights)
-        return dense.at(weights[space.keep.to(weights.device)], space)
-
-    def write(self) -> None:
-        """Copy the weights into the model, in place."""
-        self.objective.write()
 
 
 @runtime_checkable
@@ -355,12 +212,14 @@ class Pruner:
         if not bool(torch.isfinite(kept_weights).all()):
             raise WoodburyError("The update gave weights that are not finite: raise the damping.")
         pruned = objective.at(kept_weights, space.restrict(keep))
+        predicted = None if quadratic.fisher is None else quadratic.increase(delta)
         result = StageResult(
             sparsity=pruned.space.sparsity,
-            predicted=None if quadratic.fisher is None else quadratic.increase(delta),
+            predicted=predicted,
             saliencies=_quantiles(recorded, budget, space),
             damping=None if quadratic.fisher is None else quadratic.fisher.damping,
             trust=1.0 if self.first_order else None,
+            damping_share=_damping_share(quadratic, delta, predicted),
         )
         return Pruned(pruned, (result,))
 
@@ -417,6 +276,14 @@ def _quantiles(
         for name, layer_scores in zip(space.shapes, scores.split(sizes), strict=True)
         if len(layer_scores)
     }
+
+
+def _damping_share(quadratic: Quadratic, delta: Tensor, predicted: float | None) -> float | None:
+    """½ λ‖δ‖² ÷ the predicted increase; None where that is not a sum of this and of a square."""
+    if quadratic.fisher is None or quadratic.gradient is not None or not predicted:
+        return None
+    length = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+    return 0.5 * quadratic.fisher.damping * length**2 / predicted
 
 
 def _check_every_tensor_is_curved(quadratic: Quadratic, space: ParameterSpace) -> None:

@@ -10,7 +10,8 @@ from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.monitor import whole
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe, check_recipe
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe, check_recipe
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.updates import joint

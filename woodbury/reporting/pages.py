@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ def prune_page(
         codes: What repeats the run and loads its weights.
     """
     parts = [run_tables.results(numbers, str(settings["method"]))]
+    if isinstance(numbers, PruneNumbers) and numbers.predicted_warning:
+        lead = f"{lead} {numbers.predicted_warning}"
     sections = [Section("Result", tuple(parts))]
     if isinstance(numbers, PruneNumbers):
         figures = _figures(numbers, tensors, plan)
@@ -99,14 +102,13 @@ def folded(settings: Mapping[str, Any]) -> list[Grid]:
 def _figures(
     numbers: PruneNumbers, tensors: Iterable[TensorSummary], plan: Mapping[str, Any] | None
 ) -> list[Figure]:
-    predicted = numbers.predicted_increase
     figures = [
         _sparsity(numbers, tensors),
         _score(numbers),
         Figure(
             _signed(numbers.measured_increase),
             "increase of the loss",
-            "" if predicted is None else f"predicted {_signed(predicted)}",
+            _expected_increase(numbers),
         ),
         Figure(
             duration(numbers.seconds),
@@ -118,6 +120,15 @@ def _figures(
     if numbers.peak_device_megabytes is not None:
         figures.append(Figure(megabytes(numbers.peak_device_megabytes), "peak on the device"))
     return figures
+
+
+def _expected_increase(numbers: PruneNumbers) -> str:
+    """The increase as predicted, and as it is on other samples."""
+    predicted, interval = numbers.predicted_increase, numbers.predicted_interval
+    parts = [] if predicted is None else [f"predicted {_signed(predicted)}"]
+    if interval is not None and math.isfinite(interval.mean):
+        parts.append(f"held back {_signed(interval.low)} to {_signed(interval.high)}")
+    return ", ".join(parts)
 
 
 def _signed(number: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from woodbury.model.flop_count import Flops
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.pruner import Quantiles
+from woodbury.pruning.pruned import Quantiles
 
 
 @dataclass(frozen=True)

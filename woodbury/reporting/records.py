@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from woodbury.pruning.prediction import IncreaseInterval
+
 MEASURE_LABELS = {"r_squared": "R²"}
 """Measures whose name on a page is not that of the key."""
 
@@ -87,6 +89,9 @@ class PruneNumbers:
         baseline: Magnitude pruning to the same sparsity.
         stages: The stages in order.
         dampings_tried: The candidates in order; empty where there was nothing to choose.
+        predicted_interval: The increase on training data that nothing else saw; None without any.
+        predicted_warning: Why the prediction is no forecast; empty where nothing is known against
+            it.
     """
 
     measure: str
@@ -107,6 +112,8 @@ class PruneNumbers:
     baseline: Baseline
     stages: tuple[StageNumbers, ...]
     dampings_tried: tuple[DampingTrial, ...]
+    predicted_interval: IncreaseInterval | None = None
+    predicted_warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,10 @@ class PruningStepNumbers:
         held_out_score_before: On held-out training data, right before the step.
         held_out_score_after: On the same data right after it.
         dampings_tried: The candidates in order; empty where there was nothing to choose.
+        predicted_interval: The increase on held-out training data that nothing was chosen on; None
+            without any.
+        predicted_warning: Why the prediction is no forecast; empty where nothing is known against
+            it.
     """
 
     step: int
@@ -132,6 +143,8 @@ class PruningStepNumbers:
     held_out_score_before: float | None
     held_out_score_after: float | None
     dampings_tried: tuple[DampingTrial, ...] = ()
+    predicted_interval: IncreaseInterval | None = None
+    predicted_warning: str = ""
 
 
 @dataclass(frozen=True)

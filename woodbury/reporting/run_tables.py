@@ -58,6 +58,8 @@ def results(numbers: PruneNumbers | GradualNumbers, method: str) -> Grid:
         rows = [dense, Network(method, *pruned, numbers.loss_after)]
         baseline = numbers.baseline
         remark = f"Magnitude pruning is left out: {baseline.skipped}." if baseline.skipped else ""
+        if numbers.predicted_interval is not None:
+            remark = f"{remark} {numbers.predicted_interval.in_words()}".strip()
         if baseline.score is not None:
             of_baseline = (baseline.score, baseline.standard_error, baseline.loss)
             rows.insert(1, Network("magnitude", numbers.sparsity, *of_baseline))
@@ -155,11 +157,26 @@ def pruning_steps(numbers: GradualNumbers) -> Grid:
         "sparsity": [percent(step.sparsity, 2) for step in steps],
         "damping": [_damping(step.damping) for step in steps],
         "predicted increase": aligned([step.predicted_increase for step in steps]),
+        **_held_back(steps),
         f"{measure} before": [_score(step.held_out_score_before) for step in steps],
         f"{measure} after": [_score(step.held_out_score_after) for step in steps],
     }
     note = "On held-out training data, right before and after each step."
+    refuted = sum(bool(step.predicted_warning) for step in steps)
+    if refuted:
+        note += (
+            f" The prediction does not hold in {refuted} of {len(steps)} steps: the increase is "
+            "outside of its 95 % interval on samples held back."
+        )
     return _of_columns("Pruning steps", columns, note)
+
+
+def _held_back(steps: Sequence[PruningStepNumbers]) -> dict[str, list[str]]:
+    """The column of the intervals; none without any."""
+    intervals = [step.predicted_interval for step in steps]
+    if not any(intervals):
+        return {}
+    return {"held back": [MISSING if each is None else each.ends() for each in intervals]}
 
 
 def _of_columns(title: str, columns: dict[str, list[str]], note: str) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from typing import Any
@@ -19,7 +19,7 @@ from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
-from woodbury.model.batches import samples_in
+from woodbury.model.batches import Batch, samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
@@ -28,8 +28,10 @@ from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
+from woodbury.pruning.prediction import IncreaseInterval, check_held_back
 from woodbury.pruning.presets import standard
-from woodbury.pruning.pruner import Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruned import Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
 from woodbury.pruning.undivided import divided
 from woodbury.training.calibration import check_calibration, samples_needed
@@ -57,6 +59,10 @@ class PruningStep:
             unit; None without a Fisher.
         before: The score right before it; None without a score.
         after: The score right after it; None without a score.
+        predicted_interval: The increase of the loss by the step on samples held back; None without
+            any.
+        predicted_warning: Why the prediction is no forecast; empty where nothing is known against
+            it.
     """
 
     step: int
@@ -64,6 +70,8 @@ class PruningStep:
     predicted: float | None
     before: float | None
     after: float | None
+    predicted_interval: IncreaseInterval | None = None
+    predicted_warning: str = ""
 
 
 class Gradual:
@@ -101,6 +109,8 @@ class Gradual:
             there.
         score: Measured right before and after each pruning step, for `history`; None for none.
         decay_off: Whether weight decay ends with the last pruning step.
+        held_back: Re-iterable batches that nothing is trained on, on which the predicted increase
+            of each pruning step is checked; None for none.
         memory: What each pruning step may hold, in bytes or as "6GiB"; None for 60 % of what the
             process may still have then.
 
@@ -154,6 +164,7 @@ class Gradual:
         keep_zeros: bool = False,
         score: Callable[[Objective], float] | None = None,
         decay_off: bool = False,
+        held_back: Iterable[Batch] | None = None,
         memory: int | str | None = None,
     ) -> None:
         check_targets(sparsity)
@@ -169,6 +180,7 @@ class Gradual:
         self._likelihood = likelihood
         self._score = score
         self._decay_off = decay_off
+        self._held_back = held_back
         self._memory = memory
         check_holds(memory, self.space.n)
         with preserving_rng(batches), limits_within(memory):
@@ -176,6 +188,8 @@ class Gradual:
             objective.probe()
             needed = standard.samples if pruner is None else samples_needed(pruner)
             check_calibration(objective, needed, exactly=pruner is not None)
+            if held_back is not None:
+                check_held_back(objective, held_back)
             self._pruner: Prune = pruner or _default_pruner(objective)
         # The last sparsity must be reachable from today's zeros, which every pruning step removes.
         nonzero = self.space.restrict(objective.weights != 0)
@@ -298,10 +312,22 @@ class Gradual:
         if not isinstance(pruned, Pruned):
             raise WrongType(f"The pruner gave a {type(pruned).__name__}, not a Pruned.")
         after = self._scored(pruned.objective)
+        warning = ""
+        if self._held_back is not None:
+            pruned = pruned.checked_on(objective, self._held_back)
+            warning = pruned.predicted_warning
         pruned.write()
         self.space = pruned.objective.space
         self._hold.tighten(self.space)
-        done = PruningStep(self.step, pruned.sparsity, pruned.predicted, before, after)
+        done = PruningStep(
+            self.step,
+            pruned.sparsity,
+            pruned.predicted,
+            before,
+            after,
+            pruned.predicted_interval,
+            warning,
+        )
         self.history = (*self.history, done)
         if self._decay_off and self.step == self.pruning_steps[-1]:
             for group in self._hold.optimizer.param_groups:
@@ -343,7 +369,10 @@ def _listed(value: Any, name: str) -> list[Any]:
 
 def _saved_step(saved: Any) -> PruningStep:
     try:
-        return PruningStep(**saved)
+        done = PruningStep(**saved)
+        if done.predicted_interval is None:
+            return done
+        return replace(done, predicted_interval=IncreaseInterval(**saved["predicted_interval"]))
     except TypeError as error:
         raise WrongType("The history of the saved state holds no pruning step.") from error
 

@@ -14,7 +14,8 @@ from woodbury.estimation.layer_problems import LayerProblem, layer_problems, lay
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
-from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruned import Carried, Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets
 
 

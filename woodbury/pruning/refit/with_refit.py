@@ -8,7 +8,8 @@ from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.calling import copy_of
 from woodbury.model.objective import Objective
-from woodbury.pruning.pruner import Carried, Pruned, Pruner, PruningRecipe
+from woodbury.pruning.pruned import Carried, Pruned
+from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
 from woodbury.pruning.schedule import Targets
 
@@ -116,6 +117,7 @@ class WithRefit:
         goal = None if carried is None else carried.goal
         refitted = self.refit.run(pruned.objective, self.dense, goal, self.reuse)
         *earlier, last = pruned.steps
-        steps = (*earlier, replace(last, distance=refitted.distance))
+        equations = None if refitted.goal is None else refitted.goal.residuals.m
+        steps = (*earlier, replace(last, distance=refitted.distance, equations=equations))
         left = Carried(refitted.fisher, refitted.goal)
         return replace(pruned, objective=refitted.objective, steps=steps, carried=left)
