@@ -284,6 +284,15 @@ def attention(self: Any, x: Tensor) -> Tensor:
     return self.o(mixed.transpose(1, 2).reshape(x.shape))
 
 
+def halves_added(x: Tensor) -> Tensor:
+    return x[..., :3] + x[..., 3:]
+
+
+def rotated(x: Tensor) -> Tensor:
+    """As in rotary embeddings: each channel is added to another one, which is added to it."""
+    return x * 0.5 + torch.cat([-x[..., 3:], x[..., :3]], -1) * 0.7
+
+
 def mixed_channels() -> dict[str, tuple[Any, tuple[int, ...], str]]:
     """Networks and a layer of which no channel can be removed, though half of it is zero."""
     layers = {name: nn.Linear(6, 6) for name in ("q", "k", "v")}
@@ -318,6 +327,14 @@ def mixed_channels() -> dict[str, tuple[Any, tuple[int, ...], str]]:
             nn.Sequential(
                 nn.Linear(6, 6), nn.ReLU(), parametrizations.weight_norm(nn.Linear(6, 3))
             ), (6,), "0",
+        ),
+        "halves that are added": (
+            Net(lambda self, x: self.b(halves_added(self.a(x))), a=nn.Linear(6, 6),
+                b=nn.Linear(3, 3)), (6,), "a",
+        ),
+        "rotated": (
+            Net(lambda self, x: self.b(rotated(self.a(x))), a=nn.Linear(6, 6),
+                b=nn.Linear(6, 3)), (5, 6), "a",
         ),
         "own parameter": (
             Net(lambda self, x: self.b(self.a(x) * self.scale), a=nn.Linear(6, 6),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -21,97 +21,26 @@ from woodbury.integrations.compaction.slicing import (
     is_matrix_layer,
     outputs_of,
 )
+from woodbury.integrations.compaction.walks import Walk, all_walks
 from woodbury.model.batches import tensors_in
 from woodbury.model.calling import run_model
 from woodbury.model.hooks import forward_hooks, has_hooks
 from woodbury.model.layers import memory_of
 
-ARITHMETIC = frozenset(
-    (
-        "Add",
-        "Sub",
-        "Rsub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Abs",
-        "Exp",
-        "Pow",
-        "Sqrt",
-        "Clamp",
-        "ClampMin",
-        "ClampMax",
-    )
+BY_CHANNEL = re.compile(
+    "Add|Sub|Rsub|Mul|Div|Neg|Abs|Exp|Pow|Sqrt|Clamp|ClampMin|ClampMax"
+    "|Relu|LeakyRelu|PreluKernel|Elu|Gelu|Silu|Mish|Sigmoid|Tanh|LogSigmoid|Hardtanh|Hardswish"
+    "|Hardsigmoid|Softplus|Softshrink|Hardshrink|Threshold"
+    "|AvgPool[123]D|MaxPool[23]DWithIndices|AdaptiveAvgPool[123]D|AdaptiveMaxPool[23]D|Mean|Sum"
+    "|Upsample(Nearest[123]D|Linear1D|Bilinear2D|Bicubic2D)|ConstantPadNd|(Reflection|Replication)"
+    "Pad[123]D|Clone|Alias|ToCopy|Squeeze|Unsqueeze|Transpose|Permute|T"
 )
-ACTIVATIONS = frozenset(
-    (
-        "Relu",
-        "LeakyRelu",
-        "Elu",
-        "Gelu",
-        "Silu",
-        "Mish",
-        "Sigmoid",
-        "Tanh",
-        "LogSigmoid",
-        "Hardtanh",
-        "Hardswish",
-        "Hardsigmoid",
-        "Softplus",
-        "Softshrink",
-        "Hardshrink",
-        "Threshold",
-        "PreluKernel",
-    )
-)
-POOLING = frozenset(
-    (
-        "AvgPool1D",
-        "AvgPool2D",
-        "AvgPool3D",
-        "MaxPool2DWithIndices",
-        "MaxPool3DWithIndices",
-        "AdaptiveAvgPool1D",
-        "AdaptiveAvgPool2D",
-        "AdaptiveAvgPool3D",
-        "AdaptiveMaxPool2D",
-        "AdaptiveMaxPool3D",
-        "Mean",
-        "Sum",
-    )
-)
-RESIZING = frozenset(
-    (
-        "UpsampleNearest1D",
-        "UpsampleNearest2D",
-        "UpsampleNearest3D",
-        "UpsampleBilinear2D",
-        "UpsampleLinear1D",
-        "UpsampleBicubic2D",
-        "ConstantPadNd",
-        "ReflectionPad1D",
-        "ReflectionPad2D",
-        "ReplicationPad1D",
-        "ReplicationPad2D",
-    )
-)
-MOVING = frozenset(
-    (
-        "Clone",
-        "Alias",
-        "ToCopy",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Permute",
-        "T",
-    )
-)
-BY_CHANNEL = ARITHMETIC | ACTIVATIONS | POOLING | RESIZING | MOVING
 """Operations whose result in a channel is read from the same channel, as autograd names them."""
 
 PRODUCTS = frozenset(("Addmm", "Mm"))
 """What a Linear is made of where its input has more than two dimensions."""
+
+NOT_FOLLOWED = "its channels cannot be followed to every layer."
 
 MOVES = ("CONCAT", "SPLIT", "RESHAPE", "UNBIND", "EXPAND", "SLICE")
 """Kinds of nodes that only move channels; the graph follows where they go."""
@@ -198,9 +127,8 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
         with warnings.catch_warnings(), torch.enable_grad(), _with_gradients(model):
             warnings.simplefilter("ignore")
             graph.build_dependency(model, example, forward_fn=outputs, verbose=False)
-            found = list(graph.get_all_groups())
             reading = _Reading(graph, model, uses)
-            return [reading.group(each) for each in found]
+            return [reading.group(each) for each in all_walks(graph)]
     except Exception as error:
         raise WoodburyError(
             "Torch-Pruning cannot follow the channels of the model: remove channels from a part of "
@@ -222,31 +150,34 @@ class _Reading:
             for parameter in module.parameters(recurse=False)
         )
 
-    def group(self, found: Any) -> ChannelGroup:
+    def group(self, walk: Walk) -> ChannelGroup:
         """What is known of one group."""
-        channels = len(found[0].idxs)
+        channels = walk.channels
         parts: dict[str, list[Part]] = {"makers": [], "followers": [], "readers": []}
-        why_kept = None if self._is_free(found) else "its channels depend on each other."
+        why_kept = None
+        if walk.is_coupled:
+            why_kept = "its channels depend on each other."
+        elif walk.is_lost:
+            why_kept = NOT_FOLLOWED
         is_chain = True
-        for item in found:
-            node = item.dep.target
-            is_output = self.graph.is_out_channel_pruning_fn(item.dep.handler)
+        for (node, handler), channel_of in walk.reached.items():
+            is_output = self.graph.is_out_channel_pruning_fn(handler)
             role, refusal = self._role(node, is_output)
             why_kept = why_kept or refusal
             is_chain = is_chain and _is_link(node, role)
             if role is None:
                 continue
             count = inputs_of(node.module) if role == "readers" else outputs_of(node.module)
-            places = _places(item, channels)
-            if places is None or max((max(each, default=0) for each in places), default=0) >= count:
-                why_kept = why_kept or "its channels cannot be followed to every layer."
+            places = _places(channel_of, channels)
+            if max(channel_of, default=0) >= count:
+                why_kept = why_kept or NOT_FOLLOWED
             else:
                 parts[role].append(Part(self.name_of[node.module], places))
         if not parts["readers"]:
             why_kept = why_kept or "no layer that is known reads its channels."
         makers, followers, readers = (tuple(each) for each in parts.values())
         is_chain = is_chain and len(makers) == len(readers) == 1
-        name = self.name_of[found[0].dep.target.module]
+        name = self.name_of[walk.root.module]
         return ChannelGroup(name, channels, makers, followers, readers, is_chain, why_kept)
 
     def _role(self, node: Any, is_output: bool) -> tuple[str | None, str | None]:
@@ -283,16 +214,6 @@ class _Reading:
         kind = type(layer).__name__
         return f"{self.name_of[layer]} ({kind})" if layer in self.name_of else kind
 
-    def _is_free(self, found: Any) -> bool:
-        """Whether a channel of the group can be removed without the others of its layer."""
-        root = found[0]
-        channels = list(root.idxs)
-        some = [each for each in channels if random.Random(each).random() < 0.5]
-        if not some:
-            return True
-        dependent = self.graph.get_pruning_group(root.dep.target.module, root.dep.handler, some)
-        return sorted(dependent[0].idxs) == sorted(some)
-
 
 def _is_link(node: Any, role: str | None) -> bool:
     """Whether a node of a group has one neighbour on either side within it."""
@@ -304,22 +225,18 @@ def _why_not_by_channel(node: Any) -> str | None:
     if not hasattr(node.grad_fn, "name"):
         return "an operation that is not known may mix its channels."
     name = node.grad_fn.name().removeprefix("torch::autograd::").partition("Backward")[0]
-    if name in BY_CHANNEL:
+    if BY_CHANNEL.fullmatch(name):
         return None
     if name in PRODUCTS and all(each.type.name == "LINEAR" for each in node.outputs):
         return None
     return f"{name} may mix its channels."
 
 
-def _places(item: Any, channels: int) -> tuple[tuple[int, ...], ...] | None:
+def _places(channel_of: dict[int, int], channels: int) -> tuple[tuple[int, ...], ...]:
     """For each channel of a group, its indices in one layer."""
     places: list[list[int]] = [[] for _ in range(channels)]
-    if item.root_idxs is None or len(item.root_idxs) != len(item.idxs):
-        return None
-    for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-        if channel is None or not 0 <= channel < channels:
-            return None
-        places[channel].append(int(index))
+    for index, channel in channel_of.items():
+        places[channel].append(index)
     return tuple(tuple(sorted(each)) for each in places)
 
 
