@@ -19,7 +19,13 @@ from woodbury.pruning.schedule import Targets
 from woodbury.pruning.selections import greedy
 from woodbury.pruning.updates import zero
 from woodbury.reporting.grid import duration
-from woodbury.reporting.records import Baseline, DampingTrial, PruneNumbers, StageNumbers
+from woodbury.reporting.records import (
+    Baseline,
+    DampingTrial,
+    PruneNumbers,
+    StageNumbers,
+    perplexity,
+)
 
 CHEAP_SECONDS = 20.0
 """What a baseline may take in any case."""
@@ -119,6 +125,7 @@ def measured_numbers(
     began = time.perf_counter()
     after = problem.score(pruned.objective)
     loss_after = pruned.objective.loss()
+    tokens = problem.tokens_per_sample()
     evaluation = time.perf_counter() - began
     return PruneNumbers(
         measure=problem.measure,
@@ -139,6 +146,9 @@ def measured_numbers(
         baseline=_baseline(problem, dense, target, outcome, seconds, evaluation),
         stages=history.stages(pruned, loss_after),
         dampings_tried=outcome.tried,
+        tokens_per_sample=tokens,
+        perplexity_before=perplexity(history.loss_before, tokens),
+        perplexity_after=perplexity(loss_after, tokens),
     )
 
 
