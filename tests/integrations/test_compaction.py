@@ -411,9 +411,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence() -> None:
     refused(lambda: Net(fails, a=nn.Linear(6, 2)), x, "refuses the example.*not today")
     refused(lambda: nn.LazyLinear(3), x, "has no shape yet")
     refused(lambda: nn.ReLU(), x, "no parameters")
-    with torch.device("meta"):
-        meta = nn.Linear(6, 2)
-    refused(lambda: meta, x, "meta")
+    refused(lambda: nn.Linear(6, 2).to("meta"), x, "meta")
     with pytest.raises(WrongType, match="model"):
         woodbury.compact(3, x)  # type: ignore[arg-type]
     broken = nn.Linear(6, 2)

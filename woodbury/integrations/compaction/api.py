@@ -17,15 +17,13 @@ from woodbury.integrations.compaction.choosing import (
     chosen_removal,
     inputs_of_readers,
 )
-from woodbury.integrations.compaction.coupling import channel_groups, library
+from woodbury.integrations.compaction.coupling import channel_groups, copy_to_change
 from woodbury.integrations.compaction.removal import with_removed
 from woodbury.model.batches import tensors_in
-from woodbury.model.calling import call_model, copy_of
+from woodbury.model.calling import call_model
 from woodbury.model.flop_count import flops
 from woodbury.model.modes import eval_mode
-from woodbury.model.space import ParameterSpace
 from woodbury.model.torch_masks import apply_masks
-from woodbury.model.wrappers import checked_model
 from woodbury.monitor import announce
 
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -121,29 +119,23 @@ def compacted(model: nn.Module, example: Any) -> Compacted:
     Raises:
         WoodburyError: As `compact`.
     """
-    library()
-    model = checked_model(model)
-    space = ParameterSpace.from_model(model)  # what has no shapes yet is named
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise WoodburyError(f"{name!r} is on the meta device: give it values first.")
-    with user_code("The model cannot be copied: give one that deepcopy takes."):
-        network = copy_of(model)
+    network = copy_to_change(model)
     apply_masks(network)
+    before = {name: tuple(each.shape) for name, each in network.named_parameters()}
     modes = [module.training for module in network.modules()]
     with eval_mode(network):
         search = _Search(network, example)
         smaller = search.run()
-        before, now = (_forward_flops(each, example) for each in (network, smaller))
+        operations = (_forward_flops(network, example), _forward_flops(smaller, example))
     for module, training in zip(smaller.modules(), modes, strict=True):
         module.training = training
     shapes = {
-        name: (tuple(space.shapes[name]), tuple(parameter.shape))
+        name: (before[name], tuple(parameter.shape))
         for name, parameter in smaller.named_parameters()
-        if name in space.shapes and parameter.shape != space.shapes[name]
+        if name in before and before[name] != parameter.shape
     }
     counts = (_parameters(network), _parameters(smaller))
-    return Compacted(smaller, shapes, search.kept, counts, (before, now), search.difference)
+    return Compacted(smaller, shapes, search.kept, counts, operations, search.difference)
 
 
 class _Search:

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
-from woodbury.integrations.compaction.coupling import ChannelGroup, Part, channel_groups, library
+from woodbury.integrations.compaction.coupling import (
+    ChannelGroup,
+    Part,
+    channel_groups,
+    copy_to_change,
+)
 from woodbury.integrations.compaction.slicing import is_matrix_layer
-from woodbury.model.calling import call_model, copy_of
+from woodbury.model.calling import call_model
 from woodbury.model.channels import channels_of
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
-from woodbury.model.wrappers import checked_model
 from woodbury.pruning.units import custom
 
 REASONS_SHOWN = 3
@@ -84,11 +88,7 @@ def coupled_channels(model: nn.Module, example: Any) -> CoupledChannels:
         CoupledChannels(groups=1, channels=8)
         >>> pruner = woodbury.Pruner(unit=unit)
     """
-    library()
-    model = checked_model(model)
-    ParameterSpace.from_model(model)  # what has no shapes yet is named
-    with user_code("The model cannot be copied: give one that deepcopy takes."):
-        network = copy_of(model)
+    network = copy_to_change(model)
     with eval_mode(network):
         with user_code("The model refuses the example."):
             call_model(network, example)

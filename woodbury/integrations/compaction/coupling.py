@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from woodbury.errors import MissingDependency, WoodburyError, reason_with_line
+from woodbury.errors import MissingDependency, WoodburyError, reason_with_line, user_code
 from woodbury.integrations.compaction.slicing import (
     inputs_of,
     is_channelwise,
@@ -23,9 +23,11 @@ from woodbury.integrations.compaction.slicing import (
 )
 from woodbury.integrations.compaction.walks import Walk, all_walks
 from woodbury.model.batches import tensors_in
-from woodbury.model.calling import run_model
+from woodbury.model.calling import copy_of, run_model
 from woodbury.model.hooks import forward_hooks, has_hooks
 from woodbury.model.layers import memory_of
+from woodbury.model.space import ParameterSpace
+from woodbury.model.wrappers import checked_model
 
 BY_CHANNEL = re.compile(
     "Add|Sub|Rsub|Mul|Div|Neg|Abs|Exp|Pow|Sqrt|Clamp|ClampMin|ClampMax"
@@ -95,6 +97,27 @@ def library() -> ModuleType:
             "The dependency graph of channels needs torch-pruning: pip install 'woodbury[compact]'."
         ) from error
     return torch_pruning
+
+
+def copy_to_change(model: Any) -> nn.Module:
+    """A copy of the user's model, seen to have layers with values.
+
+    Args:
+        model: What was given as a model.
+
+    Raises:
+        MissingDependency: If Torch-Pruning is not installed.
+        WrongType: If it is no module.
+        WoodburyError: If it has no parameters, no shapes or values yet, or cannot be copied.
+    """
+    library()
+    model = checked_model(model)
+    ParameterSpace.from_model(model)  # what has no shapes yet is named
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise WoodburyError(f"{name!r} is on the meta device: give it values first.")
+    with user_code("The model cannot be copied: give one that deepcopy takes."):
+        return copy_of(model)
 
 
 def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
