@@ -31,7 +31,7 @@ def binary(pos_weight: float | Sequence[float] | Tensor | None = None) -> Likeli
     over a sample's answers, which are observations of their own, and averaged over the batch. A
     target of −100 counts for nothing.
 
-    The Hessian by a logit is (w·y + 1 − y)·σ(f)·σ(−f)  (eq. 81). Labels are drawn at a mean
+    The Hessian by a logit is (w·y + 1 − y)·σ(f)·σ(−f)  (eq. 74). Labels are drawn at a mean
     gradient of zero: yes with the probability σ(f − log w), as what is weighted more is predicted
     too often.
 
