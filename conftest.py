@@ -25,6 +25,7 @@ NEEDS = {
         "woodbury/integrations/transformers/training_loss.py",
         "docs/how-to/trainers.md",
     ],
+    "torch_pruning": ["docs/how-to/smaller-layers.md"],
     "datasets": ["docs/how-to/transformers.md"],
     "lightning": ["woodbury/integrations/lightning.py", "docs/how-to/trainers.md"],
 }

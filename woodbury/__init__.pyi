@@ -13,6 +13,8 @@ from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal
 from woodbury.estimation.recipes import kfac as kfac
 from woodbury.estimation.recipes import mfac as mfac
 from woodbury.estimation.recipes import woodfisher as woodfisher
+from woodbury.integrations.compaction.api import compact as compact
+from woodbury.integrations.compaction.coupled_units import coupled_channels as coupled_channels
 from woodbury.integrations.onnx.exporting import export_onnx as export_onnx
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse

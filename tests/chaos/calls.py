@@ -205,6 +205,8 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "param_group": lambda w: {"params": [nn.Parameter(torch.ones(3))]},
     "fits": lambda w: {},
     "part": lambda w: None,
+    "compact.example": lambda w: w.batches[0][0],
+    "coupled_channels.example": lambda w: w.batches[0][0],
 }
 """A valid value of each argument: by its name, or by that of the function and its own."""
 

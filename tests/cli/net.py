@@ -34,6 +34,12 @@ def data(count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, build()(torch.tensor(5 * x).float()).argmax(1).numpy()
 
 
+def answers(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float32)
+    with torch.no_grad():
+        return x, (linear()(torch.tensor(x)) > 0).float().numpy()
+
+
 def both() -> tuple[np.ndarray, ...]:
     return *data(), *data(100, 1)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import re
 import resource
 from pathlib import Path
 
@@ -62,6 +64,21 @@ def test_onnx(here: Path) -> None:
     result = succeeds("export out --to onnx --out small.onnx")
     assert "ONNX, dense" in result.stdout and "its outputs differ from torch's by" in result.stdout
     assert Path("small.onnx").is_file() and not Path("out/model.onnx").exists()
+
+
+def test_onnx_of_smaller_layers(here: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):
+        pytest.importorskip(package, reason="the export needs it")
+    import onnx
+
+    succeeds(PRUNE.replace("0.8", "0.5"), "--unit channels --exclude 4.*")
+    result = succeeds("export out --to onnx --compact")
+    assert re.search(r"tensors are smaller: [\d,]+ -> [\d,]+ weights, .* MFLOPs\.", result.output)
+    file = onnx.load("out/model.onnx")
+    elements = sum(math.prod(each.dims) for each in file.graph.initializer)
+    dense = sum(tensor.numel() for tensor in weights("out").values())
+    assert elements < 0.75 * dense
+    refused("--compact, --store-zeros", "export out --to torch --compact")
 
 
 def test_onnx_without_its_packages(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,3 +71,30 @@ def test_the_python_of_a_page_loads_the_weights(
 )
 def test_what_makes_a_network_is_named(model: str, line: str) -> None:
     assert line in loading(model, Path("w")).text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("call", "lines"),
+    [
+        (
+            'transformers.AutoModel.from_pretrained("out")',
+            ["import transformers", "", 'model = transformers.AutoModel.from_pretrained("out")'],
+        ),
+        (
+            'model.load_state_dict(torch.load("out/model.pth"))',
+            [
+                "import torch",
+                "",
+                "model = ...  # torchvision:resnet18",
+                'model.load_state_dict(torch.load("out/model.pth"))',
+            ],
+        ),
+    ],
+)
+def test_a_network_of_a_library_is_loaded_by_its_own_line(call: str, lines: list[str]) -> None:
+    assert loading("torchvision:resnet18", Path("w"), call).text.splitlines() == lines
+
+
+def test_a_run_with_a_file_of_options_is_repeated_by_it() -> None:
+    with invoked(["train", "net.py:build", "net.py:both", "--out", "a b"]):
+        assert repeating(Path("a b/run.toml")).text == "woodbury train --config 'a b/run.toml'"

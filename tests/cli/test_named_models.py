@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,8 +95,16 @@ def test_language_models(tmp_path: Path) -> None:
     saved("causal", tmp_path / "gpt")
     Path("texts.txt").write_text("the film was very good . it was not bad\n" * 40)
     command = "prune transformers:gpt texts.txt --sparsity 0.5 --length 8 --out small"
-    succeeds(command, "--method magnitude")
+    result = succeeds(command, "--method magnitude")
     numbers = report("small")
+    # Without training every token is about as likely as any other.
+    tokens = len(json.loads(Path("gpt/tokenizer.json").read_text("utf-8"))["model"]["vocab"])
+    assert numbers["perplexity_before"] == pytest.approx(tokens, rel=0.3)
+    assert numbers["perplexity_after"] > 1 and 5 < numbers["tokens_per_sample"] <= 7
+    page = html.unescape(Path("small/report.html").read_text("utf-8"))
+    assert "perplexity" in result.stdout and "perplexity" in page
+    call = 'transformers.AutoModelForCausalLM.from_pretrained("small")'
+    assert call in result.stdout and f"model = {call}" in re.sub(r"<[^>]*>", "", page)
     assert set(numbers["settings"]["parameters"]) == {
         f"transformer.h.0.{name}.weight"
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

@@ -232,6 +232,19 @@ def test_regression_is_scored_by_r_squared(here: Path) -> None:
     assert numbers["score_after"] > 0.5
 
 
+def test_answers_of_yes_or_no_and_smoothed_classes(here: Path) -> None:
+    words = "prune net.py:linear net.py:answers --loss binary --sparsity 0.25 --count 50"
+    succeeds(words, "--damping 1e-3 --out out")
+    numbers = report("out")
+    assert numbers["measure"] == "accuracy" and numbers["settings"]["loss"] == "binary"
+    assert numbers["score_before"] == 1 and 0.7 < numbers["score_after"] <= 1
+    words = "prune net.py:build net.py:both --loss smoothed_cross_entropy --sparsity 0.5"
+    succeeds(words, "--method magnitude --out smoothed")
+    # Smoothing costs: the loss of the same network is larger than without.
+    succeeds(words.replace("smoothed_", ""), "--method magnitude --out plain")
+    assert report("smoothed")["loss_before"] > 1.01 * report("plain")["loss_before"]
+
+
 def test_whole_numbers_are_regressed_on_too(here: Path) -> None:
     command = "prune net.py:linear net.py:counts --loss squared_error --sparsity 0.5"
     succeeds(command, "--damping 1 --out out")

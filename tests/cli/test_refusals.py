@@ -68,6 +68,8 @@ def test_words_that_are_no_command_line(words: str, sentence: str, here: Path) -
         ("net.py:build net.py:uneven", "there must be one label per input"),
         ("net.py:build net.py:empty", "holds no samples"),
         ("net.py:build net.py:data --loss squared_error", "squared_error got outputs of shape"),
+        ("net.py:build net.py:data --loss binary", "binary() got outputs of shape"),
+        ("net.py:linear net.py:data --loss smoothed_cross_entropy", "the model knows 2 classes"),
     ],
 )
 def test_models_and_data_that_will_not_do(words: str, sentence: str, here: Path) -> None:
@@ -104,7 +106,7 @@ def test_sparsities_that_cannot_be(options: str, sentence: str, here: Path) -> N
         ("--method mfc", "--method is 'mfc': did you mean mfac?"),
         ("--update all", "--update is 'all': choose zero, independent, joint."),
         ("--scope layer", "--scope is 'layer': did you mean layerwise?"),
-        ("--loss mse", "--loss is 'mse': choose cross_entropy, squared_error."),
+        ("--loss mse", "--loss is 'mse': choose cross_entropy, smoothed_cross_entropy, binary, "),
         ("--labels drawn", "--labels is 'drawn': choose own, observed, sampled."),
         ("--unit blok:4", "There is no unit 'blok:4'"),
         ("--unit block", "--unit is 'block'"),

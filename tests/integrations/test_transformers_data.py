@@ -169,6 +169,7 @@ def test_rows_that_will_not_do(lines: list, header: str, sentence: str, bert: st
     [
         ({"columns": {"text": "txt"}}, r"d\.csv has no column 'txt': did you mean text\?"),
         ({"columns": {"labl": "label"}}, r"columns names 'labl': did you mean label\?"),
+        ({"columns": {"label": ("label", "text")}}, "2 columns of label, label and text: give one"),
         ({"task": hf.token_classification}, r"holds a BertForSequenceClassification, which was no"),
         ({"task": hf.image_classification}, r"is a bert model, which does no image-classification"),
         ({"length": 99}, r"The length is 99: the model takes 16 tokens"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.errors import WoodburyError, WrongType
+from woodbury.estimation import output_residuals
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import looped, vmapped
 from woodbury.estimation.recipes import gauss_newton, mfac
@@ -24,6 +25,7 @@ from woodbury.monitor import progress
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.refit import output_fit
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
@@ -288,3 +290,23 @@ def test_impossible_arguments_are_refused_early() -> None:
         )
     with pytest.raises(WoodburyError, match="sparsity"):
         WithRefit.around(Pruner(), dense()).rules.check(dense().space, 1.5)
+
+
+@pytest.mark.parametrize("iterations", [None, 3])
+def test_directions_and_rows_that_have_no_room_are_refused_before_work(
+    iterations: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = dense()
+    huge = Refit(mc_samples=10**12, iterations=iterations)
+    for call in (huge, huge.distance):
+        with pytest.raises(WoodburyError, match=r"mc_samples is 1,000,000,000,000: .* lower it"):
+            call(start, start)
+    # Directions of 40 samples × 4 × 3 floats have room, rows of 72 floats do not.
+    monkeypatch.setattr(output_residuals, "available_bytes", lambda: 4000)
+    monkeypatch.setattr(output_fit, "available_bytes", lambda: 4000)
+    refit = Refit(iterations=iterations)
+    if iterations is None:
+        with pytest.raises(WoodburyError, match="holds 160 rows, mc_samples × samples, which take"):
+            refit(start, start)
+    else:
+        refit(start, start)

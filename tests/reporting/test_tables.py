@@ -18,7 +18,7 @@ from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise
 from woodbury.pruning.updates import zero
 from woodbury.reporting import tables
-from woodbury.reporting.grid import Grid, aligned, percent
+from woodbury.reporting.grid import Grid, aligned, percent, without_middle
 
 
 def printed(grid: Grid, width: int = 80) -> str:
@@ -131,3 +131,29 @@ def test_numbers_of_a_column_have_the_same_decimals() -> None:
     assert aligned([1.0, 1e-9]) == ["1.000000", "0.000000"]
     assert aligned([1e-9, -3e-7]) == ["1.00e-09", "−3.00e-07"]
     assert aligned([0.0, None]) == ["0", "–"] and aligned([float("nan"), 1.0]) == ["nan", "1.00"]
+
+
+def test_a_long_name_keeps_its_ends_and_one_line() -> None:
+    names = [f"bert.encoder.layer.{n}.attention.output.dense.weight" for n in (7, 11)]
+    cells = tuple((name, "90.00 %", "589,824", "58,982", "75.5 M", "7.55 M") for name in names)
+    header = ("parameter", "sparsity", "weights", "kept", "FLOPs", "FLOPs left")
+    grid = Grid("t", header, cells, has_names=True)
+    narrow = printed(grid, 80).splitlines()
+    rows = [line for line in narrow if "90.00 %" in line]
+    assert [row.split()[0][:5] for row in rows] == ["bert."] * 2
+    assert all("…" in row and "dense.weight " in row and "7.55 M" in row for row in rows)
+    assert "…7…" in rows[0] and "…11…" in rows[1]  # or they could not be told apart
+    assert max(map(len, narrow)) <= 80 and len([line for line in narrow if "dense" in line]) == 2
+    assert all(name in printed(grid, 120) for name in names)
+
+
+@pytest.mark.parametrize("width", range(1, 60))
+def test_a_shortened_name_is_no_longer_than_asked(width: int) -> None:
+    name = "model.layers.12.experts.3.mlp.down_proj.weight"
+    shown = without_middle(name, width)
+    assert len(shown) <= width and (shown == name or "…" in shown)
+
+
+def test_a_name_like_markup_is_text() -> None:
+    grid = Grid("t", ("parameter", "kept"), (("[bold]0.weight[/]", "1"),), has_names=True)
+    assert "[bold]0.weight[/]" in printed(grid)

@@ -98,3 +98,19 @@ def test_batches_that_do_not_fit_are_named(batches: Any, sentence: str) -> None:
         finetune(model, optimizer, batches, range(1, 3))
     with pytest.raises(WoodburyError, match="The optimizer is a list"):
         finetune(model, [], batches, range(1, 3))  # type: ignore[arg-type]
+
+
+def test_a_callback_that_fails_is_named_with_its_line() -> None:
+    def after(step: int) -> None:
+        if step == 2:
+            raise KeyError("no such column")
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.ones(4, 3), torch.arange(4) % 2)] * 3
+    sentence = (
+        r"`after` fails at step 2\. \(KeyError: 'no such column'; test_finetuning.py, line \d+"
+    )
+    with pytest.raises(WoodburyError, match=sentence):
+        finetune(model, optimizer, batches, range(1, 4), after=after)
+    assert not model.training

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from woodbury.cli.asked_method import AskedMethod
 from woodbury.cli.console import memory_for, notes_after_checks, print_place, progress_bars
+from woodbury.cli.invocation import repeating
 from woodbury.cli.methods import MethodPlan, plan_pruning
 from woodbury.cli.names import parse_sparsities, pattern_sparsity
 from woodbury.cli.option_values import as_asked
@@ -23,7 +24,7 @@ from woodbury.cli.options import (
 )
 from woodbury.cli.output import ComparisonReport, default_folder, folder_for, needed
 from woodbury.cli.problem import Problem, load_problem
-from woodbury.cli.run_file import how_to_repeat, print_how_to_repeat, write_run_file
+from woodbury.cli.run_file import RUN_FILE, print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
 from woodbury.evaluation.metrics import Score
@@ -86,12 +87,12 @@ def compare(
             dense_error=problem.score_error(dense_score),
             measure=problem.measure,
         )
-        report.write(folder, how_to_repeat("compare", place))
+        report.write(folder, repeating(place / RUN_FILE))
         asked = {"model": model, "data": data, **as_asked(choice, options)}
         with needed(folder):
             write_run_file(folder, "compare", asked)
     report.show(place)
-    print_how_to_repeat("compare", place)
+    print_how_to_repeat(place)
 
 
 def _sparsities(asked: str | None, pattern: str | None) -> list[float]:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from woodbury.cli.console import print_note, print_plain, print_result, progress_bars
 from woodbury.cli.inputs.pruned import first_inputs, load_network, load_weights, run_folder_of
 from woodbury.errors import WoodburyError
+from woodbury.integrations.compaction.api import compacted
 from woodbury.integrations.onnx.exporting import export_onnx
 from woodbury.io.dense_files import save_safetensors, save_torch
 from woodbury.io.file_sizes import FileSize, dense_and_sparse_size
@@ -23,6 +24,9 @@ FormatName = Literal["onnx", "safetensors", "torch", "sparse"]
 EXAMPLES = 2
 """Samples that a network is exported with."""
 
+COMPARED = 16
+"""Samples that smaller layers are compared on."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class OnnxOptions:
     Attributes:
         any_length: Inputs may be longer or shorter than those of the data, along dimension 1, as
             the tokens of a text.
+        compact: Take channels out of the layers that no weight makes or reads: fewer FLOPs.
         store_zeros: Store zeros too, for programs other than onnxruntime.
         tolerance: How much the outputs in onnxruntime may differ, relative to the largest one.
     """
 
     any_length: Annotated[bool, Parameter(show_default=False)] = False
+    compact: Annotated[bool, Parameter(show_default=False)] = False
     store_zeros: Annotated[bool, Parameter(show_default=False)] = False
     tolerance: float = 1e-5
 
@@ -77,12 +83,15 @@ def export(
 
     Example:  `woodbury export pruned --to onnx`
 
+    Example:  `woodbury export pruned --to onnx --compact`
+
     Example:  `woodbury export net.py:pruned --to safetensors --out small.safetensors`
     """
     form = FORMATS[to]
     if to != "onnx" and onnx != OnnxOptions():
         raise WoodburyError(
-            "--any-length, --store-zeros and --tolerance count for --to onnx alone: leave them out."
+            "--any-length, --compact, --store-zeros and --tolerance count for --to onnx alone: "
+            "leave them out."
         )
     if data is not None and to != "onnx":
         raise WoodburyError(f"--to {to} needs no data: leave {data} out.")
@@ -95,8 +104,8 @@ def export(
     with progress_bars():
         written = form.write(Asked(where, data, onnx), path)
     print_result(sizes_table(written.sizes).rich())
-    if written.note:
-        print_note(written.note)
+    for note in written.notes:
+        print_note(note)
     print_plain(f"Written: {path}{written.remark}")
 
 
@@ -120,12 +129,12 @@ class Written(NamedTuple):
     Attributes:
         sizes: For the table; the dense tensors first.
         remark: What else is known of the file.
-        note: What was decided for the user.
+        notes: What was decided for the user.
     """
 
     sizes: tuple[FileSize, ...]
     remark: str = ""
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,12 @@ class Format:
 def _to_onnx(asked: Asked, path: Path) -> Written:
     network = load_network(asked.where, asked.data)
     options = asked.onnx
+    model, notes = network.model, []
+    if options.compact:
+        smaller = compacted(model, first_inputs(network, COMPARED))
+        model, notes = smaller.model, [str(smaller)]
     made = export_onnx(
-        network.model,
+        model,
         first_inputs(network, EXAMPLES),
         path,
         any_length=options.any_length,
@@ -154,7 +167,7 @@ def _to_onnx(asked: Asked, path: Path) -> Written:
     )
     sizes = (*dense_and_sparse_size(network.model.state_dict()), *made.sizes)
     remark = f"; its outputs differ from torch's by {made.difference:.1e} of the largest."
-    return Written(sizes, remark, made.note)
+    return Written(sizes, remark, (*notes, *([made.note] if made.note else [])))
 
 
 def _to_safetensors(asked: Asked, path: Path) -> Written:

@@ -159,13 +159,14 @@ def prune_gradually(
             tensors=summarize_tensors(space, problem.flops()),
             asked=settings,
         )
+        how_to_load = problem.source.how_to_load(place)
         with folder.finishing() as results:
-            report.write(results, problem.model, place)
+            report.write(results, problem.model, place, how_to_load)
             with needed(results):
                 problem.source.write(problem.model, results)
                 write_run_file(results, "prune", asked)
-    report.show(place, how_to_load=problem.source.how_to_load(place))
-    print_how_to_repeat("prune", place)
+    report.show(place, how_to_load=how_to_load)
+    print_how_to_repeat(place)
 
 
 class GradualRun:

@@ -21,7 +21,13 @@ from woodbury.pruning.schedule import Targets
 from woodbury.pruning.selections import greedy
 from woodbury.pruning.updates import zero
 from woodbury.reporting.grid import duration
-from woodbury.reporting.records import Baseline, DampingTrial, PruneNumbers, StageNumbers
+from woodbury.reporting.records import (
+    Baseline,
+    DampingTrial,
+    PruneNumbers,
+    StageNumbers,
+    perplexity,
+)
 
 HOW_TO_HOLD_BACK = "lower --count, or give more training data"
 """What to do where no training data is left beside the calibration set."""
@@ -123,6 +129,7 @@ def measured_numbers(
     began = time.perf_counter()
     after = problem.score(pruned.objective)
     loss_after = pruned.objective.loss()
+    tokens = problem.tokens_per_sample()
     evaluation = time.perf_counter() - began
     return PruneNumbers(
         measure=problem.measure,
@@ -147,6 +154,9 @@ def measured_numbers(
         predicted_warning=warning_of(
             pruned.predicted, pruned.predicted_interval, pruned.predicted_doubt, HOW_TO_HOLD_BACK
         ),
+        tokens_per_sample=tokens,
+        perplexity_before=perplexity(history.loss_before, tokens),
+        perplexity_after=perplexity(loss_after, tokens),
     )
 
 

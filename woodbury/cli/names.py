@@ -12,11 +12,11 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import Engine, Labels, looped, observed, sampled, vmapped
 from woodbury.estimation.layer_gradients import hooked
-from woodbury.evaluation.metrics import accuracy, r_squared
+from woodbury.evaluation.metrics import accuracy, r_squared, share_of_right_answers
 from woodbury.integrations.transformers import tasks
 from woodbury.integrations.transformers.tasks import Task
 from woodbury.model.batches import Batch
-from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
+from woodbury.model.likelihood import Likelihood, binary, classes, cross_entropy, squared_error
 from woodbury.model.objective import Objective
 from woodbury.pruning.damping_search import DAMPINGS
 from woodbury.pruning.schedule import Targets, check_sparsity, check_targets
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 EngineName = Literal["hooked", "vmapped", "looped"]
 LabelsName = Literal["own", "observed", "sampled"]
-LossName = Literal["cross_entropy", "squared_error"]
+LossName = Literal["cross_entropy", "smoothed_cross_entropy", "binary", "squared_error"]
 MethodName = Literal[
     "gauss-newton",
     "magnitude",
@@ -79,12 +79,20 @@ def _highest_scores(outputs: Tensor) -> Tensor:
     return outputs.argmax(1)
 
 
+def _answers(outputs: Tensor) -> Tensor:
+    return (outputs > 0).to(outputs)
+
+
 def _themselves(outputs: Tensor) -> Tensor:
     return outputs
 
 
 LOSSES: Mapping[LossName, Loss] = {
     "cross_entropy": Loss(cross_entropy, accuracy, "accuracy", "agreement", _highest_scores),
+    "smoothed_cross_entropy": Loss(
+        classes(label_smoothing=0.1), accuracy, "accuracy", "agreement", _highest_scores
+    ),
+    "binary": Loss(binary(), share_of_right_answers, "accuracy", "agreement", _answers),
     "squared_error": Loss(squared_error, r_squared, "r_squared", "r_squared", _themselves),
 }
 ENGINES: Mapping[EngineName, Engine] = {

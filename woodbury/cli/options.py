@@ -296,7 +296,9 @@ class InputOptions:
 
     Attributes:
         checkpoint: Weights to load into the model: `.pt`, or `.safetensors`, dense or sparse.
-        loss: cross_entropy for classes, squared_error for regression.
+        loss: cross_entropy for classes, smoothed_cross_entropy for a network trained with label
+            smoothing 0.1, binary for answers of 0 or 1, one logit each, squared_error for
+            regression.
         size: Resize images to SIZE × SIZE.
         task: What a model of transformers does: text-classification, token-classification,
             causal-lm, masked-lm or image-classification.  [default: what it was made for]

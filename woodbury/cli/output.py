@@ -14,8 +14,8 @@ from torch import nn
 
 from woodbury.cli.console import print_note, print_plain, print_result
 from woodbury.cli.inputs.model import NAMED_LIBRARIES
-from woodbury.cli.invocation import command_line, loading
-from woodbury.cli.run_file import how_to_repeat
+from woodbury.cli.invocation import command_line, loading, repeating
+from woodbury.cli.run_file import RUN_FILE
 from woodbury.errors import reason
 from woodbury.evaluation.results import Result, summary
 from woodbury.io.folders import WRITABLE, first_free, os_errors_explained, output_folder
@@ -61,13 +61,16 @@ class PruneReport:
     plan: Mapping[str, Any] | None = None
     asked: Mapping[str, Any] | None = None
 
-    def write(self, folder: Path, model: nn.Module, out: Path) -> None:
+    def write(
+        self, folder: Path, model: nn.Module, out: Path, how_to_load: str | None = None
+    ) -> None:
         """Write weights.safetensors, report.json and report.html.
 
         Args:
             folder: Where.
             model: The pruned network.
             out: The folder as the user wrote it.
+            how_to_load: The line of Python that does it; None for ours.
         """
         names = [tensor.name for tensor in self.tensors]
         layers = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in self.tensors]
@@ -77,9 +80,9 @@ class PruneReport:
             save_sparse(folder / WEIGHTS_FILE, model.state_dict(), names)
             write_report(folder, "prune", self.settings, asdict(self.numbers) | more, self.asked)
         with if_there_is_room(folder / "report.html") as page:
-            self._page(out).write(page)
+            self._page(out, how_to_load).write(page)
 
-    def _page(self, out: Path) -> Page:
+    def _page(self, out: Path, how_to_load: str | None) -> Page:
         return prune_page(
             self.title,
             self.lead,
@@ -88,7 +91,7 @@ class PruneReport:
             self.settings,
             self.recipe,
             self.plan,
-            [*used_again("prune", str(self.settings["model"]), out), _measuring(out)],
+            [*used_again(str(self.settings["model"]), out, how_to_load), _measuring(out)],
         )
 
     def show(self, out: Path, remark: str = "", how_to_load: str | None = None) -> None:
@@ -327,15 +330,15 @@ def print_how_to_load(out: Path, line: str | None = None) -> None:
     print_plain(f"Load it with  {line or ours}")
 
 
-def used_again(command: str, model: str, out: Path) -> list[Code]:
+def used_again(model: str, out: Path, how_to_load: str | None = None) -> list[Code]:
     """What repeats the run and loads its weights, for the page.
 
     Args:
-        command: The command.
         model: MODEL as the user wrote it.
         out: The folder as the user wrote it.
+        how_to_load: The line of Python that loads it; None for ours.
     """
-    return [how_to_repeat(command, out), loading(model, out / WEIGHTS_FILE)]
+    return [repeating(out / RUN_FILE), loading(model, out / WEIGHTS_FILE, how_to_load)]
 
 
 def _measuring(out: Path) -> Code:

@@ -28,6 +28,7 @@ from woodbury.model.batchnorm import recalibrate
 from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.left_out import left_out_in_words
+from woodbury.model.likelihood import IGNORED
 from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
@@ -134,6 +135,16 @@ class Problem:
                 f"The Fisher is made of {self.count} gradients: that is all the training data "
                 f"gives{beside}."
             )
+
+    def tokens_per_sample(self) -> float | None:
+        """Tokens that a sample of the calibration set predicts; None for no language model."""
+        if not self.source.predicts_next_tokens:
+            return None
+        observed, samples = 0, 0
+        for _, labels in self.calibration_set(self.options.inputs.seed):
+            observed += int((labels != IGNORED).sum())
+            samples += len(labels)
+        return observed / samples
 
     @property
     def samples(self) -> int:

@@ -157,13 +157,13 @@ def _prune_at_once(
             numbers=numbers,
             tensors=summarize_tensors(space, flops, pruned.steps[0].saliencies),
         )
-        report.write(folder, problem.model, place)
+        how_to_load = problem.source.how_to_load(place)
+        report.write(folder, problem.model, place, how_to_load)
         with needed(folder):
             problem.source.write(problem.model, folder)
             write_run_file(folder, "prune", arguments)
-    how_to_load = problem.source.how_to_load(place)
     report.show(place, remark=_remark(numbers), how_to_load=how_to_load)
-    print_how_to_repeat("prune", place)
+    print_how_to_repeat(place)
 
 
 def _outcome(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,10 @@ from cyclopts.config import Dict
 
 from woodbury.cli.console import print_plain
 from woodbury.cli.inputs.model import no_file
+from woodbury.cli.invocation import OPTION, repeating
 from woodbury.cli.names import hint
 from woodbury.errors import WoodburyError, reason
 from woodbury.reporting.files import versions
-from woodbury.reporting.page import Code
 
 if sys.version_info >= (3, 11) or TYPE_CHECKING:
     import tomllib
@@ -25,7 +24,6 @@ else:
     import tomli as tomllib
 
 RUN_FILE = "run.toml"
-OPTION = "--config"
 
 
 def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -92,29 +90,13 @@ def _table(path: Path, command: str) -> dict[str, Any]:
     return dict(table)
 
 
-def how_to_repeat(command: str, out: Path) -> Code:
-    """The command line that does the same again, for the terminal and the page.
-
-    Args:
-        command: The command.
-        out: The folder with run.toml, as the user wrote it.
-
-    Example:
-        >>> how_to_repeat("prune", Path("out")).text
-        'woodbury prune --config out/run.toml'
-    """
-    words = ["woodbury", command, OPTION, str(out / RUN_FILE)]
-    return Code("Repeat the run:", shlex.join(words))
-
-
-def print_how_to_repeat(command: str, out: Path) -> None:
+def print_how_to_repeat(out: Path) -> None:
     """Print the command line that does the same again.
 
     Args:
-        command: The command.
         out: The folder with run.toml, as the user wrote it.
     """
-    print_plain(f"Repeat it with  {how_to_repeat(command, out).text}")
+    print_plain(f"Repeat it with  {repeating(out / RUN_FILE).text}")
 
 
 def write_run_file(folder: Path, command: str, options: Mapping[str, Any]) -> None:

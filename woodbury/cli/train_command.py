@@ -130,12 +130,12 @@ def train(
                 write_run_file(results, "train", asked)
             title = f"{Path(model).name} by {training.optimizer}"
             with if_there_is_room(results / "report.html") as page:
-                codes = used_again("train", model, place)
+                codes = used_again(model, place, source.how_to_load(place))
                 train_page(title, line, numbers, settings, codes).write(page)
     print_result(run_tables.epochs(numbers.epochs, numbers.measure).rich())
     print_result(line)
     print_how_to_load(place, source.how_to_load(place))
-    print_how_to_repeat("train", place)
+    print_how_to_repeat(place)
 
 
 class TrainingData(NamedTuple):

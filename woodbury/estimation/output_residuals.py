@@ -18,11 +18,15 @@ from woodbury.estimation.ggn import directions_at, draw_directions, repeat_per_d
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
-from woodbury.model.batches import Batch, Samples
+from woodbury.memory.budget import available_bytes, bytes_in_words
+from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
+
+FLOAT_BYTES = 4
+"""Of a number of a direction."""
 
 READING_BATCH = 64
 """Samples per batch in which the inputs are held."""
@@ -105,7 +109,10 @@ class Residuals:
         if not batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
         goal = replace(goal, batches=Samples(batches, trusted=True))
-        samples_per_pass = min(at_once, _samples_per_pass(ModelProfile.measure(goal), mc_samples))
+        profile = ModelProfile.measure(goal)
+        read = sum(samples_in(batch[0]) for batch in batches)
+        check_room_for_directions(mc_samples, read, profile.output_elements)
+        samples_per_pass = min(at_once, _samples_per_pass(profile, mc_samples))
         likelihood = goal.likelihood
         parts = [
             GoalBatch(
@@ -306,6 +313,26 @@ def supports_forward_mode(objective: Objective) -> bool:
     except Exception:  # what an operation without a forward mode raises has no common type
         return False
     return True
+
+
+def check_room_for_directions(mc_samples: int, samples: int, elements: int) -> None:
+    """Raise unless the directions of all samples have room in memory.
+
+    Args:
+        mc_samples: Directions per sample.
+        samples: How many samples there are.
+        elements: Of the output of one, and of a direction.
+
+    Raises:
+        WoodburyError: If they take more than the process may still have.
+    """
+    needed = FLOAT_BYTES * mc_samples * samples * elements
+    available = available_bytes()
+    if needed > available:
+        raise WoodburyError(
+            f"mc_samples is {mc_samples:,}: the random directions of {samples:,} samples take "
+            f"{bytes_in_words(needed)}, and {bytes_in_words(available)} are left: lower it."
+        )
 
 
 def _samples_per_pass(profile: ModelProfile, mc_samples: int) -> int:

@@ -60,6 +60,50 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
     return correct / counted
 
 
+def share_of_right_answers(objective: Objective, batches: Iterable[Batch]) -> float:
+    """The fraction of answers of yes or no that the network gives right.
+
+    Args:
+        objective: Its weights are evaluated, in eval mode, with the likelihood `binary`; its own
+            batches are not read.
+        batches: (inputs, target) with logits (b, …), of which a positive one is a yes, and targets
+            of the same shape, from 0 to 1. Those that are no observation, by the likelihood's
+            `ignored`, are not counted; one above 0.5 is a yes.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        WoodburyError: If outputs and targets do not fit, or there is no answer to count.
+
+    Example:
+        >>> from woodbury.likelihoods import binary
+        >>> data = [(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]]))]
+        >>> share_of_right_answers(Objective.from_model(torch.nn.PReLU(), data, binary()), data)
+        0.5
+    """
+    right = 0
+    counted = 0
+    ignored = objective.likelihood.ignored
+    with torch.no_grad(), eval_mode(objective.model):
+        for inputs, target in checked(batches):
+            output = objective.forward(objective.parameters, inputs)
+            logits = objective.likelihood.output_of(output)
+            if logits.shape != target.shape:
+                raise WoodburyError(
+                    f"The logits have shape {tuple(logits.shape)} and the answers "
+                    f"{tuple(target.shape)}: give one answer for each logit."
+                )
+            observed = torch.ones_like(target, dtype=torch.bool)
+            if ignored is not None:
+                observed = target != ignored
+            right += int(((logits > 0) == (target > 0.5))[observed].sum())
+            counted += int(observed.sum())
+    if not counted:
+        raise WoodburyError("There is no answer to count: give at least one that is observed.")
+    return right / counted
+
+
 def standard_error(share: float, samples: int) -> float:
     """The standard error of a share of independent samples, √(p (1 − p) / n).
 

@@ -38,6 +38,28 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, ForwardHook]]) -> Iterator[No
         yield
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether more than its type's own forward runs when a module is called.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True where it has hooks, or a `forward` that was assigned to it.
+
+    Example:
+        >>> has_hooks(nn.Linear(2, 1))
+        False
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
 def layer_input(positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor:
     """The input that a Linear or Conv2d was called with, by position or by name."""
     return positional[0] if positional else keywords["input"]

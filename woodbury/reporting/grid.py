@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 MISSING = "–"
 """The cell of a number that there is none of."""
 UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 MINUS = "−"
 """As wide as a plus."""
+LEAST_NAME = 20
+"""Characters of a name that a terminal shows at least."""
+LAYER_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A part of a name that is a number, between dots."""
 MOST_DECIMALS = 6
 """Decimals of a column at most."""
 SMALL = 1e-4
@@ -39,6 +47,59 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Name:
+    """A name in a terminal, without its middle where the column is too narrow for it.
+
+    Attributes:
+        text: The name.
+    """
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The name as wide as there is room."""
+        yield Text(without_middle(self.text, options.max_width), no_wrap=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """How wide it is, and how wide it must be at least."""
+        width = len(self.text)
+        return Measurement(min(width, LEAST_NAME), width).with_maximum(options.max_width)
+
+
+def without_middle(name: str, width: int) -> str:
+    """A name that is as long as there is room.
+
+    Args:
+        name: Of a parameter. Its ends tell most, and the numbers of its layers.
+        width: Characters at most.
+
+    Returns:
+        The name, or its ends and the numbers between them, with "…" for what is left out.
+
+    Example:
+        >>> without_middle("encoder.layer.11.output.dense.weight", 24)
+        'encode…11…t.dense.weight'
+    """
+    if len(name) <= width:
+        return name
+    middle = "…"
+    for _ in range(2):  # with the numbers the ends are shorter, and may hide another number
+        room = max(0, width - len(middle))
+        before, after = room // 3, room - room // 3
+        hidden = [
+            each[0]
+            for each in LAYER_NUMBER.finditer(name)
+            if each.end() > before and each.start() < len(name) - after
+        ]
+        middle = f"…{'.'.join(hidden)}…" if hidden else "…"
+    room = width - len(middle)
+    if room < 2 * len(middle):
+        middle, room = "…", max(0, width - 1)
+    before, after = room // 3, room - room // 3
+    return f"{name[:before].rstrip('.')}{middle}{name[len(name) - after :].lstrip('.')}"
+
+
+@dataclass(frozen=True)
 class Grid:
     """A table as text. `rich` prints it; `woodbury.reporting.page` puts it on a page.
 
@@ -53,6 +114,8 @@ class Grid:
         keys: What the rows of the page are sorted by, one for each cell; empty for a table whose
             order does not change.
         has_sum: Whether the last row is the sum of the others, and last in any order.
+        has_names: Whether the first cells are names, of which a narrow terminal leaves out the
+            middle.
         marks: Column -> the drawings in its cells on the page, one for each row.
 
     Example:
@@ -69,6 +132,7 @@ class Grid:
     tight: bool = False
     keys: tuple[tuple[float | str | None, ...], ...] = ()
     has_sum: bool = False
+    has_names: bool = False
     marks: Mapping[int, Sequence[Mark | None]] = field(default_factory=dict)
 
     def rich(self) -> Table:
@@ -86,7 +150,12 @@ class Grid:
         for column, name in enumerate(self.header):
             table.add_column(name, justify="right" if column else "left", overflow="fold")
         for row, cells in enumerate(self.cells):
-            table.add_row(*(self._marked(row, column, cell) for column, cell in enumerate(cells)))
+            shown: list[RenderableType] = [
+                self._marked(row, column, cell) for column, cell in enumerate(cells)
+            ]
+            if self.has_names:
+                shown[0] = Name(cells[0])
+            table.add_row(*shown)
         return table
 
     def _marked(self, row: int, column: int, cell: str) -> str:

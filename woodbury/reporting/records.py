@@ -6,6 +6,7 @@ scores are: "accuracy", "agreement" or "r_squared".
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from woodbury.pruning.prediction import IncreaseInterval
@@ -92,6 +93,10 @@ class PruneNumbers:
         predicted_interval: The increase on training data that nothing else saw; None without any.
         predicted_warning: Why the prediction is no forecast; empty where nothing is known against
             it.
+        tokens_per_sample: Of the calibration set, on average, those that are predicted; None for a
+            network that is no causal language model.
+        perplexity_before: exp(loss_before ÷ tokens_per_sample); None for such a network.
+        perplexity_after: The same of loss_after.
     """
 
     measure: str
@@ -114,6 +119,31 @@ class PruneNumbers:
     dampings_tried: tuple[DampingTrial, ...]
     predicted_interval: IncreaseInterval | None = None
     predicted_warning: str = ""
+    tokens_per_sample: float | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+
+
+def perplexity(loss: float | None, tokens_per_sample: float | None) -> float | None:
+    """What a loss in nats per sample is as a perplexity.
+
+    Args:
+        loss: Summed over a sample's tokens, averaged over samples; None for none.
+        tokens_per_sample: How many tokens that are on average; None for other data.
+
+    Returns:
+        exp(loss ÷ tokens); infinite where that is too large; None where either is.
+
+    Example:
+        >>> round(perplexity(20.0, 10.0), 4)  # e²
+        7.3891
+    """
+    if loss is None or tokens_per_sample is None:
+        return None
+    try:
+        return math.exp(loss / tokens_per_sample)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)

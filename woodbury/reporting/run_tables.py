@@ -13,6 +13,7 @@ from woodbury.reporting.records import (
     PruneNumbers,
     PruningStepNumbers,
     StageNumbers,
+    perplexity,
     score_label,
 )
 
@@ -64,16 +65,23 @@ def results(numbers: PruneNumbers | GradualNumbers, method: str) -> Grid:
             of_baseline = (baseline.score, baseline.standard_error, baseline.loss)
             rows.insert(1, Network("magnitude", numbers.sparsity, *of_baseline))
     note = error_note(numbers.test_samples, numbers.standard_error_before)
-    return _networks(rows, score_label(numbers.measure), f"{note} {remark}".strip())
+    tokens = numbers.tokens_per_sample if isinstance(numbers, PruneNumbers) else None
+    return _networks(rows, score_label(numbers.measure), f"{note} {remark}".strip(), tokens)
 
 
-def _networks(rows: Sequence[Network], measure: str, note: str) -> Grid:
+def _networks(
+    rows: Sequence[Network], measure: str, note: str, tokens_per_sample: float | None
+) -> Grid:
     cells = [(row.name, percent(row.sparsity, 2), score_text(row.score, row.error)) for row in rows]
     header = ("network", "sparsity", f"{measure}, test data")
     if any(row.loss is not None for row in rows):
         losses = aligned([row.loss for row in rows])
         cells = [(*cell, loss) for cell, loss in zip(cells, losses, strict=True)]
         header = (*header, "loss, calibration set")
+    if tokens_per_sample is not None:
+        perplexities = aligned([perplexity(row.loss, tokens_per_sample) for row in rows])
+        cells = [(*cell, text) for cell, text in zip(cells, perplexities, strict=True)]
+        header = (*header, "perplexity, calibration set")
     return Grid("Result", header, tuple(cells), note=note)
 
 

@@ -193,6 +193,7 @@ def per_tensor(tensors: Sequence[TensorSummary]) -> Grid:
         note=FLOPS_LEFT if with_flops else "",
         keys=tuple(keys),
         has_sum=True,
+        has_names=True,
         marks=marks,
     )
 

@@ -15,9 +15,10 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.calling import call_model
 from woodbury.model.channels import is_transposed_linear
+from woodbury.model.hooks import has_hooks
 from woodbury.monitor import announce
 from woodbury.runtime import products
-from woodbury.runtime.fusing import fuse, has_hooks
+from woodbury.runtime.fusing import fuse
 from woodbury.runtime.layers import SparseConv1D, SparseConv2d, SparseLinear, SparseRun
 from woodbury.runtime.measuring import Choice, in_turns
 

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from woodbury.model.batches import tensors_in
+from woodbury.model.hooks import has_hooks
 from woodbury.runtime.layers import UnlessDone, activation_of
 
 METADATA = frozenset({"size", "dim", "numel", "stride", "is_contiguous", "is_floating_point"})
@@ -116,15 +117,4 @@ def _is_norm(module: nn.Module) -> bool:
         and module.running_mean is not None
         and not module.training
         and not has_hooks(module)
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether more than its type's own forward runs when a module is called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
     )

@@ -91,8 +91,8 @@ def finetune(
         after: Called with the number of each step once it is complete.
 
     Raises:
-        WoodburyError: If the loss is not finite, or the model or the loss refuses a batch; it
-            names the step.
+        WoodburyError: If the loss is not finite, the model or the loss refuses a batch, or `after`
+            fails; it names the step.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -119,7 +119,8 @@ def finetune(
             if scheduler is not None:
                 scheduler.step()
             if after:
-                after(step)
+                with user_code(f"The function `after` fails at step {step}."):
+                    after(step)
             report("training", step, steps.stop - 1)
     finally:
         model.eval()

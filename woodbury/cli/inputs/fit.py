@@ -33,7 +33,7 @@ def probe(
     """
     inputs, target = next(iter(batches))
     output = predict(model, inputs, likelihood)
-    if likelihood is not cross_entropy:
+    if type(likelihood.loss) is not type(cross_entropy.loss):
         likelihood.loss(output, target)  # says itself what does not fit
         return
     _check_classes(output, target)
@@ -70,7 +70,7 @@ def _check_classes(output: Tensor, target: Any) -> None:
         kind = str(target.dtype)[6:] if isinstance(target, Tensor) else type(target).__name__
         raise WoodburyError(
             f"The labels are {kind}: cross_entropy needs integer classes; or take --loss "
-            "squared_error."
+            "squared_error or binary."
         )
     if output.ndim < 2 or target.shape != output.shape[:1] + output.shape[2:]:
         raise WoodburyError(

@@ -59,6 +59,11 @@ class Source(ABC):
             folder: Where.
         """
 
+    @property
+    def predicts_next_tokens(self) -> bool:
+        """Whether it is a causal language model, whose loss has a perplexity."""
+        return False
+
     @abstractmethod
     def how_to_load(self, out: Path) -> str | None:
         """The line of Python that reads what `write` has written; None where it writes nothing."""
@@ -177,6 +182,11 @@ class FromTransformers(Source):
     def write(self, model: nn.Module, folder: Path) -> None:
         """Write what `save_pretrained` does."""
         self.source.save(model, folder)
+
+    @property
+    def predicts_next_tokens(self) -> bool:
+        """Whether that is the model's task."""
+        return self.source.task is TASKS["causal-lm"]
 
     def how_to_load(self, out: Path) -> str:
         """A call of `from_pretrained`."""

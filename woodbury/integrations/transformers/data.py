@@ -209,6 +209,11 @@ def find_columns(
     for given, names in asked.items():
         if given not in roles:
             raise WoodburyError(f"columns names {given!r}: {nearest(given, roles)}")
+        if len(names) > 1 and given != "text":
+            raise WoodburyError(
+                f"columns names {len(names)} columns of {given}, {' and '.join(names)}: give one, "
+                "as pairs are for texts alone."
+            )
         for name in names:
             if name not in table.names:
                 raise WoodburyError(

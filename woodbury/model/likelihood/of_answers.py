@@ -31,8 +31,9 @@ def binary(pos_weight: float | Sequence[float] | Tensor | None = None) -> Likeli
     over a sample's answers, which are observations of their own, and averaged over the batch. A
     target of −100 counts for nothing.
 
-    The Hessian by a logit is (w·y + 1 − y)·σ(f)·σ(−f). Labels are drawn at a mean gradient of zero:
-    yes with the probability σ(f − log w), as what is weighted more is predicted too often.
+    The Hessian by a logit is (w·y + 1 − y)·σ(f)·σ(−f)  (eq. 74). Labels are drawn at a mean
+    gradient of zero: yes with the probability σ(f − log w), as what is weighted more is predicted
+    too often.
 
     Args:
         pos_weight: w, of a yes: one number, or one for each label along dimension 1; None for 1.

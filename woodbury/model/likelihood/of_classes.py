@@ -35,9 +35,9 @@ def classes(
     torch. torch divides a weighted loss by the sum of the batch's weights, so that it is no mean
     over samples; this one divides by their number.
 
-    The Hessian by the logits is Σ_c a_c · (diag(p) − ppᵀ). Labels are drawn at a mean gradient of
-    zero: class c with a probability ∝ p_c/w_c, as what is weighted more is predicted too often.
-    With smoothing they are vectors, which are whole classes once they are smoothed.
+    The Hessian by the logits is Σ_c a_c · (diag(p) − ppᵀ)  (eq. 73). Labels are drawn at a mean
+    gradient of zero: class c with a probability ∝ p_c/w_c, as what is weighted more is predicted
+    too often. With smoothing they are vectors, which are whole classes once they are smoothed.
 
     Args:
         weight: w, of each class; None for 1.

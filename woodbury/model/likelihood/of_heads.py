@@ -25,8 +25,8 @@ def several(
     """The sum of likelihoods on named parts of the model's output: Σ_k c_k L_k(output_k, target_k).
 
     Outputs are dicts, such as those of `transformers`, objects with attributes, or tuples; targets
-    are dicts or tuples. The GGN is the sum of those of the heads, times c; rows by labels are
-    scaled by c themselves, so that their Fisher has c². Where a head is a regression,
+    are dicts or tuples. The GGN is the sum of those of the heads, times c  (eq. 76); rows by labels
+    are scaled by c themselves, so that their Fisher has c². Where a head is a regression,
     `normal(scale)` says its weight without that difference.
 
     Args:

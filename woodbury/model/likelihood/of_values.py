@@ -26,7 +26,7 @@ def normal(scale: float | Sequence[float] | Tensor = 1.0) -> Likelihood:
     """Regression with normal noise of a known scale: ½ Σ ((output − target)/scale)².
 
     It is summed over a sample's outputs and averaged over the batch; the constant log scale is left
-    out. The Hessian by an output is 1/scale².
+    out. The Hessian by an output is 1/scale²  (eq. 75).
 
     Args:
         scale: The noise's standard deviation, in the target's unit: one number, or one for each

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
-from woodbury.errors import check_whole_number
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import LayerGoals
-from woodbury.estimation.output_residuals import MAX_SAMPLES_PER_PASS, Residuals
+from woodbury.estimation.output_residuals import FLOAT_BYTES, MAX_SAMPLES_PER_PASS, Residuals
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
@@ -26,6 +26,7 @@ from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
 from woodbury.linalg.row_products import column_squares, combine
+from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
@@ -220,9 +221,12 @@ class Refit:
         at_once = (
             Limits.current().layer_samples if self.iterations is None else MAX_SAMPLES_PER_PASS
         )
-        return Residuals.between(
+        residuals = Residuals.between(
             objective, dense, self.mc_samples, seed, self.samples, at_once=at_once
         )
+        if self.iterations is None:
+            check_room_for_rows(residuals.m, objective.space.d)
+        return residuals
 
     def _seed(self, objective: Objective, draw: int) -> int:
         """Of the directions of one draw; every space has draws of its own."""
@@ -316,6 +320,26 @@ class Refit:
         solution, _ = conjugate_gradients(multiply, whitened, max_steps, CG_TOLERANCE)
         report("iterations of a refit", max_steps, max_steps)  # it may have ended early
         return metric.coloured(solution[:, 0])
+
+
+def check_room_for_rows(rows: int, d: int) -> None:
+    """Raise unless the rows of a step have room in memory.
+
+    Args:
+        rows: How many.
+        d: Floats of each.
+
+    Raises:
+        WoodburyError: If they take more than the process may still have.
+    """
+    needed = FLOAT_BYTES * rows * d
+    available = available_bytes()
+    if needed > available:
+        raise WoodburyError(
+            f"A step of the refit holds {rows:,} rows, mc_samples × samples, which take "
+            f"{bytes_in_words(needed)}, and {bytes_in_words(available)} are left: lower mc_samples "
+            "or samples, or give iterations."
+        )
 
 
 def _half_mean_square(residuals: Tensor) -> float:
