@@ -2,6 +2,7 @@
 
 from woodbury import estimation as estimation
 from woodbury import fisher as fisher
+from woodbury import inspection as inspection
 from woodbury import pruning as pruning
 from woodbury import runtime as runtime
 from woodbury import training as training
@@ -13,6 +14,7 @@ from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal
 from woodbury.estimation.recipes import kfac as kfac
 from woodbury.estimation.recipes import mfac as mfac
 from woodbury.estimation.recipes import woodfisher as woodfisher
+from woodbury.inspection.api import inspect as inspect
 from woodbury.integrations.onnx.exporting import export_onnx as export_onnx
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse

@@ -88,3 +88,16 @@ def test_bad_requests_are_named(vectors: Tensor, count: int, says: str) -> None:
 def test_a_place_that_there_is_not_is_named() -> None:
     with pytest.raises(WoodburyError, match="from 2 to 53"):
         hessian_block(perceptron(), torch.tensor([2, 53]), 5)
+
+
+def test_a_kernel_may_lie_in_memory_as_it_likes() -> None:
+    torch.manual_seed(1)
+    layers = nn.Conv2d(2, 3, 3, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(48, 2)
+    model = nn.Sequential(*layers).double()
+    batches = [(normal(11, 2, 4, 4), torch.arange(11) % 2)]
+    plain = Objective.from_model(model, batches)
+    index, vector = torch.arange(0, 54, 5), normal(plain.space.d)
+    block, product = hessian_block(plain, index, 11), hessian_products(plain, vector, 11)
+    moved = Objective.from_model(model.to(memory_format=torch.channels_last), batches)
+    torch.testing.assert_close(hessian_block(moved, index, 11), block)
+    torch.testing.assert_close(hessian_products(moved, vector, 11), product)

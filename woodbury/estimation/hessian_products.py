@@ -151,9 +151,9 @@ def _rows_of_tensor(
     size = sum(len(each.rows) for each in places.values())
     rows = torch.zeros(len(where.rows), size, dtype=torch.float64)
     for row, local in zip(rows, where.local.tolist(), strict=True):
-        unit = torch.zeros_like(slope)
-        unit.view(-1)[local] = 1
-        products = _differentiated([slope], list(chosen.values()), [unit])
+        unit = slope.new_zeros(slope.numel())
+        unit[local] = 1
+        products = _differentiated([slope], list(chosen.values()), [unit.view(slope.shape)])
         for other, product in zip(chosen, products, strict=True):
             entries = product.flatten()[places[other].local.to(product.device)]
             row[places[other].rows] = entries.double().cpu()

@@ -28,9 +28,7 @@ class Ritz(NamedTuple):
     least: float
 
 
-def lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, steps: int, largest: int
-) -> Ritz:
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, largest: int) -> Ritz:
     """The largest eigenvalues of a symmetric matrix, with full reorthogonalization  (eq. 82).
 
     Args:

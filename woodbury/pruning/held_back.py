@@ -55,11 +55,16 @@ def split_samples(objective: Objective, fraction: float, samples: int | None = N
         raise WoodburyError("The batches hold no samples: give some to calibrate on.")
     count = min(round(fraction * len(batches)), len(batches) - 1)
     first_held_back = len(batches) - count
-    return Split(batches[:first_held_back], _labelled(objective, batches[first_held_back:]))
+    return Split(batches[:first_held_back], with_labels(objective, batches[first_held_back:]))
 
 
-def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
-    """The batches with labels, which a loss needs: where there are none, the model draws them."""
+def with_labels(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches with labels, which a loss needs: where there are none, the model draws them.
+
+    Args:
+        objective: The network, and its likelihood.
+        batches: Pairs (inputs, target or None).
+    """
     generator = torch.Generator(objective.weights.device).manual_seed(0)
     with eval_mode(objective.model):
         return [
