@@ -59,7 +59,7 @@ def test_where_the_quadratic_is_the_loss_the_forecast_holds_everywhere() -> None
         assert point.predicted == pytest.approx(point.measured, rel=1e-6)
     assert found.held_up_to("exact") == 0.75
     assert found.verdict == (
-        "exact: the forecast held within a factor of two at all sparsities tried, up to 75%."
+        "exact: the forecast held within a factor of two at all sparsities tried, up to 75 %."
     )
 
 
@@ -78,7 +78,7 @@ def test_what_is_refused_on_the_way_is_named() -> None:
     objective = perceptron()
     fisher = LowRank(1e6 * label_rows(objective, COUNT), 1e-9)
     found = calibrate_forecast(objective, classes(30, 7), Curvatures({"huge": fisher}), [0.5])
-    assert found.refused["huge"].startswith("At 50%: ") and "damping" in found.refused["huge"]
+    assert found.refused["huge"].startswith("At 50 %: ") and "damping" in found.refused["huge"]
     assert not found.points and found.verdict == ""
 
 
@@ -97,8 +97,8 @@ def test_the_verdict_fits_the_numbers() -> None:
     found = calibration((0.3, 0.1, 0.1, 0.1), (0.5, 0.1, 0.3, 0.4), (0.9, 0.2, 0.3, 9.0))
     assert found.held_up_to("kfac") == 0.3 and found.held_up_to("kfac", held_back=True) == 0.5
     assert found.verdict == (
-        "K-FAC: the forecast held within a factor of two up to 30%; at 50% it was 0.1 for 0.4. "
-        "Rows of other samples forecast it up to 50%."
+        "K-FAC: the forecast held within a factor of two up to 30 %; at 50 % it was 0.1 for 0.4. "
+        "Rows of other samples forecast it up to 50 %."
     )
     never = calibration((0.3, 0.1, 9.0, 0.4))
     assert never.verdict.startswith("K-FAC: the forecast held within a factor of two nowhere")

@@ -139,8 +139,8 @@ def comparison(**changes) -> HessianComparison:
 
 def test_the_verdict_answers_the_questions() -> None:
     assert comparison().verdict == (
-        "Gauss–Newton is nearest to the Hessian: cosine 0.80, and times 0.9 it is off by 60%. "
-        "The empirical Fisher has cosine 0.40 and is the Hessian only times 5. "
+        "Gauss–Newton is nearest to the Hessian: cosine 0.80 ± 0.00, and times 0.9 it is off by "
+        "60 %. The empirical Fisher has cosine 0.40 and is the Hessian only times 5. "
         "K-FAC has 0.50, with its factors swapped 0.20."
     )
     far = Spectrum(3.0, 0.1, (2.0, 1.0), (0.0, 0.0), -0.5)

@@ -153,7 +153,10 @@ def trial(value: str, shared: float, increase: float) -> Trial:
     [
         ([("100", 0.95, 0.2), ("200", 0.995, 0.2)], "From 200 rows to 400 the choice of weights "),
         ([("100", 0.995, 0.2), ("200", 0.995, 0.2)], "From 100 rows .* more gradients will not"),
-        ([("200", 0.9, 0.4)], "changes by 10% and the loss falls by 0.2: more gradients will help"),
+        (
+            [("200", 0.9, 0.4)],
+            "by 10 % and the loss falls by 0.2: more gradients will help",
+        ),
         ([("200", 0.9, 0.21)], "and the loss hardly: more gradients may not help"),
     ],
 )
@@ -166,8 +169,8 @@ def test_more_gradients_help_or_not(others: list, says: str) -> None:
 def test_a_damping_below_the_resolution_is_named() -> None:
     found = report(damping=(trial("1e-07", 1.0, 0.5), trial("0.01", 0.8, 0.2)))
     assert found.verdicts["damping"] == (
-        "damping: up to 20% of the choice of weights changes; 0.01 is best, with a loss 0.3 lower "
-        "than at 1e-07. The damping 1e-07 is below what float32 resolves beside the largest "
+        "Up to 20 % of the choice of weights changes with the damping; 0.01 is best, with a loss "
+        "0.3 lower than 1e-07. The damping 1e-07 is below what float32 resolves beside the largest "
         "eigenvalue 3: 4e-07 is the least that counts."
     )
     fine = replace(found, damping=1e-3)
@@ -180,9 +183,9 @@ def test_noise_and_blocks_have_their_words() -> None:
         block=(trial("whole", 1.0, 0.2), trial("32", 0.7, 0.19)),
     )
     assert found.verdict == (
-        "Two halves of the samples choose 12% of the weights differently, and their losses differ "
-        "by 0.05: smaller differences are noise. block: up to 30% of the choice of weights "
-        "changes, and none is better than whole by much."
+        "Two halves of the samples choose 12 % of the weights differently, and their losses differ "
+        "by 0.05: smaller differences are noise. Up to 30 % of the choice of weights changes "
+        "with the size of the blocks, and no value is much better than whole."
     )
     nowhere = float("inf")
     ruined = report(block=(trial("whole", 1.0, nowhere), trial("32", 0.7, nowhere)))

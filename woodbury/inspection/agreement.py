@@ -102,3 +102,16 @@ def last_within_factor(
             break
         last = place
     return last
+
+
+def in_percent(share: float) -> str:
+    """A share for a sentence.
+
+    Args:
+        share: Such as 0.07.
+
+    Example:
+        >>> in_percent(0.07)
+        '7 %'
+    """
+    return f"{100 * share:.0f} %"

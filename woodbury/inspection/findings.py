@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from woodbury.argument_types import check_fields
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.fisher.checks import check_damping
 from woodbury.inspection.choices import check_sparsities
 from woodbury.inspection.curvatures import COUNT
@@ -43,6 +43,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)):
+            raise WrongType(
+                f"sparsity is a {type(self.sparsity).__name__}: give a number in (0, 1)."
+            )
         if not 0 < self.sparsity < 1:
             raise WoodburyError(
                 f"sparsity is {self.sparsity}: give the share of weights to remove, in (0, 1)."

@@ -13,7 +13,12 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import gradient_chunks
-from woodbury.inspection.agreement import NEGLIGIBLE_SHARE, is_within_factor, last_within_factor
+from woodbury.inspection.agreement import (
+    NEGLIGIBLE_SHARE,
+    in_percent,
+    is_within_factor,
+    last_within_factor,
+)
 from woodbury.inspection.choices import Chooser, check_sparsities, step_to
 from woodbury.inspection.curvatures import WORDS, Curvatures
 from woodbury.model.batches import Batch, Samples, samples_in
@@ -98,8 +103,8 @@ class ForecastCalibration:
             )
         )
         text = (
-            f"{said}: the forecast held within a factor of two {first}; at {wrong.sparsity:.0%} it "
-            f"was {wrong.predicted:.2g} for {wrong.measured:.2g}."
+            f"{said}: the forecast held within a factor of two {first}; at "
+            f"{in_percent(wrong.sparsity)} it was {wrong.predicted:.2g} for {wrong.measured:.2g}."
         )
         if (other or 0) > (own or 0):
             text += f" Rows of other samples forecast it {_reach(other, points)}."
@@ -108,10 +113,10 @@ class ForecastCalibration:
 
 def _reach(up_to: float | None, points: Sequence[ForecastPoint]) -> str:
     if up_to is None:
-        return f"nowhere, not at {points[0].sparsity:.0%}"
+        return f"nowhere, not at {in_percent(points[0].sparsity)}"
     if up_to == points[-1].sparsity:
-        return f"at all sparsities tried, up to {up_to:.0%}"
-    return f"up to {up_to:.0%}"
+        return f"at all sparsities tried, up to {in_percent(up_to)}"
+    return f"up to {in_percent(up_to)}"
 
 
 @checks_types
@@ -170,7 +175,7 @@ def calibrate_forecast(
             try:
                 pruned = chooser.pruned(fisher)
             except WoodburyError as error:
-                refused[name] = f"At {chooser.sparsity:.0%}: {error}"
+                refused[name] = f"At {in_percent(chooser.sparsity)}: {error}"
                 break
             drafts[name].append(
                 _Draft(

@@ -12,6 +12,7 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import check_whole_number
 from woodbury.estimation.hessian_products import hessian_block, hessian_products
 from woodbury.fisher.base import Fisher
+from woodbury.inspection.agreement import in_percent
 from woodbury.inspection.curvatures import (
     WORDS,
     Curvatures,
@@ -43,7 +44,9 @@ TOP = 5
 STEPS = 30
 """Of Lanczos; each is a product with the Hessian."""
 SAMPLES = 64
-"""That the Hessian averages over."""
+"""That the Hessian of a large network averages over."""
+MOST_WORK = 2**24
+"""Samples × weights up to which all samples are taken."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,9 @@ class HessianComparison:
         best = self.nearest
         match = self.matches[best]
         text = (
-            f"{WORDS.get(best, best)} is nearest to the Hessian: cosine {match.cosine:.2f}, and "
-            f"times {match.scale:.2g} it is off by {match.error_scaled:.0%}."
+            f"{WORDS.get(best, best)} is nearest to the Hessian: cosine {match.cosine:.2f} ± "
+            f"{match.cosine_error:.2f}, and times {match.scale:.2g} it is off by "
+            f"{in_percent(match.error_scaled)}."
         )
         if "empirical" in self.matches and best != "empirical":
             other = self.matches["empirical"]
@@ -107,7 +111,7 @@ def compare_with_hessian(
     objective: Objective,
     curvatures: Curvatures,
     *,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     probes: int = PROBES,
     block: int = BLOCK,
     parts: int = PARTS,
@@ -122,7 +126,8 @@ def compare_with_hessian(
     Args:
         objective: The network on the samples that the curvatures were estimated from.
         curvatures: What `estimate_curvatures` gave.
-        samples: That the Hessian averages over, from the first.
+        samples: That the Hessian averages over, from the first; None for all that the curvatures
+            are from, and 64 of them for large networks.
         probes: Random vectors; each costs a product with the Hessian.
         block: Weights of a part, drawn from its tensor; each costs a product through the layers
             from there on.
@@ -146,6 +151,9 @@ def compare_with_hessian(
         >>> 0 < compared.matches["gauss_newton"].cosine <= 1
         True
     """
+    if samples is None:
+        most = max(SAMPLES, MOST_WORK // objective.space.d)
+        samples = min(curvatures.count or SAMPLES, most)
     for name, value, least in (
         ("samples", samples, 1),
         ("probes", probes, 1),

@@ -12,7 +12,7 @@ from woodbury.inspection.curvatures import Curvatures, estimate_curvatures
 from woodbury.inspection.direction import loss_along
 from woodbury.inspection.findings import Inspection, Settings
 from woodbury.inspection.forecast_calibration import calibrate_forecast
-from woodbury.inspection.hessian_comparison import SAMPLES, compare_with_hessian
+from woodbury.inspection.hessian_comparison import compare_with_hessian
 from woodbury.inspection.room import rows_that_fit
 from woodbury.inspection.settings_tried import sensitivity
 from woodbury.model.batches import Batch, Samples, samples_in
@@ -124,11 +124,8 @@ def _of_hessian(
     network: Prepared,
     settings: Settings,
 ) -> Inspection:
-    samples = min(SAMPLES, network.count)
     try:
-        found = compare_with_hessian(
-            network.objective, curvatures, samples=samples, seed=settings.seed
-        )
+        found = compare_with_hessian(network.objective, curvatures, seed=settings.seed)
     except WoodburyError as error:  # a model that can be differentiated once is inspected too
         return replace(known, left_out={**known.left_out, "hessian": str(error)})
     return replace(known, hessian=found)

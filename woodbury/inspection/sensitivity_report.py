@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from woodbury.inspection.agreement import NEGLIGIBLE_SHARE
+from woodbury.inspection.agreement import NEGLIGIBLE_SHARE, in_percent
 
 SAME_CHOICE = 0.99
 """The share of removed weights in common from which on two choices are the same."""
+
+SUBJECTS = {
+    "block": "the size of the blocks",
+    "rows of": "what the rows are of",
+    "samples per row": "the samples that one row averages",
+}
+"""What a setting is called in a sentence, where its name alone does not do."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Sensitivity:
         return " ".join(self.verdicts.values())
 
     def _of_damping(self, axis: Axis) -> str:
-        text = self._loss(axis, "damping")
+        text = self._of_other(axis)
         if self.damping < self.least_resolved_damping:
             text += (
                 f" The damping {self.damping:g} is below what float{_bits(self.dtype_resolution)} "
@@ -125,41 +132,35 @@ class Sensitivity:
         last = axis.others[-1]
         moved = 1 - (last.shared or 0.0)
         gained = _difference(last, axis.trials[0])
-        if gained > self._negligible:
-            return (
-                f"From {last.value} rows to {axis.reference} the choice changes by {moved:.0%} and "
-                f"the loss falls by {gained:.2g}: more gradients will help."
-            )
-        return (
-            f"From {last.value} rows to {axis.reference} the choice changes by {moved:.0%}, and "
-            "the loss hardly: more gradients may not help."
+        change = (
+            f"From {last.value} rows to {axis.reference} the choice changes by {in_percent(moved)}"
         )
+        if gained > self._negligible:
+            return f"{change} and the loss falls by {gained:.2g}: more gradients will help."
+        return f"{change}, and the loss hardly: more gradients may not help."
 
     def _of_samples(self, axis: Axis) -> str:
         other = axis.others[0]
         moved = 1 - (other.shared or 0.0)
         apart = abs(_difference(other, axis.trials[0]))
         return (
-            f"Two halves of the samples choose {moved:.0%} of the weights differently, and their "
-            f"losses differ by {apart:.2g}: smaller differences are noise."
+            f"Two halves of the samples choose {in_percent(moved)} of the weights differently, "
+            f"and their losses differ by {apart:.2g}: smaller differences are noise."
         )
 
     def _of_other(self, axis: Axis) -> str:
-        return self._loss(axis, axis.name)
-
-    def _loss(self, axis: Axis, what: str) -> str:
-        """Which value has the least loss, and what the reference loses."""
-        best, reference = axis.best, axis.trials[0]
+        """How much the choice changes, and whether some value is better than the reference."""
+        what = SUBJECTS.get(axis.name, f"the {axis.name}")
         least = min(trial.shared or 0.0 for trial in axis.others)
-        choice = f"up to {1 - least:.0%} of the choice of weights changes"
+        choice = f"Up to {in_percent(1 - least)} of the choice of weights changes with {what}"
+        best, reference = axis.best, axis.trials[0]
         if best is None:
-            return f"{what}: {choice}, and no loss is finite."
+            return f"{choice}, and no loss is finite."
         gained = _difference(reference, best)
         if best is reference or gained <= self._negligible:
-            return f"{what}: {choice}, and none is better than {axis.reference} by much."
+            return f"{choice}, and no value is much better than {axis.reference}."
         return (
-            f"{what}: {choice}; {best.value} is best, with a loss {gained:.2g} lower than at "
-            f"{axis.reference}."
+            f"{choice}; {best.value} is best, with a loss {gained:.2g} lower than {axis.reference}."
         )
 
     @property
