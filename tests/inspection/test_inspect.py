@@ -166,7 +166,7 @@ def test_a_small_memory_takes_fewer_rows(limited: Limited) -> None:
     limited(memory=8 * 35 * (80 + 3 * 12))
     assert prepared(perceptron(80), Settings(count=30)).count == 12
     limited(memory=8 * 35 * (80 + 3 * 7))
-    with pytest.raises(WoodburyError, match="Inspecting 35 weights takes at least 58.3 kB"):
+    with pytest.raises(WoodburyError, match=r"Inspecting 35 weights takes at least 58\.3 kB"):
         prepared(perceptron(80), Settings(count=30))
 
 

@@ -39,13 +39,10 @@ def page_of(found: Inspection) -> str:
 def test_the_page_has_every_section(found: Inspection) -> None:
     page = page_of(found)
     for title in (
-        *(
-            "In words",
-            "Fisher, Gauss–Newton, Hessian",
-            "times its scale to the Hessian",
-        ),
-        *("Settings, one changed at a time", "Forecasts", "Use it again", "By the damping"),
-        *("weights of 0.weight, the largest first", "by the damping.", "Gauss–Newton quadratics"),
+        *("In words", "Fisher, Gauss–Newton, Hessian", "Cosine to the exact Hessian"),
+        *("times its scale to the Hessian", "weights of 0.weight, the largest first"),
+        *("Setting: damping", "by the damping.", "Setting: samples per row", "Use it again"),
+        *("Gauss–Newton quadratics", "Forecasts of the loss after one step"),
     ):
         assert title in page.replace("<wbr>", ""), title
     assert found.hessian is not None
@@ -56,7 +53,7 @@ def test_the_page_has_every_section(found: Inspection) -> None:
 def test_an_interrupted_inspection_has_what_is_known(found: Inspection) -> None:
     early = replace(found, along=(), sensitivity=None, forecast=None)
     page = page_of(early)
-    assert "Fisher, Gauss–Newton, Hessian" in page and "Forecasts" not in page
+    assert "Fisher, Gauss–Newton, Hessian" in page and "Forecasts of the loss" not in page
     nothing = replace(early, hessian=None, left_out={"hessian": "It has no second derivative."})
     assert "It has no second derivative." in page_of(nothing)
 

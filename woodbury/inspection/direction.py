@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
@@ -168,6 +169,10 @@ def loss_along(
         (11, 0.0)
     """
     objective.space.check_vector(step)
+    if not bool(torch.isfinite(step).all()):
+        raise WoodburyError("The step is not finite: give the difference of two sound networks.")
+    if not fractions or not all(math.isfinite(t) for t in fractions):
+        raise WoodburyError(f"fractions is {fractions}: give at least one finite number.")
     there = replace(objective, batches=Samples.of(held_back))
     samples = sum(samples_in(inputs) for inputs, _ in there.batches)
     if not samples:

@@ -49,25 +49,24 @@ def inspection_page(
     """
     sections = [section(tables.verdicts(found))]
     if found.hessian is not None:
-        parts: list[Grid | Chart | None] = [tables.matches(found.hessian)]
-        if found.hessian.blocks:
-            parts.append(tables.blocks(found.hessian.blocks))
-            parts += map(charts.spectra, found.hessian.blocks)
-        sections.append(_section("Fisher, Gauss–Newton, Hessian", parts))
+        sections.append(section(tables.matches(found.hessian)))
+        if blocks := found.hessian.blocks:
+            grid = tables.blocks(blocks)
+            sections.append(_section(grid.title, [*map(charts.spectra, blocks), grid]))
     for step in found.along:
-        parts = [charts.along_step(step, scaled=False)]
+        parts: list[Grid | Chart | None] = [charts.along_step(step, scaled=False)]
         if step.scales:
             parts.append(charts.along_step(step, scaled=True))
         sections.append(_section(f"Along {step.direction}", [*parts, tables.along_step(step)]))
     if found.sensitivity is not None:
-        parts = []
         for axis in found.sensitivity.axes:
             chart = charts.losses_over(axis) if axis.name in CHARTED else None
-            parts += [tables.setting(axis), chart]
-        sections.append(_section("Settings, one changed at a time", parts))
+            grid = tables.setting(axis)
+            sections.append(_section(grid.title, [chart, grid]))
     if found.forecast is not None and found.forecast.points:
         parts = [charts.forecasts(*each) for each in found.forecast.points.items()]
-        sections.append(_section("Forecasts", [*parts, tables.forecasts(found.forecast)]))
+        grid = tables.forecasts(found.forecast)
+        sections.append(_section(grid.title, [*parts, grid]))
     if found.left_out:
         sections.append(section(tables.left_out(found.left_out)))
     sections.append(Section("Use it again", tuple(codes)))

@@ -92,7 +92,7 @@ def matches(found: HessianComparison) -> Grid:
     ]
     rows = zip(["exact Hessian", *map(in_words, names)], *columns, strict=True)
     return Grid(
-        "The whole network beside its Hessian",
+        "Fisher, Gauss–Newton, Hessian",
         ("estimate", "cosine", "scale", "off by", "scaled", "trace", "top eigenvalue", "overlap"),
         tuple(rows),
         note=f"The Hessian is that of {found.samples} samples. Cosine, scale and distance are in "
@@ -139,7 +139,7 @@ def setting(axis: Axis) -> Grid:
     bold = {(row, 3) for row, trial in enumerate(axis.trials) if trial is best}
     notes = [f"{trial.value}: {trial.refused}" for trial in axis.trials if trial.refused]
     return Grid(
-        f"By the {axis.name}",
+        f"Setting: {axis.name}",
         (axis.name, "removed in common", "rank correlation", "increase of the loss"),
         tuple(rows),
         best=frozenset(bold),
