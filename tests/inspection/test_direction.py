@@ -87,6 +87,7 @@ def test_the_verdict_names_the_nearest_and_the_farthest() -> None:
         ({"hessian": -1.0}, "no guide at any length. The Hessian is not positive along it"),
         ({"measured": (0.0, 0.5, 9.0)}, "up to 0.5 of it"),
         ({"measured": (0.0, math.inf, math.inf)}, "rises by inf"),
+        ({"measured": (0.0, -0.1, -0.25)}, "the loss falls by 0.25 at the full step"),
     ],
 )
 def test_the_verdict_fits_the_numbers(changes: dict, says: str) -> None:

@@ -187,6 +187,8 @@ def test_noise_and_blocks_have_their_words() -> None:
         "by 0.05: smaller differences are noise. Up to 30 % of the choice of weights changes "
         "with the size of the blocks, and no value is much better than whole."
     )
+    same = report(block=(trial("whole", 1.0, 0.2), trial("32", 0.999, 0.2)))
+    assert same.verdict.startswith("Less than 1 % of the choice of weights changes")
     nowhere = float("inf")
     ruined = report(block=(trial("whole", 1.0, nowhere), trial("32", 0.7, nowhere)))
     assert "no loss is finite" in ruined.verdict

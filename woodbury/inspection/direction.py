@@ -97,7 +97,8 @@ class LossAlong:
     def verdict(self) -> str:
         """What it says, in one or two sentences."""
         rise = self._at_full_step()
-        end = f"Along {self.direction} the loss rises by {rise:.3g} at the full step"
+        moves = "rises" if rise >= 0 else "falls"
+        end = f"Along {self.direction} the loss {moves} by {abs(rise):.3g} at the full step"
         if self.hessian is None:
             said = ", ".join(
                 f"{WORDS.get(name, name)} says {0.5 * value:.3g}"

@@ -35,13 +35,13 @@ from woodbury.model.space import ParameterSpace
 
 PROBES = 8
 """Random vectors that a whole Hessian is compared on."""
-BLOCK = 24
+BLOCK = 16
 """Weights of a part whose Hessian is computed."""
 PARTS = 3
 """Tensors with such a part: the first, the last, and those evenly between."""
 TOP = 5
 """Eigenvalues of a whole network."""
-STEPS = 30
+STEPS = 20
 """Of Lanczos; each is a product with the Hessian."""
 SAMPLES = 64
 """That the Hessian of a large network averages over."""

@@ -24,7 +24,7 @@ from woodbury.pruning.updates import zero
 
 HELD_BACK = 0.5
 """Of the samples: as many to measure the loss on as to estimate from."""
-MOST_HELD_BACK = 400
+MOST_HELD_BACK = 256
 """Samples that the loss is measured on at most."""
 SAMPLES_AT_ONCE = 64
 """Of a batch that the loss is measured on."""

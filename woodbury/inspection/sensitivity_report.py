@@ -152,7 +152,8 @@ class Sensitivity:
         """How much the choice changes, and whether some value is better than the reference."""
         what = SUBJECTS.get(axis.name, f"the {axis.name}")
         least = min(trial.shared or 0.0 for trial in axis.others)
-        choice = f"Up to {in_percent(1 - least)} of the choice of weights changes with {what}"
+        share = "Less than 1 %" if least > SAME_CHOICE else f"Up to {in_percent(1 - least)}"
+        choice = f"{share} of the choice of weights changes with {what}"
         best, reference = axis.best, axis.trials[0]
         if best is None:
             return f"{choice}, and no loss is finite."
