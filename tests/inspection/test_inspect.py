@@ -21,7 +21,7 @@ from woodbury.monitor import progress
 
 ALL = [
     *("along magnitude pruning", "along the joint update", "Hessian"),
-    *("damping", "rows", "block", "rows of", "samples per row", "samples", "forecast"),
+    *("damping", "rows", "block", "rows of", "samples per row", "seed", "samples", "forecast"),
 ]
 
 

@@ -108,6 +108,7 @@ def test_rows_that_are_there_are_used() -> None:
     assert known == anew
     names = {axis.name: [trial.value for trial in axis.trials] for axis in known.axes}
     assert names["rows of"] == ["Gauss–Newton", "observed labels", "drawn labels"]
+    assert names["seed"] == ["0", "1"]
     assert names["block"] == ["whole", "32"], "blocks as large as the space are the whole"
 
 
@@ -192,3 +193,13 @@ def test_noise_and_blocks_have_their_words() -> None:
     nowhere = float("inf")
     ruined = report(block=(trial("whole", 1.0, nowhere), trial("32", 0.7, nowhere)))
     assert "no loss is finite" in ruined.verdict
+
+
+def test_another_seed_is_other_directions_of_the_same_samples() -> None:
+    objective = perceptron(COUNT)
+    found = sensitivity(objective, classes(30, 7), count=COUNT, damping=DAMPING, seed=3)
+    seeds = next(axis for axis in found.axes if axis.name == "seed")
+    other = sensitivity(objective, classes(30, 7), count=COUNT, damping=DAMPING, seed=4)
+    base = other.axes[0].trials[0]
+    assert [trial.value for trial in seeds.trials] == ["3", "4"]
+    assert seeds.trials[1].increase == base.increase != seeds.trials[0].increase

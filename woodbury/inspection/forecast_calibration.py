@@ -86,7 +86,11 @@ class ForecastCalibration:
     @property
     def verdict(self) -> str:
         """What it says, in a sentence for each curvature."""
-        return " ".join(self._sentence(name) for name in self.points)
+        if not self.points:
+            return ""
+        sentences = [self._sentence(name) for name in self.points]
+        negligible = NEGLIGIBLE_SHARE * abs(self.dense)
+        return " ".join([*sentences, f"Differences below {negligible:.2g} count as none."])
 
     def _sentence(self, name: str) -> str:
         points = self.points[name]

@@ -14,6 +14,7 @@ SUBJECTS = {
     "block": "the size of the blocks",
     "rows of": "what the rows are of",
     "samples per row": "the samples that one row averages",
+    "seed": "the seed of the random directions",
 }
 """What a setting is called in a sentence, where its name alone does not do."""
 

@@ -86,8 +86,9 @@ def sensitivity(
     """Prune in one step with one setting changed at a time  (eq. 16, 12).
 
     The settings are the damping, the number of rows, the size of the blocks, the samples that one
-    row averages, what the rows are of (Gauss–Newton, the data's labels, drawn labels), and the
-    samples themselves, one half against the other. All but the drawn labels need no new gradients.
+    row averages, what the rows are of (Gauss–Newton, the data's labels, drawn labels), the seed of
+    the random directions, and the samples themselves, one half against the other. All but drawn
+    labels and another seed need no new gradients.
 
     Args:
         objective: The network on its calibration set.
@@ -115,7 +116,7 @@ def sensitivity(
         >>> objective = Objective.from_model(torch.nn.Linear(4, 3), batches)
         >>> found = sensitivity(objective, batches, count=32, damping=1e-3, blocks=[5])
         >>> [axis.name for axis in found.axes]
-        ['damping', 'rows', 'block', 'rows of', 'samples per row', 'samples']
+        ['damping', 'rows', 'block', 'rows of', 'samples per row', 'seed', 'samples']
     """
     check_whole_number(count, "count", "the number of rows")
     for each in (damping, *dampings):
@@ -207,8 +208,7 @@ def _rows_of(
     if found:
         return found
     if objective.likelihood.directions is not None:
-        directed = gauss_newton_rows(objective, 1, seed)
-        found["gauss_newton"] = gradient_rows(directed, count)
+        found["gauss_newton"] = _directed(objective, count, seed)
     if has_labels:
         found["empirical"] = gradient_rows(objective, count)
     if not found:
@@ -247,6 +247,10 @@ def _plans(
     )
     single = base.fisher if labelled is main else lambda: made.whole(labelled)
     yield _Plan("samples per row", _Try("1", single), means)
+    if next(iter(rows)) == "gauss_newton":
+        count, other_seed = len(main), seed + 1
+        anew = _Try(f"{other_seed}", lambda: made.whole(_directed(objective, count, other_seed)))
+        yield _Plan("seed", base._replace(value=f"{seed}"), (anew,))
     half = len(main) // 2
     if half >= FEWEST_ROWS:
         other = _Try("the other half", lambda: made.whole(main[half : 2 * half]))
@@ -277,6 +281,11 @@ def _kinds(made: _Rows, rows: Mapping[str, Tensor], seed: int) -> tuple[_Try, ..
     if objective.likelihood.sample is not None:
         found.append(_Try("drawn labels", lambda: made.whole(_drawn(objective, count, seed))))
     return tuple(found)
+
+
+def _directed(objective: Objective, count: int, seed: int) -> Tensor:
+    """Gauss–Newton rows, one random direction for each sample."""
+    return gradient_rows(gauss_newton_rows(objective, 1, seed), count)
 
 
 def _drawn(objective: Objective, count: int, seed: int) -> Tensor:

@@ -93,7 +93,16 @@ def matches(found: HessianComparison) -> Grid:
     rows = zip(["exact Hessian", *map(in_words, names)], *columns, strict=True)
     return Grid(
         "Fisher, Gauss–Newton, Hessian",
-        ("estimate", "cosine", "scale", "off by", "scaled", "trace", "top eigenvalue", "overlap"),
+        (
+            "estimate",
+            "cosine",
+            "scale",
+            "off by",
+            "off by, scaled",
+            "trace",
+            "top eigenvalue",
+            "overlap",
+        ),
         tuple(rows),
         note=f"The Hessian is that of {found.samples} samples. Cosine, scale and distance are in "
         f"Frobenius norms, by {found.probes} random vectors; the overlap is the share of the "
