@@ -16,6 +16,7 @@ from woodbury.estimation.hessian_products import hessian_products
 from woodbury.fisher.base import Fisher
 from woodbury.inspection.agreement import last_within_factor
 from woodbury.inspection.curvatures import WORDS, Curvatures, without_damping
+from woodbury.linalg.conversion import as_tensor
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
@@ -169,21 +170,23 @@ def loss_along(
         >>> len(along.measured), along.measured[0]
         (11, 0.0)
     """
+    step = as_tensor(step, "The step")
     objective.space.check_vector(step)
     if not bool(torch.isfinite(step).all()):
         raise WoodburyError("The step is not finite: give the difference of two sound networks.")
-    if not fractions or not all(math.isfinite(t) for t in fractions):
-        raise WoodburyError(f"fractions is {fractions}: give at least one finite number.")
+    places = tuple(float(t) for t in fractions)
+    if not places or not all(math.isfinite(t) for t in places):
+        raise WoodburyError(f"fractions is {places}: give at least one finite number.")
     there = replace(objective, batches=Samples.of(held_back))
     samples = sum(samples_in(inputs) for inputs, _ in there.batches)
     if not samples:
         raise WoodburyError("No sample is held back: the loss along a step needs some.")
     dense = there.loss()
     measured = []
-    for done, t in enumerate(fractions, 1):
+    for done, t in enumerate(places, 1):
         loss = there.at(objective.weights + t * step.to(objective.weights)).loss() if t else dense
         measured.append(loss - dense if math.isfinite(loss) else math.inf)
-        report("losses along a step", done, len(fractions))
+        report("losses along a step", done, len(places))
     curved = None
     if hessian:
         curved = _dot(step, hessian_products(there, step, samples))
@@ -192,7 +195,7 @@ def loss_along(
         direction=direction,
         samples=samples,
         dense=dense,
-        fractions=tuple(map(float, fractions)),
+        fractions=places,
         measured=tuple(measured),
         slope=_dot(step, mean_gradient(there)),
         hessian=curved,
