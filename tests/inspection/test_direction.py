@@ -99,6 +99,10 @@ def test_bad_requests_are_named() -> None:
     curvatures = estimate_curvatures(objective, 40)
     with pytest.raises(WoodburyError, match=r"give \(8,\)"):
         loss_along(objective, list(objective.batches), torch.ones(3), curvatures)
+    with pytest.raises(WoodburyError, match="The step is not finite"):
+        loss_along(objective, list(objective.batches), torch.ones(8) / 0, curvatures)
+    with pytest.raises(WoodburyError, match="at least one finite number"):
+        loss_along(objective, list(objective.batches), torch.ones(8), curvatures, fractions=[])
     with pytest.raises(WoodburyError, match="No sample is held back"):
         loss_along(objective, [], torch.ones(8), curvatures)
     with pytest.raises(WoodburyError, match="no curvature 'nonsense': take one of kfac, diagonal"):
