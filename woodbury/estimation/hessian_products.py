@@ -35,7 +35,7 @@ def hessian_products(
     labels: Labels = observed,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """H V, H = ∂²L/∂w∂w of the mean loss L of the first samples  (eq. 80).
+    """H V, H = ∂²L/∂w∂w of the mean loss L of the first samples  (eq. 77).
 
     Exact but for rounding, at about the cost of two gradients for each vector and sample; the
     forward pass is shared by all vectors of one call (Pearlmutter 1994).
@@ -89,7 +89,7 @@ def hessian_block(
     labels: Labels = observed,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The exact Hessian of the mean loss by some of the weights, H_QQ  (eq. 80).
+    """The exact Hessian of the mean loss by some of the weights, H_QQ  (eq. 77).
 
     One product for each of the weights, through the layers between them and the output alone.
 

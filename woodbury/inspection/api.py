@@ -40,9 +40,9 @@ def inspect(
 ) -> Inspection:
     """Ask how good the curvature of a network is, and when to trust what it predicts.
 
-    Four questions: how near the estimates are to the exact Hessian (eq. 80, 82), what the loss does
-    along a pruning step (eq. 81), what the settings change, and up to which sparsity the forecast
-    of the loss holds (eq. 83). The model is not changed.
+    Four questions: how near the estimates are to the exact Hessian (eq. 77, 79), what the loss does
+    along a pruning step (eq. 78), what the settings change, and up to which sparsity the forecast
+    of the loss holds (eq. 80). The model is not changed.
 
     Args:
         model: The trained network, as for `prune`.

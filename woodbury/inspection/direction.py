@@ -27,7 +27,7 @@ FRACTIONS = tuple(eighths / 8 for eighths in range(11))
 
 @dataclass(frozen=True)
 class LossAlong:
-    """The loss along a step δ, and what quadratic models say of it  (eq. 81).
+    """The loss along a step δ, and what quadratic models say of it  (eq. 78).
 
     Attributes:
         direction: What the step is.
@@ -140,7 +140,7 @@ def loss_along(
 ) -> LossAlong:
     """Measure the loss along a step, and compare it with the quadratic model of each curvature.
 
-    Equation 81, as in figure 2 of Singh & Alistarh (2020).
+    Equation 78, as in figure 2 of Singh & Alistarh (2020).
 
     Args:
         objective: The network at the weights w where the step begins.

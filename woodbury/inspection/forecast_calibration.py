@@ -38,7 +38,7 @@ class ForecastPoint:
     Attributes:
         sparsity: Removed ÷ all weights, as reached.
         predicted: The increase by the curvature that chose the weights (eq. 14).
-        held_back: The increase by rows of samples that it has not seen (eq. 83).
+        held_back: The increase by rows of samples that it has not seen (eq. 80).
         measured: The increase of the loss on those samples.
     """
 
@@ -138,7 +138,7 @@ def calibrate_forecast(
 
     Each step has two forecasts. The first is that of the quadratic which chose it, and too low by
     as much as the choice exploits what its samples do not show. The second is the quadratic of
-    samples that it has not seen, along the same step  (eq. 83).
+    samples that it has not seen, along the same step  (eq. 80).
 
     Args:
         objective: The network on the samples that the curvatures were estimated from.
@@ -216,7 +216,7 @@ class _Draft:
 
 
 def _forms(objective: Objective, steps: Sequence[Tensor], seed: int) -> list[float]:
-    """½ (1/m) Σ (gᵢᵀδ)² of each step over rows of the samples  (eq. 83).
+    """½ (1/m) Σ (gᵢᵀδ)² of each step over rows of the samples  (eq. 80).
 
     The rows are streamed. They are Gauss–Newton rows where the likelihood has any.
     """

@@ -118,7 +118,7 @@ def compare_with_hessian(
     steps: int = STEPS,
     seed: int = 0,
 ) -> HessianComparison:
-    """Compare estimates of the curvature with the exact Hessian  (eq. 80, 82).
+    """Compare estimates of the curvature with the exact Hessian  (eq. 77, 79).
 
     As a whole by random vectors and by Lanczos, and entry by entry on parts of some tensors. K-FAC
     is compared in the wrong order of its factors too.

@@ -14,7 +14,7 @@ from woodbury.linalg.lanczos import lanczos
 
 @dataclass(frozen=True)
 class Match:
-    """How near an estimate C is to the Hessian H, in Frobenius norms  (eq. 80).
+    """How near an estimate C is to the Hessian H, in Frobenius norms  (eq. 77).
 
     Attributes:
         scale: s = ⟨C, H⟩ / ⟨C, C⟩, which brings s·C nearest to H.
@@ -53,7 +53,7 @@ class BlockMatch:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The trace and the ends of the spectrum of a matrix that is known by its products  (eq. 82).
+    """The trace and the ends of the spectrum of a matrix that is known by its products  (eq. 79).
 
     Attributes:
         trace: Hutchinson's estimate.
@@ -92,7 +92,7 @@ class Spectrum:
 
 
 def compared(found: Tensor, exact: Tensor) -> Match:
-    """A match from products with the same random vectors  (eq. 80).
+    """A match from products with the same random vectors  (eq. 77).
 
     Args:
         found: C Z (d, k).
@@ -166,7 +166,7 @@ def spectrum_of(
     vectors: Tensor,
     products: Tensor,
 ) -> Spectrum:
-    """The trace by Hutchinson's estimate and the top of the spectrum by Lanczos  (eq. 82).
+    """The trace by Hutchinson's estimate and the top of the spectrum by Lanczos  (eq. 79).
 
     Args:
         product: v -> A v.

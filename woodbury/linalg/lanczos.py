@@ -29,7 +29,7 @@ class Ritz(NamedTuple):
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, largest: int) -> Ritz:
-    """The largest eigenvalues of a symmetric matrix, with full reorthogonalization  (eq. 82).
+    """The largest eigenvalues of a symmetric matrix, with full reorthogonalization  (eq. 79).
 
     Args:
         product: v (d,) -> A v (d,), one call for each step.
