@@ -2,6 +2,7 @@
 
 from woodbury import estimation as estimation
 from woodbury import fisher as fisher
+from woodbury import inspection as inspection
 from woodbury import pruning as pruning
 from woodbury import runtime as runtime
 from woodbury import training as training
@@ -13,6 +14,7 @@ from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal
 from woodbury.estimation.recipes import kfac as kfac
 from woodbury.estimation.recipes import mfac as mfac
 from woodbury.estimation.recipes import woodfisher as woodfisher
+from woodbury.inspection.api import inspect as inspect
 from woodbury.integrations.compaction.api import compact as compact
 from woodbury.integrations.compaction.coupled_units import coupled_channels as coupled_channels
 from woodbury.integrations.onnx.exporting import export_onnx as export_onnx

@@ -37,6 +37,7 @@ NAMESPACES = (
     woodbury.presets,
     woodbury.fisher,
     woodbury.estimation,
+    woodbury.inspection,
     woodbury.pruning,
     woodbury.training,
     optim,
@@ -53,6 +54,11 @@ NOT_CALLED = {
     "exact": "of parts that operators make",
     "upper_bound": "of parts that operators make",
     "joint_cost": "of numbers that searches make",
+    "Inspection": "numbers that `inspect` finds",
+    "LossAlong": "numbers that `loss_along` finds",
+    "HessianComparison": "numbers that `compare_with_hessian` finds",
+    "Sensitivity": "numbers that `sensitivity` finds",
+    "ForecastCalibration": "numbers that `calibrate_forecast` finds",
 }
 """Public names without trials, and why."""
 
@@ -139,6 +145,10 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "gradients": lambda w: w.vector,
     "measured": lambda w: torch.ones(1, dtype=torch.float64),
     "v": lambda w: w.vector,
+    "vectors": lambda w: torch.ones(w.d, 2),
+    "loss_along.step": lambda w: w.vector,
+    "curvatures": lambda w: woodbury.inspection.estimate_curvatures(w.objective, 12, 0.1),
+    "fishers": lambda w: {"mine": w.fisher},
     "vector": lambda w: w.vector,
     "delta": lambda w: w.vector,
     "c": lambda w: torch.randn(8),

@@ -19,7 +19,7 @@ from woodbury.cli.names import ENGINES, LABELS, LOSSES, SCOPES, UPDATES
 from woodbury.cli.optimizers import OPTIMIZERS, FineTunerName, OptimizerName
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
-COMMANDS = ("", "prune", "compare", "speed", "export", "train", "demo")
+COMMANDS = ("", "prune", "compare", "inspect", "speed", "export", "train", "demo")
 
 
 def help_of(command: str, width: int = 100) -> str:

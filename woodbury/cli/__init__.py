@@ -1,4 +1,4 @@
-"""The command line: woodbury prune | compare | speed | export | train | demo."""
+"""The command line: woodbury prune | compare | inspect | speed | export | train | demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from woodbury.cli import console
 from woodbury.cli.compare_command import compare
 from woodbury.cli.demo_command import demo
 from woodbury.cli.export_command import export
+from woodbury.cli.inspect_command import inspect
 from woodbury.cli.invocation import invoked
 from woodbury.cli.prune_command import prune
 from woodbury.cli.run_file import fill_from_file
@@ -39,7 +40,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     config=[fill_from_file],
 )
-for command in (demo, prune, compare, speed, export, train):
+for command in (demo, prune, compare, inspect, speed, export, train):
     app.command(command)
 
 

@@ -71,6 +71,7 @@ class Problem:
         options: What was asked for.
         unchosen: Held-out training data that no damping is chosen on, to check predictions on; None
             where there is too little.
+        usual: Gradients where none are asked for and the data gives as many.
     """
 
     source: Source
@@ -86,6 +87,7 @@ class Problem:
     count: int
     options: PruningOptions
     unchosen: Iterable[Batch] | None = None
+    usual: int = standard.samples
 
     def objective(self, seed: int) -> Objective:
         """The dense objective on the calibration set of a seed."""
@@ -122,14 +124,14 @@ class Problem:
         held_out = batches(Subset(aside, drawn[:MAX_HELD_OUT_SAMPLES]))
         others = drawn[MAX_HELD_OUT_SAMPLES:]
         unchosen = batches(Subset(aside, others)) if len(others) >= LEAST_HELD_BACK else None
-        count = _count(calibration, self.options)
+        count = _count(calibration, self.options, self.usual)
         return replace(
             self, calibration=calibration, held_out=held_out, count=count, unchosen=unchosen
         )
 
     def tell_count(self) -> None:
         """Say it where the data gives fewer gradients than are usual."""
-        if self.options.curvature.count is None and self.count < standard.samples:
+        if self.options.curvature.count is None and self.count < self.usual:
             beside = " beside what is held out" if self.held_out is not None else ""
             print_note(
                 f"The Fisher is made of {self.count} gradients: that is all the training data "
@@ -257,7 +259,14 @@ def score_error(score: float, measure: str, samples: int) -> float | None:
     return standard_error(score, samples) if measure in SHARES else None
 
 
-def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bool) -> Problem:
+def load_problem(
+    model: str,
+    data: str,
+    options: PruningOptions,
+    *,
+    choosing: bool,
+    usual: int = standard.samples,
+) -> Problem:
     """Load model and data, see that they fit, and split off what is needed.
 
     What is decided for the user is said on stderr.
@@ -267,6 +276,7 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
         data: DATA as the user wrote it.
         options: What was asked for.
         choosing: Whether to hold training data out to choose a damping on.
+        usual: Gradients where none are asked for and the data gives as many.
 
     Raises:
         WoodburyError: For whatever is wrong with them.
@@ -308,8 +318,9 @@ def load_problem(model: str, data: str, options: PruningOptions, *, choosing: bo
         test=test,
         test_samples=len(splits.test),  # type: ignore[arg-type]
         measure=loss.measure_without_labels if splits.without_labels else loss.measure,
-        count=_count(splits.train, options),
+        count=_count(splits.train, options, usual),
         options=options,
+        usual=usual,
     )
     if choosing:
         problem = problem.holding_out()
@@ -343,16 +354,17 @@ def _load_splits(
     return splits
 
 
-def _count(calibration: Dataset, options: PruningOptions) -> int:
+def _count(calibration: Dataset, options: PruningOptions, usual: int) -> int:
     """How many gradients: as many as asked for, else the usual number, else all there are."""
     asked, batch = options.curvature.count, options.curvature.batch
     available = len(calibration) // batch  # type: ignore[arg-type]
-    wanted = asked or standard.samples
+    wanted = asked or usual
     if available >= wanted:
         return wanted
     if asked or not available:
+        remedy = "--count" if batch == 1 else "--count or --batch"
         raise WoodburyError(
             f"The training data gives {available} of the {wanted} gradients of {batch} sample(s): "
-            "lower --count or --batch."
+            f"lower {remedy}."
         )
     return available

@@ -84,8 +84,33 @@ class _Entries(NamedTuple):
     values: Tensor
 
 
+class Slopes(NamedTuple):
+    """The first derivatives of one batch's mean loss, with the graph of their own derivatives.
+
+    Attributes:
+        parameters: Name -> tensor that they are by.
+        slopes: In the same order.
+    """
+
+    parameters: dict[str, Tensor]
+    slopes: list[Tensor]
+
+
 @torch.enable_grad()
-def _of_batch(objective: Objective, inputs: Any, target: Any) -> Iterator[_Entries]:
+def slopes_to_differentiate(objective: Objective, inputs: Any, target: Any) -> Slopes:
+    """The gradient of one batch's mean loss, which can be differentiated once more.
+
+    Args:
+        objective: The loss and the weights.
+        inputs: The batch's inputs.
+        target: Its labels.
+
+    Returns:
+        A slope for each parameter, dense; one that is constant requires no gradient.
+
+    Raises:
+        WoodburyError: If an operation of the model has no second derivative.
+    """
     parameters = {
         name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()
     }
@@ -95,9 +120,14 @@ def _of_batch(objective: Objective, inputs: Any, target: Any) -> Iterator[_Entri
     slopes = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=True, materialize_grads=True
     )
-    slopes = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
-    _check_twice_differentiable(parameters, slopes)
-    keep = objective.space.keep.to(loss.device)
+    dense = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
+    _check_twice_differentiable(parameters, dense)
+    return Slopes(parameters, dense)
+
+
+def _of_batch(objective: Objective, inputs: Any, target: Any) -> Iterator[_Entries]:
+    parameters, slopes = slopes_to_differentiate(objective, inputs, target)
+    keep = objective.space.keep.to(objective.weights.device)
     columns = Limits.current().hessian_columns
     start = 0
     for (name, parameter), slope in zip(parameters.items(), slopes, strict=True):

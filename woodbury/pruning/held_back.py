@@ -62,7 +62,7 @@ def split_samples(objective: Objective, fraction: float, samples: int | None = N
         raise WoodburyError("The batches hold no samples: give some to calibrate on.")
     count = min(round(fraction * len(batches)), len(batches) - 1)
     first_held_back = len(batches) - count
-    return Split(batches[:first_held_back], _labelled(objective, batches[first_held_back:]))
+    return Split(batches[:first_held_back], with_labels(objective, batches[first_held_back:]))
 
 
 class FirstSamples(NamedTuple):
@@ -166,8 +166,13 @@ def check_share_or_batches(held_back: Iterable[Batch] | float | None) -> None:
         )
 
 
-def _labelled(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
-    """The batches with labels, which a loss needs: where there are none, the model draws them."""
+def with_labels(objective: Objective, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches with labels, which a loss needs: where there are none, the model draws them.
+
+    Args:
+        objective: The network, and its likelihood.
+        batches: Pairs (inputs, target or None).
+    """
     generator = torch.Generator(objective.weights.device).manual_seed(0)
     with eval_mode(objective.model):
         return [

@@ -56,7 +56,7 @@ def accuracies(
         of_method = sorted(
             (cell for cell in cells if cell.method == method), key=lambda cell: cell.sparsity
         )
-        lines.append(Line(method, style, _points(map(_score, of_method), x, y)))
+        lines.append(Line(method, style, points_of(map(_score, of_method), x, y)))
     rules = ()
     if dense is not None and math.isfinite(dense):
         rules = (Rule(f"dense {percent(dense, 1)}", y.place(dense), y.place(dense)),)
@@ -100,7 +100,7 @@ def predictions(results: Sequence[Result]) -> Chart | None:
             for cell, predicted in increases
             if cell.method == method
         ]
-        lines.append(Line(method, style, _points(sorted(places), x, y), joined=False))
+        lines.append(Line(method, style, points_of(sorted(places), x, y), joined=False))
     words = (
         "Increase of the loss on the calibration set. Points on the dashed line are as predicted; "
         "above it the quadratic promised too much."
@@ -161,7 +161,7 @@ def gradual(numbers: GradualNumbers, measure: str) -> Chart | None:
             )
             for row in scored
         )
-        points = _points(values, x, y)
+        points = points_of(values, x, y)
         lines.append(Line(f"{name} a step", style, points))
     words = f"{measure.capitalize()} on held-out training data, right before and after each step."
     title = f"{measure.capitalize()} at the pruning steps"
@@ -180,7 +180,7 @@ def training(epochs: Sequence[EpochNumbers]) -> Chart:
         Value(each.epoch, each.held_out_loss, f"epoch {each.epoch}: {each.held_out_loss:.4g}")
         for each in epochs
     )
-    points = _points(values, x, y)
+    points = points_of(values, x, y)
     words = "Loss on held-out training data after each epoch."
     return Chart("Loss after each epoch", words, x, y, (Line("loss", AFTER, points),))
 
@@ -198,7 +198,7 @@ def _line(
         Value(stage.sparsity, increase, f"{name} at {percent(stage.sparsity, 1)}: {increase:.3g}")
         for stage, increase in zip(numbers, increases, strict=True)
     )
-    return Line(name, style, _points(values, x, y))
+    return Line(name, style, points_of(values, x, y))
 
 
 def _score(cell: Summary) -> Value:
@@ -208,8 +208,14 @@ def _score(cell: Summary) -> Value:
     return Value(cell.sparsity, cell.accuracy, words, spread)
 
 
-def _points(values: Iterable[Value], x: Axis, y: Axis) -> tuple[Point, ...]:
-    """The places of values on two axes; those that are not finite have none."""
+def points_of(values: Iterable[Value], x: Axis, y: Axis) -> tuple[Point, ...]:
+    """The places of values on two axes; those that are not finite have none.
+
+    Args:
+        values: From left to right.
+        x: The x-axis.
+        y: The y-axis.
+    """
     return tuple(
         Point(
             x=x.place(value.x),

@@ -1,0 +1,238 @@
+"""Forecasts of the loss against what is measured, over sparsities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from woodbury.argument_types import checks_types
+from woodbury.errors import WoodburyError
+from woodbury.estimation.ggn import gauss_newton_rows
+from woodbury.estimation.gradients import gradient_chunks
+from woodbury.inspection.agreement import (
+    NEGLIGIBLE_SHARE,
+    in_percent,
+    is_within_factor,
+    last_within_factor,
+)
+from woodbury.inspection.choices import Chooser, check_sparsities, step_to
+from woodbury.inspection.curvatures import WORDS, Curvatures
+from woodbury.model.batches import Batch, Samples, samples_in
+from woodbury.model.objective import Objective
+from woodbury.monitor import report
+from woodbury.pruning.saliencies import Saliency, obs
+from woodbury.pruning.updates import Update, joint
+
+SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
+"""Where a forecast is tried."""
+
+
+@dataclass(frozen=True)
+class ForecastPoint:
+    """One pruning in one step.
+
+    Attributes:
+        sparsity: Removed ÷ all weights, as reached.
+        predicted: The increase by the curvature that chose the weights (eq. 14).
+        held_back: The increase by rows of samples that it has not seen (eq. 80).
+        measured: The increase of the loss on those samples.
+    """
+
+    sparsity: float
+    predicted: float
+    held_back: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class ForecastCalibration:
+    """Forecasts beside measured losses.
+
+    Attributes:
+        samples: That the loss is measured on.
+        dense: The loss on them before pruning.
+        points: Name of the curvature -> its prunings, of rising sparsity.
+        refused: Name -> why there are no or no more points.
+    """
+
+    samples: int
+    dense: float
+    points: Mapping[str, tuple[ForecastPoint, ...]]
+    refused: Mapping[str, str]
+
+    def held_up_to(self, name: str, *, held_back: bool = False) -> float | None:
+        """The sparsity up to which a forecast holds within a factor of two.
+
+        Args:
+            name: Of the curvature.
+            held_back: Whether the forecast is that of the samples held back.
+
+        Returns:
+            None where it does not at the smallest.
+        """
+        points = self.points.get(name, ())
+        forecasts = [point.held_back if held_back else point.predicted for point in points]
+        return last_within_factor(
+            [point.sparsity for point in points],
+            forecasts,
+            [point.measured for point in points],
+            self.dense,
+        )
+
+    @property
+    def verdict(self) -> str:
+        """What it says, in a sentence for each curvature."""
+        if not self.points:
+            return ""
+        sentences = [self._sentence(name) for name in self.points]
+        negligible = NEGLIGIBLE_SHARE * abs(self.dense)
+        return " ".join([*sentences, f"Differences below {negligible:.2g} count as none."])
+
+    def _sentence(self, name: str) -> str:
+        points = self.points[name]
+        said = WORDS.get(name, name)
+        own, other = self.held_up_to(name), self.held_up_to(name, held_back=True)
+        first = _reach(own, points)
+        if own == points[-1].sparsity:
+            return f"{said}: the forecast held within a factor of two {first}."
+        wrong = next(
+            point
+            for point in points
+            if not is_within_factor(
+                point.predicted, point.measured, NEGLIGIBLE_SHARE * abs(self.dense)
+            )
+        )
+        text = (
+            f"{said}: the forecast held within a factor of two {first}; at "
+            f"{in_percent(wrong.sparsity)} it was {wrong.predicted:.2g} for {wrong.measured:.2g}."
+        )
+        if (other or 0) > (own or 0):
+            text += f" Rows of other samples forecast it {_reach(other, points)}."
+        return text
+
+
+def _reach(up_to: float | None, points: Sequence[ForecastPoint]) -> str:
+    if up_to is None:
+        return f"nowhere, not at {in_percent(points[0].sparsity)}"
+    if up_to == points[-1].sparsity:
+        return f"at all sparsities tried, up to {in_percent(up_to)}"
+    return f"up to {in_percent(up_to)}"
+
+
+@checks_types
+def calibrate_forecast(
+    objective: Objective,
+    held_back: Iterable[Batch],
+    curvatures: Curvatures,
+    sparsities: Sequence[float] = SPARSITIES,
+    *,
+    saliency: Saliency = obs,
+    update: Update = joint,
+    seed: int = 0,
+) -> ForecastCalibration:
+    """Prune in one step to several sparsities, and compare the forecast with the measured loss.
+
+    Each step has two forecasts. The first is that of the quadratic which chose it, and too low by
+    as much as the choice exploits what its samples do not show. The second is the quadratic of
+    samples that it has not seen, along the same step  (eq. 80).
+
+    Args:
+        objective: The network on the samples that the curvatures were estimated from.
+        held_back: Samples that they were not, with labels.
+        curvatures: What `estimate_curvatures` gave.
+        sparsities: Removed ÷ all weights, each in (0, 1).
+        saliency: What a removal costs.
+        update: How the kept weights move.
+        seed: Of the directions of the rows held back.
+
+    Returns:
+        The numbers and a verdict. The model is untouched.
+
+    Raises:
+        WoodburyError: If there are no samples, or a sparsity is out of range or cannot be reached.
+
+    Example:
+        >>> from woodbury.inspection import estimate_curvatures
+        >>> batches = [(torch.randn(32, 4), torch.arange(32) % 3)]
+        >>> objective = Objective.from_model(torch.nn.Linear(4, 3), batches)
+        >>> calibration = calibrate_forecast(
+        ...     objective, batches, estimate_curvatures(objective, 32), [0.2, 0.6]
+        ... )
+        >>> [round(point.sparsity, 1) for point in calibration.points["gauss_newton"]]
+        [0.2, 0.6]
+    """
+    asked = check_sparsities(sparsities)
+    choosers = [Chooser.of(objective, held_back, each, saliency, update) for each in asked[:1]]
+    choosers += [replace(choosers[0], sparsity=each) for each in asked[1:]]
+    for chooser in choosers:
+        _ = chooser.budget  # what cannot be reached is refused before any work
+    refused: dict[str, str] = {}
+    drafts: dict[str, list[_Draft]] = {}
+    done = 0
+    for name, fisher in curvatures.fishers.items():
+        drafts[name] = []
+        for chooser in choosers:
+            try:
+                pruned = chooser.pruned(fisher)
+            except WoodburyError as error:
+                refused[name] = f"At {in_percent(chooser.sparsity)}: {error}"
+                break
+            drafts[name].append(
+                _Draft(
+                    pruned.sparsity,
+                    pruned.steps[0].predicted or 0.0,
+                    chooser.increase(pruned.objective),
+                    step_to(pruned, objective),
+                )
+            )
+            done += 1
+            report("forecasts", done, len(curvatures.fishers) * len(asked))
+    there = replace(objective, batches=choosers[0].held_back)
+    samples = sum(samples_in(inputs) for inputs, _ in there.batches)
+    others = iter(_forms(there, [draft.step for each in drafts.values() for draft in each], seed))
+    points = {
+        name: tuple(
+            ForecastPoint(draft.sparsity, draft.predicted, next(others), draft.measured)
+            for draft in each
+        )
+        for name, each in drafts.items()
+        if each
+    }
+    return ForecastCalibration(samples, choosers[0].dense, points, refused)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A point whose forecast by other samples is not known yet."""
+
+    sparsity: float
+    predicted: float
+    measured: float
+    step: Tensor
+
+
+def _forms(objective: Objective, steps: Sequence[Tensor], seed: int) -> list[float]:
+    """½ (1/m) Σ (gᵢᵀδ)² of each step over rows of the samples  (eq. 80).
+
+    The rows are streamed. They are Gauss–Newton rows where the likelihood has any.
+    """
+    if not steps:
+        return []
+    samples = Samples([(inputs, target) for inputs, target in objective.batches], trusted=True)
+    count = sum(samples_in(inputs) for inputs, _ in samples)
+    rows = replace(objective, batches=samples)
+    if objective.likelihood.directions is not None:
+        rows = gauss_newton_rows(rows, 1, seed)
+    columns = torch.stack(list(steps), 1)
+    total = torch.zeros(len(steps), dtype=torch.float64)
+    done = 0
+    for chunk in gradient_chunks(rows, count):
+        total += (chunk @ columns.to(chunk)).double().square().sum(0).cpu()
+        done += len(chunk)
+        report("rows held back", done, count)
+    forms = (0.5 * total / count).tolist()
+    return [each if math.isfinite(each) else math.inf for each in forms]

@@ -1,0 +1,103 @@
+"""The page of an inspection, and its facts for report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from woodbury.inspection.findings import Inspection
+from woodbury.reporting import inspection_charts as charts
+from woodbury.reporting import inspection_tables as tables
+from woodbury.reporting.charts import Chart
+from woodbury.reporting.grid import Grid, percent
+from woodbury.reporting.page import Code, Figure, Page, Section, section
+from woodbury.reporting.pages import folded
+
+CHARTED = ("damping", "rows")
+"""Settings whose losses have a chart beside their table."""
+
+
+def inspection_facts(found: Inspection) -> dict[str, Any]:
+    """All numbers of an inspection, with its verdicts.
+
+    Args:
+        found: What is known.
+    """
+    facts = asdict(found)
+    if facts["hessian"] is not None:
+        for spectrum in (facts["hessian"]["hessian"], *facts["hessian"]["spectra"].values()):
+            del spectrum["vectors"]
+    return {"verdicts": found.verdicts, "is_complete": found.is_complete, **facts}
+
+
+def inspection_page(
+    title: str,
+    lead: str,
+    found: Inspection,
+    settings: Mapping[str, Any],
+    codes: Sequence[Code],
+) -> Page:
+    """The page of an inspection.
+
+    Args:
+        title: Its heading.
+        lead: The sentence below it.
+        found: What is known, also of an inspection that was interrupted.
+        settings: What was asked for.
+        codes: What repeats the run.
+    """
+    sections = [section(tables.verdicts(found))]
+    if found.hessian is not None:
+        sections.append(section(tables.matches(found.hessian)))
+        if blocks := found.hessian.blocks:
+            grid = tables.blocks(blocks)
+            sections.append(_section(grid.title, [*map(charts.spectra, blocks), grid]))
+    for step in found.along:
+        parts: list[Grid | Chart | None] = [charts.along_step(step, scaled=False)]
+        if step.scales:
+            parts.append(charts.along_step(step, scaled=True))
+        sections.append(_section(f"Along {step.direction}", [*parts, tables.along_step(step)]))
+    if found.sensitivity is not None:
+        for axis in found.sensitivity.axes:
+            chart = charts.losses_over(axis) if axis.name in CHARTED else None
+            grid = tables.setting(axis)
+            sections.append(_section(grid.title, [chart, grid]))
+    if found.forecast is not None and found.forecast.points:
+        parts = [charts.forecasts(*each) for each in found.forecast.points.items()]
+        grid = tables.forecasts(found.forecast)
+        sections.append(_section(grid.title, [*parts, grid]))
+    if found.left_out:
+        sections.append(section(tables.left_out(found.left_out)))
+    sections.append(Section("Use it again", tuple(codes)))
+    return Page(title, lead, list(_figures(found)), sections, folded(settings))
+
+
+def _section(title: str, parts: Sequence[Grid | Chart | None]) -> Section:
+    return Section(title, tuple(part for part in parts if part is not None))
+
+
+def _figures(found: Inspection) -> Iterator[Figure]:
+    """The numbers that come first."""
+    if found.hessian is not None:
+        best = found.hessian.nearest
+        match = found.hessian.matches[best]
+        yield Figure(f"{match.cosine:.2f}", "cosine to the Hessian", charts.in_words(best))
+        if "empirical" in found.hessian.matches:
+            scale = found.hessian.matches["empirical"].scale
+            yield Figure(f"× {scale:.2g}", "from the empirical Fisher to the Hessian")
+    if found.forecast is not None and found.forecast.points:
+        name = next(iter(found.forecast.points))
+        own = found.forecast.held_up_to(name)
+        other = found.forecast.held_up_to(name, held_back=True)
+        remark = f"by rows held back up to {_or_nowhere(other)}"
+        yield Figure(_or_nowhere(own), "the forecast holds up to", remark)
+    if found.sensitivity is not None:
+        halves = [axis for axis in found.sensitivity.axes if axis.name == "samples" and axis.others]
+        if halves:
+            moved = 1 - (halves[0].others[0].shared or 0.0)
+            yield Figure(percent(moved, 0), "of the choice is noise", "two halves of the samples")
+
+
+def _or_nowhere(sparsity: float | None) -> str:
+    return "nowhere" if sparsity is None else percent(sparsity, 0)

@@ -1,0 +1,193 @@
+"""The tables of an inspection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from woodbury.inspection.direction import LossAlong
+from woodbury.inspection.findings import Inspection
+from woodbury.inspection.forecast_calibration import ForecastCalibration, ForecastPoint
+from woodbury.inspection.hessian_comparison import HessianComparison
+from woodbury.inspection.matches import BlockMatch
+from woodbury.inspection.sensitivity_report import Axis, Trial
+from woodbury.reporting.grid import MISSING, Grid, Mark, aligned, percent
+from woodbury.reporting.inspection_charts import in_words
+
+
+def verdicts(found: Inspection) -> Grid:
+    """Questions and their answers in words.
+
+    Args:
+        found: What is known.
+    """
+    rows = tuple(found.verdicts.items())
+    return Grid("In words", ("question", "answer"), rows)
+
+
+def left_out(reasons: Mapping[str, str]) -> Grid:
+    """What could not be computed.
+
+    Args:
+        reasons: What -> why.
+    """
+    rows = tuple((in_words(name), why) for name, why in reasons.items())
+    return Grid("Left out", ("what", "why"), rows)
+
+
+def along_step(found: LossAlong) -> Grid:
+    """The curvature along a step, by each estimate.
+
+    Args:
+        found: What was measured.
+    """
+    names = list(found.curvatures)
+    forms = [None, found.hessian, *found.curvatures.values()]
+    ratios = [None, None if found.hessian is None else 1.0, *map(found.ratios.get, names)]
+    scales = [None, None, *map(found.scales.get, names)]
+    halves = [0.5 * form for form in found.curvatures.values()]
+    increases = [_at_full(found), _taylor_at_full(found), *halves]
+    scaled = [
+        None if form is None or scale is None else 0.5 * form * scale
+        for form, scale in zip(forms, scales, strict=True)
+    ]
+    columns = map(aligned, (forms, ratios, scales, increases, scaled))
+    models = ("measured", "exact Hessian", *map(in_words, names))
+    return Grid(
+        f"Curvature along {found.direction}",
+        ("model", "δᵀCδ", "÷ Hessian", "scale", "increase at full step", "scaled"),
+        tuple(zip(models, *columns, strict=True)),
+        note="The scale brings an estimate nearest to the Hessian over all directions; the exact "
+        "second order has the slope too, which pruning takes as 0.",
+    )
+
+
+def _at_full(found: LossAlong) -> float | None:
+    return dict(zip(found.fractions, found.measured, strict=True)).get(1.0)
+
+
+def _taylor_at_full(found: LossAlong) -> float | None:
+    taylor = found.taylor
+    return None if taylor is None else dict(zip(found.fractions, taylor, strict=True)).get(1.0)
+
+
+def matches(found: HessianComparison) -> Grid:
+    """Each whole estimate beside the exact Hessian.
+
+    Args:
+        found: What was compared.
+    """
+    names = list(found.matches)
+    known = [found.matches[name] for name in names]
+    spectra = [found.spectra[name] for name in names]
+    own = found.hessian
+    cosines = [f"{match.cosine:.3f} ± {match.cosine_error:.3f}" for match in known]
+    columns = [
+        ["1", *cosines],
+        [MISSING, *aligned([match.scale for match in known])],
+        [MISSING, *(percent(match.error, 0) for match in known)],
+        [MISSING, *(percent(match.error_scaled, 0) for match in known)],
+        aligned([own.trace, *(each.trace for each in spectra)]),
+        aligned([own.top[0], *(each.top[0] for each in spectra)]),
+        ["1", *(MISSING if e.overlap is None else f"{e.overlap:.2f}" for e in spectra)],
+    ]
+    rows = zip(["exact Hessian", *map(in_words, names)], *columns, strict=True)
+    return Grid(
+        "Fisher, Gauss–Newton, Hessian",
+        (
+            "estimate",
+            "cosine",
+            "scale",
+            "off by",
+            "off by, scaled",
+            "trace",
+            "top eigenvalue",
+            "overlap",
+        ),
+        tuple(rows),
+        note=f"The Hessian is that of {found.samples} samples. Cosine, scale and distance are in "
+        f"Frobenius norms, by {found.probes} random vectors; the overlap is the share of the "
+        f"{len(own.top)} leading eigenvectors that lies among the Hessian's. Its least eigenvalue "
+        f"is at most {own.least:.3g}.",
+    )
+
+
+def blocks(found: Sequence[BlockMatch]) -> Grid:
+    """The cosines of each estimate to parts of the Hessian that are exact.
+
+    Args:
+        found: The parts.
+    """
+    names = list(found[0].matches)
+    rows = []
+    for block in found:
+        cosines = [f"{block.matches[name].cosine:.3f}" for name in names]
+        rows.append((block.tensor, f"{block.weights}", *cosines))
+    return Grid(
+        "Cosine to the exact Hessian by some weights",
+        ("tensor", "weights", *map(in_words, names)),
+        tuple(rows),
+    )
+
+
+def setting(axis: Axis) -> Grid:
+    """The trials of one setting, with bars for what they choose in common.
+
+    Args:
+        axis: The setting.
+    """
+    increases = aligned([trial.increase for trial in axis.trials])
+    rows = []
+    marks: list[Mark | None] = []
+    for trial, increase in zip(axis.trials, increases, strict=True):
+        rows.append((trial.value, _share(trial), _correlation(trial), increase))
+        shown = None
+        if trial.shared is not None:
+            shown = Mark(0.0, trial.shared, f"{trial.value}: {_share(trial)}")
+        marks.append(shown)
+    best = axis.best
+    bold = {(row, 3) for row, trial in enumerate(axis.trials) if trial is best}
+    notes = [f"{trial.value}: {trial.refused}" for trial in axis.trials if trial.refused]
+    return Grid(
+        f"Setting: {axis.name}",
+        (axis.name, "removed in common", "rank correlation", "increase of the loss"),
+        tuple(rows),
+        best=frozenset(bold),
+        note=" ".join([f"In common with {axis.reference}.", *notes]),
+        marks={1: marks},
+    )
+
+
+def _share(trial: Trial) -> str:
+    return MISSING if trial.shared is None else percent(trial.shared, 1)
+
+
+def _correlation(trial: Trial) -> str:
+    known = trial.rank_correlation
+    return MISSING if known is None else f"{known:.4f}"
+
+
+def forecasts(found: ForecastCalibration) -> Grid:
+    """Forecasts beside measured increases.
+
+    Args:
+        found: All of them.
+    """
+    rows: list[tuple[str, ForecastPoint]] = [
+        (in_words(name), point) for name, points in found.points.items() for point in points
+    ]
+    columns = [
+        aligned([point.predicted for _, point in rows]),
+        aligned([point.held_back for _, point in rows]),
+        aligned([point.measured for _, point in rows]),
+    ]
+    cells = (
+        (name, percent(point.sparsity, 1), *numbers)
+        for (name, point), numbers in zip(rows, zip(*columns, strict=True), strict=True)
+    )
+    refused = [f"{in_words(name)}: {why}" for name, why in found.refused.items()]
+    return Grid(
+        "Forecasts of the loss after one step",
+        ("curvature", "sparsity", "forecast", "by rows held back", "measured"),
+        tuple(cells),
+        note=" ".join([f"The loss on {found.samples} samples held back.", *refused]),
+    )
