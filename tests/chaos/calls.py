@@ -39,6 +39,7 @@ NAMESPACES = (
     woodbury.estimation,
     woodbury.pruning,
     woodbury.training,
+    woodbury.applications,
     optim,
 )
 NOT_CALLED = {
@@ -84,6 +85,10 @@ class World:
     @property
     def mfac(self) -> Any:
         return woodbury.MFAC(self.model.parameters(), window=4, damping=0.1)
+
+    @property
+    def influence(self) -> Any:
+        return woodbury.influence(self.model, self.batches, self.batches, damping=0.1)
 
     def operators(self) -> dict[str, Any]:
         """One of each, of the same 42 weights."""
@@ -204,6 +209,13 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "param_group": lambda w: {"params": [nn.Parameter(torch.ones(3))]},
     "fits": lambda w: {},
     "part": lambda w: None,
+    "train": lambda w: w.batches,
+    "test": lambda w: w.batches,
+    "found": lambda w: w.influence,
+    "several": lambda w: [w.influence],
+    "retrain": lambda w: lambda places: w.model,
+    "sample": lambda w: 3,
+    "k": lambda w: 2,
 }
 """A valid value of each argument: by its name, or by that of the function and its own."""
 
@@ -329,6 +341,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "blocks": lambda w: optim.blocks(2),
     "block": lambda w: woodbury.units.block(2),
     "consecutive": lambda w: woodbury.scopes.consecutive(2),
+    "Influence": lambda w: w.influence,
     "cosine_restarts": lambda w: woodbury.training.cosine_restarts([1, 3], 4),
 }
 """One object of each public class, whose methods are called."""
