@@ -151,6 +151,8 @@ def test_what_does_not_fit_is_said_in_one_sentence() -> None:
         posterior.outputs(torch.full((1, d), torch.nan), normal(2, 4))
     with pytest.raises(WoodburyError, match=r"precision is 0\.0"):
         posterior.with_prior_precision(0.0)
+    with pytest.raises(WoodburyError, match=r"memory ran out.*: ask for fewer draws"):
+        posterior.sample(10**12)
     with pytest.raises(WoodburyError, match="refuses a batch with inputs of shape"):
         posterior.predict(normal(2, 9))
     large = woodbury.kfac(30, 0.1)(

@@ -20,6 +20,7 @@ from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import as_tensor, check_finite
 from woodbury.fisher.lowrank import LowRank
 from woodbury.linalg.conversion import seeded
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Samples, samples_in
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
@@ -184,7 +185,8 @@ class Laplace:
         """
         check_whole_number(count, "count", "the number of draws")
         generator = seeded(seed, self.fisher.device)
-        draws = gaussian_draws(self.fisher, count, generator) / self.n**0.5
+        with if_memory_runs_out("ask for fewer draws at a time"):
+            draws = gaussian_draws(self.fisher, count, generator) / self.n**0.5
         return self.objective.weights + draws.to(self.objective.weights)
 
     @torch.no_grad()
