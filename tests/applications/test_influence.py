@@ -168,6 +168,24 @@ def test_the_search_takes_the_ridge_of_least_held_out_error() -> None:
     assert found.damping == min(dampings, key=true_loss)
 
 
+def test_rows_by_labels_are_judged_by_their_quadratic_of_held_out_samples() -> None:
+    model = classifier()
+    objective = woodbury.Objective.from_model(model, batches(20))
+    rows = gradient_rows(objective, 20)
+    judged = gradient_rows(woodbury.Objective.from_model(model, batches(30, 2)), 30)
+    dampings = (1e-4, 1e-2, 1.0, 100.0)
+
+    def loss(damping: float) -> float:
+        matrix = rows.mT @ rows / 20 + damping * torch.eye(rows.shape[1], dtype=torch.float64)
+        way = -torch.linalg.solve(matrix, rows.mean(0) + damping * objective.weights)
+        return float((1 + judged @ way).square().mean())
+
+    found = influence(
+        model, batches(20), batches(8, 1), damping=RidgeSearch(batches(30, 2), dampings)
+    )
+    assert found.damping == min(dampings, key=loss)
+
+
 def test_cross_validation_is_that_of_golub_heath_and_wahba() -> None:
     model = classifier()
     objective = woodbury.Objective.from_model(model, batches(20))

@@ -102,6 +102,16 @@ def test_the_covariance_of_a_network_is_that_of_its_dense_jacobian() -> None:
     torch.testing.assert_close(posterior.probabilities(inputs), expected)
 
 
+def test_small_variances_keep_their_digits_in_float32() -> None:
+    """An output that one row determines: subtracting in float32 would leave noise."""
+    x = normal(1, WIDTH).float()
+    model = nn.Linear(WIDTH, 1, bias=False)
+    objective = Objective.from_model(model, [(x, torch.zeros(1, 1))], woodbury.squared_error)
+    found = Laplace(LowRank(x, 1e-8), objective).predict(x).covariance
+    square = float(x.double().square().sum())
+    assert float(found) == pytest.approx(square / (square + 1e-8), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["rows", "weighted rows", "diagonal", "dense", "blocks"])
 def test_draws_have_the_mean_and_the_covariance_of_the_posterior(kind: str) -> None:
     posterior, _ = bayesian()
