@@ -30,8 +30,10 @@ Estimate = Callable[[Objective], Fisher]
 
 
 def tasks(x: Tensor, y: Tensor, count: int) -> list[Task]:
-    """The first `count` digits of each of 0-1, 2-3, …, with labels 0 and 1."""
+    """Some `count` digits of each of 0-1, 2-3, …, with labels 0 and 1."""
     found = []
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
     for first in range(0, 10, 2):
         places = ((y == first) | (y == first + 1)).nonzero()[:count, 0]
         found.append((x[places].flatten(1), y[places] - first))
@@ -96,8 +98,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     x, y, x_test, y_test = bench_data(args.threads).mnist()
-    train, test = tasks(x, y, args.samples), tasks(x_test, y_test, args.tests)
-    held_out = tasks(x.flip(0), y.flip(0), args.tests)  # from the other end
+    both = tasks(x, y, args.samples + args.tests)
+    train = [(inputs[: args.samples], labels[: args.samples]) for inputs, labels in both]
+    held_out = [(inputs[args.samples :], labels[args.samples :]) for inputs, labels in both]
+    test = tasks(x_test, y_test, args.tests)
     count = min(args.rows, args.samples)
     kinds: dict[str, Estimate | None] = {
         "no penalty": None,

@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     x, y, x_test, y_test = bench_data(args.threads).mnist()
-    x_test, y_test = x_test[: args.tests].flatten(1), y_test[: args.tests]
+    order = torch.randperm(len(y_test), generator=torch.Generator().manual_seed(0))
+    x_test, y_test = x_test[order[: args.tests]].flatten(1), y_test[order[: args.tests]]
     found: dict[str, list[tuple[float, ...]]] = {"plain network": [], "Laplace, linearised": []}
     for seed in range(args.seeds):
         drawn = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))

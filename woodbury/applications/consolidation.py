@@ -47,7 +47,7 @@ class Consolidation:
         >>> objective = woodbury.Objective.from_model(model, batches)
         >>> fisher = woodbury.mfac(4)(objective)
         >>> kept = Consolidation(fisher, objective.weights, 10.0, space=objective.space)
-        >>> float(kept.penalty(model))
+        >>> kept.penalty(model).item()
         0.0
 
     Source:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from woodbury.applications.gaussian_draws import gaussian_draws
-from woodbury.applications.inner_products import LEAST_FLOAT32_SHARE
+from woodbury.applications.inverse_forms import InverseForms
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.ggn import repeat_per_direction
@@ -20,7 +20,6 @@ from woodbury.estimation.gradients import gradient_rows
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import as_tensor, check_finite
 from woodbury.fisher.lowrank import LowRank
-from woodbury.fisher.scaled_rows import KnownGram, ScaledRows
 from woodbury.linalg.conversion import seeded
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Samples, samples_in
@@ -240,25 +239,12 @@ class Laplace:
             batches=Samples([repeat_per_direction(inputs, directions)], trusted=True),
             likelihood=Likelihood(self.objective.likelihood.directional),
         )
-        jacobian = gradient_rows(along, b * k).to(self.fisher.dtype)
-        solved = self._solver.solve(jacobian.mT).mT.reshape(b, k, -1)
-        covariance = jacobian.view(b, k, -1) @ solved.mT / self.n
-        return Predicted(mean, (covariance + covariance.mT) / 2)
+        jacobian = gradient_rows(along, b * k).to(self.fisher.dtype).view(b, k, -1)
+        return Predicted(mean, self._inverse.between(jacobian) / self.n)
 
     @cached_property
-    def _solver(self) -> Fisher:
-        """F, with products in float64 where those in float32 would lose the least variances."""
-        fisher = self.fisher
-        if not isinstance(fisher, LowRank):
-            return fisher
-        largest = float(torch.linalg.eigvalsh(fisher.gram)[-1])
-        if fisher.damping > LEAST_FLOAT32_SHARE * largest:
-            return fisher
-        scaled = ScaledRows(fisher.rows, fisher.weights, fisher.group)
-        known = KnownGram(scaled.gram(torch.float64), exact=True)
-        return LowRank.from_gram(
-            fisher.rows, fisher.damping, known, weights=fisher.weights, group=fisher.group
-        )
+    def _inverse(self) -> InverseForms:
+        return InverseForms(self.fisher)
 
     def probabilities(self, inputs: Any) -> Tensor:
         """The classes' probabilities, the outputs being logits, by MacKay's approximation (eq. 84).
