@@ -169,14 +169,12 @@ class InfluenceRows:
     def _left_out(self, products: InnerProducts, damping: float, scores: Tensor) -> Tensor:
         """The scores once the rows of the sample have left F too, by Woodbury on each sample."""
         k, n = self.per_sample, scores.shape[1]
-        m, curvature = products.m, self.curvature
-        inner = products.solved(curvature, curvature, damping).view(n, k, n, k) / m
-        pull = products.solved(self.parts.train, curvature, damping).view(n, n, k) / n
-        reach = products.solved(self.test, curvature, damping).view(-1, n, k) / m
-        own = inner.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        eye = torch.eye(k, dtype=own.dtype, device=own.device)
-        step = torch.linalg.solve(eye - own, pull.diagonal().mT)
-        return scores + torch.einsum("tnk,nk->tn", reach, step)
+        inner = products.solved_with_own(self.curvature, damping, k) / products.m
+        pull = products.solved_with_own(self.parts.train, damping, k).mT / n
+        reach = products.solved(self.test, self.curvature, damping) / products.m
+        eye = torch.eye(k, dtype=inner.dtype, device=inner.device)
+        step = torch.linalg.solve(eye - inner, pull)[:, :, 0]
+        return scores + torch.einsum("tnk,nk->tn", reach.view(-1, n, k), step)
 
 
 def _chunks(

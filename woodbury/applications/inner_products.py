@@ -113,3 +113,19 @@ class InnerProducts:
             return self.m * (self.eigen.vectors.square() @ shares)
         explained = self._projected[rows].square() @ self._inverse(damping)
         return (self.matrix.diagonal()[rows] - explained) / damping
+
+    def solved_with_own(self, rows: slice, damping: float, k: int) -> Tensor:
+        """X_j F⁻¹ J_jᵀ of each sample j, which has k rows of J and as many of X as all have.
+
+        Args:
+            rows: The rows X, those of a sample one after the other.
+            damping: λ > 0.
+            k: Rows of J for each sample.
+
+        Returns:
+            (n, x, k) float64.
+        """
+        n = self.m // k
+        scaled = self._projected[rows] * self._inverse(damping)
+        own = self.eigen.vectors.view(n, k, self.m)
+        return self.m * scaled.view(n, -1, self.m) @ own.mT
