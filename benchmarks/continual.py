@@ -1,7 +1,7 @@
 """Five tasks of two digits each, one after another: python benchmarks/continual.py [--samples 2000]
 [--tests 1000] [--epochs 5] [--seeds 5] [--rows 400] [--hidden 100]
 
-Split MNIST with one head of two outputs per task (domains: odd or even place in the pair). The
+Split MNIST with one head of two outputs, the first or the second of the pair, for all tasks. The
 accuracy on all five tasks after the last, mean ± standard deviation over the seeds, without a
 penalty, with a diagonal Fisher, and with Gauss-Newton rows, whose penalties are merged into one of
 `--rows` rows. The strength of each penalty is chosen on held-out training digits, with a seed that
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import woodbury
-from woodbury import Consolidation, Objective
+from woodbury import Consolidation, Objective, WoodburyError
 from woodbury.fisher import Fisher
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 Task = tuple[Tensor, Tensor]
 Estimate = Callable[[Objective], Fisher]
 
@@ -103,18 +103,25 @@ def main() -> None:
     held_out = [(inputs[args.samples :], labels[args.samples :]) for inputs, labels in both]
     test = tasks(x_test, y_test, args.tests)
     count = min(args.rows, args.samples)
+
+    def judged(estimate: Estimate, strength: float) -> float:
+        try:
+            return run(train, held_out, 1000, args, estimate, strength)
+        except WoodburyError:  # the steps are too long for so strong a penalty
+            return 0.0
+
     kinds: dict[str, Estimate | None] = {
         "no penalty": None,
         "diagonal Fisher": woodbury.diagonal_fisher(count, 1e-6),
         "rows, merged": woodbury.gauss_newton(woodbury.mfac(count, 1e-6), 1),
     }
-    table = Table(
-        "penalty", "strength", "accuracy, %", title="Split MNIST, 5 tasks, after the last"
-    )
+    table = Table("penalty", "strength", "accuracy, %", title="Split MNIST after five tasks")
     for name, estimate in kinds.items():
         strength = 0.0
         if estimate is not None:
-            strength = max(STRENGTHS, key=lambda s: run(train, held_out, 1000, args, estimate, s))
+            accuracy = {s: judged(estimate, s) for s in STRENGTHS}
+            strength = max(accuracy, key=accuracy.__getitem__)
+            print(name, "held out:", {s: round(a, 2) for s, a in accuracy.items()}, flush=True)
         found = [run(train, test, s, args, estimate, strength) for s in range(args.seeds)]
         table.add_row(name, f"{strength:g}", spread(found))
         print(name, strength, spread(found), flush=True)

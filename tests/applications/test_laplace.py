@@ -112,6 +112,24 @@ def test_small_variances_keep_their_digits_in_float32() -> None:
     assert float(found) == pytest.approx(square / (square + 1e-8), rel=1e-4)
 
 
+def test_held_out_data_choose_the_prior_of_their_largest_likelihood() -> None:
+    objective = classifier()
+    posterior = Laplace(woodbury.gauss_newton(woodbury.mfac(60, 0.1), 2)(objective), objective)
+    x, y = normal(70, 4, seed=12), torch.arange(70) % 3
+    chosen = posterior.with_prior_chosen_on([(x, y)])
+
+    def loss(precision: float) -> float:
+        p = posterior.with_prior_precision(precision).probabilities(x)
+        return float(-p.log()[torch.arange(70), y].mean())
+
+    priors = [posterior.prior_precision * 10 ** (step / 2) for step in range(-8, 9)]
+    assert chosen.prior_precision == pytest.approx(min(priors, key=loss))
+    with pytest.raises(WoodburyError, match="held_out holds no samples"):
+        posterior.with_prior_chosen_on([])
+    with pytest.raises(WoodburyError, match="carry no labels"):
+        posterior.with_prior_chosen_on([(x, None)])
+
+
 @pytest.mark.parametrize("kind", ["rows", "weighted rows", "diagonal", "dense", "blocks"])
 def test_draws_have_the_mean_and_the_covariance_of_the_posterior(kind: str) -> None:
     posterior, _ = bayesian()

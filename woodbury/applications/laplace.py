@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from woodbury.applications.gaussian_draws import gaussian_draws
+from woodbury.applications.golden_section import largest_between
 from woodbury.applications.inverse_forms import InverseForms
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
@@ -22,7 +23,7 @@ from woodbury.fisher.checks import as_tensor, check_finite
 from woodbury.fisher.lowrank import LowRank
 from woodbury.linalg.conversion import seeded
 from woodbury.memory.exhausted import if_memory_runs_out
-from woodbury.model.batches import Samples, samples_in
+from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -30,9 +31,11 @@ from woodbury.model.objective import Objective
 DECADES = 8
 """The prior precision is sought so many decades up and down from where it is."""
 
-GOLDEN = (5**0.5 - 1) / 2
-STEPS = 30
-"""Of the golden-section search: an interval of two decades becomes one of a millionth."""
+HALF_DECADES = 8
+"""The same, in half decades, for a choice by held-out data."""
+
+HELD_OUT_AT_ONCE = 64
+"""Samples whose Jacobians are in memory at once."""
 
 
 class Predicted(NamedTuple):
@@ -167,8 +170,43 @@ class Laplace:
 
         grid = [centre + step for step in range(-DECADES, DECADES + 1)]
         best = max(grid, key=evidence)
-        best = _golden_section(evidence, best - 1, best + 1)
+        best = largest_between(evidence, best - 1, best + 1)
         return start.with_prior_precision(10.0**best)
+
+    def with_prior_chosen_on(self, held_out: Iterable[Batch]) -> Laplace:
+        """The prior precision under which held-out classes are most probable.
+
+        The evidence takes the weights for the most probable ones under the prior. Where a network
+        was trained without weight decay, or F has fewer rows than its outputs have directions,
+        held-out data are the better judge.
+
+        Args:
+            held_out: Re-iterable batches of labelled data that were not trained on, and that no
+                result is reported on; the outputs are logits.
+
+        Returns:
+            The best of seventeen priors, half a decade apart, around the present one.
+
+        Raises:
+            WoodburyError: If there are no samples, or no labels.
+        """
+        fisher = self.fisher.spectral() if isinstance(self.fisher, LowRank) else self.fisher
+        start = self._with_fisher(fisher)
+        steps = range(-HALF_DECADES, HALF_DECADES + 1)
+        priors = [self.prior_precision * 10 ** (step / 2) for step in steps]
+        under = [start.with_prior_precision(precision) for precision in priors]
+        losses = [0.0] * len(priors)
+        samples = 0
+        for inputs, target in Samples.of(held_out).in_batches(HELD_OUT_AT_ONCE):
+            mean, jacobian = start._linearised(inputs)
+            samples += len(mean)
+            for index, each in enumerate(under):
+                logits = _moderated(mean, each._inverse.between(jacobian) / self.n)
+                loss = self.objective.likelihood.checked_loss(logits, target)
+                losses[index] += len(mean) * float(loss)
+        if not samples:
+            raise WoodburyError("held_out holds no samples: give at least one.")
+        return under[min(range(len(losses)), key=losses.__getitem__)]
 
     @checks_types
     def sample(self, count: int, *, seed: int = 0) -> Tensor:
@@ -228,6 +266,11 @@ class Laplace:
         Raises:
             WoodburyError: If the model refuses the inputs, or a gradient is not finite.
         """
+        mean, jacobian = self._linearised(inputs)
+        return Predicted(mean, self._inverse.between(jacobian) / self.n)
+
+    def _linearised(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        """The outputs (b, k) and their Jacobian (b, k, d)."""
         with torch.no_grad(), eval_mode(self.objective.model):
             output = self._outputs_at(self.objective.weights, inputs)
         mean = output.reshape(len(output), -1)
@@ -239,8 +282,7 @@ class Laplace:
             batches=Samples([repeat_per_direction(inputs, directions)], trusted=True),
             likelihood=Likelihood(self.objective.likelihood.directional),
         )
-        jacobian = gradient_rows(along, b * k).to(self.fisher.dtype).view(b, k, -1)
-        return Predicted(mean, self._inverse.between(jacobian) / self.n)
+        return mean, gradient_rows(along, b * k).to(self.fisher.dtype).view(b, k, -1)
 
     @cached_property
     def _inverse(self) -> InverseForms:
@@ -255,26 +297,14 @@ class Laplace:
         Returns:
             (b, k): less confident than softmax of the outputs where their variance is large.
         """
-        mean, covariance = self.predict(inputs)
-        variance = covariance.diagonal(dim1=1, dim2=2).clamp_min(0).to(mean)
-        return (mean / (1 + math.pi / 8 * variance).sqrt()).softmax(1)
+        return _moderated(*self.predict(inputs)).softmax(1)
 
     def _outputs_at(self, weights: Tensor, inputs: Any) -> Tensor:
         parameters = self.objective.space.unflatten(weights)
         return self.objective.likelihood.output_tensor(self.objective.forward(parameters, inputs))
 
 
-def _golden_section(value: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one number is largest between two others."""
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    at_left, at_right = value(left), value(right)
-    for _ in range(STEPS):
-        if at_left >= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - GOLDEN * (high - low)
-            at_left = value(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + GOLDEN * (high - low)
-            at_right = value(right)
-    return (low + high) / 2
+def _moderated(mean: Tensor, covariance: Tensor) -> Tensor:
+    """Logits divided by √(1 + π v/8), v their variances."""
+    variance = covariance.diagonal(dim1=1, dim2=2).clamp_min(0).to(mean)
+    return mean / (1 + math.pi / 8 * variance).sqrt()
