@@ -217,6 +217,7 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "fits": lambda w: {},
     "part": lambda w: None,
     "train": lambda w: w.batches,
+    "held_out": lambda w: w.batches,
     "test": lambda w: w.batches,
     "found": lambda w: w.influence,
     "several": lambda w: [w.influence],
