@@ -24,7 +24,7 @@ from woodbury.model.wrappers import checked_model
 
 @dataclass(frozen=True, eq=False)
 class Consolidation:
-    """The penalty ½ s (w − w*)ᵀF(w − w*), by which training keeps to an earlier task  (eq. 83).
+    """The penalty ½ s (w − w*)ᵀF(w − w*), by which training keeps to an earlier task  (eq. 84).
 
     With a diagonal it is elastic weight consolidation. With rows, `LowRank`, weights may still move
     together where the earlier task does not mind. The damping of F holds all weights a little.
@@ -161,7 +161,7 @@ class Consolidation:
 
     @checks_types
     def merged(self, other: Consolidation, rows: int) -> Consolidation:
-        """One penalty in place of two, but for a constant, in the memory of `rows` rows  (eq. 83).
+        """One penalty in place of two, but for a constant, in the memory of `rows` rows  (eq. 84).
 
         The rows of both are concatenated, and where they are more than `rows` those of the largest
         curvature are kept (`LowRank.spectral`).

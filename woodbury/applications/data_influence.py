@@ -30,9 +30,9 @@ class Influence:
 
     Attributes:
         scores: (t, n), how much the loss of a test sample rises, to first order, if a training
-            sample is left out; negative where that sample does harm  (eq. 80).
+            sample is left out; negative where that sample does harm  (eq. 81).
         leave_one_out: (t, n), the same with the curvature of the sample left out too, so that the
-            weights of a quadratic loss are those of training without it  (eq. 81).
+            weights of a quadratic loss are those of training without it  (eq. 82).
         self_influence: (n,), the score of each training sample on its own loss; large for samples
             that the network could only memorise, such as mislabelled ones.
         damping: λ that they were computed with.
@@ -117,7 +117,7 @@ def influence(
     memory: int | str | None = None,
     scratch: str | Path | None = None,
 ) -> Influence:
-    """Scores of training samples for test samples, by influence functions  (eq. 80).
+    """Scores of training samples for test samples, by influence functions  (eq. 81).
 
     All gradients are rows of one matrix, whose inner products are taken once. What follows, each
     damping, the scores and the self-influence, is work on these products alone: O(N³) for N rows,

@@ -17,7 +17,7 @@ WRITTEN_OUT = 2048
 
 
 def gaussian_draws(fisher: Fisher, count: int, generator: torch.Generator) -> Tensor:
-    """Draws from a normal distribution of mean 0 and covariance F⁻¹  (eq. 84).
+    """Draws from a normal distribution of mean 0 and covariance F⁻¹  (eq. 85).
 
     For rows a draw of covariance F, √λ ε + GᵀS ε', is solved for: nothing of size d × d is made.
 

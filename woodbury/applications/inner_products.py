@@ -27,7 +27,7 @@ class Eigen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class InnerProducts:
-    """Products X F⁻¹ Yᵀ of some rows, F = (1/m) JᵀJ + damping·I of others among them  (eq. 80).
+    """Products X F⁻¹ Yᵀ of some rows, F = (1/m) JᵀJ + damping·I of others among them  (eq. 81).
 
     Attributes:
         matrix: (N, N) float64, the inner products of all rows.

@@ -52,7 +52,7 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Laplace:
-    """The weights as a normal distribution of mean w and covariance (n F)⁻¹  (eq. 84).
+    """The weights as a normal distribution of mean w and covariance (n F)⁻¹  (eq. 85).
 
     n is the number of training samples, F the mean curvature of their loss plus damping·I: a normal
     prior of mean 0 and precision n·damping.
@@ -138,7 +138,7 @@ class Laplace:
         return other
 
     def log_marginal_likelihood(self) -> float:
-        """The logarithm of the evidence, ∫ p(data | w) p(w) dw, by Laplace's method  (eq. 85).
+        """The logarithm of the evidence, ∫ p(data | w) p(w) dw, by Laplace's method  (eq. 86).
 
         Returns:
             In nats, less what the loss leaves out of the negative log-likelihood: for `normal` that
@@ -150,7 +150,7 @@ class Laplace:
         return -self.n * self._loss - (precision * square + volume) / 2
 
     def with_best_prior(self) -> Laplace:
-        """The prior precision of the largest evidence, the weights being the same  (eq. 85).
+        """The prior precision of the largest evidence, the weights being the same  (eq. 86).
 
         It is sought over sixteen decades around the present one, and then by golden sections.
 
@@ -255,7 +255,7 @@ class Laplace:
         return torch.stack(found)
 
     def predict(self, inputs: Any) -> Predicted:
-        """The distribution of the linearised network's outputs, J (nF)⁻¹ Jᵀ  (eq. 84).
+        """The distribution of the linearised network's outputs, J (nF)⁻¹ Jᵀ  (eq. 85).
 
         Args:
             inputs: A batch's inputs, b samples.
@@ -289,7 +289,7 @@ class Laplace:
         return InverseForms(self.fisher)
 
     def probabilities(self, inputs: Any) -> Tensor:
-        """The classes' probabilities, the outputs being logits, by MacKay's approximation (eq. 84).
+        """The classes' probabilities, the outputs being logits, by MacKay's approximation (eq. 85).
 
         Args:
             inputs: A batch's inputs, b samples.

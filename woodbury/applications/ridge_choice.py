@@ -21,7 +21,7 @@ SHARES = tuple(10 ** (-half / 2) for half in range(-2, 13))
 
 @dataclass(frozen=True)
 class RidgeSearch:
-    """The damping at which the linearised model predicts the loss of unseen samples best (eq. 82).
+    """The damping at which the linearised model predicts the loss of unseen samples best (eq. 83).
 
     Attributes:
         held_out: Re-iterable batches of labelled data that the network was not trained on, and that
@@ -116,7 +116,7 @@ def held_out_loss(products: InnerProducts, parts: Parts, damping: float) -> floa
         damping: λ.
 
     Returns:
-        gᵥᵀδ + ½ δᵀCᵥδ, δ the way from the weights to the ridge solution  (eq. 82).
+        gᵥᵀδ + ½ δᵀCᵥδ, δ the way from the weights to the ridge solution  (eq. 83).
     """
     slope = _along_step(products, parts, parts.held_out, damping)
     bend = _along_step(products, parts, parts.curvature, damping)
