@@ -1,11 +1,18 @@
 """Every public name of the top level, and where it comes from."""
 
+from woodbury import applications as applications
 from woodbury import estimation as estimation
 from woodbury import fisher as fisher
 from woodbury import inspection as inspection
 from woodbury import pruning as pruning
 from woodbury import runtime as runtime
 from woodbury import training as training
+from woodbury.applications.consolidation import Consolidation as Consolidation
+from woodbury.applications.data_influence import Influence as Influence
+from woodbury.applications.data_influence import influence as influence
+from woodbury.applications.laplace import Laplace as Laplace
+from woodbury.applications.retraining import counterfactual as counterfactual
+from woodbury.applications.ridge_choice import RidgeSearch as RidgeSearch
 from woodbury.errors import MissingDependency as MissingDependency
 from woodbury.errors import WoodburyError as WoodburyError
 from woodbury.estimation.recipes import diagonal_fisher as diagonal_fisher

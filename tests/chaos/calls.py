@@ -40,11 +40,15 @@ NAMESPACES = (
     woodbury.inspection,
     woodbury.pruning,
     woodbury.training,
+    woodbury.applications,
     optim,
 )
 NOT_CALLED = {
     "load_sparse": "damaged files are its trials",
     "export_onnx": "it takes seconds; tests/integrations has its refusals",
+    "Influence": "what influence() returns; its methods are called",
+    "Counterfactual": "what counterfactual() returns",
+    "Predicted": "what a Laplace returns",
     "MissingDependency": "an exception",
     "WoodburyError": "an exception",
     "progress": "its context holds a callback",
@@ -90,6 +94,14 @@ class World:
     @property
     def mfac(self) -> Any:
         return woodbury.MFAC(self.model.parameters(), window=4, damping=0.1)
+
+    @property
+    def influence(self) -> Any:
+        return woodbury.influence(self.model, self.batches, self.batches, damping=0.1)
+
+    @property
+    def consolidation(self) -> Any:
+        return woodbury.Consolidation(self.fisher, self.vector, 2.0, space=self.space)
 
     def operators(self) -> dict[str, Any]:
         """One of each, of the same 42 weights."""
@@ -217,6 +229,19 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "part": lambda w: None,
     "compact.example": lambda w: w.batches[0][0],
     "coupled_channels.example": lambda w: w.batches[0][0],
+    "train": lambda w: w.batches,
+    "held_out": lambda w: w.batches,
+    "test": lambda w: w.batches,
+    "found": lambda w: w.influence,
+    "several": lambda w: [w.influence],
+    "retrain": lambda w: lambda places: w.model,
+    "sample": lambda w: 3,
+    "k": lambda w: 2,
+    "fisher": lambda w: w.fisher,
+    "other": lambda w: w.consolidation,
+    "Consolidation().rows": lambda w: 6,
+    "precision": lambda w: 1.0,
+    "draws": lambda w: torch.ones(2, w.d),
 }
 """A valid value of each argument: by its name, or by that of the function and its own."""
 
@@ -343,6 +368,9 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "blocks": lambda w: optim.blocks(2),
     "block": lambda w: woodbury.units.block(2),
     "consecutive": lambda w: woodbury.scopes.consecutive(2),
+    "Influence": lambda w: w.influence,
+    "Consolidation": lambda w: w.consolidation,
+    "Laplace": lambda w: woodbury.Laplace(w.fisher, w.objective),
     "cosine_restarts": lambda w: woodbury.training.cosine_restarts([1, 3], 4),
 }
 """One object of each public class, whose methods are called."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +31,13 @@ def checked_numbers(
         WoodburyError: If one is out of range or not finite.
 
     Example:
-        >>> checked_numbers([1, 2], "weight", least=0.0)
-        (1.0, 2.0)
+        >>> checked_numbers([1, 0.7], "weight", least=0.0)
+        (1.0, 0.7)
     """
     try:
-        tensor = torch.as_tensor(given).detach().cpu().to_dense()
+        # By NumPy, as torch would round Python's numbers to float32.
+        tensor = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        tensor = tensor.detach().cpu().to_dense()
     except (TypeError, ValueError, RuntimeError) as error:
         raise WrongType(f"{name} is a {type(given).__name__}: give numbers.") from error
     if tensor.is_complex():

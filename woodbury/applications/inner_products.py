@@ -1,0 +1,131 @@
+"""InnerProducts: what a damped inverse does between rows, from their Gram matrix alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from woodbury.errors import WoodburyError
+from woodbury.linalg.gram import gram_of
+from woodbury.linalg.paged_rows import Rows
+from woodbury.linalg.precision import dtype_name
+
+LEAST_FLOAT32_SHARE = 1e-4
+"""Of the largest eigenvalue: with a smaller damping products are taken in float64."""
+
+
+class Eigen(NamedTuple):
+    """The eigenvalues (m,) and eigenvectors (m, m) of J Jᵀ, float64."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class InnerProducts:
+    """Products X F⁻¹ Yᵀ of some rows, F = (1/m) JᵀJ + damping·I of others among them  (eq. 81).
+
+    Attributes:
+        matrix: (N, N) float64, the inner products of all rows.
+        curvature: Which of them are J.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> products = InnerProducts.of(rows, slice(0, 1), torch.float32)
+        >>> products.solved(slice(0, 2), slice(0, 2), damping=1.0)  # F = diag(2, 1)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 4.0000]], dtype=torch.float64)
+    """
+
+    matrix: Tensor
+    curvature: slice
+
+    @classmethod
+    def of(cls, rows: Rows, curvature: slice, dtype: torch.dtype) -> InnerProducts:
+        """The products of rows, in one read of them.
+
+        Args:
+            rows: (N, d), any float dtype, finite.
+            curvature: Which of them are J.
+            dtype: What the products are taken in; their sums are float64.
+
+        Returns:
+            The products.
+
+        Raises:
+            WoodburyError: If they overflow.
+        """
+        matrix = gram_of(rows, dtype)
+        if not bool(torch.isfinite(matrix).all()):
+            raise WoodburyError(
+                f"The squares of the gradients overflow {dtype_name(dtype)}: scale the loss down."
+            )
+        return cls(matrix, curvature)
+
+    def needs_float64(self, damping: float) -> bool:
+        """Whether products in float32 lose more than a thousandth beside a damping."""
+        return self.m * damping < LEAST_FLOAT32_SHARE * float(self.eigen.values[-1])
+
+    @property
+    def m(self) -> int:
+        """The number of rows of J."""
+        return self.curvature.stop - self.curvature.start
+
+    @cached_property
+    def eigen(self) -> Eigen:
+        """Of J Jᵀ; all dampings share it."""
+        values, vectors = torch.linalg.eigh(self.matrix[self.curvature, self.curvature])
+        return Eigen(values.clamp_min(0), vectors)
+
+    @cached_property
+    def _projected(self) -> Tensor:
+        """(N, m): the products of all rows with J's, along the eigenvectors."""
+        return self.matrix[:, self.curvature] @ self.eigen.vectors
+
+    def _inverse(self, damping: float) -> Tensor:
+        """(m,): 1/(eigenvalue + m·damping)."""
+        return 1 / (self.eigen.values + self.m * damping)
+
+    def solved(self, left: slice, right: slice, damping: float) -> Tensor:
+        """X F⁻¹ Yᵀ; where Y is J, in the range form, in which nothing cancels.
+
+        Args:
+            left: The rows X.
+            right: The rows Y.
+            damping: λ > 0.
+
+        Returns:
+            (x, y) float64.
+        """
+        scaled = self._projected[left] * self._inverse(damping)
+        if right == self.curvature:
+            return self.m * scaled @ self.eigen.vectors.mT
+        return (self.matrix[left, right] - scaled @ self._projected[right].mT) / damping
+
+    def solved_diagonal(self, rows: slice, damping: float) -> Tensor:
+        """The diagonal of X F⁻¹ Xᵀ: (x,)."""
+        if rows == self.curvature:
+            shares = self.eigen.values * self._inverse(damping)
+            return self.m * (self.eigen.vectors.square() @ shares)
+        explained = self._projected[rows].square() @ self._inverse(damping)
+        return (self.matrix.diagonal()[rows] - explained) / damping
+
+    def solved_with_own(self, rows: slice, damping: float, k: int) -> Tensor:
+        """X_j F⁻¹ J_jᵀ of each sample j, which has k rows of J and as many of X as all have.
+
+        Args:
+            rows: The rows X, those of a sample one after the other.
+            damping: λ > 0.
+            k: Rows of J for each sample.
+
+        Returns:
+            (n, x, k) float64.
+        """
+        n = self.m // k
+        scaled = self._projected[rows] * self._inverse(damping)
+        own = self.eigen.vectors.view(n, k, self.m)
+        return self.m * scaled.view(n, -1, self.m) @ own.mT

@@ -1,0 +1,75 @@
+"""InverseForms: products of a few vectors through the inverse of a Fisher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from woodbury.applications.inner_products import LEAST_FLOAT32_SHARE
+from woodbury.fisher.base import Fisher
+from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.scaled_rows import ScaledRows
+from woodbury.linalg.cholesky import damped_cholesky
+
+
+class Dual(NamedTuple):
+    """What products with the rows are taken in, and L with L Lᵀ = S G Gᵀ S + λI  (eq. 6)."""
+
+    dtype: torch.dtype
+    factor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class InverseForms:
+    """J F⁻¹ Jᵀ for some vectors J at a time.
+
+    Attributes:
+        fisher: F, any operator.
+
+    Example:
+        >>> forms = InverseForms(LowRank(torch.tensor([[1.0, 0.0]]), damping=1.0))
+        >>> forms.between(torch.ones(1, 1, 2))
+        tensor([[[1.5000]]])
+    """
+
+    fisher: Fisher
+
+    def between(self, vectors: Tensor) -> Tensor:
+        """J F⁻¹ Jᵀ of each group.
+
+        Args:
+            vectors: (b, k, d), k vectors in each group.
+
+        Returns:
+            (b, k, k), symmetric.
+        """
+        fisher = self.fisher
+        b, k, d = vectors.shape
+        if not isinstance(fisher, LowRank):
+            solved = fisher.solve(vectors.reshape(-1, d).mT).mT.reshape(b, k, d)
+            form = vectors @ solved.mT
+            return (form + form.mT) / 2
+        dtype, factor = self._dual
+        vectors = vectors.to(dtype)
+        scaled = ScaledRows(fisher.rows, fisher.weights, fisher.group)
+        seen = scaled.times(vectors.reshape(-1, d).mT)  # (m, b·k)
+        white = torch.linalg.solve_triangular(factor, seen, upper=False)
+        white = white.view(-1, b, k).permute(1, 2, 0)
+        left = (vectors @ vectors.mT).double() - white @ white.mT
+        return (left / fisher.damping).to(fisher.dtype)
+
+    @cached_property
+    def _dual(self) -> Dual:
+        """By products in float64 where those in float32 would lose the smallest forms."""
+        fisher = self.fisher
+        assert isinstance(fisher, LowRank)
+        gram, dtype = fisher.gram, fisher.dtype
+        largest = float(torch.linalg.eigvalsh(gram)[-1])
+        if fisher.damping < LEAST_FLOAT32_SHARE * largest:
+            dtype = torch.float64
+            gram = ScaledRows(fisher.rows, fisher.weights, fisher.group).gram(dtype)
+        return Dual(dtype, damped_cholesky(gram, fisher.damping))
