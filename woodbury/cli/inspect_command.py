@@ -19,6 +19,7 @@ from woodbury.cli.console import (
     print_plain,
     progress_bars,
 )
+from woodbury.cli.invocation import repeating
 from woodbury.cli.names import LabelsName, parse_sparsities
 from woodbury.cli.option_values import as_asked, settings_of
 from woodbury.cli.options import (
@@ -37,7 +38,7 @@ from woodbury.cli.options import (
 )
 from woodbury.cli.output import default_folder, folder_for, if_there_is_room, needed, write_report
 from woodbury.cli.problem import Problem, load_problem
-from woodbury.cli.run_file import how_to_repeat, print_how_to_repeat, write_run_file
+from woodbury.cli.run_file import RUN_FILE, print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.inspection.curvatures import COUNT
 from woodbury.inspection.findings import DAMPING, Inspection, Settings
@@ -124,7 +125,7 @@ def inspect(
             arguments = as_asked(asked, parameters, inputs, resources)
             write_run_file(folder, "inspect", {"model": model, "data": data, **arguments})
         with if_there_is_room(folder / "report.html") as page:
-            codes = [how_to_repeat("inspect", place)]
+            codes = [repeating(place / RUN_FILE)]
             title = f"The curvature of {Path(model).name}"
             lead = _lead(found, data, interrupted)
             inspection_page(title, lead, found, facts, codes).write(page)
@@ -135,7 +136,7 @@ def inspect(
     print_plain(f"Written: {place / 'report.html'} and {REPORT_FILE}.")
     if interrupted:
         raise KeyboardInterrupt(f"Interrupted: what was found until then is in {place}.")
-    print_how_to_repeat("inspect", place)
+    print_how_to_repeat(place)
 
 
 def _answered(network: Prepared, settings: Settings) -> tuple[Inspection, bool]:
