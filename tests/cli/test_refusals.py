@@ -15,7 +15,11 @@ BROKEN_LINE = 1 + NET.read_text("utf-8").splitlines().index("    return 1 / 0")
     ("words", "sentence"),
     [
         ("prun", "There is no command 'prun': did you mean prune?"),
-        ("fly", "There is no command 'fly': choose demo, prune, compare, speed, export, train."),
+        (
+            "fly",
+            "There is no command 'fly': choose demo, prune, compare, inspect, speed, export, "
+            "train.",
+        ),
         ("prune", "MODEL is missing"),
         ("prune net.py:build", "DATA is missing"),
         ("prune net.py:build net.py:both", "There is no target: give --sparsity"),

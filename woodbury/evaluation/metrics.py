@@ -77,9 +77,10 @@ def share_of_right_answers(objective: Objective, batches: Iterable[Batch]) -> fl
         WoodburyError: If outputs and targets do not fit, or there is no answer to count.
 
     Example:
-        >>> from woodbury.likelihoods import binary
+        >>> import torch, woodbury
         >>> data = [(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]]))]
-        >>> share_of_right_answers(Objective.from_model(torch.nn.PReLU(), data, binary()), data)
+        >>> binary = woodbury.likelihoods.binary()
+        >>> share_of_right_answers(Objective.from_model(torch.nn.PReLU(), data, binary), data)
         0.5
     """
     right = 0

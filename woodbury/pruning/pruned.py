@@ -33,6 +33,7 @@ class Quantiles:
         q90: Nine tenths of them are below it.
 
     Example:
+        >>> import torch
         >>> Quantiles.of(torch.arange(11.0))
         Quantiles(q10=1.0, median=5.0, q90=9.0)
     """
