@@ -69,8 +69,8 @@ def groups_of(
         WoodburyError: If the names differ, or a weight is not positive.
     """
     single = "residual"
-    residuals = residual if isinstance(residual, Mapping) else {single: residual}
-    by_name = points if isinstance(points, Mapping) else {single: points}
+    residuals: Mapping[str, Any] = residual if isinstance(residual, Mapping) else {single: residual}
+    by_name: Mapping[str, Any] = points if isinstance(points, Mapping) else {single: points}
     if set(residuals) != set(by_name) or not residuals:
         raise WoodburyError(
             f"There are residuals {sorted(residuals)} and points {sorted(by_name)}: "
@@ -94,7 +94,7 @@ def groups_of(
                 f"The points of {name!r} are a {type(given).__name__}: give a tensor, a tuple of "
                 "tensors, or a function of the step."
             )
-        groups.append(Group(name, function, given, weight))
+        groups.append(Group(name, residuals[name], by_name[name], weight))
     return tuple(groups)
 
 
@@ -104,6 +104,8 @@ def _checked_points(name: str, points: Any) -> tuple[Tensor, ...]:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise WrongType(f"The points of {name!r} hold a {type(tensor).__name__}: give tensors.")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise WrongType(f"The points of {name!r} are sparse or on meta: give dense tensors.")
     rows = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
     if len(rows) != 1 or rows == {0}:
         raise WoodburyError(

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from woodbury.argument_types import checks_types, is_of
-from woodbury.errors import WoodburyError, WrongType, check_whole_number
+from woodbury.argument_types import checks_types
+from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.memory.budget import parse_bytes
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.space import ParameterSpace
@@ -22,6 +22,7 @@ from woodbury.optim.nonlinear_least_squares.damped_steps import DampedSteps
 from woodbury.optim.nonlinear_least_squares.groups import PointsOf, Residual, groups_of
 from woodbury.optim.nonlinear_least_squares.outcome import LeastSquaresResult, Step
 from woodbury.optim.nonlinear_least_squares.residuals import Residuals, dtype_of, loss_of
+from woodbury.optim.nonlinear_least_squares.saved_state import checked_state
 
 GROWTH = 2.0
 """Factor of the damping after a step that does not decrease the loss."""
@@ -227,28 +228,16 @@ class LeastSquares:
             state: What `state_dict` gave.
 
         Raises:
-            WoodburyError: If it is of another number of weights, or no such state; then nothing has
-                changed.
+            WrongType: If it is no such state.
+            WoodburyError: If it is of another number of weights, or damaged. Nothing has changed.
         """
-        if not isinstance(state, Mapping) or set(state) != set(self.state_dict()):
-            raise WrongType("This is no state of a LeastSquares.")
-        for name in ("scales", "last"):
-            vector = state[name]
-            if vector is not None and (
-                not isinstance(vector, Tensor) or vector.shape != self._weights.shape
-            ):
-                raise WoodburyError(f"The saved {name} are not of {self._space.d} weights.")
-            if vector is not None and not bool(torch.isfinite(vector).all()):
-                raise WoodburyError(f"The saved {name} are not finite: the state is damaged.")
-        if not is_of(state["damping"], float) or not 0 < state["damping"] <= MAX_DAMPING:
-            raise WoodburyError("The saved damping is no positive number: the state is damaged.")
-        check_whole_number(state["steps"], "steps", "the steps taken", least=0)
+        checked = checked_state(state, self._weights, MAX_DAMPING)
         weights = self._from_model()
         self._values = self._residuals.finite_at(weights)
         self._weights = weights
         self.loss = loss_of(self._values)
-        self.damping, self.steps = state["damping"], state["steps"]
-        self._scales, self._last = state["scales"], state["last"]
+        self.damping, self.steps = checked["damping"], checked["steps"]
+        self._scales, self._last = checked["scales"], checked["last"]
 
     def _step(self, rows: Tensor, solver: DampedSteps, start: Tensor | None) -> Tensor:
         """δ for the present damping, bent by its acceleration where that is small."""
