@@ -240,7 +240,7 @@ class LeastSquares:
         self._scales, self._last = checked["scales"], checked["last"]
 
     def _step(self, rows: Tensor, solver: DampedSteps, start: Tensor | None) -> Tensor:
-        """δ for the present damping, bent by its acceleration where that is small."""
+        """δ for the present damping, bent by its acceleration where that is small  (eq. 89)."""
         values = self._values
         plain = solver.solve(values if start is None else values + rows @ start, self.damping)
         step = plain if start is None else start + plain
