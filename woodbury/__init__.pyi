@@ -39,6 +39,8 @@ from woodbury.model.space import ParameterSpace as ParameterSpace
 from woodbury.model.torch_masks import apply_masks as apply_masks
 from woodbury.monitor import progress as progress
 from woodbury.optim.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
+from woodbury.optim.nonlinear_least_squares.fitting import least_squares as least_squares
+from woodbury.optim.nonlinear_least_squares.solver import LeastSquares as LeastSquares
 from woodbury.optim.optimizer import MFAC as MFAC
 from woodbury.optim.preconditioner import Preconditioner as Preconditioner
 from woodbury.pruning import costs as costs
