@@ -159,6 +159,10 @@ def trial(value: str, shared: float, increase: float) -> Trial:
             "by 10 % and the loss falls by 0.2: more gradients will help",
         ),
         ([("200", 0.9, 0.21)], "and the loss hardly: more gradients may not help"),
+        (
+            [("100", 0.999, 0.5), ("200", 0.999, 0.4)],
+            "by less than 1 % and the loss falls by 0.2: more gradients will help",
+        ),
     ],
 )
 def test_more_gradients_help_or_not(others: list, says: str) -> None:

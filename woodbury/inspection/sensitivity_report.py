@@ -124,18 +124,23 @@ class Sensitivity:
         return text
 
     def _of_rows(self, axis: Axis) -> str:
-        same = [trial for trial in axis.others if (trial.shared or 0.0) >= SAME_CHOICE]
-        if same:
+        reference = axis.trials[0]
+        enough = [
+            trial
+            for trial in axis.others
+            if (trial.shared or 0.0) >= SAME_CHOICE
+            and _difference(trial, reference) <= self._negligible
+        ]
+        if enough:
             return (
-                f"From {same[0].value} rows to {axis.reference} the choice of weights changes by "
-                "less than 1 %: more gradients will not help."
+                f"From {enough[0].value} rows to {axis.reference} the choice of weights changes by "
+                "less than 1 % and the loss hardly: more gradients will not help."
             )
         last = axis.others[-1]
         moved = 1 - (last.shared or 0.0)
-        gained = _difference(last, axis.trials[0])
-        change = (
-            f"From {last.value} rows to {axis.reference} the choice changes by {in_percent(moved)}"
-        )
+        share = "less than 1 %" if moved <= 1 - SAME_CHOICE else in_percent(moved)
+        gained = _difference(last, reference)
+        change = f"From {last.value} rows to {axis.reference} the choice changes by {share}"
         if gained > self._negligible:
             return f"{change} and the loss falls by {gained:.2g}: more gradients will help."
         return f"{change}, and the loss hardly: more gradients may not help."
