@@ -57,7 +57,7 @@ class LeastSquares:
 
     Args:
         model: The network; its parameters that require a gradient move.
-        residual: residual(u, *point), what is left of an equation at one point: a number or a
+        residual: `residual(u, *point)`, what is left of an equation at one point: a number or a
             vector. u is the network at one point, which torch.func differentiates. Or such a
             function for each name, such as of the interior and of the boundary.
         points: Tensors (n, k), or tuples of tensors of n rows, of which `residual` gets one row of
