@@ -32,7 +32,8 @@ def consolidated(model: nn.Module, m: int = 8, seed: int = 0, strength: float = 
 def quadratic(term: Consolidation, vector: Tensor) -> Tensor:
     """The penalty by its definition, on the matrix written out."""
     assert isinstance(term.fisher, LowRank)
-    matrix = dense.low_rank(term.fisher.rows, term.fisher.damping, term.fisher.weights)  # type: ignore[arg-type]
+    fisher = term.fisher
+    matrix = dense.low_rank(fisher.rows, fisher.damping, fisher.weights)  # type: ignore[arg-type]
     away = vector - term.weights
     return term.strength / 2 * away @ matrix @ away
 
@@ -130,9 +131,8 @@ def test_few_rows_are_those_of_the_largest_curvature() -> None:
     whole = one.merged(other, rows=12)
     assert isinstance(few.fisher, LowRank) and few.fisher.m == 4
     torch.testing.assert_close(few.weights, whole.weights)
-    values, vectors = torch.linalg.eigh(
-        dense.low_rank(whole.fisher.rows, 1e-300, whole.fisher.weights)  # type: ignore[attr-defined]
-    )
+    fisher: Any = whole.fisher
+    values, vectors = torch.linalg.eigh(dense.low_rank(fisher.rows, 1e-300, fisher.weights))
     largest = vectors[:, -4:] * values[-4:] @ vectors[:, -4:].mT
     found = dense.low_rank(few.fisher.rows, 1e-300)  # type: ignore[arg-type]
     torch.testing.assert_close(found, largest, rtol=1e-9, atol=1e-9)

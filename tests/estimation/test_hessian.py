@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from support.limits import Limited
+from support.once_differentiable import SquareOnce
 from support.random import normal
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -127,25 +126,6 @@ def test_progress_ends_at_the_last_weight() -> None:
     assert [done for _, done, _ in seen] == sorted({done for _, done, _ in seen})
 
 
-class Once(torch.autograd.Function):
-    """A layer that can be differentiated once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * gradient
-
-
-class Square(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Once.apply(x)  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize(
     ("act", "says"),
     [
@@ -155,7 +135,7 @@ class Square(nn.Module):
         (
             lambda: second_derivatives(
                 Objective.from_model(
-                    nn.Sequential(nn.Linear(4, 3), Square()).double(), perceptron().batches
+                    nn.Sequential(nn.Linear(4, 3), SquareOnce()).double(), perceptron().batches
                 ),
                 COUNT,
             ),

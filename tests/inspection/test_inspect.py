@@ -9,9 +9,10 @@ import pytest
 import torch
 from inspection.inspected import classes, dense_hessian, perceptron, trained
 from support.limits import Limited
+from support.once_differentiable import SquareOnce
 from support.random import normal
 from support.unchanged import unchanged
-from torch import Tensor, nn
+from torch import nn
 
 import woodbury
 from woodbury.errors import WoodburyError
@@ -97,28 +98,9 @@ def test_without_labels_the_model_draws_them() -> None:
     assert found.hessian is not None and "empirical" not in found.hessian.matches
 
 
-class Once(torch.autograd.Function):
-    """A square that can be differentiated once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * gradient
-
-
-class Squares(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Once.apply(x)  # type: ignore[return-value]
-
-
 def test_a_model_without_second_derivatives_is_inspected_without_them() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), Squares(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(nn.Linear(4, 5), SquareOnce(), nn.Linear(5, 3)).double()
     found = woodbury.inspect(model, classes(60, 0), count=30, sparsities=(0.3,))
     assert found.hessian is None and "differentiated twice" in found.left_out["hessian"]
     assert [step.hessian for step in found.along] == [None, None] and found.is_complete

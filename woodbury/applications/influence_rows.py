@@ -201,7 +201,7 @@ def _named(what: str) -> Iterator[None]:
 
 
 def _check_order(batches: Iterable[Batch], what: str) -> None:
-    """Raise for a DataLoader that shuffles: scores are told apart by the places of the samples."""
+    """Raise for a DataLoader that shuffles: a score belongs to a sample by its place."""
     if isinstance(getattr(batches, "sampler", None), RandomSampler):
         raise WoodburyError(
             f"{what} is a DataLoader that shuffles, so that a score would have no sample: give one "

@@ -14,17 +14,15 @@ from torch import Tensor
 from woodbury.applications.gaussian_draws import gaussian_draws
 from woodbury.applications.golden_section import largest_between
 from woodbury.applications.inverse_forms import InverseForms
+from woodbury.applications.linearised_outputs import linearised, outputs_at
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.ggn import repeat_per_direction
-from woodbury.estimation.gradients import gradient_rows
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import as_tensor, check_finite
 from woodbury.fisher.lowrank import LowRank
 from woodbury.linalg.conversion import seeded
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch, Samples, samples_in
-from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 
@@ -198,7 +196,7 @@ class Laplace:
         losses = [0.0] * len(priors)
         samples = 0
         for inputs, target in Samples.of(held_out).in_batches(HELD_OUT_AT_ONCE):
-            mean, jacobian = start._linearised(inputs)
+            mean, jacobian = linearised(self.objective, inputs, self.fisher.dtype)
             samples += len(mean)
             for index, each in enumerate(under):
                 logits = _moderated(mean, each._inverse.between(jacobian) / self.n)
@@ -250,8 +248,9 @@ class Laplace:
                 f"(count, {d}), as sample() of the same Laplace does."
             )
         check_finite(draws, "A draw")
+        weights = self.objective.weights
         with eval_mode(self.objective.model):
-            found = [self._outputs_at(draw.to(self.objective.weights), inputs) for draw in draws]
+            found = [outputs_at(self.objective, draw.to(weights), inputs) for draw in draws]
         return torch.stack(found)
 
     def predict(self, inputs: Any) -> Predicted:
@@ -266,23 +265,8 @@ class Laplace:
         Raises:
             WoodburyError: If the model refuses the inputs, or a gradient is not finite.
         """
-        mean, jacobian = self._linearised(inputs)
+        mean, jacobian = linearised(self.objective, inputs, self.fisher.dtype)
         return Predicted(mean, self._inverse.between(jacobian) / self.n)
-
-    def _linearised(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        """The outputs (b, k) and their Jacobian (b, k, d)."""
-        with torch.no_grad(), eval_mode(self.objective.model):
-            output = self._outputs_at(self.objective.weights, inputs)
-        mean = output.reshape(len(output), -1)
-        b, k = mean.shape
-        eye = torch.eye(k, dtype=mean.dtype, device=mean.device)
-        directions = eye.expand(b, k, k).reshape(b, k, *output.shape[1:])
-        along = replace(
-            self.objective,
-            batches=Samples([repeat_per_direction(inputs, directions)], trusted=True),
-            likelihood=Likelihood(self.objective.likelihood.directional),
-        )
-        return mean, gradient_rows(along, b * k).to(self.fisher.dtype).view(b, k, -1)
 
     @cached_property
     def _inverse(self) -> InverseForms:
@@ -298,10 +282,6 @@ class Laplace:
             (b, k): less confident than softmax of the outputs where their variance is large.
         """
         return _moderated(*self.predict(inputs)).softmax(1)
-
-    def _outputs_at(self, weights: Tensor, inputs: Any) -> Tensor:
-        parameters = self.objective.space.unflatten(weights)
-        return self.objective.likelihood.output_tensor(self.objective.forward(parameters, inputs))
 
 
 def _moderated(mean: Tensor, covariance: Tensor) -> Tensor:

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -45,7 +44,6 @@ from woodbury.inspection.findings import DAMPING, Inspection, Settings
 from woodbury.inspection.forecast_calibration import SPARSITIES
 from woodbury.inspection.questions import Prepared, answers, prepared
 from woodbury.io.run_folder import REPORT_FILE
-from woodbury.model.left_out import left_out_in_words
 from woodbury.reporting.inspection_charts import in_words
 from woodbury.reporting.inspection_page import inspection_facts, inspection_page
 
@@ -119,7 +117,7 @@ def inspect(
                     print_place(place)
             found, interrupted = _answered(network, settings)
         facts = {"model": model, "data": data, **settings_of(asked, parameters, inputs)}
-        facts |= _decided(problem, network)
+        facts |= problem.decided() | {"count": network.count}
         with needed(folder):
             write_report(folder, "inspect", facts, inspection_facts(found))
             arguments = as_asked(asked, parameters, inputs, resources)
@@ -163,18 +161,6 @@ def _prepared(problem: Problem, settings: Settings) -> Prepared:
     if network.count < min(settings.count, problem.count):
         print_note(f"{network.count} samples are taken: the memory holds no more rows.")
     return network
-
-
-def _decided(problem: Problem, network: Prepared) -> Mapping[str, Any]:
-    decided: dict[str, Any] = {
-        "count": network.count,
-        "parameters": list(problem.space.shapes),
-        "weights": problem.space.n,
-        "memory": problem.options.resources.memory,
-    }
-    if problem.space.left_out:
-        decided["left out"] = left_out_in_words(problem.space.left_out)
-    return decided
 
 
 def _lead(found: Inspection, data: str, interrupted: bool) -> str:

@@ -230,8 +230,8 @@ class Problem:
         inputs, _ = next(iter(self.test))
         return latency(self.model, inputs)
 
-    def settings(self) -> dict[str, Any]:
-        """What was asked for and what was decided, for the report."""
+    def decided(self) -> dict[str, Any]:
+        """What was decided for the user: the count, the parameters, the memory."""
         decided: dict[str, Any] = {
             "count": self.count,
             "parameters": list(self.space.shapes),
@@ -240,6 +240,11 @@ class Problem:
         }
         if self.space.left_out:
             decided["left out"] = left_out_in_words(self.space.left_out)
+        return decided
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for and what was decided, for the report."""
+        decided = self.decided()
         if words := undivided_in_words(self.space):
             decided["undivided"] = words
         return settings_of(self.options) | decided

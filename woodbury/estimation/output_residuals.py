@@ -25,8 +25,8 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
 
-FLOAT_BYTES = 4
-"""Of a number of a direction."""
+BYTES_PER_FLOAT = 4
+"""Of a gradient row and of a direction of the output."""
 
 READING_BATCH = 64
 """Samples per batch in which the inputs are held."""
@@ -326,7 +326,7 @@ def check_room_for_directions(mc_samples: int, samples: int, elements: int) -> N
     Raises:
         WoodburyError: If they take more than the process may still have.
     """
-    needed = FLOAT_BYTES * mc_samples * samples * elements
+    needed = BYTES_PER_FLOAT * mc_samples * samples * elements
     available = available_bytes()
     if needed > available:
         raise WoodburyError(

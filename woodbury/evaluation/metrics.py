@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch, checked
@@ -38,26 +39,18 @@ def accuracy(objective: Objective, batches: Iterable[Batch]) -> float:
         >>> accuracy(Objective.from_model(model, data), data)
         0.5
     """
-    correct = 0
-    counted = 0
-    ignored = objective.likelihood.ignored
-    with torch.no_grad(), eval_mode(objective.model):
-        for inputs, target in checked(batches):
-            output = objective.forward(objective.parameters, inputs)
-            predicted = objective.likelihood.output_of(output).argmax(1)
-            if predicted.shape != target.shape:
-                raise WoodburyError(
-                    f"The predicted classes have shape {tuple(predicted.shape)} and the labels "
-                    f"{tuple(target.shape)}: give outputs (b, classes, …) and labels (b, …)."
-                )
-            observed = torch.ones_like(target, dtype=torch.bool)
-            if ignored is not None:
-                observed = target != ignored
-            correct += int((predicted == target)[observed].sum())
-            counted += int(observed.sum())
-    if not counted:
-        raise WoodburyError("There is no data to measure the accuracy on: give at least one batch.")
-    return correct / counted
+
+    def right(output: Tensor, target: Tensor) -> Tensor:
+        predicted = output.argmax(1)
+        if predicted.shape != target.shape:
+            raise WoodburyError(
+                f"The predicted classes have shape {tuple(predicted.shape)} and the labels "
+                f"{tuple(target.shape)}: give outputs (b, classes, …) and labels (b, …)."
+            )
+        return predicted == target
+
+    nothing = "There is no data to measure the accuracy on: give at least one batch."
+    return _share_right(objective, batches, right, nothing)
 
 
 def share_of_right_answers(objective: Objective, batches: Iterable[Batch]) -> float:
@@ -83,26 +76,44 @@ def share_of_right_answers(objective: Objective, batches: Iterable[Batch]) -> fl
         >>> share_of_right_answers(Objective.from_model(torch.nn.PReLU(), data, binary), data)
         0.5
     """
-    right = 0
+
+    def right(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.shape != target.shape:
+            raise WoodburyError(
+                f"The logits have shape {tuple(logits.shape)} and the answers "
+                f"{tuple(target.shape)}: give one answer for each logit."
+            )
+        return (logits > 0) == (target > 0.5)
+
+    nothing = "There is no answer to count: give at least one that is observed."
+    return _share_right(objective, batches, right, nothing)
+
+
+def _share_right(
+    objective: Objective,
+    batches: Iterable[Batch],
+    right: Callable[[Tensor, Tensor], Tensor],
+    nothing: str,
+) -> float:
+    """The share of observed targets for which `right(output, target)` holds.
+
+    `nothing` is the error where there is none.
+    """
+    correct = 0
     counted = 0
     ignored = objective.likelihood.ignored
     with torch.no_grad(), eval_mode(objective.model):
         for inputs, target in checked(batches):
             output = objective.forward(objective.parameters, inputs)
-            logits = objective.likelihood.output_of(output)
-            if logits.shape != target.shape:
-                raise WoodburyError(
-                    f"The logits have shape {tuple(logits.shape)} and the answers "
-                    f"{tuple(target.shape)}: give one answer for each logit."
-                )
+            is_right = right(objective.likelihood.output_of(output), target)
             observed = torch.ones_like(target, dtype=torch.bool)
             if ignored is not None:
                 observed = target != ignored
-            right += int(((logits > 0) == (target > 0.5))[observed].sum())
+            correct += int(is_right[observed].sum())
             counted += int(observed.sum())
     if not counted:
-        raise WoodburyError("There is no answer to count: give at least one that is observed.")
-    return right / counted
+        raise WoodburyError(nothing)
+    return correct / counted
 
 
 def standard_error(share: float, samples: int) -> float:

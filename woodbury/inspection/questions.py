@@ -109,48 +109,48 @@ def answers(network: Prepared, settings: Settings) -> Iterator[Inspection]:
         curvatures = estimate_curvatures(
             objective, count, settings.damping, has_labels=has_labels, seed=settings.seed
         )
+        work = _Work(network, settings, chooser, curvatures)
         known = replace(known, left_out=dict(curvatures.left_out))
         parts.advance()
         for answered in questions:
-            known = answered(known, chooser, curvatures, network, settings)
+            known = answered(known, work)
             parts.advance()
             yield known
 
 
-def _of_hessian(
-    known: Inspection,
-    chooser: Chooser,
-    curvatures: Curvatures,
-    network: Prepared,
-    settings: Settings,
-) -> Inspection:
+class _Work(NamedTuple):
+    """What every question is answered from."""
+
+    network: Prepared
+    settings: Settings
+    chooser: Chooser
+    curvatures: Curvatures
+
+
+def _of_hessian(known: Inspection, work: _Work) -> Inspection:
     try:
-        found = compare_with_hessian(network.objective, curvatures, seed=settings.seed)
+        found = compare_with_hessian(
+            work.network.objective, work.curvatures, seed=work.settings.seed
+        )
     except WoodburyError as error:  # a model that can be differentiated once is inspected too
         return replace(known, left_out={**known.left_out, "hessian": str(error)})
     return replace(known, hessian=found)
 
 
-def _along(
-    known: Inspection,
-    chooser: Chooser,
-    curvatures: Curvatures,
-    network: Prepared,
-    settings: Settings,
-) -> Inspection:
-    by = next(iter(curvatures.fishers.values()))
-    without = replace(chooser, saliency=magnitude, update=zero)
+def _along(known: Inspection, work: _Work) -> Inspection:
+    by = next(iter(work.curvatures.fishers.values()))
+    without = replace(work.chooser, saliency=magnitude, update=zero)
     steps = {
-        "magnitude pruning": step_to(without.pruned(by), network.objective),
-        "the joint update": step_to(chooser.pruned(by), network.objective),
+        "magnitude pruning": step_to(without.pruned(by), work.network.objective),
+        "the joint update": step_to(work.chooser.pruned(by), work.network.objective),
     }
     scales = {} if known.hessian is None else known.hessian.scales
     along = tuple(
         loss_along(
-            network.objective,
-            network.held_back,
+            work.network.objective,
+            work.network.held_back,
             step,
-            curvatures,
+            work.curvatures,
             direction=direction,
             scales=scales,
             hessian=known.hessian is not None,
@@ -160,42 +160,30 @@ def _along(
     return replace(known, along=along)
 
 
-def _of_settings(
-    known: Inspection,
-    chooser: Chooser,
-    curvatures: Curvatures,
-    network: Prepared,
-    settings: Settings,
-) -> Inspection:
+def _of_settings(known: Inspection, work: _Work) -> Inspection:
     found = sensitivity(
-        network.objective,
-        network.held_back,
-        settings.sparsity,
-        count=network.count,
-        damping=settings.damping,
-        curvatures=curvatures,
-        has_labels=network.has_labels,
-        seed=settings.seed,
+        work.network.objective,
+        work.network.held_back,
+        work.settings.sparsity,
+        count=work.network.count,
+        damping=work.settings.damping,
+        curvatures=work.curvatures,
+        has_labels=work.network.has_labels,
+        seed=work.settings.seed,
     )
     return replace(known, sensitivity=found)
 
 
-def _of_forecast(
-    known: Inspection,
-    chooser: Chooser,
-    curvatures: Curvatures,
-    network: Prepared,
-    settings: Settings,
-) -> Inspection:
+def _of_forecast(known: Inspection, work: _Work) -> Inspection:
     # K-FAC's kept weights are solved for by conjugate gradients, minutes for each sparsity.
-    fishers = {name: each for name, each in curvatures.fishers.items() if name != "kfac"}
-    reached = network.objective.space.sparsity
-    sparsities = [each for each in settings.sparsities if each > reached]
+    fishers = {name: each for name, each in work.curvatures.fishers.items() if name != "kfac"}
+    reached = work.network.objective.space.sparsity
+    sparsities = [each for each in work.settings.sparsities if each > reached]
     found = calibrate_forecast(
-        network.objective,
-        network.held_back,
-        replace(curvatures, fishers=fishers),
+        work.network.objective,
+        work.network.held_back,
+        replace(work.curvatures, fishers=fishers),
         sparsities,
-        seed=settings.seed,
+        seed=work.settings.seed,
     )
     return replace(known, forecast=found)

@@ -70,7 +70,7 @@ def without_middle(name: str, width: int) -> str:
     """A name that is as long as there is room.
 
     Args:
-        name: Of a parameter. Its ends tell most, and the numbers of its layers.
+        name: Of a parameter. Its ends and the numbers of its layers say most.
         width: Characters at most.
 
     Returns:

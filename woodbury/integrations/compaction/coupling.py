@@ -209,7 +209,7 @@ class _Reading:
         if kind == "OUTPUT":
             return None, "its channels are outputs of the model."
         if kind == "PARAMETER":
-            return None, "a parameter that belongs to no known layer meets its channels."
+            return None, "a parameter that belongs to no known layer is combined with its channels."
         if kind in MOVES:
             return None, None
         if kind == "ELEMENTWISE" and layer not in self.name_of:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.layer_equations import POSITIONS
-from woodbury.estimation.output_residuals import supports_forward_mode
+from woodbury.estimation.output_residuals import BYTES_PER_FLOAT, supports_forward_mode
 from woodbury.limits import Limits
 from woodbury.memory.budget import row_bytes
 from woodbury.model.objective import Objective
@@ -21,9 +21,6 @@ CG_ITERATIONS = 100
 
 CG_MC_SAMPLES = 10
 """GGN samples per input of such a refit, which cost it no more than one (docs/results)."""
-
-BYTES_PER_FLOAT = 4
-"""Of a gradient row and of a direction of the output."""
 
 
 def choose_refit(
