@@ -15,7 +15,7 @@ from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import LayerGoals
-from woodbury.estimation.output_residuals import FLOAT_BYTES, MAX_SAMPLES_PER_PASS, Residuals
+from woodbury.estimation.output_residuals import BYTES_PER_FLOAT, MAX_SAMPLES_PER_PASS, Residuals
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
@@ -109,6 +109,7 @@ class Refit:
     Example:
         >>> import torch
         >>> import woodbury
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(3, 4)
         >>> batches = [(torch.randn(20, 3), None)]
         >>> dense = woodbury.Objective.from_model(model, batches)
@@ -332,7 +333,7 @@ def check_room_for_rows(rows: int, d: int) -> None:
     Raises:
         WoodburyError: If they take more than the process may still have.
     """
-    needed = FLOAT_BYTES * rows * d
+    needed = BYTES_PER_FLOAT * rows * d
     available = available_bytes()
     if needed > available:
         raise WoodburyError(
