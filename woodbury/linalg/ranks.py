@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -244,7 +244,7 @@ class Ranks:
         counts = [int(count) for count in self.gathered(torch.tensor([len(chunk)]))]
         if not any(counts):
             return None
-        widths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+        widths = [stop - start for start, stop in pairwise(bounds)]
         parts = [part.reshape(-1) for part in chunk.split(widths, dim=1)]
         outgoing = self._on_wire(torch.cat(parts))
         own = widths[self.rank]
