@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_map
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.limits import Limits
 from woodbury.linalg.conversion import seeded
-from woodbury.model.batches import Batch, Samples
+from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.spread import drawn_at_once, per_run
 
 MC_SAMPLES_MEANING = "the number of GGN samples per input"
 
@@ -45,9 +46,12 @@ def gauss_newton_rows(objective: Objective, mc_samples: int, seed: int = 0) -> O
     """
     check_directions(objective.likelihood)
     check_whole_number(mc_samples, "mc_samples", MC_SAMPLES_MEANING)
+    spread = objective.batches.spread
+    if spread is not None:
+        spread = replace(spread, is_dealt=False, entries=mc_samples)
     return replace(
         objective,
-        batches=Samples(_Directions(objective, mc_samples, seed), trusted=True),
+        batches=Samples(_Directions(objective, mc_samples, seed), trusted=True, spread=spread),
         likelihood=Likelihood(objective.likelihood.directional),
     )
 
@@ -104,10 +108,13 @@ def draw_directions(
     """
     check_directions(objective.likelihood)
     generator = seeded(seed, objective.weights.device)
-    for inputs, target in objective.batches.in_batches(batch_size):
+    done = 0
+    for inputs, target in objective.batches.in_batches(drawn_at_once(batch_size)):
         with torch.no_grad(), eval_mode(objective.model):
             output = objective.forward(objective.parameters, inputs)
-        directions = directions_at(objective.likelihood, output, target, mc_samples, generator)
+        drawn_by = per_run(generator, done)
+        directions = directions_at(objective.likelihood, output, target, mc_samples, drawn_by)
+        done += samples_in(inputs)
         yield DirectedBatch(inputs, directions, output, target)
 
 

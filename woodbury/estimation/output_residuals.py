@@ -18,12 +18,14 @@ from woodbury.estimation.ggn import directions_at, draw_directions, repeat_per_d
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
+from woodbury.model.spread import per_run
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
@@ -108,7 +110,7 @@ class Residuals:
         batches = list(objective.batches.in_batches(READING_BATCH, samples))
         if not batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
-        goal = replace(goal, batches=Samples(batches, trusted=True))
+        goal = replace(goal, batches=objective.batches.read(batches, trusted=True))
         profile = ModelProfile.measure(goal)
         read = sum(samples_in(batch[0]) for batch in batches)
         check_room_for_directions(mc_samples, read, profile.output_elements)
@@ -136,18 +138,26 @@ class Residuals:
         likelihood = objective.likelihood
         generator = torch.Generator(objective.weights.device).manual_seed(seed)
         parts = []
+        done = 0
         for part in self.parts:
-            mc_samples = part.directions.shape[1]
+            size, mc_samples = part.directions.shape[:2]
             output = part.goal_output
-            directions = directions_at(likelihood, output, part.target, mc_samples, generator)
+            drawn_by = per_run(generator, done)
+            directions = directions_at(likelihood, output, part.target, mc_samples, drawn_by)
+            done += size
             values = _projected(likelihood.output_tensor(output), directions)
             parts.append(part._replace(directions=directions, goal_values=values))
         return replace(self, objective=objective, parts=parts)
 
     @property
     def m(self) -> int:
-        """Residuals, mc_samples × samples."""
+        """Residuals, mc_samples × samples: of ranks, this one's."""
         return sum(part.goal_values.numel() for part in self.parts)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all ranks."""
+        return Ranks.current().total(sum(len(part.directions) for part in self.parts))
 
     @torch.no_grad()
     def outputs(self, weights: Tensor) -> list[Tensor]:
@@ -242,10 +252,22 @@ class Residuals:
         """
         generator = torch.Generator().manual_seed(seed)
         total = torch.zeros_like(at_least_float32(self.objective.weights))
-        for _ in range(probes):
-            signs = torch.randint(2, (self.m,), generator=generator).mul(2).sub(1).to(total)
-            total += self.gradient(signs).square()
-        return total * self.m / probes
+        for probe in range(probes):
+            total += self.gradient(self._signs(generator, probe).to(total)).square()
+        return total * Ranks.current().total(self.m) / probes
+
+    def _signs(self, generator: torch.Generator, probe: int) -> Tensor:
+        """Random signs of the residuals, (m,)."""
+        if Ranks.current().is_alone:
+            return torch.randint(2, (self.m,), generator=generator).mul(2).sub(1)
+        signs = []
+        done = 0
+        for part in self.parts:
+            seeded = torch.Generator().manual_seed(generator.initial_seed() + probe)
+            drawn_by = per_run(seeded, done)
+            signs.append(torch.randint(2, (part.goal_values.numel(),), generator=drawn_by))
+            done += len(part.directions)
+        return torch.cat(signs).mul(2).sub(1)
 
     def _along_directions(self, batches: list[Batch]) -> Objective:
         """The objective whose loss is the mean output along the targets of `batches`."""

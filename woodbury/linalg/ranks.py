@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_process_group_store
 
-from woodbury.errors import RankError, reason
-from woodbury.linalg.collectives import check_group
+from woodbury.errors import RankError, WrongType, reason
 
 START_SECONDS = 30.0
 """How long the ranks wait for each other where a computation begins."""
@@ -246,20 +245,20 @@ class Ranks:
             return None
         widths = [stop - start for start, stop in pairwise(bounds)]
         parts = [part.reshape(-1) for part in chunk.split(widths, dim=1)]
-        outgoing = self._on_wire(torch.cat(parts))
-        own = widths[self.rank]
-        incoming = outgoing.new_empty(sum(counts) * own)
+        outgoing = self._on_wire(torch.cat(parts)).view(torch.uint8)  # halves have no wire format
+        own, element = widths[self.rank], chunk.element_size()
+        incoming = outgoing.new_empty(sum(counts) * own * element)
         work = dist.all_to_all_single(
             incoming,
             outgoing,
-            [count * own for count in counts],
-            [len(chunk) * width for width in widths],
+            [count * own * element for count in counts],
+            [len(chunk) * width * element for width in widths],
             group=self.group,
             async_op=True,
         )
         self._finish(work)
-        self._count(len(chunk) * (bounds[-1] - own) * chunk.element_size())
-        return incoming.view(sum(counts), own).to(chunk.device)
+        self._count(len(chunk) * (bounds[-1] - own) * element)
+        return incoming.view(chunk.dtype).view(sum(counts), own).to(chunk.device)
 
     def first(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0, on every rank."""
@@ -375,6 +374,19 @@ ALONE = _Alone()
 """In place of a process group: this process alone, also where torch has a default group."""
 
 _current: ContextVar[Ranks] = ContextVar("ranks", default=Ranks())  # noqa: B039 - not changed
+
+
+def check_group(group: object) -> None:
+    """Raise unless something is a process group, or None.
+
+    Args:
+        group: What was given as one.
+
+    Raises:
+        WrongType: If it is something else.
+    """
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
 
 
 def column_bounds(sizes: Sequence[int], ranks: int) -> list[int]:

@@ -22,6 +22,7 @@ from woodbury.errors import (
     user_code,
 )
 from woodbury.linalg.precision import dtype_name
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import IGNORED, Likelihood, check_likelihood, cross_entropy
@@ -283,9 +284,11 @@ class Objective:
                     _check_data(index, inputs, target)
                 total += size * loss
                 samples += size
-        if not samples:
+        ranks = Ranks.current()
+        sums = ranks.sum(torch.tensor([total, samples], dtype=torch.float64)).tolist()
+        if not sums[1]:
             raise WoodburyError("No batch was given: a loss needs at least one sample.")
-        return total / samples
+        return sums[0] / sums[1]
 
     @torch.no_grad()
     def write(self) -> None:
