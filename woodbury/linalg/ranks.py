@@ -93,6 +93,16 @@ class Ranks:
         check_group(group)
         return Ranks(group)  # type: ignore[arg-type]
 
+    @staticmethod
+    @contextmanager
+    def apart() -> Iterator[None]:
+        """A context in which this process is alone, such as for what it measures of itself."""
+        token = _current.set(Ranks())
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
     @property
     def is_alone(self) -> bool:
         """Whether there is no group."""

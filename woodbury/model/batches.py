@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from woodbury.errors import WoodburyError, WrongType, reason, user_code
+from woodbury.errors import RankError, WoodburyError, WrongType, reason, user_code
 from woodbury.linalg.conversion import as_tensor
 from woodbury.linalg.ranks import Ranks
-from woodbury.model.spread import DEALT, Spread, spread_of
+from woodbury.model.spread import DEALT, RUN, Spread, spread_of
 
 END = object()
 """What stands for the end of a stream."""
@@ -100,7 +100,16 @@ class Samples:
         """
         if self.spread is None or Ranks.current().size == 1:
             return self
-        return Samples(self.batches, self.trusted, spread_of(checked(self.batches)))
+        spread = self.spread if self.trusted else spread_of(checked(self.batches))
+        spread_out = Samples(self.batches, self.trusted, spread)
+        ranks = Ranks.current()
+        empty = next(iter(spread_out), None) is None
+        if ranks.total(empty):
+            raise RankError(
+                f"Some of {ranks.size} ranks have no sample, as each takes {RUN} in a row of the "
+                f"same data: give more than {RUN * (ranks.size - 1)} samples."
+            )
+        return spread_out
 
     def in_batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The samples in order, in batches of one size.

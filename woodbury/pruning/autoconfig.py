@@ -230,6 +230,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     )
 
 
+@Ranks.apart()
 def best_step(
     objective: Objective,
     samples: int,
@@ -294,6 +295,7 @@ def _with_inner_steps(
     return replace(pruner, selection=iterative_greedy(min(steps, 2) if one_stage else steps))
 
 
+@Ranks.apart()
 def _takes_kfac(objective: Objective, samples: int) -> bool:
     """Whether not even one gradient row per sample has room, or the network is large."""
     d = objective.space.d
@@ -336,6 +338,7 @@ def _count_samples(batches: Iterable[Batch]) -> int:
     return sum(samples_in(inputs) for inputs, _ in batches)
 
 
+@Ranks.apart()
 def _refit_of(
     effort: Effort, objective: Objective, samples: int, sparsity: Targets
 ) -> Refit | None:

@@ -183,6 +183,7 @@ def planned(
         if first is None:
             first = made
         if ranks.least(made.held_bytes <= budget):
+            ranks.agree("the plan", {"the plan": choice.settings})
             wish = f"with {bytes_in_words(first.held_bytes)}: {first.structure}"
             better = "" if made is first else wish
             return Planned(choice, replace(made, better=better, retained_bytes=retained))
@@ -200,6 +201,7 @@ def planned(
     )
 
 
+@Ranks.apart()
 def _forecast_of(choice: Choice) -> Forecast:
     """What the model and the machine take: the same for every choice for them."""
     objective = choice.objective
