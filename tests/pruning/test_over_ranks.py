@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import woodbury
 from woodbury import Pruner
 from woodbury.estimation.recipes import gauss_newton
+from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
 
 SAMPLES = 48
 
@@ -46,6 +48,7 @@ PRUNERS = {
     "woodtaylor": Pruner(woodbury.mfac(SAMPLES, 1e-2), first_order=True),
     "gauss_newton": Pruner(gauss_newton(woodbury.mfac(2 * SAMPLES, 1e-3), 2)),
     "kfac": Pruner(woodbury.kfac(SAMPLES, 1e-3)),
+    "kfac by rows": Pruner(woodbury.estimation.kfac_by_rows(SAMPLES)),
     "units": Pruner(woodbury.mfac(SAMPLES, 1e-3), unit=woodbury.units.block(4)),
     "channels": Pruner(
         woodbury.mfac(SAMPLES, 1e-3),
@@ -54,9 +57,18 @@ PRUNERS = {
 }
 
 
+def recipe(name: str, model: nn.Module) -> Any:
+    if name != "layers":
+        return PRUNERS[name]
+    dense = woodbury.Objective.from_model(
+        copy.deepcopy(model), data(), space=woodbury.ParameterSpace.for_pruning(model)
+    )
+    return WithLayers(PRUNERS["kfac by rows"], dense, LayerByLayer(passes=2))
+
+
 def pruned(name: str) -> dict[str, Any]:
     model = network()
-    found = woodbury.prune(model, data(), 0.7, pruner=PRUNERS[name])
+    found = woodbury.prune(model, data(), 0.7, pruner=recipe(name, model))
     return {"weights": found.weights, "predicted": found.predicted}
 
 
@@ -66,7 +78,7 @@ def as_it_comes(effort: woodbury.presets.Effort) -> dict[str, Any]:
 
 
 def everything(rank: int) -> dict[str, Any]:
-    found: dict[str, Any] = {name: pruned(name) for name in PRUNERS}
+    found: dict[str, Any] = {name: pruned(name) for name in (*PRUNERS, "layers")}
     found["as it comes"] = as_it_comes(woodbury.presets.standard)
     found["quick"] = as_it_comes(woodbury.presets.quick)
     return found
@@ -83,7 +95,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*PRUNERS, "as it comes", "quick"])
+@pytest.mark.parametrize("name", [*PRUNERS, "layers", "as it comes", "quick"])
 def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]]) -> None:
     for found in by_ranks.values():
         for one in found:

@@ -24,9 +24,8 @@ from woodbury.estimation.gradients import (
 from woodbury.estimation.grouped_blocks import block_sums, on_tensors
 from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.kfac_factors import factors
-from woodbury.estimation.rows_over_ranks import blocks, whole_matrix
+from woodbury.estimation.rows_over_ranks import blocks, parts, whole_matrix
 from woodbury.fisher.base import Fisher
-from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.diagonal import Diagonal
@@ -388,7 +387,7 @@ class kfac:
         check_damping(self.damping)
 
     @checks_types
-    def __call__(self, objective: Objective) -> BlockDiagonal:
+    def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
         generator = _generator(objective, self.seed)
@@ -400,18 +399,22 @@ class kfac:
             skip_unknown=self.skip_unknown,
         )
         keep = space.keep.to(objective.weights.device)
-        parts: list[Fisher] = []
+        masks = {name: keep[where] for name, where in space.slices.items() if keep[where].any()}
         diagonal = diagonal_fisher(self.count, self.damping, labels=self.labels, seed=self.seed)
-        for name, where in space.slices.items():
-            kept = keep[where]
-            if not kept.any():
-                continue
-            if name not in pairs:
-                parts.append(diagonal(on_tensors(objective, (name,))))
-            else:
-                whole = self.damped(*pairs[name], self.damping)
-                parts.append(replace(whole, elements=self.elements).restrict(kept))
-        return BlockDiagonal(tuple(parts))
+        unknown = {
+            name: diagonal(on_tensors(objective, (name,))) for name in masks if name not in pairs
+        }
+        names = list(masks)
+
+        def part(index: int) -> Fisher:
+            name = names[index]
+            if name in unknown:
+                return unknown[name]
+            whole = self.damped(*pairs[name], self.damping)
+            return replace(whole, elements=self.elements).restrict(masks[name])
+
+        sizes = [int(mask.sum()) for mask in masks.values()]
+        return parts(sizes, part, self.damping, objective.weights)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.sharded import Sharded
@@ -103,15 +105,35 @@ def blocks(
     return Sharded.of(local, bounds, damping, _result_like(like))
 
 
+def parts(
+    sizes: Sequence[int], part: Callable[[int], Fisher], damping: float, like: Tensor
+) -> Fisher:
+    """Operators of consecutive weights, each made by one rank alone.
+
+    Args:
+        sizes: How many weights each has.
+        part: Which one -> the operator.
+        damping: Theirs.
+        like: A tensor of the dtype and device of the results.
+
+    Returns:
+        A `BlockDiagonal`; over ranks a `Sharded` one.
+    """
+    ranks = Ranks.current()
+    bounds = column_bounds(sizes, ranks.size)
+    own = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
+    firsts = list(accumulate(sizes, initial=0))[:-1]
+    mine = [index for index, first in enumerate(firsts) if own.start <= first < own.stop]
+    local = BlockDiagonal(tuple(part(index) for index in mine)) if mine else None
+    if ranks.size == 1 and local is not None:
+        return local
+    return Sharded.of(local, bounds, damping, _result_like(like))
+
+
 def _blocks_within(sizes: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
     """The sizes of the blocks that lie between two bounds."""
-    within = []
-    first = 0
-    for size in sizes:
-        if start <= first < stop:
-            within.append(size)
-        first += size
-    return tuple(within)
+    firsts = accumulate(sizes, initial=0)
+    return tuple(size for size, first in zip(sizes, firsts, strict=False) if start <= first < stop)
 
 
 def _result_like(like: Tensor) -> Tensor:
