@@ -39,6 +39,8 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
     if not is_launched or not command or "--help" in words:
         yield
         return
+    # What fails on another rank is said by rank 0, which hears of it.
+    console.out.quiet = console.err.quiet = int(os.environ["RANK"]) > 0
     if command not in SHARED:
         raise WoodburyError(
             f"woodbury {command} runs in one process: start it without torchrun. "
@@ -51,8 +53,6 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
         "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=GROUP_MINUTES)
     )
     begun: Ranks | None = None
-    # What fails on another rank is said by rank 0, which hears of it.
-    console.out.quiet = console.err.quiet = dist.get_rank() > 0
     try:
         facts = {"the command": " ".join(words)}
         with Ranks.of(None).started(f"woodbury {command}", facts) as ranks:

@@ -145,11 +145,11 @@ def directions_after(
     """
     parts = []
     for run in runs_of(first, count):
-        both = output, target
+        outputs, targets = output, target
         if run.stop - run.start < count:
-            both = slice_samples(both, run.start, run.stop)
+            outputs, targets = slice_samples((output, target), run.start, run.stop)
         drawn_by = per_run(generator, first + run.start)
-        parts.append(directions_at(likelihood, *both, mc_samples, drawn_by))
+        parts.append(directions_at(likelihood, outputs, targets, mc_samples, drawn_by))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
