@@ -59,7 +59,7 @@ def test_two_ranks_prune_together_and_one_writes(place: Path) -> None:
     made = {file.name for file in place.iterdir()} - {"__pycache__"}
     assert made == {"data.npz", "net.py", "out"}
     report: dict[str, Any] = json.loads((place / "out" / "report.json").read_text())
-    assert report["numbers"]["sparsity"] == pytest.approx(0.7, abs=0.01)
+    assert report["sparsity"] == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_killed_run_is_resumed_by_another_number_of_ranks(place: Path) -> None
     assert whole[0] == 0, whole[2]
     words = ["prune", "net.py:net", "data.npz", *GRADUAL, "--out", "killed"]
     killed = Launched(2, [*WOODBURY, *words], place)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while not (place / "killed" / "unfinished.pt").exists() and time.monotonic() < until:
         time.sleep(0.02)
     killed.kill()
