@@ -91,7 +91,7 @@ class RunFolder:
                 for file in results.iterdir():
                     file.replace(self.path / file.name)
                 _sync_folder(self.path)
-                (self.path / STATE_FILE).unlink()
+                (self.path / STATE_FILE).unlink(missing_ok=True)
             finally:
                 shutil.rmtree(results, ignore_errors=True)
 

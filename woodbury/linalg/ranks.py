@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _get_process_group_store
 
 from woodbury.errors import RankError, WrongType, reason
+
+T = TypeVar("T")
 
 START_SECONDS = 30.0
 """How long the ranks wait for each other where a computation begins."""
@@ -234,11 +237,22 @@ class Ranks:
         return whole.view(torch.bool) if as_bytes else whole
 
     def gathered_objects(self, mine: Any) -> list[Any]:
-        """What every rank has, as JSON can say it."""
-        text = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
+        """What every rank has, of anything that can be pickled."""
+        if self.size == 1:
+            return [mine]
+        text = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
         sizes = [int(size) for size in self.gathered(torch.tensor([len(text)]))]
         parts = self.joined(text, sizes).split(sizes)
-        return [json.loads(bytes(part.tolist())) for part in parts]
+        return [pickle.loads(part.numpy().tobytes()) for part in parts]
+
+    def first_object(self, mine: T) -> T:
+        """What rank 0 has, on every rank: anything that can be pickled."""
+        if self.size == 1:
+            return mine
+        text = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        size = int(self.first(torch.tensor([len(text)]))[0])
+        whole = text if self.rank == 0 else text.new_empty(size)
+        return pickle.loads(self.first(whole).numpy().tobytes())
 
     def exchanged(self, chunk: Tensor, bounds: Sequence[int]) -> Tensor | None:
         """Rows for their columns: what all ranks have of this rank's columns.
@@ -322,7 +336,7 @@ class Ranks:
         return True
 
     @property
-    def _store(self) -> dist.Store:
+    def _store(self) -> Any:
         """What the group's ranks met by: a place for words outside of any collective."""
         assert self.group is not None
         return _get_process_group_store(self.group)

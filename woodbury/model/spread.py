@@ -108,6 +108,11 @@ def drawn_at_once(samples: int) -> int:
     return samples if Ranks.current().is_alone else min(samples, RUN)
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bits of a tensor."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
 def _mark_of_first(batches: Iterable[Any]) -> str:
     """A checksum of the first batch; empty without one."""
     marks: Iterator[Any] = iter(batches)
@@ -116,7 +121,7 @@ def _mark_of_first(batches: Iterable[Any]) -> str:
     for leaf in tree_leaves(first):
         if isinstance(leaf, Tensor):
             digest.update(str((leaf.dtype, leaf.shape)).encode())
-            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(bytes_of(leaf))
         else:
             digest.update(repr(leaf).encode())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import budget_bytes
 from woodbury.model.batches import Batch, Samples
+from woodbury.model.spread import bytes_of
 from woodbury.model.wrappers import checked_model
 
 
@@ -78,8 +79,7 @@ def _shared_budget(ranks: Ranks, memory: int | str | None, model: nn.Module) -> 
 
 def checksum(tensor: Tensor) -> str:
     """A checksum of a tensor's bits."""
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return hashlib.blake2b(bytes_of(tensor), digest_size=8).hexdigest()
 
 
 def model_checksum(model: nn.Module) -> str:
