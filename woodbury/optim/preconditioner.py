@@ -36,8 +36,7 @@ class Preconditioner:
 
     F is estimated at the first step, at steps 1, 4, 16 and 64, and from then on every `every`
     steps, in eval mode. Gradients that are not finite are left as they are. `Gradual` and
-    `hold_zeros` hold pruned weights at zero all the same, as they act after the step. On several
-    ranks give all the same data.
+    `hold_zeros` hold pruned weights at zero all the same, as they act after the step.
 
     Args:
         optimizer: The optimizer, bare or wrapped by accelerate or Lightning. Its `step` must not be
@@ -53,6 +52,9 @@ class Preconditioner:
         likelihood: Says what the loss is, and its curvature; by default that of classifiers.
         memory: What the Fisher and a step may hold, in bytes or as "6GiB"; None for 60 % of what is
             available where the model is.
+        group: The torch.distributed process group whose ranks share the estimates and hold a part
+            of F each, as for `woodbury.prune`. Their gradients must be the same at each step, as
+            under DistributedDataParallel, and all make the same steps.
 
     Attributes:
         optimizer: The torch optimizer, unwrapped.
@@ -98,6 +100,7 @@ class Preconditioner:
         exclude: Patterns = (),
         likelihood: Likelihood = cross_entropy,
         memory: int | str | None = None,
+        group: object = None,
     ) -> None:
         check_whole_number(every, "every", "the number of steps between estimates")
         self.optimizer = unwrapped(optimizer)
@@ -110,6 +113,7 @@ class Preconditioner:
         self._parameters = {name: moved[name] for name in self.space.shapes}
         check_room(estimate, self.space, memory, self._device)
         self._memory = memory
+        self._group = group
         self._model = model
         self._likelihood = likelihood
         self._estimate = estimate
@@ -189,15 +193,17 @@ class Preconditioner:
         if self.fisher is not None and self.step % self._every and not early:
             return self.fisher
         self.fisher = None  # two would take twice the memory
+        batches = batches_for_step(self._calibration, self.step)
+        what = f"the estimate at step {self.step}"
         with (
-            limits_within(self._memory),
+            over_ranks(self._group, what, self._model, batches, self._memory, {}) as own,
+            limits_within(own.memory),
             if_memory_runs_out("give the Preconditioner a recipe of fewer rows or blocks"),
             preserving_rng(self._calibration),
             torch.enable_grad(),
             torch.autocast(self._device.type, enabled=False),
         ):
-            batches = batches_for_step(self._calibration, self.step)
-            objective = Objective.from_model(self._model, batches, self._likelihood, self.space)
+            objective = Objective.from_model(self._model, own.batches, self._likelihood, self.space)
             with user_code("The estimate fails on this model and data."):
                 fisher = self._estimate(objective)
             if not isinstance(fisher, Fisher):
