@@ -407,7 +407,7 @@ _OUTSIDE = Ranks()
 _current: ContextVar[Ranks] = ContextVar("ranks", default=_OUTSIDE)  # noqa: B039 - not changed
 
 
-def _group_of_mesh(group: object) -> object:
+def _group_of_mesh(group: Any) -> Any:
     """The process group of a device mesh; anything else as it is."""
     mesh_type = getattr(dist, "DeviceMesh", None)  # of no torch without distributed
     if mesh_type is None or not isinstance(group, mesh_type):

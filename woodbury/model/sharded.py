@@ -80,7 +80,7 @@ def whole_copy(model: nn.Module) -> nn.Module:
     reshard(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
-        kind = _type_without_fsdp(type(module))
+        kind: Any = _type_without_fsdp(type(module))
         memo[id(module)] = kind.__new__(kind)
         for parameter in module._parameters.values():
             if parameter is not None and is_dtensor(parameter) and id(parameter) not in memo:

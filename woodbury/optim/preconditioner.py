@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
+from woodbury.estimation.over_ranks import checksum, over_ranks
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -187,6 +189,14 @@ class Preconditioner:
             if name in gradients:
                 gradients[name].copy_(values)
 
+    def _facts(self) -> dict[str, str]:
+        """What must be the same on all ranks: the gradients, by a checksum of each."""
+        gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
+        return {
+            f"the gradient of {name}": "none" if gradient is None else checksum(gradient)
+            for name, gradient in gradients.items()
+        }
+
     def _current_fisher(self) -> Fisher:
         """The latest estimate, or a new one if it is due."""
         early = self.step in EARLY_ESTIMATE_STEPS and self.step < self._every
@@ -195,8 +205,9 @@ class Preconditioner:
         self.fisher = None  # two would take twice the memory
         batches = batches_for_step(self._calibration, self.step)
         what = f"the estimate at step {self.step}"
+        facts = self._facts() if Ranks.of(self._group).size > 1 else {}
         with (
-            over_ranks(self._group, what, self._model, batches, self._memory, {}) as own,
+            over_ranks(self._group, what, self._model, batches, self._memory, facts) as own,
             limits_within(own.memory),
             if_memory_runs_out("give the Preconditioner a recipe of fewer rows or blocks"),
             preserving_rng(self._calibration),

@@ -21,7 +21,7 @@ from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.held_back import set_aside
-from woodbury.pruning.over_ranks import checksum, over_ranks
+from woodbury.estimation.over_ranks import checksum, over_ranks
 from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.prediction import check_held_back
 from woodbury.pruning.presets import Effort, standard

@@ -32,7 +32,7 @@ from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
-from woodbury.pruning.over_ranks import OwnPart, checksum, over_ranks
+from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.pruning.prediction import IncreaseInterval, check_held_back
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruned import Pruned
