@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from woodbury.cli import console
-from woodbury.errors import WoodburyError
+from woodbury.errors import RankError, WoodburyError
 from woodbury.linalg.ranks import Ranks
 
 SHARED = ("prune", "compare", "train")
@@ -39,6 +39,8 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
     if not is_launched or not command or "--help" in words:
         yield
         return
+    # What fails on another rank is said by rank 0, which hears of it.
+    console.out.quiet = console.err.quiet = int(os.environ["RANK"]) > 0
     if command not in SHARED:
         raise WoodburyError(
             f"woodbury {command} runs in one process: start it without torchrun. "
@@ -50,11 +52,21 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=GROUP_MINUTES)
     )
-    # What fails on another rank is said by rank 0, which hears of it.
-    console.out.quiet = console.err.quiet = dist.get_rank() > 0
+    begun: Ranks | None = None
     try:
         facts = {"the command": " ".join(words)}
-        with Ranks.of(None).started(f"woodbury {command}", facts):
-            yield
+        with Ranks.of(None).started(f"woodbury {command}", facts) as ranks:
+            try:
+                yield
+            except BaseException:
+                begun = ranks
+                raise
+    except RankError:
+        raise
+    except BaseException:
+        # Rank 0 computes and has not heard: torchrun ends it as soon as this process ends.
+        if begun is not None and not begun.is_heard():
+            console.err.quiet = False
+        raise
     finally:
         dist.destroy_process_group()

@@ -14,7 +14,7 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import Refused, WoodburyError, is_out_of_memory, reason
-from woodbury.estimation.ggn import directions_at, draw_directions, repeat_per_direction
+from woodbury.estimation.ggn import directions_after, draw_directions, repeat_per_direction
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
@@ -25,7 +25,7 @@ from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
-from woodbury.model.spread import per_run
+from woodbury.model.spread import per_run, runs_of
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
@@ -142,8 +142,9 @@ class Residuals:
         for part in self.parts:
             size, mc_samples = part.directions.shape[:2]
             output = part.goal_output
-            drawn_by = per_run(generator, done)
-            directions = directions_at(likelihood, output, part.target, mc_samples, drawn_by)
+            directions = directions_after(
+                done, size, likelihood, output, part.target, mc_samples, generator
+            )
             done += size
             values = _projected(likelihood.output_tensor(output), directions)
             parts.append(part._replace(directions=directions, goal_values=values))
@@ -260,13 +261,12 @@ class Residuals:
         """Random signs of the residuals, (m,)."""
         if Ranks.current().is_alone:
             return torch.randint(2, (self.m,), generator=generator).mul(2).sub(1)
+        seeded = torch.Generator().manual_seed(generator.initial_seed() + probe)
+        per_sample = self.parts[0].goal_values.shape[1]
         signs = []
-        done = 0
-        for part in self.parts:
-            seeded = torch.Generator().manual_seed(generator.initial_seed() + probe)
-            drawn_by = per_run(seeded, done)
-            signs.append(torch.randint(2, (part.goal_values.numel(),), generator=drawn_by))
-            done += len(part.directions)
+        for run in runs_of(0, self.m // per_sample):
+            count = per_sample * (run.stop - run.start)
+            signs.append(torch.randint(2, (count,), generator=per_run(seeded, run.start)))
         return torch.cat(signs).mul(2).sub(1)
 
     def _along_directions(self, batches: list[Batch]) -> Objective:

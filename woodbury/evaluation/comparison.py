@@ -116,7 +116,9 @@ def _compared(
             if seed == seeds[0]:
                 _check_possible(methods, sparsities, objectives, validate, memory)
             mine = [name for name in methods if (seed, name) in own]
-            losses = {dense: dense.loss() for dense in dict.fromkeys(objectives[name] for name in mine)}
+            losses = {
+                dense: dense.loss() for dense in dict.fromkeys(objectives[name] for name in mine)
+            }
             for name in mine:
                 method, dense = methods[name], objectives[name]
                 loss_before = losses[dense]

@@ -29,6 +29,9 @@ START_SECONDS = 30.0
 BUSY_CHECKS = 200
 """How often a collective is asked whether it is done before this process sleeps in between."""
 
+LINGER_SECONDS = 3.0
+"""How long a rank that fails waits at most for the others to hear of it."""
+
 SLEEP_SECONDS = 0.0005
 """Between two such questions afterwards."""
 
@@ -372,9 +375,24 @@ class Ranks:
             if not isinstance(error, RankError):
                 said = str(error) or type(error).__name__
                 self._store.set(f"{self.name}/failed", json.dumps([self.rank, what, said]))
-                if self.rank == 0:  # the store may end with this process
-                    time.sleep(4 * LOOK_SECONDS)
+                self._store.set(f"{self.name}/heard/{self.rank}", "")
+                self._linger()
             raise
+
+    def _linger(self) -> None:
+        """Stay until others have heard of a failure: the store may end with this process."""
+        until = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < until and not self.is_heard():
+            time.sleep(SLEEP_SECONDS)
+
+    def is_heard(self) -> bool:
+        """Whether all other ranks know that one has failed."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        try:
+            known = [f"{self.name}/heard/{rank}" for rank in others]
+            return self._store.check(known)
+        except RuntimeError:  # the store has ended
+            return True
 
     def _raise_failure_of_another(self, patience: float = 0.0) -> None:
         key = f"{self.name}/failed"
@@ -385,6 +403,7 @@ class Ranks:
                     return
                 time.sleep(0.05)
             rank, what, said = json.loads(self._store.get(key))
+            self._store.set(f"{self.name}/heard/{self.rank}", "")
         except RuntimeError as error:  # the rank that keeps the store has ended
             raise RankError(f"Rank 0 has ended. ({reason(error)})") from error
         if rank != self.rank:

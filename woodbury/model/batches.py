@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import count
 from typing import Any
 
@@ -328,7 +328,8 @@ def _children(node: Any) -> list[Any]:
 def _rebuilt(node: Any, children: list[Any]) -> Any:
     """A container with other children; anything else as it is."""
     if isinstance(node, Mapping):
-        return dict(zip(node, children, strict=True))
+        rebuilt = dict(zip(node, children, strict=True))
+        return type(node)(**rebuilt) if is_dataclass(node) else rebuilt  # an output of transformers
     if isinstance(node, (tuple, list)):
         is_plain = type(node) in (tuple, list)
         return type(node)(children) if is_plain else type(node)(*children)  # a named tuple

@@ -103,6 +103,28 @@ def per_run(generator: torch.Generator, first: int) -> torch.Generator:
     return torch.Generator(generator.device).manual_seed(int.from_bytes(mixed[:7], "big"))
 
 
+def whole_runs(samples: int) -> int:
+    """So many samples or a few less, so that no run is cut; a process alone has no runs."""
+    return samples if Ranks.current().is_alone else max(RUN, samples - samples % RUN)
+
+
+def runs_of(first: int, count: int) -> Iterator[slice]:
+    """Where the runs of some own samples lie among them; a process alone takes them as one.
+
+    Args:
+        first: How many samples of this rank came before.
+        count: How many there are.
+    """
+    if Ranks.current().is_alone:
+        yield slice(0, count)
+        return
+    start = 0
+    while start < count:
+        stop = min(count, start + RUN - (first + start) % RUN)
+        yield slice(start, stop)
+        start = stop
+
+
 def drawn_at_once(samples: int) -> int:
     """Of how many samples random numbers may be drawn together, where a process takes `samples`."""
     return samples if Ranks.current().is_alone else min(samples, RUN)
