@@ -28,6 +28,7 @@ from woodbury.integrations.onnx.exporting import export_onnx as export_onnx
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse
 from woodbury.limits import Limits as Limits
+from woodbury.linalg.ranks import ALONE as ALONE
 from woodbury.model import likelihood as likelihoods  # noqa: F401  (a namespace)
 from woodbury.model.batchnorm import recalibrate as recalibrate
 from woodbury.model.likelihood import Likelihood as Likelihood

@@ -254,17 +254,15 @@ def test_sharded_network_is_pruned_and_works_on(on_one: Any, on_two: list[Any]) 
 def test_comparison_is_that_of_one_process(on_one: Any, on_two: list[Any]) -> None:
     assert len(on_one["compared"]) == 12
     for found in on_two:
-        assert [each[:3] for each in found["compared"]] == [
-            each[:3] for each in on_one["compared"]
-        ]
-        for mine, alone in zip(found["compared"], on_one["compared"], strict=True):
-            assert mine[3:] == pytest.approx(alone[3:], rel=1e-9)
+        assert found["compared"] == on_one["compared"]  # each cell is computed by one rank
 
 
 @pytest.mark.parametrize("way", ["same", "own", "sharded"])
 def test_statistics_are_those_of_all_batches(way: str, on_one: Any, on_two: list[Any]) -> None:
     alone = on_one["recalibrated"][way]
-    assert not torch.equal(alone["1.running_mean"], dict(network().named_buffers())["1.running_mean"])
+    assert not torch.equal(
+        alone["1.running_mean"], dict(network().named_buffers())["1.running_mean"]
+    )
     for found in on_two:
         mine = found["recalibrated"][way]
         assert mine.keys() == alone.keys()

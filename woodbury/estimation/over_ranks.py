@@ -86,8 +86,8 @@ def _check_whole(model: nn.Module, what: str) -> None:
     model = checked_model(model)
     if is_sharded(model):
         raise WoodburyError(
-            f"The model is sharded over ranks, of which one alone has not all weights: call {what} on "
-            "all ranks, without group=woodbury.ALONE."
+            f"The model is sharded over ranks, so that one alone has not all weights: call {what} "
+            "on all ranks, without group=woodbury.ALONE."
         )
 
 

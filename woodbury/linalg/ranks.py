@@ -423,7 +423,7 @@ ALONE = _Alone()
 _OUTSIDE = Ranks()
 """Where no computation has begun."""
 
-_current: ContextVar[Ranks] = ContextVar("ranks", default=_OUTSIDE)  # noqa: B039 - not changed
+_current: ContextVar[Ranks] = ContextVar("ranks", default=_OUTSIDE)
 
 
 def _group_of_mesh(group: Any) -> Any:

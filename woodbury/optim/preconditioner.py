@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
-from woodbury.estimation.over_ranks import checksum, over_ranks
+from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
 from woodbury.linalg.ranks import Ranks
@@ -189,13 +190,18 @@ class Preconditioner:
             if name in gradients:
                 gradients[name].copy_(values)
 
-    def _facts(self) -> dict[str, str]:
-        """What must be the same on all ranks: the gradients, by a checksum of each."""
-        gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
-        return {
-            f"the gradient of {name}": "none" if gradient is None else checksum(gradient)
-            for name, gradient in gradients.items()
-        }
+    def _over_ranks(self) -> AbstractContextManager[OwnPart]:
+        """A context in which the ranks estimate together; their gradients must be the same."""
+        batches = batches_for_step(self._calibration, self.step)
+        facts: dict[str, str] = {}
+        if Ranks.of(self._group).size > 1:
+            gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
+            facts = {
+                f"the gradient of {name}": "none" if gradient is None else checksum(gradient)
+                for name, gradient in gradients.items()
+            }
+        what = f"the estimate at step {self.step}"
+        return over_ranks(self._group, what, self._model, batches, self._memory, facts)
 
     def _current_fisher(self) -> Fisher:
         """The latest estimate, or a new one if it is due."""
@@ -203,14 +209,11 @@ class Preconditioner:
         if self.fisher is not None and self.step % self._every and not early:
             return self.fisher
         self.fisher = None  # two would take twice the memory
-        batches = batches_for_step(self._calibration, self.step)
-        what = f"the estimate at step {self.step}"
-        facts = self._facts() if Ranks.of(self._group).size > 1 else {}
         with (
-            over_ranks(self._group, what, self._model, batches, self._memory, facts) as own,
+            preserving_rng(self._calibration),
+            self._over_ranks() as own,
             limits_within(own.memory),
             if_memory_runs_out("give the Preconditioner a recipe of fewer rows or blocks"),
-            preserving_rng(self._calibration),
             torch.enable_grad(),
             torch.autocast(self._device.type, enabled=False),
         ):

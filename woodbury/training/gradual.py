@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
 from woodbury.estimation.gradients import one_engine
+from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
 from woodbury.linalg.ranks import Ranks
@@ -32,7 +33,6 @@ from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
-from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.pruning.prediction import IncreaseInterval, check_held_back
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruned import Pruned
