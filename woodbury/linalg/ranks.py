@@ -86,16 +86,20 @@ class Ranks:
         """The ranks of a process group.
 
         Args:
-            group: It; None for torch's default group where there is one, else for this process
-                alone; `ALONE` for this process alone in any case.
+            group: It, or a device mesh of one dimension. None for the ranks of the computation that
+                this is a part of; outside of any for torch's default group where there is one, else
+                for this process alone. `ALONE` for this process alone in any case.
 
         Raises:
             WrongType: If it is no process group.
         """
         if group is ALONE:
             return Ranks()
+        if group is None and _current.get() is not _OUTSIDE:
+            return _current.get()
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
+        group = _group_of_mesh(group)
         check_group(group)
         return Ranks(group)  # type: ignore[arg-type]
 
@@ -416,7 +420,23 @@ class _Alone:
 ALONE = _Alone()
 """In place of a process group: this process alone, also where torch has a default group."""
 
-_current: ContextVar[Ranks] = ContextVar("ranks", default=Ranks())  # noqa: B039 - not changed
+_OUTSIDE = Ranks()
+"""Where no computation has begun."""
+
+_current: ContextVar[Ranks] = ContextVar("ranks", default=_OUTSIDE)
+
+
+def _group_of_mesh(group: Any) -> Any:
+    """The process group of a device mesh; anything else as it is."""
+    mesh_type = getattr(dist, "DeviceMesh", None)  # of no torch without distributed
+    if mesh_type is None or not isinstance(group, mesh_type):
+        return group
+    if group.ndim != 1:
+        raise WrongType(
+            f"group is a device mesh of {group.ndim} dimensions: give one of them, such as "
+            "mesh['data']."
+        )
+    return group.get_group()
 
 
 def check_group(group: object) -> None:

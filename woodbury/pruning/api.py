@@ -10,6 +10,7 @@ from torch import nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
+from woodbury.estimation.over_ranks import checksum, over_ranks
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -21,7 +22,6 @@ from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
 from woodbury.pruning.held_back import set_aside
-from woodbury.pruning.over_ranks import checksum, over_ranks
 from woodbury.pruning.planning import Planned, planned, pruning_objective
 from woodbury.pruning.prediction import check_held_back
 from woodbury.pruning.presets import Effort, standard

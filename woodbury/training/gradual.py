@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
 from woodbury.estimation.gradients import one_engine
+from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
 from woodbury.linalg.ranks import Ranks
@@ -24,13 +25,14 @@ from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch, samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
+from woodbury.model.parameters import local
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
 from woodbury.model.prunable import check_prunable
+from woodbury.model.sharded import own_shard
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
-from woodbury.pruning.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.pruning.prediction import IncreaseInterval, check_held_back
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruned import Pruned
@@ -224,13 +226,18 @@ class Gradual:
 
     @property
     def sparsity(self) -> float:
-        """Removed weights that are zero in the model now ÷ all weights of the chosen parameters."""
+        """Removed weights that are zero in the model now ÷ all weights of the chosen parameters.
+
+        Those that lie with other ranks, of a sharded model, are taken to be zero.
+        """
         parameters = dict(self._model.named_parameters())
         keep = self.space.keep
-        zeros = sum(
-            int((parameters[name].detach().cpu().flatten() == 0)[~keep[part].cpu()].sum())
-            for name, part in self.space.slices.items()
-        )
+        zeros = 0
+        for name, part in self.space.slices.items():
+            removed = ~keep[part].view(self.space.shapes[name])
+            own = own_shard(removed, parameters[name]).cpu()
+            revived = int((local(parameters[name]).detach().cpu() != 0)[own].sum())
+            zeros += int(removed.sum()) - revived
         return zeros / self.space.n
 
     @property

@@ -11,9 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from woodbury.errors import WoodburyError
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import budget_bytes
 from woodbury.model.batches import Batch, Samples
+from woodbury.model.parameters import is_dtensor
+from woodbury.model.sharded import is_sharded, reshard
 from woodbury.model.spread import bytes_of
 from woodbury.model.wrappers import checked_model
 
@@ -54,9 +57,11 @@ def over_ranks(
 
     Raises:
         RankError: If the ranks differ, or one does not come.
+        WoodburyError: If the parameters are sharded over ranks, and this process is alone.
     """
     ranks = Ranks.of(group)
     if ranks.is_alone:
+        _check_whole(model, what)
         with ranks.started(what):
             yield OwnPart(batches, memory)
         return
@@ -77,12 +82,25 @@ def _shared_budget(ranks: Ranks, memory: int | str | None, model: nn.Module) -> 
     return int(ranks.least(own))
 
 
+def _check_whole(model: nn.Module, what: str) -> None:
+    model = checked_model(model)
+    if is_sharded(model):
+        raise WoodburyError(
+            f"The model is sharded over ranks, so that one alone has not all weights: call {what} "
+            "on all ranks, without group=woodbury.ALONE."
+        )
+
+
 def checksum(tensor: Tensor) -> str:
     """A checksum of a tensor's bits."""
     return hashlib.blake2b(bytes_of(tensor), digest_size=8).hexdigest()
 
 
 def model_checksum(model: nn.Module) -> str:
-    """A checksum of the names and bits of all parameters."""
-    marks = [f"{name} {checksum(parameter)}" for name, parameter in model.named_parameters()]
+    """A checksum of the names and bits of all parameters; of a sharded one of its shape."""
+    reshard(model)
+    marks = [
+        f"{name} {tuple(parameter.shape) if is_dtensor(parameter) else checksum(parameter)}"
+        for name, parameter in model.named_parameters()
+    ]
     return hashlib.blake2b(" ".join(marks).encode(), digest_size=8).hexdigest()
