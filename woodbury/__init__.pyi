@@ -14,6 +14,7 @@ from woodbury.applications.laplace import Laplace as Laplace
 from woodbury.applications.retraining import counterfactual as counterfactual
 from woodbury.applications.ridge_choice import RidgeSearch as RidgeSearch
 from woodbury.errors import MissingDependency as MissingDependency
+from woodbury.errors import RankError as RankError
 from woodbury.errors import WoodburyError as WoodburyError
 from woodbury.estimation.recipes import diagonal_fisher as diagonal_fisher
 from woodbury.estimation.recipes import gauss_newton as gauss_newton

@@ -267,7 +267,7 @@ class LowRank(Fisher):
         scale = self._scaled.scale.to(dtype)[:, None]
         chunks = column_chunks(self.rows, dtype)
         squares = [(scale * chunk).square_().sum(0) for _, chunk in chunks]
-        return torch.cat(squares).add_(self.damping)
+        return torch.cat([scale.new_zeros(0), *squares]).add_(self.damping)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹) = (1 − Σᵢ W²ᵢq)/λ  (eq. 7): O(dm²) once, and O(dm) after `spectral`."""
