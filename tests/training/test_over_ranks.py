@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.processes import on_ranks
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import woodbury
@@ -55,7 +55,8 @@ def sharded(model: nn.Module) -> nn.Module:
 
     for layer in (model[3], model[0]):  # type: ignore[index]
         fully_shard(layer)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 def full(model: nn.Module) -> dict[str, Tensor]:
@@ -159,7 +160,7 @@ def refused(rank: int) -> list[str]:
     said = []
     model = sharded(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    mesh = dist.init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
     attempts = [
         lambda: woodbury.prune(model, data(), 0.5, group=woodbury.ALONE),
         lambda: woodbury.prune(network(), data(), 0.5, group=mesh),
@@ -174,7 +175,7 @@ def refused(rank: int) -> list[str]:
 
 
 def by_mesh() -> Tensor:
-    mesh = dist.init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (2,))
     pruner = Pruner(woodbury.mfac(SAMPLES, 1e-2))
     return woodbury.prune(network(), data(), 0.6, pruner=pruner, group=mesh).weights
 
