@@ -14,6 +14,7 @@ from woodbury.applications.laplace import Laplace as Laplace
 from woodbury.applications.retraining import counterfactual as counterfactual
 from woodbury.applications.ridge_choice import RidgeSearch as RidgeSearch
 from woodbury.errors import MissingDependency as MissingDependency
+from woodbury.errors import RankError as RankError
 from woodbury.errors import WoodburyError as WoodburyError
 from woodbury.estimation.recipes import diagonal_fisher as diagonal_fisher
 from woodbury.estimation.recipes import gauss_newton as gauss_newton
@@ -28,6 +29,7 @@ from woodbury.integrations.onnx.exporting import export_onnx as export_onnx
 from woodbury.io.sparse_files import load_sparse as load_sparse
 from woodbury.io.sparse_files import save_sparse as save_sparse
 from woodbury.limits import Limits as Limits
+from woodbury.linalg.ranks import ALONE as ALONE
 from woodbury.model import likelihood as likelihoods  # noqa: F401  (a namespace)
 from woodbury.model.batchnorm import recalibrate as recalibrate
 from woodbury.model.likelihood import Likelihood as Likelihood

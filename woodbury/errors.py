@@ -32,6 +32,10 @@ class Refused(WoodburyError):
     """The model or its loss failed on a batch; what they raised is the cause."""
 
 
+class RankError(WoodburyError):
+    """Another process of the group failed, has other settings, or did not come."""
+
+
 class MissingDependency(WoodburyError, ImportError):
     """A package that only some users need is not installed; the sentence says how to install it."""
 

@@ -49,10 +49,9 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 def test_a_wrapped_model_is_pruned_as_the_bare_one(
     wrap: Callable[[nn.Module], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = network()
-    expected = woodbury.prune(bare, data(), 0.5)
-    inside = network()
+    bare, inside = network(), network()
     with one_rank(tmp_path):
+        expected = woodbury.prune(bare, data(), 0.5)
         model = wrap(inside)
         # A forward pass of the wrapper would wait for the other ranks.
         monkeypatch.setattr(type(model), "forward", None)

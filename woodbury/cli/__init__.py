@@ -15,6 +15,7 @@ from woodbury.cli.demo_command import demo
 from woodbury.cli.export_command import export
 from woodbury.cli.inspect_command import inspect
 from woodbury.cli.invocation import invoked
+from woodbury.cli.launched import as_launched
 from woodbury.cli.prune_command import prune
 from woodbury.cli.run_file import fill_from_file
 from woodbury.cli.speed_command import speed
@@ -89,5 +90,9 @@ def run(words: Sequence[str], signals: Sequence[int] = ()) -> int:
             result_action="return_value",
         )
 
+    def shared() -> None:
+        with as_launched(words):
+            command()
+
     with invoked(words):
-        return console.report_errors(command, signals)
+        return console.report_errors(shared, signals)

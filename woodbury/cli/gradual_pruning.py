@@ -27,6 +27,7 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import fastest
 from woodbury.evaluation.methods import Method, run
 from woodbury.io.settings import described
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples
 from woodbury.model.batchnorm import recalibrate
 from woodbury.model.objective import Objective
@@ -205,7 +206,7 @@ class GradualRun:
         self._epoch = batches_in(self._samples, self._batch_size)
         self._total = training.epochs * self._epoch
         if session.is_new:
-            session.record |= _first_record(problem)
+            session.record |= Ranks.current().first_object(_first_record(problem))
         self.engine: EngineName = session.record["engine"]
         self.method = self._method(plan, sparsity)
         options = training.options

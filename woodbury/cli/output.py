@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from woodbury.evaluation.results import Result, summary
 from woodbury.io.folders import WRITABLE, first_free, os_errors_explained, output_folder
 from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.sparse_files import save_sparse
+from woodbury.linalg.ranks import Ranks
 from woodbury.pruning.schedule import Targets
 from woodbury.reporting import plots, tables
 from woodbury.reporting.charts import Chart
@@ -261,7 +263,10 @@ def folder_for(out: Path | None, default: Path) -> Iterator[tuple[Path, Path]]:
         out: What the user asks for; None for the first of default, default-2, … that is free.
         default: That name.
     """
-    if out is None:
+    if Ranks.current().rank:  # rank 0 writes; what the others make is thrown away
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder), out or default
+    elif out is None:
         with first_free(default, output_folder) as both:
             yield both
     else:

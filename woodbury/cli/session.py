@@ -5,8 +5,10 @@ It is the one driver of `train` and of `prune --epochs`.
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +26,7 @@ from woodbury.errors import WoodburyError
 from woodbury.io.fingerprint import check_same, facts_of
 from woodbury.io.folders import first_free
 from woodbury.io.run_folder import REPORT_FILE, RunFolder, is_finished, run_folder
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood
 from woodbury.monitor import whole
@@ -98,16 +101,33 @@ def resumable(
         message = f"Interrupted. To go on:  {shlex.join(words)}"
         return run_folder(name, resume=resume, how_to_resume="--resume", on_interrupt=message)
 
+    ranks = Ranks.current()
+    if ranks.rank:  # rank 0 saves and writes; what the others make is thrown away
+        with tempfile.TemporaryDirectory() as place:
+            yield RunFolder(Path(place), _told(ranks, None)), out or default
+        return
     if out is None:
         if resume:
             raise WoodburyError("--resume goes on with the run in a folder: give its --out.")
-        with first_free(default, opened) as both:
-            yield both
+        with first_free(default, opened) as (folder, name):
+            _told(ranks, None)
+            yield folder, name
         return
     with opened(out) as folder:
         if folder.saved:
             check_same(folder.saved["settings"], settings, f"The run in {out}")
+        _told(ranks, folder.saved)
         yield folder, out
+
+
+def _told(ranks: Ranks, saved: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The saved state that rank 0 has, which all ranks go on from."""
+    if ranks.size == 1:
+        return saved
+    written = io.BytesIO()
+    torch.save(saved, written)
+    told = ranks.first_object(written.getvalue())
+    return torch.load(io.BytesIO(told), weights_only=True)
 
 
 def already_finished(out: Path | None, resume: bool, settings: Mapping[str, Any]) -> bool:
@@ -121,10 +141,12 @@ def already_finished(out: Path | None, resume: bool, settings: Mapping[str, Any]
     Raises:
         WoodburyError: If it was made with other settings.
     """
-    if out is None or not (resume and is_finished(out)):
+    ranks = Ranks.current()
+    if out is None or not resume or not ranks.first_object(ranks.rank == 0 and is_finished(out)):
         return False
-    made_with = read_json(out.expanduser() / REPORT_FILE).get("asked", {})
-    check_same(made_with, in_json(settings), f"The finished run in {out}")
+    if ranks.rank == 0:
+        made_with = read_json(out.expanduser() / REPORT_FILE).get("asked", {})
+        check_same(made_with, in_json(settings), f"The finished run in {out}")
     print_note(f"The run in {out} is finished: there is nothing left to do.")
     print_how_to_load(out)
     return True
@@ -223,7 +245,10 @@ class Session:
             )
 
     def save(self, step: int) -> None:
-        """Save the state after a step."""
+        """Save the state after a step; that of rank 0 is the state of all."""
+        self._saved_at = time.monotonic()
+        if Ranks.current().rank:
+            return
         states = {name: part.state_dict() for name, part in self._needed().by_name().items()}
         self._folder.save(
             {
@@ -235,7 +260,6 @@ class Session:
                 **states,
             }
         )
-        self._saved_at = time.monotonic()
 
     @property
     def is_save_due(self) -> bool:

@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_map
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.limits import Limits
 from woodbury.linalg.conversion import seeded
-from woodbury.model.batches import Batch, Samples
+from woodbury.model.batches import Batch, Samples, samples_in, slice_samples
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.spread import per_run, runs_of, whole_runs
 
 MC_SAMPLES_MEANING = "the number of GGN samples per input"
 
@@ -45,9 +46,12 @@ def gauss_newton_rows(objective: Objective, mc_samples: int, seed: int = 0) -> O
     """
     check_directions(objective.likelihood)
     check_whole_number(mc_samples, "mc_samples", MC_SAMPLES_MEANING)
+    spread = objective.batches.spread
+    if spread is not None:
+        spread = replace(spread, is_dealt=False, entries=mc_samples)
     return replace(
         objective,
-        batches=Samples(_Directions(objective, mc_samples, seed), trusted=True),
+        batches=Samples(_Directions(objective, mc_samples, seed), trusted=True, spread=spread),
         likelihood=Likelihood(objective.likelihood.directional),
     )
 
@@ -104,11 +108,49 @@ def draw_directions(
     """
     check_directions(objective.likelihood)
     generator = seeded(seed, objective.weights.device)
-    for inputs, target in objective.batches.in_batches(batch_size):
+    done = 0
+    for inputs, target in objective.batches.in_batches(whole_runs(batch_size)):
         with torch.no_grad(), eval_mode(objective.model):
             output = objective.forward(objective.parameters, inputs)
-        directions = directions_at(objective.likelihood, output, target, mc_samples, generator)
+        count = samples_in(inputs)
+        directions = directions_after(
+            done, count, objective.likelihood, output, target, mc_samples, generator
+        )
+        done += count
         yield DirectedBatch(inputs, directions, output, target)
+
+
+def directions_after(
+    first: int,
+    count: int,
+    likelihood: Likelihood,
+    output: Any,
+    target: Any,
+    mc_samples: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Random directions of some samples of this rank, which depend on the samples alone.
+
+    Args:
+        first: How many samples of this rank came before.
+        count: How many these are.
+        likelihood: As for `directions_at`, and so are the others.
+        output: Of the model.
+        target: The labels, or None.
+        mc_samples: Directions per sample.
+        generator: Of all directions.
+
+    Returns:
+        (count, mc_samples, …).
+    """
+    parts = []
+    for run in runs_of(first, count):
+        outputs, targets = output, target
+        if run.stop - run.start < count:
+            outputs, targets = slice_samples((output, target), run.start, run.stop)
+        drawn_by = per_run(generator, first + run.start)
+        parts.append(directions_at(likelihood, outputs, targets, mc_samples, drawn_by))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 @torch.no_grad()

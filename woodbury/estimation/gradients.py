@@ -20,6 +20,7 @@ from woodbury.errors import WoodburyError, check_whole_number, user_code
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.limits import Limits
 from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import (
     Batch,
     check_enough_data,
@@ -29,6 +30,7 @@ from woodbury.model.batches import (
 )
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective, check_dependence
+from woodbury.model.spread import drawn_at_once, per_run
 from woodbury.monitor import report
 
 Labels = Callable[[Objective, Any, Any, torch.Generator | None], Any]
@@ -350,15 +352,16 @@ def gradient_rows(objective: Objective, count: int, **options: Any) -> Tensor:
         >>> gradient_rows(objective, 5).shape
         torch.Size([5, 8])
     """
-    matrix: Tensor | None = None
+    chunks = gradient_chunks(objective, count, **options)
+    own = objective.batches.own(count)
+    matrix = objective.weights.new_empty(own, objective.space.d)
     done = 0
-    for chunk in gradient_chunks(objective, count, **options):
-        if matrix is None:
-            matrix = chunk.new_empty(count, objective.space.d)
+    for chunk in chunks:
+        if chunk.dtype != matrix.dtype:
+            matrix = matrix.to(chunk.dtype)
         matrix[done : done + len(chunk)] = chunk
         done += len(chunk)
-        report("gradients", done, count)
-    assert matrix is not None  # gradient_chunks gives count >= 1 rows or raises
+        report("gradients", done, own)
     return matrix
 
 
@@ -387,9 +390,10 @@ def mean_gradient(
             objective.check_mean(inputs, target)
             total += size * _mean_gradient(objective, inputs, target).to(dtype)
             samples += size
-    check_enough_data(samples, count or 1)
+    check_enough_data(samples, objective.batches.own(count or 1))
     _check_finite(objective, total[None], 0)
-    return total / samples
+    ranks = Ranks.current()
+    return ranks.sum(total) / ranks.total(samples)
 
 
 @dataclass(frozen=True)
@@ -402,11 +406,17 @@ class _RowSettings:
     generator: torch.Generator | None
     engine: Engine | None
 
-    def labelled(self, objective: Objective, inputs: Any, target: Any) -> Any:
-        return labelled(self.labels, objective, inputs, target, self.generator)
+    def labelled(self, objective: Objective, inputs: Any, target: Any, done: int) -> Any:
+        """The labels of a batch that comes after `done` samples."""
+        generator = self.generator and per_run(self.generator, done)
+        return labelled(self.labels, objective, inputs, target, generator)
 
-    def check_enough(self, rows: int) -> None:
-        check_enough_data(rows, self.count, f"rows of {self.batch} sample(s)")
+    def at_once(self, samples: int) -> int:
+        return samples if self.labels is observed else drawn_at_once(samples)
+
+    def check_enough(self, objective: Objective, rows: int) -> None:
+        needed = objective.batches.own(self.count * self.batch) // self.batch
+        check_enough_data(rows, needed, f"rows of {self.batch} sample(s)")
 
 
 def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
@@ -422,8 +432,9 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
         engine, chunk_size = looped, 1
     done = 0
     with eval_mode(objective.model):
+        chunk_size = settings.at_once(chunk_size)
         for inputs, target in objective.batches.in_batches(chunk_size, settings.count):
-            target = settings.labelled(objective, inputs, target)
+            target = settings.labelled(objective, inputs, target, done)
             last = done + samples_in(inputs)
             refusal = f"The model or its loss refuses one of the samples {done + 1} to {last}"
             with user_code(f"{refusal}: look at them and at their labels."):
@@ -433,25 +444,26 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
             _check_finite(objective, rows, done)
             done += len(rows)
             yield rows
-    settings.check_enough(done)
+    settings.check_enough(objective, done)
 
 
 def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
     """Rows that average `batch` samples of one shape; samples that fill no row are left out."""
     done = 0
+    count = objective.batches.own(settings.count * settings.batch) // settings.batch
     with eval_mode(objective.model):
         for inputs, target in objective.batches.in_batches(settings.batch):
             if samples_in(inputs) < settings.batch:
                 continue
-            target = settings.labelled(objective, inputs, target)
+            target = settings.labelled(objective, inputs, target, done * settings.batch)
             objective.check_mean(inputs, target)
             row = settings.batch**0.5 * _mean_gradient(objective, inputs, target)[None]
             _check_finite(objective, row, done)
             done += 1
             yield row
-            if done == settings.count:
+            if done == count:
                 return
-    settings.check_enough(done)
+    settings.check_enough(objective, done)
 
 
 @torch.enable_grad()

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.rows_over_ranks import blocks
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import summed_blocks
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.rebuilt import Rebuilt
 from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.ranks import Ranks
 from woodbury.linalg.symmetric_blocks import block_bytes
 from woodbury.memory.budget import row_bytes
 from woodbury.model.objective import Objective
@@ -50,6 +52,9 @@ def block_sums(objective: Objective, block: int, damping: float, chunks: Chunks)
         WoodburyError: If the memory is short of what `MAX_GROUPS` groups need.
     """
     sizes = objective.space.block_sizes(block)
+    ranks = Ranks.current()
+    if ranks.size > 1:
+        return _over_ranks(objective, sizes, damping, chunks)
     groups = _groups(objective, sizes)
     if len(groups) == 1:
         return summed_blocks(chunks(objective), sizes, damping)
@@ -61,6 +66,23 @@ def block_sums(objective: Objective, block: int, damping: float, chunks: Chunks)
             for group in groups
         )
     )
+
+
+def _over_ranks(
+    objective: Objective, sizes: tuple[int, ...], damping: float, chunks: Chunks
+) -> Fisher:
+    """The blocks, each rank with a part of them that must have room there."""
+    ranks = Ranks.current()
+    dtype = wide_dtype(objective.weights.dtype)
+    needed = block_bytes(len(sizes), max(sizes), dtype) // ranks.size
+    room = ranks.least(row_bytes())
+    if needed > room:
+        raise WoodburyError(
+            f"The blocks take {needed / 1e9:.3g} GB on each of {ranks.size} ranks, and "
+            f"{room / 1e9:.3g} GB are to have: take more ranks, smaller blocks or more memory."
+        )
+    m = 0  # read in the primal form whatever their number
+    return blocks(chunks(objective), m, sizes, damping, objective.weights)
 
 
 @dataclass(frozen=True)

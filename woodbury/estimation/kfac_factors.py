@@ -15,6 +15,7 @@ from woodbury.estimation.gradients import Labels, labelled, sampled
 from woodbury.estimation.layer_products import used_elsewhere
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32, wide_dtype
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
 from woodbury.model.layers import (
@@ -29,6 +30,7 @@ from woodbury.model.layers import (
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective, check_dependence
 from woodbury.model.space import ParameterSpace
+from woodbury.model.spread import drawn_at_once, per_run
 from woodbury.model.wrappers import bare
 from woodbury.monitor import report
 
@@ -89,8 +91,10 @@ def factors(
     odd: set[str] | None = set() if skip_unknown else None
     done = 0
     with eval_mode(objective.model):
-        for inputs, target in objective.batches.in_batches(Limits.current().kfac_samples, count):
-            target = labelled(labels, objective, inputs, target, generator)
+        at_once = drawn_at_once(Limits.current().kfac_samples)
+        for inputs, target in objective.batches.in_batches(at_once, count):
+            drawn_by = generator and per_run(generator, done)
+            target = labelled(labels, objective, inputs, target, drawn_by)
             objective.check_mean(inputs, target)
             if not done:
                 uses = _with_factors(objective, uses, inputs, target, skip_unknown)
@@ -100,8 +104,12 @@ def factors(
                 right = before[1] + local.right.double()
                 sums[name] = Factors(left, right)
             done += samples_in(inputs)
-            report("factors", done, count)
-    check_enough_data(done, count)
+            report("factors", done, objective.batches.own(count))
+    check_enough_data(done, objective.batches.own(count))
+    ranks = Ranks.current()
+    sums = {
+        name: Factors(ranks.sum(both.left), ranks.sum(both.right)) for name, both in sums.items()
+    }
     dtype = wide_dtype(objective.weights.dtype)
     names = objective.space.shapes if odd is None else sums.keys() - odd
     return {name: _averaged(name, sums, count, dtype) for name in names}

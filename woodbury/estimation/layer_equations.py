@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,15 +13,21 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import samples_in
 from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
 from woodbury.model.layers import MatrixLayer, by_position, known_layers, patches
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.spread import drawn_at_once
 from woodbury.monitor import report
 
 POSITIONS = 16
 """Positions per sample, at most: a thousand samples of so many determine a few hundred inputs."""
+
+
+MANY_POSITIONS = 2**20
+"""More positions than a layer draws for the samples of one run, so that runs have other seeds."""
 
 
 class RowEquations(NamedTuple):
@@ -95,6 +102,14 @@ class LayerFit:
             self.positions += len(flat)
             start += len(chunk)
 
+    def over_ranks(self) -> LayerFit:
+        """The equations summed over all ranks."""
+        ranks = Ranks.current()
+        if ranks.size == 1:
+            return self
+        sums = ranks.sum(self.inputs), ranks.sum(self.cross_moment)
+        return LayerFit(*sums, ranks.total(self.positions))
+
 
 class GoalOutput(NamedTuple):
     """The output of one use of a layer in the goal's network, at some positions.
@@ -147,8 +162,13 @@ class LayerGoals:
             samples: How many, from the first.
         """
         batches = []
-        positions: dict[str, int] = {}
-        for inputs, _ in goal.batches.in_batches(Limits.current().layer_samples, samples):
+        positions: dict[str, int] = defaultdict(int)
+        at_once = drawn_at_once(Limits.current().layer_samples)
+        ranks = Ranks.current()
+        for inputs, _ in goal.batches.in_batches(at_once, samples):
+            if not ranks.is_alone:  # so that the positions depend on the samples alone
+                run = len(batches) * ranks.size + ranks.rank
+                positions = defaultdict(lambda first=run * MANY_POSITIONS: first)
             outputs: dict[str, list[GoalOutput]] = {}
 
             def record(
@@ -157,13 +177,14 @@ class LayerGoals:
                 given: Tensor,
                 output: Tensor,
                 outputs: dict[str, list[GoalOutput]] = outputs,
+                positions: dict[str, int] = positions,
             ) -> None:
                 by_place = by_position(layer, output)
-                drawn = _drawn(by_place.shape[1], positions.get(name, 0)).to(output.device)
+                drawn = _drawn(by_place.shape[1], positions[name]).to(output.device)
                 # A copy, as an in-place activation may follow.
                 values = by_place[:, drawn].clone()
                 outputs.setdefault(name, []).append(GoalOutput(output.shape, drawn, values))
-                positions[name] = positions.get(name, 0) + len(values) * len(drawn)
+                positions[name] += len(values) * len(drawn)
 
             _run_noting(goal, inputs, record)
             batches.append(outputs)
@@ -189,15 +210,15 @@ class LayerGoals:
         outputs = []
         mismatched: set[str] = set()
         done = 0
-        size = Limits.current().layer_samples
+        size = drawn_at_once(Limits.current().layer_samples)
         batches = objective.batches.in_batches(size, self.samples)
         for (inputs, _), goal in zip(batches, self.batches, strict=True):
             output, differing = _accumulate(fits, objective, goal, inputs)
             outputs.append(objective.likelihood.output_tensor(output))
             mismatched |= differing
             done += samples_in(inputs)
-            report("samples through the layers", done, self.samples)
-        fits = {name: fit for name, fit in fits.items() if name not in mismatched}
+            report("samples through the layers", done, objective.batches.own(self.samples))
+        fits = {name: fit.over_ranks() for name, fit in fits.items() if name not in mismatched}
         for name, fit in fits.items():
             if not bool(
                 torch.isfinite(fit.inputs).all() and torch.isfinite(fit.cross_moment).all()

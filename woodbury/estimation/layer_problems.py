@@ -19,10 +19,12 @@ from woodbury.estimation.row_layers import (
 )
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.spread import drawn_at_once
 
 POSITIONS = 64
 """Positions per sample that are compared, at most."""
@@ -59,7 +61,9 @@ def layers_in_order(objective: Objective) -> list[str]:
     def hook_of(name: str) -> ForwardHook:
         return lambda module, positional, keywords, output: called.setdefault(name)
 
-    for inputs, _ in objective.batches.in_batches(1, 1):
+    with Ranks.apart():  # any sample will do
+        first = list(objective.batches.in_batches(1, 1))
+    for inputs, _ in first:
         hooks = [(module, hook_of(name)) for name, module in _layers(objective)]
         with torch.no_grad(), eval_mode(objective.model), forward_hooks(hooks):
             objective.forward(objective.parameters, inputs)
@@ -86,8 +90,10 @@ def layer_problems(
         WoodburyError: If inputs or outputs of a layer are not finite; its weight is named.
     """
     pass_ = _Comparison(objective, goal, names, max_columns)
-    for inputs, _ in objective.batches.in_batches(Limits.current().layer_samples // 4, samples):
+    at_once = drawn_at_once(Limits.current().layer_samples // 4)
+    for inputs, _ in objective.batches.in_batches(at_once, samples):
         pass_.add(inputs)
+    pass_.sum_over_ranks()
     for name, problem in pass_.problems.items():
         if not bool(torch.isfinite(problem.inputs).all() & torch.isfinite(problem.lacking).all()):
             raise WoodburyError(
@@ -146,8 +152,20 @@ class _Comparison:
 
     def _drawn(self, module: nn.Module, given: Tensor, use: int) -> Tensor:
         """The same positions in both networks, others in other batches and uses."""
-        generator = torch.Generator().manual_seed(1000 * self.batches + use)
+        ranks = Ranks.current()
+        batch = (self.batches - 1) * ranks.size + ranks.rank + 1
+        generator = torch.Generator().manual_seed(1000 * batch + use)
         return draw_positions(module, given, POSITIONS, generator)
+
+    def sum_over_ranks(self) -> None:
+        """Make the sums those of all ranks."""
+        ranks = Ranks.current()
+        if ranks.size == 1:
+            return
+        for problem in (self.problems[name] for name in sorted(self.problems)):
+            problem.inputs = ranks.sum(problem.inputs)
+            problem.lacking = ranks.sum(problem.lacking)
+            problem.positions = ranks.total(problem.positions)
 
     def _add(self, name: str, module: Any, given: Tensor, drawn: Tensor, lacking: Tensor) -> None:
         if name not in self.problems:

@@ -14,16 +14,18 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import Refused, WoodburyError, is_out_of_memory, reason
-from woodbury.estimation.ggn import directions_at, draw_directions, repeat_per_direction
+from woodbury.estimation.ggn import directions_after, draw_directions, repeat_per_direction
 from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
+from woodbury.model.spread import per_run, runs_of
 
 BYTES_PER_FLOAT = 4
 """Of a gradient row and of a direction of the output."""
@@ -108,7 +110,7 @@ class Residuals:
         batches = list(objective.batches.in_batches(READING_BATCH, samples))
         if not batches:
             raise WoodburyError("No batch was given: outputs are compared on at least one sample.")
-        goal = replace(goal, batches=Samples(batches, trusted=True))
+        goal = replace(goal, batches=objective.batches.read(batches, trusted=True))
         profile = ModelProfile.measure(goal)
         read = sum(samples_in(batch[0]) for batch in batches)
         check_room_for_directions(mc_samples, read, profile.output_elements)
@@ -136,18 +138,27 @@ class Residuals:
         likelihood = objective.likelihood
         generator = torch.Generator(objective.weights.device).manual_seed(seed)
         parts = []
+        done = 0
         for part in self.parts:
-            mc_samples = part.directions.shape[1]
+            size, mc_samples = part.directions.shape[:2]
             output = part.goal_output
-            directions = directions_at(likelihood, output, part.target, mc_samples, generator)
+            directions = directions_after(
+                done, size, likelihood, output, part.target, mc_samples, generator
+            )
+            done += size
             values = _projected(likelihood.output_tensor(output), directions)
             parts.append(part._replace(directions=directions, goal_values=values))
         return replace(self, objective=objective, parts=parts)
 
     @property
     def m(self) -> int:
-        """Residuals, mc_samples × samples."""
+        """Residuals, mc_samples × samples: of ranks, this one's."""
         return sum(part.goal_values.numel() for part in self.parts)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all ranks."""
+        return Ranks.current().total(sum(len(part.directions) for part in self.parts))
 
     @torch.no_grad()
     def outputs(self, weights: Tensor) -> list[Tensor]:
@@ -242,10 +253,21 @@ class Residuals:
         """
         generator = torch.Generator().manual_seed(seed)
         total = torch.zeros_like(at_least_float32(self.objective.weights))
-        for _ in range(probes):
-            signs = torch.randint(2, (self.m,), generator=generator).mul(2).sub(1).to(total)
-            total += self.gradient(signs).square()
-        return total * self.m / probes
+        for probe in range(probes):
+            total += self.gradient(self._signs(generator, probe).to(total)).square()
+        return total * Ranks.current().total(self.m) / probes
+
+    def _signs(self, generator: torch.Generator, probe: int) -> Tensor:
+        """Random signs of the residuals, (m,)."""
+        if Ranks.current().is_alone:
+            return torch.randint(2, (self.m,), generator=generator).mul(2).sub(1)
+        seeded = torch.Generator().manual_seed(generator.initial_seed() + probe)
+        per_sample = self.parts[0].goal_values.shape[1]
+        signs = []
+        for run in runs_of(0, self.m // per_sample):
+            count = per_sample * (run.stop - run.start)
+            signs.append(torch.randint(2, (count,), generator=per_run(seeded, run.start)))
+        return torch.cat(signs).mul(2).sub(1)
 
     def _along_directions(self, batches: list[Batch]) -> Objective:
         """The objective whose loss is the mean output along the targets of `batches`."""

@@ -24,8 +24,8 @@ from woodbury.estimation.gradients import (
 from woodbury.estimation.grouped_blocks import block_sums, on_tensors
 from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.kfac_factors import factors
+from woodbury.estimation.rows_over_ranks import blocks, parts, whole_matrix
 from woodbury.fisher.base import Fisher
-from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.diagonal import Diagonal
@@ -33,7 +33,9 @@ from woodbury.fisher.kronecker import Elements, Kronecker, exact
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
 from woodbury.linalg.conversion import seeded
+from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import at_least_float32, wide_dtype
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory import check_room, parse_bytes, stored_rows
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace, check_block_size
@@ -98,7 +100,7 @@ class diagonal_fisher:
         squares = torch.zeros_like(objective.weights, dtype=torch.float64)
         for chunk in _chunks(self, objective):
             squares += at_least_float32(chunk).square().sum(0)  # squares of halves underflow
-        mean = squares / self.count
+        mean = Ranks.current().sum(squares) / self.count
         return Diagonal(mean.to(wide_dtype(objective.weights.dtype)), self.damping)
 
 
@@ -219,19 +221,28 @@ class mfac:
         sizes = objective.space.block_sizes(self.block)
         if is_primal(self.count, sizes):
             return block_sums(objective, self.block, self.damping, partial(_chunks, self))
+        if Ranks.current().size > 1:
+            chunks = _chunks(self, objective)
+            return blocks(chunks, self.count, sizes, self.damping, objective.weights)
         return dense_blocks(_rows(self, objective), sizes, self.damping)
 
-    def _whole_matrix(self, objective: Objective) -> LowRank:
+    def _whole_matrix(self, objective: Objective) -> Fisher:
         weights = objective.weights
-        rows = stored_rows(
-            _chunks(self, objective),
-            (self.count, objective.space.d),
-            weights.dtype if self.dtype is None else self.dtype,
-            device=weights.device,
-            memory=self.memory,
-            scratch=self.scratch,
-        )
-        return LowRank.from_gram(rows, self.damping, None)  # each chunk of rows is finite
+        dtype = weights.dtype if self.dtype is None else self.dtype
+
+        def stored(chunks: Iterable[Tensor], columns: int) -> Rows:
+            return stored_rows(
+                chunks,
+                (self.count, columns),
+                dtype,
+                device=weights.device,
+                memory=self.memory,
+                scratch=self.scratch,
+            )
+
+        # Each chunk of rows is finite.
+        d = objective.space.d
+        return whole_matrix(stored, _chunks(self, objective), d, self.damping, weights)
 
     def of_rows(self, rows: Tensor, space: ParameterSpace) -> Fisher:
         """The Fisher of rows that are there already, in place of `count` of its own.
@@ -243,12 +254,22 @@ class mfac:
         Returns:
             The Fisher in the same structure and with the same damping.
         """
+        if Ranks.current().size > 1:
+            return self._of_rows_of_all_ranks(rows, space)
         if self.block is None:
             return LowRank(rows.clone(), self.damping)
         sizes = space.block_sizes(self.block)
         if is_primal(len(rows), sizes):
             return summed_blocks([rows], sizes, self.damping)
         return dense_blocks(rows.clone(), sizes, self.damping)
+
+    def _of_rows_of_all_ranks(self, rows: Tensor, space: ParameterSpace) -> Fisher:
+        if self.block is None:
+            return whole_matrix(
+                lambda chunks, _: torch.cat(list(chunks)), [rows], space.d, self.damping, rows
+            )
+        m = Ranks.current().total(len(rows))
+        return blocks([rows], m, space.block_sizes(self.block), self.damping, rows)
 
 
 @dataclass(frozen=True)
@@ -366,7 +387,7 @@ class kfac:
         check_damping(self.damping)
 
     @checks_types
-    def __call__(self, objective: Objective) -> BlockDiagonal:
+    def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
         generator = _generator(objective, self.seed)
@@ -378,18 +399,22 @@ class kfac:
             skip_unknown=self.skip_unknown,
         )
         keep = space.keep.to(objective.weights.device)
-        parts: list[Fisher] = []
+        masks = {name: keep[where] for name, where in space.slices.items() if keep[where].any()}
         diagonal = diagonal_fisher(self.count, self.damping, labels=self.labels, seed=self.seed)
-        for name, where in space.slices.items():
-            kept = keep[where]
-            if not kept.any():
-                continue
-            if name not in pairs:
-                parts.append(diagonal(on_tensors(objective, (name,))))
-            else:
-                whole = self.damped(*pairs[name], self.damping)
-                parts.append(replace(whole, elements=self.elements).restrict(kept))
-        return BlockDiagonal(tuple(parts))
+        unknown = {
+            name: diagonal(on_tensors(objective, (name,))) for name in masks if name not in pairs
+        }
+        names = list(masks)
+
+        def part(index: int) -> Fisher:
+            name = names[index]
+            if name in unknown:
+                return unknown[name]
+            whole = self.damped(*pairs[name], self.damping)
+            return replace(whole, elements=self.elements).restrict(masks[name])
+
+        sizes = [int(mask.sum()) for mask in masks.values()]
+        return parts(sizes, part, self.damping, objective.weights)
 
 
 @dataclass(frozen=True)
@@ -445,7 +470,7 @@ def _chunks(recipe: diagonal_fisher | mfac, objective: Objective) -> Iterator[Te
         generator=_generator(objective, recipe.seed),
         engine=recipe.engine,
     )
-    return _reported(chunks, recipe.count)
+    return _reported(chunks, objective.batches.own(recipe.count))
 
 
 def _rows(recipe: mfac, objective: Objective) -> Tensor:

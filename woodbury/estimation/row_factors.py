@@ -24,12 +24,14 @@ from woodbury.estimation.row_layers import (
 from woodbury.limits import Limits
 from woodbury.linalg.conversion import seeded
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import row_bytes
 from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective, check_dependence
+from woodbury.model.spread import drawn_at_once, per_run
 from woodbury.monitor import report
 
 POSITIONS = 64
@@ -131,20 +133,25 @@ def row_factors(
     with eval_mode(objective.model):
         collector = _Collector(objective, max_columns)
         size = 1
-        for inputs, _ in objective.batches.in_batches(1, 1):
-            size = collector.batch_size(inputs)
-        for inputs, target in objective.batches.in_batches(size, count):
+        with Ranks.apart():  # any sample will do
+            for inputs, _ in objective.batches.in_batches(1, 1):
+                size = collector.batch_size(inputs)
+        positions = collector.positions
+        for inputs, target in objective.batches.in_batches(drawn_at_once(size), count):
+            drawn_by = generator and per_run(generator, done)
+            collector.positions = per_run(positions, done)
             if labels is not None:
-                target = labelled(labels, objective, inputs, target, generator)
+                target = labelled(labels, objective, inputs, target, drawn_by)
             if target is not None:
                 objective.check_mean(inputs, target)
             if not done:  # with random numbers of its own
                 trial = _loss_of(objective, labels, seeded(0, objective.weights.device))
                 collector.take_gradients_of_odd_layers(trial, inputs, target)
-            collector.add(_loss_of(objective, labels, generator), inputs, target)
+            collector.add(_loss_of(objective, labels, drawn_by), inputs, target)
             done += samples_in(inputs)
-            report("factors", done, count)
-    check_enough_data(done, count)
+            report("factors", done, objective.batches.own(count))
+    check_enough_data(done, objective.batches.own(count))
+    collector.sum_over_ranks()
     return {name: collector.factors(name, count) for name in objective.space.shapes}
 
 
@@ -257,6 +264,15 @@ class _Collector:
         for name, gradient in zip(self.others, gradients[1:], strict=True):
             if gradient is not None:
                 self._add_gradient(name, at_least_float32(gradient))
+
+    def sum_over_ranks(self) -> None:
+        """Make the sums those of all ranks."""
+        ranks = Ranks.current()
+        if ranks.size == 1:
+            return
+        for sums in (self.sums[key] for key in sorted(self.sums)):
+            sums.scales, sums.inputs = ranks.sum(sums.scales), ranks.sum(sums.inputs)
+            sums.rows = ranks.total(sums.rows)
 
     def factors(self, name: str, count: int) -> RowFactors:
         """The averages of one tensor over so many samples."""

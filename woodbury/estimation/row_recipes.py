@@ -13,7 +13,8 @@ from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.gradients import Labels
 from woodbury.estimation.recipes import COUNT
 from woodbury.estimation.row_factors import RowFactors, row_factors
-from woodbury.fisher.block_diagonal import BlockDiagonal
+from woodbury.estimation.rows_over_ranks import parts
+from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import NEGLIGIBLE_DAMPING
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.io.representation import readable
@@ -80,18 +81,24 @@ class kfac_by_rows:
             raise WoodburyError(f"ridge is {self.ridge}: give a positive, finite share.")
 
     @checks_types
-    def __call__(self, objective: Objective) -> BlockDiagonal:
+    def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
         generator = seeded(self.seed, objective.weights.device)
         found = row_factors(objective, self.count, self.max_columns, self.labels, generator)
-        parts = []
+        masks: dict[str, Tensor | None] = {}
+        sizes: list[int] = []
         for name, where in space.slices.items():
-            factors = found.pop(name)
             kept = None if space.kept is None else space.kept[where].to(objective.weights.device)
             if kept is None or kept.any():
-                parts.append(self._of_tensor(factors, kept))
-        return BlockDiagonal(tuple(parts))
+                masks[name] = kept
+                sizes.append(where.stop - where.start if kept is None else int(kept.sum()))
+        names = list(masks)
+
+        def part(index: int) -> KroneckerRows:
+            return self._of_tensor(found.pop(names[index]), masks[names[index]])
+
+        return parts(sizes, part, 0.0, objective.weights)
 
     def _of_tensor(self, factors: RowFactors, kept: Tensor | None) -> KroneckerRows:
         scales, blocks, layout = factors

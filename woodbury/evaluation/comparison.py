@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from statistics import fmean
 
 from woodbury.argument_types import checks_types
@@ -10,6 +11,7 @@ from woodbury.errors import WoodburyError
 from woodbury.evaluation.methods import ComparedMethod, Method, MethodRunner, comparable
 from woodbury.evaluation.metrics import Score
 from woodbury.evaluation.results import Result
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
@@ -29,6 +31,7 @@ def compare(
     *,
     validate: Score | None = None,
     memory: int | str | None = None,
+    group: object = None,
 ) -> list[Result]:
     """Prune by every method to every sparsity, each time from the dense network.
 
@@ -43,6 +46,8 @@ def compare(
         validate: The score on held-out *training* data that chooses among a method's dampings.
         memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
             still have.
+        group: The torch.distributed process group whose ranks share the methods and seeds, each of
+            which one rank does alone; as for `woodbury.prune`. All ranks get all results.
 
     Returns:
         One result for each seed, method and sparsity, in this order.
@@ -76,8 +81,19 @@ def compare(
             "There is nothing to compare: give at least one method, one sparsity and one seed."
         )
     advice = "give compare() methods of fewer rows or smaller blocks"
-    with limits_within(memory), if_memory_runs_out(advice):
-        return _compared(methods, sparsities, seeds, make_objective, evaluate, validate, memory)
+    facts = {"methods": methods, "sparsities": sparsities, "seeds": seeds}
+    with (
+        Ranks.of(group).started("compare", facts) as ranks,
+        limits_within(memory),
+        if_memory_runs_out(advice),
+    ):
+        with Ranks.apart():
+            mine = _compared(
+                methods, sparsities, seeds, make_objective, evaluate, validate, memory, ranks
+            )
+        done = {cell: results for rank in ranks.gathered_objects(mine) for cell, results in rank}
+    cells = ((seed, name) for seed in seeds for name in methods)
+    return [result for cell in cells for result in done[cell]]
 
 
 def _compared(
@@ -88,18 +104,26 @@ def _compared(
     evaluate: Score,
     validate: Score | None,
     memory: int | str | None,
-) -> list[Result]:
-    cells = len(methods) * len(sparsities) * len(seeds)
-    results: list[Result] = []
-    with whole("pruning", "pruning", cells) as progress:
+    ranks: Ranks,
+) -> list[tuple[tuple[int, str], list[Result]]]:
+    """The results of the seeds and methods that are this rank's."""
+    cells = list(product(seeds, methods))
+    own = cells[ranks.rank :: ranks.size]
+    found: list[tuple[tuple[int, str], list[Result]]] = []
+    with whole("pruning", "pruning", len(own) * len(sparsities)) as progress:
         for seed in seeds:
             objectives = _objectives(methods, make_objective, seed)
-            if not results:
+            if seed == seeds[0]:
                 _check_possible(methods, sparsities, objectives, validate, memory)
-            losses = {dense: dense.loss() for dense in dict.fromkeys(objectives.values())}
-            for name, method in methods.items():
-                dense = objectives[name]
+            mine = [name for name in methods if (seed, name) in own]
+            losses = {
+                dense: dense.loss() for dense in dict.fromkeys(objectives[name] for name in mine)
+            }
+            for name in mine:
+                method, dense = methods[name], objectives[name]
                 loss_before = losses[dense]
+                results: list[Result] = []
+                found.append(((seed, name), results))
                 runs = method.runs(dense, sparsities, validate)
                 for sparsity, best in zip(sparsities, runs, strict=True):
                     loss_after = best.pruned.objective.loss()
@@ -123,7 +147,7 @@ def _compared(
                     )
                     results.append(result)
                     progress.advance()
-    return results
+    return found
 
 
 def _objectives(

@@ -124,14 +124,16 @@ def check_columns(v: Any, length: int, subject: str, *, columns: bool = True) ->
         WrongType: If it is no tensor of real numbers.
     """
     v = as_tensor(v, "The vector")
-    if v.ndim not in ((1, 2) if columns else (1,)) or v.shape[0] != length or 0 in v.shape:
+    if v.ndim not in ((1, 2) if columns else (1,)) or v.shape[0] != length or 0 in v.shape[1:]:
         wanted = f"({length},) or ({length}, k)" if columns else f"({length},)"
         raise WoodburyError(f"{subject} of shape {tuple(v.shape)}: give {wanted}.")
     if v.is_complex():
         raise WrongType(
             "The vector is complex and a Fisher is real: give real and imaginary parts as columns."
         )
-    return check_finite(v, "The vector") if v.is_floating_point() else v
+    if not (v.is_floating_point() and length):  # of ranks, one may have no weight left
+        return v
+    return check_finite(v, "The vector")
 
 
 def check_keep(keep: Tensor, d: int) -> Tensor:

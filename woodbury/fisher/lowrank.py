@@ -19,6 +19,7 @@ from woodbury.fisher.checks import (
     check_groups,
     check_held,
     check_keep,
+    check_mask,
     check_rows,
     check_vector,
     check_weights,
@@ -188,7 +189,9 @@ class LowRank(Fisher):
     def _representable(self, compute: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
         """What is computed in this operator's dtype; in float64 where that overflows on the way."""
         result = compute(self.dtype)
-        if bool(torch.isfinite(result).all()):
+        overflows = torch.tensor(not bool(torch.isfinite(result).all()), dtype=torch.float64)
+        # On all ranks or on none, as they sum inside.
+        if not bool(collectives.all_sum(overflows, self.group)):
             return result
         return check_held(compute(torch.float64).to(self.dtype), what)
 
@@ -264,7 +267,7 @@ class LowRank(Fisher):
         scale = self._scaled.scale.to(dtype)[:, None]
         chunks = column_chunks(self.rows, dtype)
         squares = [(scale * chunk).square_().sum(0) for _, chunk in chunks]
-        return torch.cat(squares).add_(self.damping)
+        return torch.cat([scale.new_zeros(0), *squares]).add_(self.damping)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹) = (1 − Σᵢ W²ᵢq)/λ  (eq. 7): O(dm²) once, and O(dm) after `spectral`."""
@@ -309,15 +312,30 @@ class LowRank(Fisher):
             chunk = groups[start : start + at_once]
             # The identity, which has ones beside its diagonal too where a group repeats a weight.
             identity = (chunk[:, :, None] == chunk[:, None, :]).double()
-            white = self._whitener @ taken(self.rows, chunk.flatten()).double()
+            white = self.whitened(chunk.flatten())
             white = white.view(self.m, len(chunk), size).permute(1, 0, 2)
             elements = (identity - white.mT @ white) / self.damping
             blocks[start : start + at_once] = elements.to(self.dtype)
         return check_held(blocks, "An inverse block")
 
+    def whitened(self, columns: Tensor) -> Tensor:
+        """Some columns of W = L⁻¹ S G  (eq. 7).
+
+        Args:
+            columns: (k,) int64, of this rank.
+
+        Returns:
+            (m, k) float64.
+        """
+        return self._whitener @ taken(self.rows, columns).double()
+
+    def _check_keep(self, keep: Tensor) -> Tensor:
+        """A mask of kept weights; of ranks, one may keep none of its own."""
+        return check_keep(keep, self.d) if self.group is None else check_mask(keep, (self.d,))
+
     def restrict(self, keep: Tensor) -> LowRank:
         """F_KK: an index on the same rows; their Gram matrix by subtraction if known."""
-        keep = check_keep(keep, self.d)
+        keep = self._check_keep(keep)
         rows = restricted(self.rows, keep)
         gram = self._downdated_gram(keep)
         known = None
@@ -369,7 +387,7 @@ class LowRank(Fisher):
 
     def conditional_curvature(self, keep: Tensor) -> Tensor:
         """λ/(1 − Σᵢ W²ᵢq) for kept weights, λ(1 + Σᵢ W²ᵢq) for removed ones  (eq. 57)."""
-        keep = check_keep(keep, self.d)
+        keep = self._check_keep(keep)
         kept = self.restrict(keep)
         curvature = torch.empty(self.d, dtype=self.dtype, device=self.device)
         curvature[keep] = self.damping / kept._scaled_inverse_diagonal
@@ -433,7 +451,7 @@ class LowRank(Fisher):
         # 1. F_KQ w_Q lies in the span of the kept columns of the rows, so that (eq. 8) applies: no
         #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
         #    copy of them: what the other columns would add is cut off last.
-        keep = check_keep(keep, self.d)
+        keep = self._check_keep(keep)
         solver, force = self._kept_factorization(keep, check_vector(removed, self.d, columns=False))
         dtype = self._product_dtype(solver.exact)
         step = self._scaled.combine(solver.solve(force), dtype)[keep]

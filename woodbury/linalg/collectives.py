@@ -6,20 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from woodbury.errors import WoodburyError, WrongType
+from woodbury.errors import WoodburyError
+from woodbury.linalg.ranks import Ranks, check_group
 
-
-def check_group(group: object) -> None:
-    """Raise unless something is a process group, or None.
-
-    Args:
-        group: What was given as one.
-
-    Raises:
-        WrongType: If it is something else.
-    """
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
+__all__ = ["all_sum", "all_sum_in_step", "check_group"]
 
 
 def all_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -39,6 +29,9 @@ def all_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """
     if group is None:
         return tensor
+    ranks = Ranks.current()
+    if ranks.group is group:  # which counts what is sent, and hears of failures
+        return ranks.sum(tensor).clone() if ranks.size == 1 else ranks.sum(tensor)
     summed = tensor.clone()
     dist.all_reduce(summed, group=group)
     return summed

@@ -28,6 +28,27 @@ class Metric:
 
     factors: tuple[tuple[slice, Tensor], ...]
 
+    def runs(self, d: int) -> list[int]:
+        """The lengths of the blocks, and 1 for each of the d weights that is in none."""
+        lengths: list[int] = []
+        end = 0
+        for where, _ in sorted(self.factors, key=lambda factor: factor[0].start):
+            lengths += [1] * (where.start - end)
+            lengths.append(where.stop - where.start)
+            end = where.stop
+        return lengths + [1] * (d - end)
+
+    def within(self, part: slice) -> Metric:
+        """The blocks that lie in a part of the weights, as a metric on it.
+
+        Args:
+            part: Which weights; no block reaches out of it.
+        """
+        first, last = part.start, part.stop
+        inside = [each for each in self.factors if first <= each[0].start < last]
+        shifted = ((slice(w.start - first, w.stop - first), factor) for w, factor in inside)
+        return Metric(tuple(shifted))
+
     def whiten(self, rows: Tensor) -> Tensor:
         """G L⁻ᵀ, in place, as the rows are what fills the memory.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError, reason
 from woodbury.linalg.paged_rows import PagedRows
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import budget_bytes, parse_bytes, row_bytes, rows_share
 from woodbury.memory.row_file import RowFile
 
@@ -109,7 +110,7 @@ def stored_rows(
     m, d = shape
     size = m * d * dtype.itemsize
     room = row_bytes() if memory is None else rows_share(parse_bytes(memory))
-    if size <= room:
+    if Ranks.current().least(size <= room):  # on all ranks or on none, so that they do the same
         return _in_memory(chunks, torch.empty(shape, dtype=dtype, device=device))
     folder = Path(scratch or _scratch.get() or tempfile.gettempdir())
     rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from itertools import count
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from woodbury.errors import WoodburyError, WrongType, reason, user_code
+from woodbury.errors import RankError, WoodburyError, WrongType, reason, user_code
 from woodbury.linalg.conversion import as_tensor
+from woodbury.linalg.ranks import Ranks
+from woodbury.model.spread import DEALT, RUN, Spread, spread_of
 
 END = object()
 """What stands for the end of a stream."""
@@ -35,6 +37,8 @@ class Samples:
     Args:
         batches: Re-iterable pairs (inputs, target): a list or a DataLoader, no generator.
         trusted: Whether this package made the batches, so that nothing is checked.
+        spread: How the samples lie with the ranks that share a computation; None where all of them
+            are this rank's and no others belong to them.
 
     Attributes:
         tried: The likelihoods whose loss was seen to be a mean over some of these samples, once for
@@ -53,6 +57,7 @@ class Samples:
 
     batches: Iterable[Batch]
     trusted: bool = False
+    spread: Spread | None = DEALT
     tried: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +65,8 @@ class Samples:
             raise WoodburyError(
                 "batches can be read only once: give a list or a DataLoader, not a generator."
             )
+        if self.trusted and self.spread is not None and self.spread.is_dealt:
+            object.__setattr__(self, "spread", None)  # this rank made them, for itself
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Samples:
@@ -71,8 +78,38 @@ class Samples:
         return sum(tried is likelihood for tried in self.tried)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches as they were given, each checked as it is read."""
-        return iter(self.batches) if self.trusted else checked(self.batches)
+        """The batches as they were given, each checked as it is read; of ranks, its own part."""
+        batches = iter(self.batches) if self.trusted else checked(self.batches)
+        if self.spread is None or not self.spread.is_dealt or Ranks.current().size == 1:
+            return batches
+        return _dealt(batches, self.spread)
+
+    def own(self, count: int) -> int:
+        """How many of the first `count` samples this rank reads: all of them, if it is alone."""
+        return count if self.spread is None else self.spread.own(count)
+
+    def read(self, batches: Iterable[Batch], trusted: bool = False) -> Samples:
+        """Batches that were read from these samples, as samples again."""
+        return Samples(batches, trusted, None if self.spread is None else self.spread.read)
+
+    def spread_over_ranks(self) -> Samples:
+        """These samples, whose spread is found out by all ranks together.
+
+        Raises:
+            RankError: If some ranks have the same data and others do not.
+        """
+        if self.spread is None or Ranks.current().size == 1:
+            return self
+        spread = self.spread if self.trusted else spread_of(checked(self.batches))
+        spread_out = Samples(self.batches, self.trusted, spread)
+        ranks = Ranks.current()
+        empty = next(iter(spread_out), None) is None
+        if ranks.total(empty):
+            raise RankError(
+                f"Some of {ranks.size} ranks have no sample, as each takes {RUN} in a row of the "
+                f"same data: give more than {RUN * (ranks.size - 1)} samples."
+            )
+        return spread_out
 
     def in_batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The samples in order, in batches of one size.
@@ -82,12 +119,12 @@ class Samples:
         Args:
             size: Samples per batch. Shorter are the last batch, and any before samples of another
                 shape, such as longer sequences.
-            limit: Samples in all; None for every one.
+            limit: Samples in all, over all ranks; None for every one.
 
         Returns:
-            The batches, none of them empty.
+            The batches, none of them empty; of ranks, each its own.
         """
-        batches = iter(self) if limit is None else _first_samples(self, limit)
+        batches = iter(self) if limit is None else _first_samples(self, self.own(limit))
         return _regrouped(batches, size)
 
 
@@ -203,11 +240,34 @@ def slice_samples(tree: Any, start: int, end: int) -> Any:
         >>> [len(target["boxes"]) for target in slice_samples(batch, 1, 3)[1]]
         [5, 2]
     """
+    return _cut(tree, lambda node: node[start:end])
+
+
+def taken_samples(tree: Any, indices: list[int]) -> Any:
+    """Some samples of a batch, or of any tree of tensors, in a new tree.
+
+    Args:
+        tree: As for `slice_samples`.
+        indices: Which, in rising order.
+
+    Example:
+        >>> taken_samples((torch.arange(4), ["a", "b", "c", "d"]), [1, 3])
+        (tensor([1, 3]), ['b', 'd'])
+    """
+
+    def take(node: Any) -> Any:
+        return node[indices] if isinstance(node, Tensor) else [node[i] for i in indices]
+
+    return _cut(tree, take)
+
+
+def _cut(tree: Any, cut: Callable[[Any], Any]) -> Any:
+    """A tree of the same form, of whose tensors and lists of samples a part is taken."""
     size = _size_of(tree)
 
     def sliced(node: Any) -> Any:
         if isinstance(node, Tensor) or is_per_sample(node, size):
-            return node[start:end]
+            return cut(node)
         return _rebuilt(node, [sliced(child) for child in _children(node)])
 
     return sliced(tree)
@@ -268,7 +328,8 @@ def _children(node: Any) -> list[Any]:
 def _rebuilt(node: Any, children: list[Any]) -> Any:
     """A container with other children; anything else as it is."""
     if isinstance(node, Mapping):
-        return dict(zip(node, children, strict=True))
+        rebuilt = dict(zip(node, children, strict=True))
+        return type(node)(**rebuilt) if is_dataclass(node) else rebuilt  # an output of transformers
     if isinstance(node, (tuple, list)):
         is_plain = type(node) in (tuple, list)
         return type(node)(children) if is_plain else type(node)(*children)  # a named tuple
@@ -351,9 +412,22 @@ def _has_length(tensor: Tensor, size: int) -> bool:
     return tensor.ndim > 0 and len(tensor) == size
 
 
+def _dealt(batches: Iterable[Batch], spread: Spread) -> Iterator[Batch]:
+    """The samples of each batch that are this rank's."""
+    first = 0
+    for batch in batches:
+        count = samples_in(batch[0])
+        own = spread.own_indices(first, count)
+        first += count
+        if own:
+            yield taken_samples(batch, own)
+
+
 def _first_samples(batches: Iterable[Batch], limit: int) -> Iterator[Batch]:
     """The first `limit` samples, without reading on."""
     remaining = limit
+    if not remaining:
+        return
     for batch in batches:
         count = min(samples_in(batch[0]), remaining)
         yield slice_samples(batch, 0, count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import (
     Batch,
     checked,
@@ -20,12 +22,14 @@ from woodbury.model.batches import (
 )
 from woodbury.model.calling import call_model
 from woodbury.model.modes import eval_mode
+from woodbury.model.sharded import whole_copy
+from woodbury.model.spread import spread_of
 from woodbury.model.wrappers import checked_model
 
 
 @torch.no_grad()
 @checks_types
-def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Batch], *, group: object = None) -> int:
     """Set every BatchNorm's running mean and variance to their averages over some batches.
 
     All other modules stay in eval mode, so that nothing is dropped out. (`update_bn` of
@@ -36,6 +40,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
         model: The network. One without BatchNorm is not called at all.
         batches: Pairs (inputs, target), read once; the targets are not used. Each batch counts
             alike. A single sample has no variance, and joins the batch before or after it.
+        group: The torch.distributed process group whose ranks share the batches, as for
+            `woodbury.prune`: of the same data each shows the model its part of the batches, other
+            data are each rank's own. All ranks have the same statistics then.
 
     Returns:
         How many BatchNorms were set.
@@ -43,6 +50,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     Raises:
         WoodburyError: If there is no batch, a single sample joins no other, or the statistics are
             not finite.
+        RankError: If another rank fails, or does not come.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -52,22 +60,64 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
         True
     """
     model = checked_model(model)
-    norms = [
+    norms = _norms_of(model)
+    if not norms:
+        return 0
+    with Ranks.of(group).started("recalibrate", {"the number of BatchNorms": len(norms)}):
+        whole = whole_copy(model)  # a forward pass of a sharded one waits for all ranks
+        shown = norms if whole is model else _norms_of(whole)
+        with eval_mode(whole), _restored_on_error(shown):
+            for norm in shown:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average, in which every batch counts alike
+            own = _run(whole, _own_batches(batches, shown))
+            if not Ranks.current().total(own):
+                raise WoodburyError("No batch was given: BatchNorm's statistics need at least one.")
+            _average_over_ranks(shown, own)
+            _check_finite(shown)
+        for norm, other in zip(norms, shown, strict=True):
+            if norm is not other:
+                norm.load_state_dict(dict(other.named_buffers()), strict=False)
+    return len(norms)
+
+
+def _norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorms that have running statistics."""
+    return [
         module
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats
     ]
-    if not norms:
-        return 0
-    with eval_mode(model), _restored_on_error(norms):
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average, in which every batch counts alike
-        if not _run(model, _at_least_two(batches)):
-            raise WoodburyError("No batch was given: BatchNorm's statistics need at least one.")
-        _check_finite(norms)
-    return len(norms)
+
+
+def _own_batches(batches: Iterable[Batch], norms: Sequence[_BatchNorm]) -> Iterator[Batch]:
+    """The batches that this rank shows the model: of the same data on all ranks, a part."""
+    ranks = Ranks.current()
+    whole = _at_least_two(batches)
+    if ranks.size == 1:
+        return whole
+    first = list(islice(whole, 1))
+    whole = chain(first, whole)
+    if not spread_of(first).is_dealt or any(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+        return whole  # a SyncBatchNorm waits for the same batch on all ranks
+    return islice(whole, ranks.rank, None, ranks.size)
+
+
+def _average_over_ranks(norms: Sequence[_BatchNorm], own: int) -> None:
+    """Make the statistics those of the batches of all ranks, each of which counts alike."""
+    ranks = Ranks.current()
+    if ranks.size == 1:
+        return
+    total = ranks.total(own)
+    for norm in norms:
+        assert norm.running_mean is not None and norm.running_var is not None
+        both = torch.stack([norm.running_mean, norm.running_var]).double()
+        mean, variance = ranks.sum(both * own) / total
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(total)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from woodbury.errors import (
     user_code,
 )
 from woodbury.linalg.precision import dtype_name
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
 from woodbury.model.calling import attributes_kept, call_model, run_model
 from woodbury.model.likelihood import IGNORED, Likelihood, check_likelihood, cross_entropy
@@ -34,8 +35,8 @@ from woodbury.model.mean_losses import (
     remedy,
 )
 from woodbury.model.modes import eval_mode
-from woodbury.model.parameters import is_dtensor
 from woodbury.model.pretrained import check_shifted, may_be_unshifted
+from woodbury.model.sharded import is_sharded, whole_copy, write_into
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
 
@@ -54,6 +55,8 @@ class Objective:
         space: Which weights are variables; the others stay at the model's own values.
         weights: (d,), where the loss is taken.
         fixed: Name -> tensor of other parameters that are not the model's own.
+        sharded: The model as it was given, where its parameters are sharded over ranks, and `model`
+            is a whole copy; else None.
 
     Raises:
         WoodburyError: If the weights do not fit the space, or the batches can be read only once.
@@ -73,6 +76,7 @@ class Objective:
     space: ParameterSpace
     weights: Tensor
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    sharded: nn.Module | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -95,7 +99,9 @@ class Objective:
         """The objective at a model's own weights.
 
         Args:
-            model: The network, of which wrappers such as `DataParallel` are taken off.
+            model: The network, of which wrappers such as `DataParallel` are taken off. Of one whose
+                parameters are sharded over ranks, as by FSDP2, a whole copy is made, for which all
+                ranks call this function.
             batches: Re-iterable pairs (inputs, target), such as a list or a DataLoader. Nothing is
                 read yet.
             likelihood: The loss; classes by default.
@@ -110,18 +116,21 @@ class Objective:
                 BatchNorm has no running statistics.
         """
         check_likelihood(likelihood)
-        model = checked_model(model)
+        given = checked_model(model)
+        for name, parameter in given.named_parameters():
+            _check_usable(name, parameter)
+        model = whole_copy(given)
         samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
         _check_norms(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        for name, parameter in model.named_parameters():
-            _check_usable(name, parameter)
         _check_dtypes({name: parameters[name] for name in space.shapes if name in parameters})
         for name in space.shapes:
             if name in parameters and not torch.isfinite(parameters[name]).all():
                 raise WoodburyError(f"Parameter {name!r} is not finite: load a sound checkpoint.")
-        return cls(model, samples, likelihood, space, space.flatten(parameters))
+        sharded = given if is_sharded(given) else None
+        weights = space.flatten(parameters)
+        return cls(model, samples, likelihood, space, weights, sharded=sharded)
 
     def at(self, weights: Tensor, space: ParameterSpace | None = None) -> Objective:
         """The same loss at other weights; the model is untouched.
@@ -283,9 +292,11 @@ class Objective:
                     _check_data(index, inputs, target)
                 total += size * loss
                 samples += size
-        if not samples:
+        ranks = Ranks.current()
+        sums = ranks.sum(torch.tensor([total, samples], dtype=torch.float64)).tolist()
+        if not sums[1]:
             raise WoodburyError("No batch was given: a loss needs at least one sample.")
-        return total / samples
+        return sums[0] / sums[1]
 
     @torch.no_grad()
     def write(self) -> None:
@@ -298,9 +309,9 @@ class Objective:
             raise WoodburyError(
                 "A weight is not finite, so that none is written: raise the damping."
             )
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in self.parameters.items():
-            parameters[name].copy_(tensor)
+        write_into(self.model, self.parameters)
+        if self.sharded is not None:
+            write_into(self.sharded, self.parameters)
 
 
 @contextmanager
@@ -356,10 +367,6 @@ def _check_usable(name: str, parameter: Tensor) -> None:
         )
     if parameter.is_meta:
         raise WoodburyError(f"{name!r} is on meta and has no values: load the weights first.")
-    if is_dtensor(parameter):
-        raise WoodburyError(
-            f"{name!r} is sharded (a DTensor): take the model before it is sharded."
-        )
 
 
 def _check_dtypes(parameters: Mapping[str, Tensor]) -> None:

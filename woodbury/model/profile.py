@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from woodbury.errors import WoodburyError, user_code
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import samples_in, tensors_in
 from woodbury.model.flop_count import Flops, flops_of_calls
 from woodbury.model.hooks import record_calls
@@ -59,7 +60,8 @@ class ModelProfile:
         Raises:
             WoodburyError: If there is no sample, or the model refuses the first one.
         """
-        first = next(objective.batches.in_batches(1, 1), None)
+        with Ranks.apart():  # any sample will do
+            first = next(objective.batches.in_batches(1, 1), None)
         if first is None:
             raise WoodburyError("No batch was given: a profile needs at least one sample.")
         inputs, _ = first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
+from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.likelihood import Likelihood, cross_entropy
@@ -36,8 +39,7 @@ class Preconditioner:
 
     F is estimated at the first step, at steps 1, 4, 16 and 64, and from then on every `every`
     steps, in eval mode. Gradients that are not finite are left as they are. `Gradual` and
-    `hold_zeros` hold pruned weights at zero all the same, as they act after the step. On several
-    ranks give all the same data.
+    `hold_zeros` hold pruned weights at zero all the same, as they act after the step.
 
     Args:
         optimizer: The optimizer, bare or wrapped by accelerate or Lightning. Its `step` must not be
@@ -53,6 +55,9 @@ class Preconditioner:
         likelihood: Says what the loss is, and its curvature; by default that of classifiers.
         memory: What the Fisher and a step may hold, in bytes or as "6GiB"; None for 60 % of what is
             available where the model is.
+        group: The torch.distributed process group whose ranks share the estimates and hold a part
+            of F each, as for `woodbury.prune`. Their gradients must be the same at each step, as
+            under DistributedDataParallel, and all make the same steps.
 
     Attributes:
         optimizer: The torch optimizer, unwrapped.
@@ -98,6 +103,7 @@ class Preconditioner:
         exclude: Patterns = (),
         likelihood: Likelihood = cross_entropy,
         memory: int | str | None = None,
+        group: object = None,
     ) -> None:
         check_whole_number(every, "every", "the number of steps between estimates")
         self.optimizer = unwrapped(optimizer)
@@ -110,6 +116,7 @@ class Preconditioner:
         self._parameters = {name: moved[name] for name in self.space.shapes}
         check_room(estimate, self.space, memory, self._device)
         self._memory = memory
+        self._group = group
         self._model = model
         self._likelihood = likelihood
         self._estimate = estimate
@@ -183,6 +190,19 @@ class Preconditioner:
             if name in gradients:
                 gradients[name].copy_(values)
 
+    def _over_ranks(self) -> AbstractContextManager[OwnPart]:
+        """A context in which the ranks estimate together; their gradients must be the same."""
+        batches = batches_for_step(self._calibration, self.step)
+        facts: dict[str, str] = {}
+        if Ranks.of(self._group).size > 1:
+            gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
+            facts = {
+                f"the gradient of {name}": "none" if gradient is None else checksum(gradient)
+                for name, gradient in gradients.items()
+            }
+        what = f"the estimate at step {self.step}"
+        return over_ranks(self._group, what, self._model, batches, self._memory, facts)
+
     def _current_fisher(self) -> Fisher:
         """The latest estimate, or a new one if it is due."""
         early = self.step in EARLY_ESTIMATE_STEPS and self.step < self._every
@@ -190,14 +210,14 @@ class Preconditioner:
             return self.fisher
         self.fisher = None  # two would take twice the memory
         with (
-            limits_within(self._memory),
-            if_memory_runs_out("give the Preconditioner a recipe of fewer rows or blocks"),
             preserving_rng(self._calibration),
+            self._over_ranks() as own,
+            limits_within(own.memory),
+            if_memory_runs_out("give the Preconditioner a recipe of fewer rows or blocks"),
             torch.enable_grad(),
             torch.autocast(self._device.type, enabled=False),
         ):
-            batches = batches_for_step(self._calibration, self.step)
-            objective = Objective.from_model(self._model, batches, self._likelihood, self.space)
+            objective = Objective.from_model(self._model, own.batches, self._likelihood, self.space)
             with user_code("The estimate fails on this model and data."):
                 fisher = self._estimate(objective)
             if not isinstance(fisher, Fisher):

@@ -10,6 +10,8 @@ from torch import nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
+from woodbury.estimation.over_ranks import checksum, over_ranks
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.memory.row_store import scratch_in
@@ -52,6 +54,7 @@ def prune(
     memory: int | str | None = None,
     scratch: str | Path | None = None,
     held_back: Iterable[Batch] | float | None = None,
+    group: object = None,
 ) -> Pruned:
     """Prune the weight matrices and kernels of a model, in place.
 
@@ -80,6 +83,10 @@ def prune(
             calibration set, or re-iterable batches of other training data. None takes up to 256
             samples after those that an effort uses, where there are some, and nothing with a
             `pruner`.
+        group: The torch.distributed process group whose ranks share the work: each reads a part
+            of the samples and holds a part of the rows, and all end with the same weights. None
+            for the default group where torch.distributed is initialised, else for this process
+            alone, as `woodbury.ALONE` is in any case. `memory` is that of each rank.
 
     Returns:
         The pruned objective; `.sparsity`, `.keep`, `.predicted`, `.predicted_interval`,
@@ -89,6 +96,7 @@ def prune(
         WrongType: If the model is no torch.nn.Module, or the pruner no recipe.
         WoodburyError: If the data does not fit the model, or the sparsity cannot be reached;
             always before the model is touched.
+        RankError: If another rank fails, has other settings or another model, or does not come.
 
     Example:
         >>> import torch, woodbury
@@ -109,19 +117,33 @@ def prune(
             "leave stages out, or give a pruner of your own."
         )
     check_targets(sparsity)
-    with limits_within(memory), scratch_in(scratch), if_memory_runs_out(IF_MEMORY_RUNS_OUT):
+    facts = {
+        "sparsity": sparsity,
+        "effort": effort,
+        "pruner": pruner,
+        "stages": stages,
+        "include": include,
+        "exclude": exclude,
+        "keep_zeros": keep_zeros,
+    }
+    with (
+        over_ranks(group, "prune", model, batches, memory, facts) as own,
+        limits_within(own.memory),
+        scratch_in(scratch),
+        if_memory_runs_out(IF_MEMORY_RUNS_OUT),
+    ):
         scope = global_ if pruner is None else pruner.rules.scope
         objective = pruning_objective(
-            model, batches, likelihood, include, exclude, keep_zeros, scope
+            model, own.batches, likelihood, include, exclude, keep_zeros, scope
         )
         samples = effort.samples if pruner is None else None
         objective, aside = set_aside(objective, held_back, samples)
         if pruner is None:
-            pruned = run_planned(planned(objective, sparsity, effort, memory), held_back=aside)
+            pruned = run_planned(planned(objective, sparsity, effort, own.memory), held_back=aside)
         else:
             if aside is not None:
                 check_held_back(objective, aside)
-            check_holds(memory, objective.space.n)
+            check_holds(own.memory, objective.space.n)
             start: Targets = 0.0
             if stages > 1:  # weights that are zero already count as removed
                 start = current_sparsity(objective.space, sparsity, pruner.rules.cost)
@@ -132,6 +154,7 @@ def prune(
                 pruned = replace(pruned, settings={**pruned.settings, "undivided": words})
             if aside is not None:
                 pruned = pruned.checked_on(objective, aside)
+        Ranks.current().agree("the end of prune", {"the pruned weights": checksum(pruned.weights)})
     pruned.write()
     return pruned
 
@@ -169,7 +192,8 @@ def run_planned(
         WoodburyError: As `run_stages`.
     """
     choice, plan = chosen
-    held_back = choice.beyond or None if held_back is None else held_back
+    if held_back is None and choice.beyond:
+        held_back = choice.objective.batches.read(choice.beyond)
     if held_back is not None:
         check_held_back(choice.objective, held_back)
     announce(plan.in_one_line())

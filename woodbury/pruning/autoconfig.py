@@ -15,8 +15,9 @@ from woodbury.estimation.row_recipes import kfac_by_rows
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.limits import Limits
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import row_bytes
-from woodbury.model.batches import Batch, Samples, samples_in
+from woodbury.model.batches import Batch, samples_in
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import weights
@@ -186,10 +187,10 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     used, beyond = first_samples(
         objective.batches, effort.samples, HELD_BACK_SAMPLES, LEAST_HELD_BACK
     )
-    objective = replace(objective, batches=Samples(used))
+    objective = replace(objective, batches=objective.batches.read(used))
     calibration, held_back = split_samples(objective, effort.held_back)
-    objective = replace(objective, batches=Samples(calibration))
-    samples = _count_samples(calibration)
+    objective = replace(objective, batches=objective.batches.read(calibration))
+    samples = Ranks.current().total(_count_samples(calibration))
     by_rows = _takes_kfac(objective, samples)
     refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
     # A refit by conjugate gradients corrects what a second row per input would (docs/log).
@@ -229,6 +230,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     )
 
 
+@Ranks.apart()
 def best_step(
     objective: Objective,
     samples: int,
@@ -293,6 +295,7 @@ def _with_inner_steps(
     return replace(pruner, selection=iterative_greedy(min(steps, 2) if one_stage else steps))
 
 
+@Ranks.apart()
 def _takes_kfac(objective: Objective, samples: int) -> bool:
     """Whether not even one gradient row per sample has room, or the network is large."""
     d = objective.space.d
@@ -335,6 +338,7 @@ def _count_samples(batches: Iterable[Batch]) -> int:
     return sum(samples_in(inputs) for inputs, _ in batches)
 
 
+@Ranks.apart()
 def _refit_of(
     effort: Effort, objective: Objective, samples: int, sparsity: Targets
 ) -> Refit | None:

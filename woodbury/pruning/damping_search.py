@@ -10,6 +10,7 @@ from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.sharded import Sharded
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.pruning.budget import Budget
@@ -122,7 +123,7 @@ class DampingSearch:
         objective, held_back = self._split(objective)
         quadratic = self.pruner.quadratic(objective, None if carried is None else carried.fisher)
         fisher = quadratic.curvature("Choosing a damping")
-        if isinstance(fisher, LowRank) and len(self.dampings) > 1:
+        if isinstance(fisher, (LowRank, Sharded)) and len(self.dampings) > 1:
             fisher = fisher.spectral()  # one eigendecomposition serves all dampings
         best = None
         least = math.inf
@@ -147,7 +148,7 @@ class DampingSearch:
         calibration, held_back = split_samples(objective, self.held_back)
         if not held_back:
             raise WoodburyError(TOO_FEW)
-        return replace(objective, batches=calibration), held_back
+        return replace(objective, batches=objective.batches.read(calibration)), held_back
 
     def _candidates(
         self, quadratic: Quadratic, objective: Objective, sparsity: Targets, budget: Budget

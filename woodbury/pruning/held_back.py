@@ -10,6 +10,7 @@ import torch
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import sampled
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -96,15 +97,17 @@ def first_samples(samples: Samples, used: int, beyond: int, least: int) -> First
     """
     parts = FirstSamples([], [])
     read = 0
+    own = samples.own(used)
     for batch in samples.in_batches(SAMPLES_PER_BATCH, used + beyond):
         size = samples_in(batch[0])
-        first = min(max(0, used - read), size)
+        first = min(max(0, own - read), size)
         if first:
             parts.used.append(slice_samples(batch, 0, first))
         if first < size:
             parts.beyond.append(slice_samples(batch, first, size))
         read += size
-    return parts if read - used >= least else FirstSamples(parts.used, [])
+    found = Ranks.current().total(max(0, read - own))
+    return parts if found >= least else FirstSamples(parts.used, [])
 
 
 class Aside(NamedTuple):
@@ -143,7 +146,10 @@ def set_aside(
     calibration, aside = split_samples(objective, held_back, samples)
     if not aside:
         raise WoodburyError(TOO_FEW)
-    return Aside(replace(objective, batches=Samples(calibration)), aside)
+    return Aside(
+        replace(objective, batches=objective.batches.read(calibration)),
+        objective.batches.read(aside),
+    )
 
 
 def check_share_or_batches(held_back: Iterable[Batch] | float | None) -> None:

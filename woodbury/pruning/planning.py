@@ -12,6 +12,7 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import (
     available_bytes,
     budget_bytes,
@@ -163,7 +164,8 @@ def planned(
     """
     device = objective.weights.device
     asked = budget_bytes(memory, device)
-    budget = min(asked, int(SPARE * available_bytes(device)))
+    ranks = Ranks.current()
+    budget = int(ranks.least(min(asked, int(SPARE * available_bytes(device)))))
     limits = Limits.current()
     forecast: Forecast | None = None
     resident = resident_bytes()
@@ -180,7 +182,8 @@ def planned(
             made = _plan_of(choice, forecast, budget)
         if first is None:
             first = made
-        if made.held_bytes <= budget:
+        if ranks.least(made.held_bytes <= budget):
+            ranks.agree("the plan", {"the plan": choice.settings})
             wish = f"with {bytes_in_words(first.held_bytes)}: {first.structure}"
             better = "" if made is first else wish
             return Planned(choice, replace(made, better=better, retained_bytes=retained))
@@ -198,6 +201,7 @@ def planned(
     )
 
 
+@Ranks.apart()
 def _forecast_of(choice: Choice) -> Forecast:
     """What the model and the machine take: the same for every choice for them."""
     objective = choice.objective

@@ -11,6 +11,7 @@ import torch
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import sampled
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
@@ -138,7 +139,9 @@ def increase_interval(
         raise WoodburyError(f"confidence is {confidence}: it must lie in (0, 1), such as 0.95.")
     data = Samples.of(held_back)
     count = _count(data)
-    groups = list(_groups(dense, pruned, data.in_batches(-(-count // GROUPS))))
+    size = -(-count // GROUPS)
+    own = list(_groups(dense, pruned, data.in_batches(size)))
+    groups = [_Group(*group) for part in Ranks.current().gathered_objects(own) for group in part]
     dense_loss = sum(group.size * group.dense for group in groups) / count
     _check_dense_loss(dense_loss)
     differences = [group.pruned - group.dense for group in groups]
@@ -164,7 +167,7 @@ def check_held_back(dense: Objective, held_back: Iterable[Batch]) -> None:
 
 def _count(data: Samples) -> int:
     """How many samples there are, at least two."""
-    count = sum(samples_in(inputs) for inputs, _ in data)
+    count = Ranks.current().total(sum(samples_in(inputs) for inputs, _ in data))
     if count < 2:
         raise WoodburyError(
             f"An interval needs at least 2 samples that are held back, not {count}: give more."

@@ -17,6 +17,7 @@ from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import NEGLIGIBLE_DAMPING
 from woodbury.io.representation import readable
 from woodbury.linalg.conversion import as_tensor
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
@@ -205,7 +206,7 @@ class Pruner:
         saliency = _recording(self.saliency, budget, recorded)
         with user_code("The saliency or the selection fails on this quadratic."):
             keep = as_tensor(self.selection(quadratic, budget, saliency), "What the selection gave")
-        keep = keep.to(objective.weights.device)
+        keep = Ranks.current().first(keep.to(objective.weights.device))
         with user_code("The update fails on this quadratic."):
             delta = as_tensor(self.update(quadratic, keep), "What the update gave")
         kept_weights = (quadratic.weights + delta)[keep]

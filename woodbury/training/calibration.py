@@ -52,6 +52,7 @@ def check_calibration(objective: Objective, needed: int, *, exactly: bool) -> No
             that is not finite.
     """
     samples = 0
+    needed = objective.batches.own(needed)
     counted = False
     ignored = objective.likelihood.ignored
     with eval_mode(objective.model):
@@ -69,7 +70,7 @@ def check_calibration(objective: Objective, needed: int, *, exactly: bool) -> No
                     )
             if samples >= needed:
                 break
-    check_enough_data(samples, needed if exactly else 1)
+    check_enough_data(samples, needed if exactly else min(needed, 1))
     if not counted:
         raise WoodburyError(
             f"All labels of the {samples} calibration samples are {ignored}, which counts for "

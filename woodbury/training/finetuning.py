@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, user_code
 from woodbury.model.batches import Batch, pairs
-from woodbury.model.calling import run_model
 from woodbury.model.likelihood import Likelihood, check_likelihood, cross_entropy
 from woodbury.model.parameters import check_optimizer
 from woodbury.monitor import report
+from woodbury.training.shared_gradients import shared_backward
 
 
 def shuffled(samples: int, size: int, seed: int, done: int = 0) -> Iterator[Tensor]:
@@ -78,7 +78,8 @@ def finetune(
 ) -> None:
     """Train a model in place, one batch a step.
 
-    It trains in train mode and leaves the model in eval mode. To hold pruned weights at zero, call
+    It trains in train mode and leaves the model in eval mode. Where ranks share a computation, each
+    takes a part of every batch. To hold pruned weights at zero, call
     `hold_zeros(optimizer, model)` before.
 
     Args:
@@ -109,12 +110,11 @@ def finetune(
         for step, (inputs, target) in zip(steps, pairs(batches), strict=False):
             optimizer.zero_grad()
             with user_code(f"The model or its loss refuses the batch of step {step}."):
-                loss = likelihood.checked_loss(run_model(model, inputs), target)
-            if not math.isfinite(float(loss.detach())):
+                loss = shared_backward(model, inputs, target, likelihood, step)
+            if not math.isfinite(loss):
                 raise WoodburyError(
                     f"The loss is not finite at step {step}: lower the learning rate."
                 )
-            loss.backward()
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from typing import Any
@@ -15,15 +16,19 @@ from torch import Tensor, nn
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
 from woodbury.estimation.gradients import one_engine
+from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
 from woodbury.io.fingerprint import check_same
 from woodbury.io.settings import described, flattened
+from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch, samples_in
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
+from woodbury.model.parameters import local
 from woodbury.model.peeking import Calibration, batches_for_step, preserving_rng
 from woodbury.model.prunable import check_prunable
+from woodbury.model.sharded import own_shard
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.model.wrappers import bare
 from woodbury.pruning.autoconfig import best_step
@@ -84,8 +89,8 @@ class Gradual:
     2. It prunes among the weights that are left and writes the result into the model.
     3. It holds the removed weights at zero from then on.
 
-    Random numbers that the loop draws are those of a loop without pruning. On several ranks give
-    all of them the same calibration set.
+    Random numbers that the loop draws are those of a loop without pruning. Ranks take the same
+    calibration set, or each its own share.
 
     Args:
         model: The network, pruned in place.
@@ -113,6 +118,9 @@ class Gradual:
             of each pruning step is checked; None for none.
         memory: What each pruning step may hold, in bytes or as "6GiB"; None for 60 % of what the
             process may still have then.
+        group: The torch.distributed process group whose ranks share the pruning steps, as for
+            `woodbury.prune`. The training of the ranks is yours: their weights must be the same, as
+            under DistributedDataParallel.
 
     Attributes:
         pruning_steps: The optimizer steps after which it prunes, increasing.
@@ -166,6 +174,7 @@ class Gradual:
         decay_off: bool = False,
         held_back: Iterable[Batch] | None = None,
         memory: int | str | None = None,
+        group: object = None,
     ) -> None:
         check_targets(sparsity)
         _check_pruner(pruner)
@@ -182,9 +191,15 @@ class Gradual:
         self._decay_off = decay_off
         self._held_back = held_back
         self._memory = memory
+        self._group = group
         check_holds(memory, self.space.n)
-        with preserving_rng(batches), limits_within(memory):
-            objective = self._objective(self.pruning_steps[0])
+        facts = {"sparsity": sparsity, "pruning steps": self.pruning_steps}
+        with (
+            preserving_rng(batches),
+            self._over_ranks(self.pruning_steps[0], "Gradual", facts) as own,
+            limits_within(own.memory),
+        ):
+            objective = self._objective(own)
             objective.probe()
             needed = standard.samples if pruner is None else samples_needed(pruner)
             check_calibration(objective, needed, exactly=pruner is not None)
@@ -211,13 +226,18 @@ class Gradual:
 
     @property
     def sparsity(self) -> float:
-        """Removed weights that are zero in the model now ÷ all weights of the chosen parameters."""
+        """Removed weights that are zero in the model now ÷ all weights of the chosen parameters.
+
+        Those that lie with other ranks, of a sharded model, are taken to be zero.
+        """
         parameters = dict(self._model.named_parameters())
         keep = self.space.keep
-        zeros = sum(
-            int((parameters[name].detach().cpu().flatten() == 0)[~keep[part].cpu()].sum())
-            for name, part in self.space.slices.items()
-        )
+        zeros = 0
+        for name, part in self.space.slices.items():
+            removed = ~keep[part].view(self.space.shapes[name])
+            own = own_shard(removed, parameters[name]).cpu()
+            revived = int((local(parameters[name]).detach().cpu() != 0)[own].sum())
+            zeros += int(removed.sum()) - revived
         return zeros / self.space.n
 
     @property
@@ -292,9 +312,15 @@ class Gradual:
             }
         )
 
-    def _objective(self, step: int) -> Objective:
+    def _over_ranks(
+        self, step: int, what: str, facts: Mapping[str, object]
+    ) -> AbstractContextManager[OwnPart]:
+        """A context in which the ranks do one thing together on the calibration set of a step."""
         batches = batches_for_step(self._batches, step)
-        return Objective.from_model(self._model, batches, self._likelihood, self.space)
+        return over_ranks(self._group, what, self._model, batches, self._memory, facts)
+
+    def _objective(self, own: OwnPart) -> Objective:
+        return Objective.from_model(self._model, own.batches, self._likelihood, self.space)
 
     def _count(self) -> None:
         self.step = self._missed.step = self.step + 1
@@ -304,10 +330,15 @@ class Gradual:
                 self._prune(self._sparsities[index])
 
     def _prune(self, sparsity: Targets) -> None:
-        objective = self._objective(self.step)
+        facts = {"sparsity": sparsity, "the kept weights": self.space.d}
+        with self._over_ranks(self.step, f"the pruning step after step {self.step}", facts) as own:
+            self._prune_together(own, sparsity)
+
+    def _prune_together(self, own: OwnPart, sparsity: Targets) -> None:
+        objective = self._objective(own)
         before = self._scored(objective)
         advice = "give Gradual a pruner of fewer rows or smaller blocks"
-        with limits_within(self._memory), if_memory_runs_out(advice), one_engine(self._engines):
+        with limits_within(own.memory), if_memory_runs_out(advice), one_engine(self._engines):
             pruned = self._pruner(objective, sparsity)
         if not isinstance(pruned, Pruned):
             raise WrongType(f"The pruner gave a {type(pruned).__name__}, not a Pruned.")
@@ -316,6 +347,8 @@ class Gradual:
         if self._held_back is not None:
             pruned = pruned.checked_on(objective, self._held_back)
             warning = pruned.predicted_warning
+        weights = {"the pruned weights": checksum(pruned.weights)}
+        Ranks.current().agree("the end of a pruning step", weights)
         pruned.write()
         self.space = pruned.objective.space
         self._hold.tighten(self.space)
@@ -410,5 +443,5 @@ def _count_samples(objective: Objective, most: int) -> int:
     for inputs, _ in objective.batches:
         samples += samples_in(inputs)
         if samples >= most:
-            return most
-    return samples
+            break
+    return min(Ranks.current().total(samples), most)

@@ -17,10 +17,12 @@ from woodbury.model.parameters import (
     Keep,
     check_mask,
     is_dtensor,
+    local,
     masks_of,
     optimized_parameters,
     unwrapped,
 )
+from woodbury.model.sharded import own_shard, reshard
 from woodbury.model.wrappers import bare
 
 
@@ -35,6 +37,9 @@ class Hold:
        weight decay revives a weight. That holds for every torch optimizer that has one of these
        weights, also for one beside or around the one that is given.
 
+    Of parameters that are sharded over ranks (FSDP2), each rank holds its own part; their gradients
+    arrive by no hook, and are cleared right before the step.
+
     `hold_zeros` makes one; `remove` ends it. It is what torch.nn.utils.prune does with a
     parametrization, without new parameter names.
 
@@ -45,11 +50,10 @@ class Hold:
 
     Attributes:
         optimizer: The torch optimizer inside the wrappers.
-        removed: Parameter -> (*shape,) bool, True = held at zero.
+        removed: Parameter -> bool, of the shape of what this rank holds of it; True = held at zero.
 
     Raises:
-        WoodburyError: If a mask does not fit, the optimizer has none of the model's parameters, or
-            the model is sharded.
+        WoodburyError: If a mask does not fit, or the optimizer has none of the model's parameters.
         WrongType: If there is no torch optimizer.
 
     Example:
@@ -65,6 +69,7 @@ class Hold:
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> None:
         self.optimizer = unwrapped(optimizer)
         self.removed: dict[nn.Parameter, Tensor] = {}
+        reshard(bare(model))
         named = (*model.named_parameters(), *bare(model).named_parameters())
         self._parameters = dict(named)  # also by the names of a wrapper
         optimized_parameters(self.optimizer, model)  # raises if there are none
@@ -74,8 +79,11 @@ class Hold:
         after_others = partial(_clear_after, weakref.ref(self))
         handles = (after_step, register_optimizer_step_post_hook(after_others))
         self._handles: list[RemovableHandle] = list(handles)
+        if any(is_dtensor(parameter) for parameter in self.removed):
+            before_step = self.optimizer.register_step_pre_hook(lambda *_: self._clear_sharded())
+            self._handles.append(before_step)
         for parameter in self.removed:
-            if parameter.requires_grad:
+            if parameter.requires_grad and not is_dtensor(parameter):
                 hook = partial(self._cleared, parameter)
                 self._handles.append(parameter.register_hook(hook))
 
@@ -93,10 +101,11 @@ class Hold:
             _check_mask(name, mask, self._parameters.get(name))
         for name, mask in masks.items():
             parameter = self._parameters[name]
-            self.removed[parameter] = ~mask.to(parameter.device)
+            self.removed[parameter] = own_shard(~mask.to(parameter.device), parameter)
         for parameter, removed in self.removed.items():
-            if parameter.grad is not None:
+            if parameter.grad is not None and not is_dtensor(parameter):
                 parameter.grad = _without(parameter.grad, removed)
+        self._clear_sharded()
         self.clear()
 
     @torch.no_grad()
@@ -112,7 +121,15 @@ class Hold:
             state = states.get(parameter, {}).values()
             per_weight = [entry for entry in state if _is_per_weight(entry, parameter)]
             for tensor in (parameter, *per_weight):
-                tensor.masked_fill_(removed.to(tensor.device), 0)
+                own = local(tensor)
+                own.masked_fill_(removed.to(own.device), 0)
+
+    @torch.no_grad()
+    def _clear_sharded(self) -> None:
+        """Set the gradients of removed weights to zero where they are parts of sharded tensors."""
+        for parameter, removed in self.removed.items():
+            if parameter.grad is not None and is_dtensor(parameter):
+                local(parameter.grad).masked_fill_(removed, 0)
 
     def remove(self) -> None:
         """Remove the hooks: the next step may revive the removed weights."""
@@ -151,7 +168,7 @@ def hold_zeros(
 
     Args:
         optimizer: What steps; a wrapper of accelerate or Lightning will do.
-        model: The pruned model, before it is sharded.
+        model: The pruned model, before or after it is sharded.
         keep: A space, such as `pruned.objective.space`, or name -> bool mask, True = kept. None
             takes what is zero now in matrices and kernels.
 
@@ -160,7 +177,7 @@ def hold_zeros(
 
     Raises:
         WoodburyError: If a mask does not fit, the optimizer has none of the model's parameters, or
-            the model is sharded.
+            no mask is given and the model is sharded.
         WrongType: If there is no torch optimizer.
 
     Example:
@@ -176,6 +193,12 @@ def hold_zeros(
         3
     """
     if keep is None:
+        for name, parameter in model.named_parameters():
+            if is_dtensor(parameter):
+                raise WoodburyError(
+                    f"Parameter {name!r} is sharded, and this rank sees no zeros of other parts: "
+                    "give keep, such as pruned.objective.space."
+                )
         keep = {
             name: parameter != 0
             for name, parameter in model.named_parameters()
@@ -214,9 +237,5 @@ def _check_mask(name: str, mask: Tensor, parameter: nn.Parameter | None) -> None
     if parameter is None:
         raise WoodburyError(
             f"keep has a mask for {name!r}, which the model lacks: is it of another network?"
-        )
-    if is_dtensor(parameter):
-        raise WoodburyError(
-            f"Parameter {name!r} is a DTensor: hold zeros before the model is sharded."
         )
     check_mask(mask, parameter, repr(name))

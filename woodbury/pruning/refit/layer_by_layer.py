@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.layer_problems import LayerProblem, layer_problems, layers_in_order
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
 from woodbury.pruning.pruned import Carried, Pruned
@@ -84,10 +86,12 @@ class LayerByLayer:
         samples = self.samples or 2**62
         for done, (start, end) in enumerate(pairwise(bounds)):
             problems = layer_problems(objective, dense, names[start:end], samples, self.max_columns)
-            weights = objective.weights.clone()
-            for name, problem in problems.items():
-                self._move(weights, objective, name, problem)
-            objective = objective.at(weights)
+            ranks = Ranks.current()
+            steps = torch.zeros_like(objective.weights)
+            for index, (name, problem) in enumerate(sorted(problems.items())):
+                if index % ranks.size == ranks.rank:  # each layer is solved by one rank
+                    self._move(steps, objective, name, problem)
+            objective = objective.at(objective.weights + ranks.sum(steps))
             report("layers that are fitted", done + 1, passes)
         return objective
 
@@ -97,13 +101,11 @@ class LayerByLayer:
             return "one layer after the other"
         return f"one layer after the other, in {self.passes} passes"
 
-    def _move(
-        self, weights: Tensor, objective: Objective, name: str, problem: LayerProblem
-    ) -> None:
-        """Add one layer's least-squares step to the weights (d,), in place."""
+    def _move(self, steps: Tensor, objective: Objective, name: str, problem: LayerProblem) -> None:
+        """Write one layer's least-squares step (d,), in place."""
         space, layout = objective.space, problem.layout
         where = space.slices[name]
-        keep = space.keep[where].to(weights.device)
+        keep = space.keep[where].to(steps.device)
         if not bool(keep.any()) or not problem.positions:
             return
         start = where.start if space.kept is None else int(space.keep[: where.start].sum())
@@ -124,7 +126,7 @@ class LayerByLayer:
         lacking = problem.lacking.div_(problem.positions)
         stored = lacking.T if layout.transposed else lacking
         step = rows.solve(stored[keep.view(layout.shape)])
-        weights[start : start + rows.d] += step.to(weights.dtype)
+        steps[start : start + rows.d] = step.to(steps.dtype)
 
 
 @dataclass(frozen=True)

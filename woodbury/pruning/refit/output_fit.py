@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
@@ -21,10 +22,12 @@ from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
 from woodbury.limits import Limits
+from woodbury.linalg.column_bounds import column_bounds
 from woodbury.linalg.dual_solve import is_sketched, solve_dual
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
+from woodbury.linalg.ranks import Ranks
 from woodbury.linalg.row_products import column_squares, combine
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.model.objective import Objective
@@ -211,7 +214,7 @@ class Refit:
         residuals = self._residuals(objective, dense, draw=0)
         layers = None
         if self.reconstruction is not None:
-            samples = residuals.m // self.mc_samples
+            samples = residuals.samples
             layers = LayerGoals.of(replace(dense, batches=objective.batches), samples)
         return Goal(residuals, layers)
 
@@ -278,15 +281,18 @@ class Refit:
 
         The rows may be overwritten.
         """
-        m = len(jacobian)
+        ranks = Ranks.current()
+        m = ranks.total(len(jacobian))
         jacobian = at_least_float32(jacobian)  # triangles are not solved in half precision
         metric, target = Metric(()), None
         rhs = here
         if layer_terms is not None:
-            curvature = column_squares(jacobian) / m
+            curvature = ranks.sum(column_squares(jacobian)) / m
             metric, target = layer_terms(curvature)
             rhs = here + jacobian @ target.to(jacobian.dtype)
-        if is_sketched(jacobian):
+        if not ranks.is_alone:
+            step = self._solve_over_ranks(jacobian, rhs / m, metric)
+        elif is_sketched(jacobian):
             c = solve_dual(jacobian, self.damping, rhs / m, metric)
             step = metric.solved(combine(jacobian, c.to(jacobian.dtype)))
         else:
@@ -294,6 +300,24 @@ class Refit:
             rows = metric.whiten(jacobian)
             step = metric.coloured(LowRank(rows, self.damping).solve_range(rhs / m))
         return step if target is None else step - target
+
+    def _solve_over_ranks(self, jacobian: Tensor, c: Tensor, metric: Metric) -> Tensor:
+        """The same from some rows of each rank, which exchanges them for columns.
+
+        The right-hand side is in the order in which the rows come: that of the ranks.
+        """
+        ranks = Ranks.current()
+        d = jacobian.shape[1]
+        bounds = column_bounds(metric.runs(d), ranks.size)
+        own = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
+        counts = [int(count) for count in ranks.gathered(torch.tensor([len(c)]))]
+        c = ranks.joined(c, counts)
+        rows = ranks.exchanged(jacobian, bounds)
+        assert rows is not None  # there are samples
+        mine = metric.within(own)
+        local = LowRank.from_gram(mine.whiten(rows), self.damping, None, group=ranks.group)
+        step = mine.coloured(local.solve_range(c))
+        return ranks.joined(step, [stop - start for start, stop in pairwise(bounds)])
 
     def _solve_by_cg(
         self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None
@@ -344,4 +368,10 @@ def check_room_for_rows(rows: int, d: int) -> None:
 
 
 def _half_mean_square(residuals: Tensor) -> float:
-    return 0.5 * float(residuals.double().square().mean())
+    """Over the residuals of all ranks."""
+    ranks = Ranks.current()
+    if ranks.size == 1:
+        return 0.5 * float(residuals.double().square().mean())
+    squares = float(residuals.double().square().sum())
+    total, count = ranks.sum(torch.tensor([squares, len(residuals)], dtype=torch.float64)).tolist()
+    return 0.5 * total / count

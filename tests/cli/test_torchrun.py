@@ -1,0 +1,109 @@
+"""The command line under torchrun: one report, one voice, and runs that go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.torchrun import Launched
+
+import woodbury
+
+WOODBURY = ["-m", "woodbury.cli"]
+NETWORK = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+"""
+GRADUAL = ["--sparsity", "0.8", "--epochs", "30", "--steps", "4", "--count", "90"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a network and data."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(160, 6)).astype(np.float32)
+    y = (x @ generator.normal(size=(6, 3))).argmax(1)
+    np.savez(tmp_path / "data.npz", x=x[:120], y=y[:120], x_test=x[120:], y_test=y[120:])
+    return tmp_path
+
+
+def command(place: Path, count: int, *words: str) -> tuple[int, str, str]:
+    return Launched(count, [*WOODBURY, *words], place).ended()
+
+
+def differences(place: Path, first: str, second: str) -> float:
+    """The largest difference of two networks, whose zeros are the same."""
+    one = woodbury.load_sparse(place / first / "weights.safetensors")
+    other = woodbury.load_sparse(place / second / "weights.safetensors")
+    for name, tensor in one.items():
+        assert torch.equal(tensor != 0, other[name] != 0), name
+    return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
+
+
+def test_two_ranks_prune_together_and_one_writes(place: Path) -> None:
+    words = ["prune", "net.py:net", "data.npz", "--sparsity", "0.7", "--out", "out"]
+    code, out, err = command(place, 2, *words)
+    assert code == 0, err
+    assert out.count("accuracy") and out.count("Load it with") == 1
+    made = {file.name for file in place.iterdir()} - {"__pycache__"}
+    assert made == {"data.npz", "net.py", "out"}
+    report: dict[str, Any] = json.loads((place / "out" / "report.json").read_text())
+    assert report["sparsity"] == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_command_of_one_process_and_a_user_error_are_said_once(place: Path) -> None:
+    code, _, err = command(place, 2, "inspect", "net.py:net", "data.npz")
+    assert code != 0 and err.count("runs in one process") == 1
+    words = ["prune", "net.py:net", "missing.npz", "--sparsity", "0.7"]
+    code, _, err = command(place, 2, *words)
+    assert code != 0 and err.count("missing.npz") == 1
+
+
+@pytest.mark.slow
+def test_compare_hands_out_its_cells(place: Path) -> None:
+    words = ["compare", "net.py:net", "data.npz", "--methods", "magnitude,woodfisher"]
+    words += ["--sparsities", "0.5,0.8", "--seeds", "2", "--count", "60"]
+    found = []
+    for count, name in ((2, "two"), (1, "one")):
+        code, _, err = command(place, count, *words, "--out", name)
+        assert code == 0, err
+        results = json.loads((place / name / "results.json").read_text())["results"]
+        found.append([(r["method"], r["sparsity"], r["seed"], r["accuracy"]) for r in results])
+    assert found[0] == found[1] and len(found[0]) == 8
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_by_another_number_of_ranks(place: Path) -> None:
+    whole = command(place, 2, "prune", "net.py:net", "data.npz", *GRADUAL, "--out", "whole")
+    assert whole[0] == 0, whole[2]
+    words = ["prune", "net.py:net", "data.npz", *GRADUAL, "--out", "killed"]
+    killed = Launched(2, [*WOODBURY, *words], place)
+    until = time.monotonic() + 150
+    while not (place / "killed" / "unfinished.pt").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    killed.kill()
+    assert (place / "killed" / "unfinished.pt").exists()
+    code, _, err = command(place, 3, *words, "--resume")
+    assert code == 0, err
+    assert differences(place, "whole", "killed") < 1e-5
+
+
+@pytest.mark.slow
+def test_train_shares_its_batches(place: Path) -> None:
+    words = ["train", "net.py:net", "data.npz", "--epochs", "3", "--optimizer", "sgd"]
+    for count in (1, 2):
+        code, _, err = command(place, count, *words, "--out", str(count))
+        assert code == 0, err
+    assert differences(place, "1", "2") < 1e-5

@@ -1,0 +1,25 @@
+"""A Trainer of several processes with a PruningCallback prunes alike on all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.torchrun import Launched
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("accelerate", reason="accelerate, which the Trainer needs, is not installed")
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_trainer_end_with_the_same_weights(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    code, _, err = Launched(2, ["trainer_on_ranks.py", str(tmp_path)], here).ended()
+    assert code == 0, err[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["size"] == 2 and first["steps"] == 3
+    assert first["sparsity"] == pytest.approx(0.8, abs=0.01)
+    assert torch.equal(first["keep"], second["keep"])
+    for name, tensor in first["weights"].items():
+        assert torch.equal(tensor, second["weights"][name]), name

@@ -1,0 +1,126 @@
+"""prune over ranks: the same weights on every rank, and for any number of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.processes import on_ranks
+from torch import Tensor, nn
+
+import woodbury
+from woodbury import Pruner
+from woodbury.estimation.recipes import gauss_newton
+from woodbury.linalg.ranks import Ranks
+from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
+
+SAMPLES = 48
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 5),
+    )
+
+
+def data() -> list[Any]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(SAMPLES, 2, 8, 8, generator=generator)
+    labels = torch.randint(5, (SAMPLES,), generator=generator)
+    return list(zip(images.split(10), labels.split(10), strict=True))
+
+
+PRUNERS = {
+    "diagonal": Pruner(woodbury.diagonal_fisher(SAMPLES, 1e-3)),
+    "mfac": Pruner(woodbury.mfac(SAMPLES, 1e-3)),
+    "mfac, independent": Pruner(woodbury.mfac(40, 1e-3), update=woodbury.updates.independent),
+    "mfac, blocks of rows": Pruner(woodbury.mfac(24, 1e-3, block=400)),
+    "woodfisher": Pruner(woodbury.woodfisher(SAMPLES, 50, 1e-3)),
+    "sampled": Pruner(woodbury.mfac(32, 1e-3, labels=woodbury.estimation.sampled)),
+    "batches": Pruner(woodbury.mfac(8, 1e-3, batch=4)),
+    "woodtaylor": Pruner(woodbury.mfac(SAMPLES, 1e-2), first_order=True),
+    "gauss_newton": Pruner(gauss_newton(woodbury.mfac(2 * SAMPLES, 1e-3), 2)),
+    "kfac": Pruner(woodbury.kfac(SAMPLES, 1e-3)),
+    "kfac by rows": Pruner(woodbury.estimation.kfac_by_rows(SAMPLES)),
+    "units": Pruner(woodbury.mfac(SAMPLES, 1e-3), unit=woodbury.units.block(4)),
+    "channels": Pruner(
+        woodbury.mfac(SAMPLES, 1e-3),
+        unit=woodbury.units.input_channels,
+    ),
+}
+
+
+def recipe(name: str, model: nn.Module) -> Any:
+    if name != "layers":
+        return PRUNERS[name]
+    dense = woodbury.Objective.from_model(
+        copy.deepcopy(model), data(), space=woodbury.ParameterSpace.for_pruning(model)
+    )
+    return WithLayers(PRUNERS["kfac by rows"], dense, LayerByLayer(passes=2))
+
+
+def pruned(name: str) -> dict[str, Any]:
+    model = network()
+    found = woodbury.prune(model, data(), 0.7, pruner=recipe(name, model))
+    return {"weights": found.weights, "predicted": found.predicted}
+
+
+def as_it_comes(effort: woodbury.presets.Effort) -> dict[str, Any]:
+    found = woodbury.prune(network(), data(), 0.7, effort=effort)
+    return {"weights": found.weights, "predicted": found.predicted, "settings": found.settings}
+
+
+def counted() -> dict[str, int]:
+    """What one rank sends in a step of M-FAC, and what it must send at least."""
+    with Ranks.of(None).started("a step that is counted") as ranks:
+        found = woodbury.prune(network(), data(), 0.7, pruner=PRUNERS["mfac"])
+        return {"sent": ranks.traffic.sent, "d": found.objective.space.n, "size": ranks.size}
+
+
+def everything(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {name: pruned(name) for name in (*PRUNERS, "layers")}
+    found["counted"] = counted()
+    found["as it comes"] = as_it_comes(woodbury.presets.standard)
+    found["quick"] = as_it_comes(woodbury.presets.quick)
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return {count: on_ranks(count, folder / str(count), everything) for count in (1, 3)}
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    assert torch.equal(a != 0, b != 0)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*PRUNERS, "layers", "as it comes", "quick"])
+def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]]) -> None:
+    for found in by_ranks.values():
+        for one in found:
+            assert not isinstance(one, Exception), one
+    one = by_ranks[1][0][name]
+    for found in by_ranks[3]:
+        assert torch.equal(found[name]["weights"], by_ranks[3][0][name]["weights"])
+        close(found[name]["weights"], one["weights"])
+        assert found[name]["predicted"] == pytest.approx(one["predicted"], rel=1e-3)
+
+
+def test_rows_are_sent_once_and_little_else(by_ranks: dict[int, list[dict[str, Any]]]) -> None:
+    """One all-to-all of the rows, (m, m) and (m,) sums, results of d numbers."""
+    for found in by_ranks[3]:
+        sent, d = found["counted"]["sent"], found["counted"]["d"]
+        rows = SAMPLES / 3 * 4 * d * 2 / 3
+        small = 3 * 2 * 8 * SAMPLES**2
+        results = 12 * 4 * d * 3
+        assert 0.9 * rows < sent < 1.1 * rows + small + results + 20_000

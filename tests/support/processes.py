@@ -1,0 +1,54 @@
+"""Functions run in several processes of one gloo group."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+SECONDS = 60
+
+
+def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function gives on each rank; an exception is given in its place.
+
+    The processes meet by a file, so that no port is taken, and leave the group before they end.
+
+    Args:
+        count: How many processes.
+        folder: An empty one, for the file and the results.
+        function: Of a module, called as function(rank, *arguments).
+        arguments: Picklable.
+
+    Returns:
+        A result or an exception for each rank.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.spawn(_work, (count, str(folder), function, arguments), nprocs=count)  # type: ignore[attr-defined]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _work(
+    rank: int, count: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=SECONDS),
+    )
+    try:
+        found = function(rank, *arguments)
+    except Exception as error:
+        traceback.print_exc()
+        found = error
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,46 @@
+"""Commands that torchrun starts in several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+SECONDS = 180
+
+
+class Launched:
+    """A command in several processes of one machine, which meet at a free port.
+
+    Args:
+        count: How many processes.
+        words: Of the command: a script with its arguments, or "-m" and a module.
+        folder: Where it runs.
+    """
+
+    def __init__(self, count: int, words: list[str], folder: Path) -> None:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(count)]
+        paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+        paths.append(os.environ.get("PYTHONPATH", ""))
+        self.process = subprocess.Popen(
+            [*launcher, *words],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ended(self) -> tuple[int, str, str]:
+        """The exit code, stdout and stderr, once all processes have ended."""
+        out, err = self.process.communicate(timeout=SECONDS)
+        return self.process.returncode, out, err
+
+    def kill(self) -> None:
+        """Kill all processes at once, without a chance to clean up."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate(timeout=SECONDS)

@@ -1,0 +1,72 @@
+"""A command that torchrun has started in several processes: one of them speaks and writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from woodbury.cli import console
+from woodbury.errors import RankError, WoodburyError
+from woodbury.linalg.ranks import Ranks
+
+SHARED = ("prune", "compare", "train")
+"""The commands whose work ranks share."""
+GROUP_MINUTES = 60
+"""How long a rank may compute before another gives up waiting for its numbers."""
+
+
+@contextmanager
+def as_launched(words: Sequence[str]) -> Iterator[None]:
+    """A context in which the processes that torchrun has started are the ranks of one command.
+
+    Rank 0 prints and writes; the others say nothing but what they fail by. A process that was
+    started alone is left as it is.
+
+    Args:
+        words: Of the command line, after `woodbury`.
+
+    Raises:
+        WoodburyError: If the command runs in one process only, or the processes do not meet.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    is_launched = size > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    command = next((word for word in words if not word.startswith("-")), "")
+    if not is_launched or not command or "--help" in words:
+        yield
+        return
+    # What fails on another rank is said by rank 0, which hears of it.
+    console.out.quiet = console.err.quiet = int(os.environ["RANK"]) > 0
+    if command not in SHARED:
+        raise WoodburyError(
+            f"woodbury {command} runs in one process: start it without torchrun. "
+            f"{', '.join(SHARED)} share their work."
+        )
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=GROUP_MINUTES)
+    )
+    begun: Ranks | None = None
+    try:
+        facts = {"the command": " ".join(words)}
+        with Ranks.of(None).started(f"woodbury {command}", facts) as ranks:
+            try:
+                yield
+            except BaseException:
+                begun = ranks
+                raise
+    except RankError:
+        raise
+    except BaseException:
+        # Rank 0 computes and has not heard: torchrun ends it as soon as this process ends.
+        if begun is not None and begun.words is not None and not begun.words.is_heard():
+            console.err.quiet = False
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""One computation on all ranks: what they must agree on, and what each may hold."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from woodbury.errors import WoodburyError
+from woodbury.linalg.ranks import Ranks
+from woodbury.memory.budget import budget_bytes
+from woodbury.model.batches import Batch, Samples
+from woodbury.model.parameters import is_dtensor
+from woodbury.model.sharded import is_sharded, reshard
+from woodbury.model.spread import bytes_of
+from woodbury.model.wrappers import checked_model
+
+
+class OwnPart(NamedTuple):
+    """What a rank works with.
+
+    Attributes:
+        batches: The calibration set, which gives the rank its own samples; alone as it came.
+        memory: The budget, the same on all ranks; alone as it came.
+    """
+
+    batches: Iterable[Batch]
+    memory: int | str | None
+
+
+@contextmanager
+def over_ranks(
+    group: object,
+    what: str,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    memory: int | str | None,
+    facts: Mapping[str, object],
+) -> Iterator[OwnPart]:
+    """A context in which the ranks of a group do one thing together.
+
+    Args:
+        group: As for `prune`.
+        what: The function that begins.
+        model: The network, whose weights must be the same on all ranks.
+        batches: The calibration set of this rank.
+        memory: What a rank may hold; None for its part of what its machine has.
+        facts: The settings, which must be the same on all ranks.
+
+    Yields:
+        The samples and the memory of this rank; what was given where there are no others.
+
+    Raises:
+        RankError: If the ranks differ, or one does not come.
+        WoodburyError: If the parameters are sharded over ranks, and this process is alone.
+    """
+    ranks = Ranks.of(group)
+    if ranks.is_alone:
+        _check_whole(model, what)
+        with ranks.started(what):
+            yield OwnPart(batches, memory)
+        return
+    with ranks.started(what, facts) as ranks:
+        ranks.agree(what, {"the weights of the model": model_checksum(checked_model(model))})
+        samples = Samples.of(batches).spread_over_ranks()
+        yield OwnPart(samples, _shared_budget(ranks, memory, model))
+
+
+def _shared_budget(ranks: Ranks, memory: int | str | None, model: nn.Module) -> int | str | None:
+    """The smallest budget of all ranks; those on one machine share what it has."""
+    if ranks.size == 1:
+        return memory
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    own = budget_bytes(memory, device)
+    if memory is None and device.type == "cpu":
+        own //= ranks.gathered_objects(socket.gethostname()).count(socket.gethostname())
+    return int(ranks.least(own))
+
+
+def _check_whole(model: nn.Module, what: str) -> None:
+    model = checked_model(model)
+    if is_sharded(model):
+        raise WoodburyError(
+            f"The model is sharded over ranks, so that one alone has not all weights: call {what} "
+            "on all ranks, without group=woodbury.ALONE."
+        )
+
+
+def checksum(tensor: Tensor) -> str:
+    """A checksum of a tensor's bits."""
+    return hashlib.blake2b(bytes_of(tensor), digest_size=8).hexdigest()
+
+
+def model_checksum(model: nn.Module) -> str:
+    """A checksum of the names and bits of all parameters; of a sharded one of its shape."""
+    reshard(model)
+    marks = [
+        f"{name} {tuple(parameter.shape) if is_dtensor(parameter) else checksum(parameter)}"
+        for name, parameter in model.named_parameters()
+    ]
+    return hashlib.blake2b(" ".join(marks).encode(), digest_size=8).hexdigest()
