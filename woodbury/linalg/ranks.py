@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from datetime import timedelta
+from itertools import accumulate, count, pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _get_process_group_store
+from torch.distributed.distributed_c10d import AllgatherOptions, _get_process_group_store
 
 from woodbury.errors import RankError, WrongType, reason
 
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 START_SECONDS = 30.0
 """How long the ranks wait for each other where a computation begins."""
+
+MOST_WAITING = timedelta(days=30)
+"""For ranks whose work takes differently long."""
 
 BUSY_CHECKS = 200
 """How often a collective is asked whether it is done before this process sleeps in between."""
@@ -75,6 +79,7 @@ class Ranks:
     group: dist.ProcessGroup | None = None
     name: str = ""
     traffic: Traffic = field(default_factory=Traffic)
+    _numbers: Iterator[int] = field(default_factory=count, repr=False)
 
     @staticmethod
     def current() -> Ranks:
@@ -260,6 +265,22 @@ class Ranks:
         size = int(self.first(torch.tensor([len(text)]))[0])
         whole = text if self.rank == 0 else text.new_empty(size)
         return pickle.loads(self.first(whole).numpy().tobytes())
+
+    def next_number(self) -> int:
+        """From 0, the next number that no rank has taken yet: for work that is handed out."""
+        if self.size == 1:
+            return next(self._numbers)
+        return self._store.add(f"{self.name}/taken", 1) - 1
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks are here, beyond the group's time-out too; failures are heard of."""
+        if self.size == 1 or self.group is None:
+            return
+        options = AllgatherOptions()
+        options.timeout = MOST_WAITING
+        mine = self._on_wire(torch.zeros(1))
+        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
+        self._finish(self.group.allgather([all_of_them], [mine], options))
 
     def exchanged(self, chunk: Tensor, bounds: Sequence[int]) -> Tensor | None:
         """Rows for their columns: what all ranks have of this rank's columns.
