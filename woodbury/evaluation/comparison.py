@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import product, takewhile
 from statistics import fmean
 
 from woodbury.argument_types import checks_types
@@ -93,7 +93,7 @@ def compare(
         with Ranks.apart(), whole("pruning", "pruning", len(cells) * len(sparsities)) as progress:
             dense = _Dense(methods, make_objective, seeds[0])
             _check_possible(methods, sparsities, dense.objectives, validate, memory)
-            while (index := ranks.next_number()) < len(cells):
+            for index in takewhile(lambda number: number < len(cells), ranks.numbers()):
                 seed, name = cells[index]
                 while progress.done < index * len(sparsities):  # others have taken those before
                     progress.advance()
