@@ -12,8 +12,9 @@ import torch.distributed as dist
 from support.processes import on_ranks
 
 from woodbury.errors import RankError, WoodburyError, WrongType
-from woodbury.linalg import ranks as ranks_module
-from woodbury.linalg.ranks import ALONE, Ranks, column_bounds, even_bounds
+from woodbury.linalg import rank_words
+from woodbury.linalg.column_bounds import column_bounds, even_bounds
+from woodbury.linalg.ranks import ALONE, Ranks
 
 
 def speak(rank: int) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def speak(rank: int) -> dict[str, Any]:
 
 def fail(rank: int, way: str) -> str:
     """One rank fails; how long the other waits, and what it hears."""
-    ranks_module.START_SECONDS = 3.0
+    rank_words.START_SECONDS = 3.0
     begun = time.monotonic()
     try:
         if way == "never" and rank == 1:

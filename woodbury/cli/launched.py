@@ -65,7 +65,7 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
         raise
     except BaseException:
         # Rank 0 computes and has not heard: torchrun ends it as soon as this process ends.
-        if begun is not None and not begun.is_heard():
+        if begun is not None and begun.words is not None and not begun.words.is_heard():
             console.err.quiet = False
         raise
     finally:

@@ -13,9 +13,10 @@ from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.sharded import Sharded
+from woodbury.linalg.column_bounds import column_bounds, even_bounds
 from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import wide_dtype
-from woodbury.linalg.ranks import Ranks, column_bounds, even_bounds
+from woodbury.linalg.ranks import Ranks
 
 
 def own_columns(chunks: Iterable[Tensor], bounds: Sequence[int], like: Tensor) -> Iterator[Tensor]:

@@ -5,38 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _get_process_group_store
 
 from woodbury.errors import RankError, WrongType, reason
+from woodbury.linalg.rank_words import Words, in_words
 
 T = TypeVar("T")
-
-START_SECONDS = 30.0
-"""How long the ranks wait for each other where a computation begins."""
-
-BUSY_CHECKS = 200
-"""How often a collective is asked whether it is done before this process sleeps in between."""
-
-LINGER_SECONDS = 3.0
-"""How long a rank that fails waits at most for the others to hear of it."""
-
-SLEEP_SECONDS = 0.0005
-"""Between two such questions afterwards."""
-
-LOOK_SECONDS = 0.25
-"""How often a rank that waits looks for a failure of another."""
 
 
 @dataclass
@@ -63,7 +46,7 @@ class Ranks:
 
     Attributes:
         group: The torch.distributed process group; None for one process alone.
-        name: Of the computation, the same on all ranks and another for each.
+        words: Where they say that they have come, and why they fail; None before a computation.
         traffic: What this rank has sent.
 
     Example:
@@ -73,7 +56,7 @@ class Ranks:
     """
 
     group: dist.ProcessGroup | None = None
-    name: str = ""
+    words: Words | None = None
     traffic: Traffic = field(default_factory=Traffic)
 
     @staticmethod
@@ -146,11 +129,12 @@ class Ranks:
             finally:
                 _current.reset(token)
             return
-        begun = Ranks(self.group, self._next_name())
+        words = Words.of_next(self.group)
+        begun = Ranks(self.group, words)
         token = _current.set(begun)
         try:
-            begun._meet(what)
-            with begun._telling(what):
+            words.meet(what)
+            with words.telling(what):
                 begun.agree(what, facts or {})
                 yield begun
         finally:
@@ -315,99 +299,17 @@ class Ranks:
     def _finish(self, work: dist.Work | None) -> None:
         """Wait for a collective, and look meanwhile whether another rank has failed."""
         assert work is not None  # async_op=True
-        self._wait_until(work.is_completed)
+        assert self.words is not None  # there is more than one rank
+        self.words.wait_until(work.is_completed)
         try:
             work.wait()
         except RuntimeError as error:
             # A connection that was closed by a rank that failed: its own words come first.
-            self._raise_failure_of_another(patience=1.0)
+            self.words.raise_failure_of_another(patience=1.0)
             raise RankError(
                 f"A rank of {self.size} has ended, so that rank {self.rank} cannot go on: look at "
                 f"the output of the others. ({reason(error)})"
             ) from error
-
-    def _wait_until(self, done: Callable[[], bool], deadline: float | None = None) -> bool:
-        """Whether something came to be before the deadline; failures of other ranks are raised."""
-        for _ in range(BUSY_CHECKS):
-            if done():
-                return True
-        looked = time.monotonic()
-        while not done():
-            time.sleep(SLEEP_SECONDS)
-            now = time.monotonic()
-            if deadline is not None and now > deadline:
-                return done()
-            if now - looked > LOOK_SECONDS:
-                self._raise_failure_of_another()
-                looked = now
-        return True
-
-    @property
-    def _store(self) -> Any:
-        """What the group's ranks met by: a place for words outside of any collective."""
-        assert self.group is not None
-        return _get_process_group_store(self.group)
-
-    def _next_name(self) -> str:
-        """Of the next computation: each rank counts those that it has begun."""
-        return f"woodbury/{self._store.add(f'woodbury/begun/{self.rank}', 1)}"
-
-    def _meet(self, what: str) -> None:
-        """Raise unless all ranks begin within `START_SECONDS`; the missing ones are named."""
-        store = self._store
-        keys = [f"{self.name}/came/{rank}" for rank in range(self.size)]
-        store.set(keys[self.rank], what)
-        deadline = time.monotonic() + START_SECONDS
-        if self._wait_until(lambda: store.check(keys), deadline):
-            return
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        raise RankError(
-            f"{_named(missing)} did not call {what} within {START_SECONDS:.0f} s of rank "
-            f"{self.rank}: call it on all ranks, or give group=woodbury.ALONE on one."
-        )
-
-    @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
-        """A context whose failure the other ranks hear of."""
-        try:
-            yield
-        except BaseException as error:
-            if not isinstance(error, RankError):
-                said = str(error) or type(error).__name__
-                self._store.set(f"{self.name}/failed", json.dumps([self.rank, what, said]))
-                self._store.set(f"{self.name}/heard/{self.rank}", "")
-                self._linger()
-            raise
-
-    def _linger(self) -> None:
-        """Stay until others have heard of a failure: the store may end with this process."""
-        until = time.monotonic() + LINGER_SECONDS
-        while time.monotonic() < until and not self.is_heard():
-            time.sleep(SLEEP_SECONDS)
-
-    def is_heard(self) -> bool:
-        """Whether all other ranks know that one has failed."""
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        try:
-            known = [f"{self.name}/heard/{rank}" for rank in others]
-            return self._store.check(known)
-        except RuntimeError:  # the store has ended
-            return True
-
-    def _raise_failure_of_another(self, patience: float = 0.0) -> None:
-        key = f"{self.name}/failed"
-        until = time.monotonic() + patience
-        try:
-            while not self._store.check([key]):
-                if time.monotonic() >= until:
-                    return
-                time.sleep(0.05)
-            rank, what, said = json.loads(self._store.get(key))
-            self._store.set(f"{self.name}/heard/{self.rank}", "")
-        except RuntimeError as error:  # the rank that keeps the store has ended
-            raise RankError(f"Rank 0 has ended. ({reason(error)})") from error
-        if rank != self.rank:
-            raise RankError(f"Rank {rank} failed in {what}: {said}")
 
 
 class _Alone:
@@ -452,56 +354,12 @@ def check_group(group: object) -> None:
         raise WrongType(f"group is a {type(group).__name__}: give a process group, or None.")
 
 
-def column_bounds(sizes: Sequence[int], ranks: int) -> list[int]:
-    """Where the columns of each rank begin, so that no block is cut.
-
-    Args:
-        sizes: Of the blocks, in order.
-        ranks: How many ranks there are.
-
-    Returns:
-        (ranks + 1), from 0 to sum(sizes); as even as the blocks allow.
-
-    Example:
-        >>> column_bounds([4, 4, 4, 1], ranks=2), column_bounds([1] * 5, ranks=2)
-        ([0, 8, 13], [0, 3, 5])
-    """
-    ends = [0, *accumulate(sizes)]
-    bounds = [0]
-    for rank in range(1, ranks):
-        ideal = ends[-1] * rank / ranks
-        after = bisect_left(ends, ideal)
-        before = max(after - 1, 0)
-        nearest = before if ideal - ends[before] < ends[after] - ideal else after
-        bounds.append(max(ends[nearest], bounds[-1]))
-    return [*bounds, ends[-1]]
-
-
-def even_bounds(d: int, ranks: int) -> list[int]:
-    """The same for columns that may be cut anywhere.
-
-    Args:
-        d: How many there are.
-        ranks: How many ranks there are.
-
-    Example:
-        >>> even_bounds(5, ranks=2)
-        [0, 2, 5]
-    """
-    return [d * rank // ranks for rank in range(ranks + 1)]
-
-
-def _named(ranks: Sequence[int]) -> str:
-    words = ", ".join(map(str, ranks))
-    return f"Rank {words}" if len(ranks) == 1 else f"Ranks {words}"
-
-
 def _by_value(values: Sequence[str | None]) -> str:
     """Which ranks have which value: '500 on rank 0, 400 on ranks 1, 2'."""
     ranks: dict[str | None, list[int]] = {}
     for rank, value in enumerate(values):
         ranks.setdefault(value, []).append(rank)
     return ", ".join(
-        f"{'none' if value is None else value} on {_named(having).lower()}"
+        f"{'none' if value is None else value} on {in_words(having).lower()}"
         for value, having in ranks.items()
     )

@@ -22,11 +22,12 @@ from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
 from woodbury.io.representation import readable
 from woodbury.limits import Limits
+from woodbury.linalg.column_bounds import column_bounds
 from woodbury.linalg.dual_solve import is_sketched, solve_dual
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 from woodbury.linalg.metric import Metric
 from woodbury.linalg.precision import at_least_float32
-from woodbury.linalg.ranks import Ranks, column_bounds
+from woodbury.linalg.ranks import Ranks
 from woodbury.linalg.row_products import column_squares, combine
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.model.objective import Objective
