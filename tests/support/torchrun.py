@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 180
+SECONDS = 600
+"""No test takes a tenth of it alone; many at once on few cores may."""
 
 
 class Launched:
@@ -37,7 +38,11 @@ class Launched:
 
     def ended(self) -> tuple[int, str, str]:
         """The exit code, stdout and stderr, once all processes have ended."""
-        out, err = self.process.communicate(timeout=SECONDS)
+        try:
+            out, err = self.process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()  # torchrun alone would leave its processes behind
+            raise
         return self.process.returncode, out, err
 
     def kill(self) -> None:
