@@ -45,6 +45,17 @@ class Launched:
             raise
         return self.process.returncode, out, err
 
+    def ranks(self) -> list[int]:
+        """The process of each rank, in their order; of Linux only."""
+        found: dict[int, int] = {}
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                words = Path(f"/proc/{child}/environ").read_text().split("\0")
+                settings = dict(word.split("=", 1) for word in words if "=" in word)
+                if "LOCAL_RANK" in settings:
+                    found[int(settings["RANK"])] = int(child)
+        return [found[rank] for rank in sorted(found)]
+
     def kill(self) -> None:
         """Kill all processes at once, without a chance to clean up."""
         os.killpg(self.process.pid, signal.SIGKILL)

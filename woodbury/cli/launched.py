@@ -96,3 +96,10 @@ def agree_on(model: nn.Module, samples: int) -> None:
     ranks = Ranks.current()
     if ranks.size > 1:
         ranks.agree("reading model and data", facts_of(model, samples))
+
+
+def launcher() -> list[str]:
+    """The words before `woodbury` that start as many processes on a machine; none for one."""
+    if Ranks.current().size == 1:
+        return []
+    return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--no-python"]
