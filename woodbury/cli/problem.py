@@ -16,6 +16,7 @@ from woodbury.cli.inputs.data import Splits, check_data_exists
 from woodbury.cli.inputs.fit import predict, probe
 from woodbury.cli.inputs.sources import Source, source_of
 from woodbury.cli.inputs.splits import AllBatches, WithProgress, at_once, batches, labels_of
+from woodbury.cli.launched import agree_on
 from woodbury.cli.named_methods import Sampling
 from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.option_values import settings_of
@@ -308,6 +309,7 @@ def load_problem(
     if space.left_out:
         print_note(f"Not pruned: {left_out_in_words(space.left_out)}; --include '*' takes them in.")
     splits = _load_splits(network, source, data, loss, options)
+    agree_on(network, len(splits.train))  # type: ignore[arg-type]
     test = batches(splits.test)
     probe(network, test, loss.likelihood)
     first_batch = batches(draw(splits.train, at_once(splits.train), inputs.seed))
