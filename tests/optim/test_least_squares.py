@@ -18,7 +18,7 @@ from woodbury import LeastSquares, least_squares
 from woodbury.optim.nonlinear_least_squares.damped_steps import DampedSteps
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5), (40, 4)])
 @pytest.mark.parametrize("damping", [1e-3, 1.0, 1e3])
 def test_a_step_solves_the_normal_equations(shape: tuple[int, int], damping: float) -> None:
     m, d = shape
@@ -26,7 +26,7 @@ def test_a_step_solves_the_normal_equations(shape: tuple[int, int], damping: flo
     for scales in (torch.ones(d).double(), normal(d, seed=2).abs() + 0.01):
         matrix = rows.T @ rows + damping * scales.square().diag()
         expected = -torch.linalg.solve(matrix, rows.T @ residuals)
-        step = DampedSteps.of(rows, scales).solve(residuals, damping)
+        step = DampedSteps.of(rows, scales).at(damping).solve(residuals)
         torch.testing.assert_close(step, expected, rtol=1e-8, atol=1e-12)
 
 
