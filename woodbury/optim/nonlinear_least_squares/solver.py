@@ -28,7 +28,7 @@ GROWTH = 2.0
 """Factor of the damping after a step that does not decrease the loss."""
 
 TARGET_RATIO = 0.8
-"""Of the actual decrease to that of the linearised residuals, towards which the damping is moved."""
+"""Of the actual decrease to that of the linearised residuals; the damping is moved towards it."""
 
 RATE, LARGEST_CHANGE = 3.0, 8.0
 """How fast it is moved, per unit of the ratio, and the largest factor of one step."""
@@ -240,9 +240,7 @@ class LeastSquares:
         self.damping, self.steps = checked["damping"], checked["steps"]
         self._scales, self._last = checked["scales"], checked["last"]
 
-    def _step(
-        self, rows: Tensor, solver: DampedStep, start: Tensor | None
-    ) -> tuple[Tensor, float]:
+    def _step(self, rows: Tensor, solver: DampedStep, start: Tensor | None) -> tuple[Tensor, float]:
         """δ, bent by its acceleration where that is small (eq. 89), and its predicted decrease."""
         values = self._values
         plain = solver.solve(values if start is None else values + rows @ start)
