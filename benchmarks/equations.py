@@ -18,7 +18,7 @@ import argparse
 import importlib.util
 import time
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, geometric_mean, pstdev
 from typing import Any
 
 import torch
@@ -93,6 +93,18 @@ def table(cells: dict[str, Any], equation: str, seeds: list[int], seconds: float
             print(f"| {method} (n = {len(done)}) | {setting or '–'} | {steps:.0f} |{columns}")
 
 
+def curves(cells: dict[str, Any], equation: str, seeds: list[int], seconds: float) -> None:
+    """The geometric mean over the seeds at every mark, which docs/figures_equations.py draws."""
+    heads = "".join(f" {share * seconds:.3g} s |" for share in SHARES)
+    print(f"\n| method |{heads}\n|---|" + "---|" * len(SHARES))
+    for method in METHODS:
+        found = [cells.get(key(equation, method, seed, seconds)) for seed in seeds]
+        errors = [cell["errors"] for cell in found if cell]
+        if errors:
+            means = [geometric_mean(each) for each in zip(*errors, strict=True)]
+            print(f"| {method} |" + "".join(f" {mean:.1e} |" for mean in means))
+
+
 def main() -> None:
     """Measure what is not in the file yet, and print the table."""
     parser = argparse.ArgumentParser(
@@ -120,7 +132,8 @@ def main() -> None:
                 cells[name] = {"setting": str(setting or ""), **cell}
                 keep(cells, asked.out)
                 print(name, f"{cell['errors'][-1]:.2e}", f"{cell['steps']} steps", flush=True)
-    table(finished(asked.out), asked.equation, asked.seeds, asked.seconds)
+    for show in (table, curves):
+        show(finished(asked.out), asked.equation, asked.seeds, asked.seconds)
 
 
 if __name__ == "__main__":

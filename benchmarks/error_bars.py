@@ -72,7 +72,7 @@ def rivals(model: nn.Module, train: Data, held_out: Data) -> Iterator[Rival]:
     if importlib.util.find_spec("laplace") is None:
         print("laplace-torch is left out: it is not installed.")
         return
-    import laplace
+    import laplace  # pyright: ignore[reportMissingImports]
     from torch.utils.data import DataLoader, TensorDataset
 
     def loader(data: Data) -> DataLoader:

@@ -94,7 +94,7 @@ class Wave:
         chance = (2 * logarithms).softmax(0)
         places = torch.multinomial(chance, SAMPLES, replacement=True, generator=self.generator)
         energies = self.chain.local_energies(logarithms)[places]
-        weights = dict(self.model.named_parameters())
+        weights: dict[str, Tensor] = dict(self.model.named_parameters())
 
         def single(weights: dict[str, Tensor], state: Tensor) -> Tensor:
             return functional_call(self.model, weights, (state[None],))[0, 0]
