@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from residual_problems import Problem
 from torch import Tensor, nn
-from torch.func import jacrev
 
 import woodbury
 
@@ -132,12 +131,13 @@ def dense_gauss_newton(problem: Problem, _: None) -> Steps:
         return {n: part.view_as(names[n]) for n, part in zip(names, parts, strict=True)}
 
     def residuals(vector: Tensor) -> Tensor:
-        return problem.residuals(unflatten(vector))
+        with torch.no_grad():
+            return problem.residuals(unflatten(vector))
 
     weights = torch.cat([parameter.detach().flatten() for parameter in names.values()])
     while True:
         values = residuals(weights)
-        rows = jacrev(residuals)(weights)
+        rows = problem.rows(unflatten(weights))
         step = torch.linalg.lstsq(rows, values[:, None], driver="gelsd").solution[:, 0]
         tried = [(float(residuals(weights - step / 2**k).norm()), k) for k in range(31)]
         norm, k = min((each for each in tried if math.isfinite(each[0])), default=(math.inf, 0))

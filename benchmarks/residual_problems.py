@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 Network = Callable[[Tensor], Tensor]
 Residual = Callable[..., Tensor]
@@ -89,6 +89,20 @@ class Problem:
                 return residual(u, x)
 
             parts.append(vmap(at)(points) / len(points) ** 0.5)
+        return torch.cat(parts)
+
+    def rows(self, weights: dict[str, Tensor]) -> Tensor:
+        """The Jacobian of all residuals (m, d), point by point."""
+        parts = []
+        for name, residual in self.equation.residuals.items():
+            points = self.points[name]
+
+            def at(w: dict[str, Tensor], x: Tensor, residual: Residual = residual) -> Tensor:
+                return residual(lambda y: functional_call(self.model, w, (y[None],))[0, 0], x)
+
+            found = vmap(grad(at), (None, 0))(weights, points)
+            flat = torch.cat([found[each].flatten(1) for each in weights], 1)
+            parts.append(flat.detach() / len(points) ** 0.5)
         return torch.cat(parts)
 
     def loss(self) -> Tensor:
