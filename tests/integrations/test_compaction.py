@@ -62,6 +62,29 @@ def concatenated() -> nn.Module:
     return Net(forward, **parts, last=nn.Conv2d(9, 3, 3, padding=1))
 
 
+def joined_then_flattened() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.a(x), self.b(x)], 1).relu().flatten(1))
+
+    return Net(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 5, 3), last=nn.Linear(9 * 16, 3))
+
+
+def flattened_then_joined() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        parts = [self.a(x).relu().flatten(1), x.mean((2, 3)), self.b(x).relu().flatten(1)]
+        return self.last(torch.cat(parts, -1))
+
+    return Net(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 5, 1), last=nn.Linear(4 * 16 + 183, 3))
+
+
+def split_then_joined() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        first, second = self.a(x).split([6, 2], 1)
+        return self.last(torch.cat([second.relu(), self.b(x), first.tanh()], 1)).mean((2, 3))
+
+    return Net(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 5, 3), last=nn.Conv2d(13, 3, 1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     # what it is: the network, the shape of a sample, a layer that must be smaller
     "linear": (
@@ -120,6 +143,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         "3.body.3",
     ),
     "concatenated": (concatenated, (3, 6, 6), "last"),
+    "concatenated, then flat": (joined_then_flattened, (3, 6, 6), "last"),
+    "flat, then concatenated": (flattened_then_joined, (3, 6, 6), "last"),
+    "split, then concatenated": (split_then_joined, (3, 6, 6), "last"),
 }  # fmt: skip
 
 
