@@ -314,6 +314,11 @@ def halves_added(x: Tensor) -> Tensor:
     return x[..., :3] + x[..., 3:]
 
 
+def in_halves(x: Tensor) -> Tensor:
+    """As in ShuffleNet: channels of both halves in turns."""
+    return x.unflatten(1, (2, -1)).transpose(1, 2).reshape(x.shape)
+
+
 def rotated(x: Tensor) -> Tensor:
     """As in rotary embeddings: each channel is added to another one, which is added to it."""
     return x * 0.5 + torch.cat([-x[..., 3:], x[..., :3]], -1) * 0.7
@@ -347,6 +352,10 @@ def mixed_channels() -> dict[str, tuple[Any, tuple[int, ...], str]]:
         "outputs": (nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)), (6,), "1"),
         "fixed size": (fixed, (3, 6, 6), "a"),
         "shuffled": (shuffled, (3, 4, 4), "0"),
+        "shuffled in halves": (
+            Net(lambda self, x: self.b(in_halves(torch.cat([x, self.a(x)], 1))).mean((2, 3)),
+                a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(6, 3, 1)), (3, 4, 4), "a",
+        ),
         "hooks": (hooked, (6,), "0"),
         "used twice": (nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3)), (6,), "0"),
         "weight norm": (

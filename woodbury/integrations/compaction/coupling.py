@@ -36,6 +36,7 @@ BY_CHANNEL = re.compile(
     "|AvgPool[123]D|MaxPool[23]DWithIndices|AdaptiveAvgPool[123]D|AdaptiveMaxPool[23]D|Mean|Sum"
     "|Upsample(Nearest[123]D|Linear1D|Bilinear2D|Bicubic2D)|ConstantPadNd|(Reflection|Replication)"
     "Pad[123]D|Clone|Alias|ToCopy|Squeeze|Unsqueeze|Transpose|Permute|T"
+    "|NativeBatchNorm"
 )
 """Operations whose result in a channel is read from the same channel, as autograd names them."""
 

@@ -14,6 +14,9 @@ from woodbury.model.channels import is_transposed_linear
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORM_OF_TIMM = ("timm.layers.norm_act", "BatchNormAct2d")
+"""A BatchNorm2d with an activation in it; timm is not imported for it."""
+
 MATRIX_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 """Layers that make channels and read others."""
 
@@ -49,7 +52,13 @@ def is_channelwise(layer: nn.Module) -> bool:
     if type(layer) in CONVOLUTIONS:
         conv: Any = layer
         return 1 < conv.groups == conv.in_channels == conv.out_channels
-    return type(layer) in NORMS or type(layer) is nn.PReLU
+    return type(layer) in (*NORMS, nn.PReLU) or _is_norm_of_timm(layer)
+
+
+def _is_norm_of_timm(layer: nn.Module) -> bool:
+    """Whether a layer is timm's BatchNorm, and its activation has no weights of its own."""
+    is_norm = (type(layer).__module__, type(layer).__name__) == NORM_OF_TIMM
+    return is_norm and all("." not in name for name, _ in layer.named_parameters())
 
 
 def groups_of(layer: nn.Module) -> int:
