@@ -18,11 +18,12 @@ from woodbury.cli.inputs.sources import Source, source_of
 from woodbury.cli.inputs.splits import AllBatches, WithProgress, at_once, batches, labels_of
 from woodbury.cli.launched import agree_on
 from woodbury.cli.named_methods import Sampling
-from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
+from woodbury.cli.names import COUPLED, LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.option_values import settings_of
 from woodbury.cli.options import PruningOptions
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.metrics import standard_error
+from woodbury.integrations.compaction.coupled_units import CoupledChannels, coupled_channels
 from woodbury.memory.budget import check_holds
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
@@ -230,6 +231,14 @@ class Problem:
             return self.flops()
         inputs, _ = next(iter(self.test))
         return latency(self.model, inputs)
+
+    @cached_property
+    def coupled(self) -> CoupledChannels | None:
+        """The channels that can only be removed together, where they are the unit."""
+        if self.options.selection.unit != COUPLED:
+            return None
+        inputs, _ = next(iter(self.test))
+        return coupled_channels(self.model, inputs)
 
     def decided(self) -> dict[str, Any]:
         """What was decided for the user: the count, the parameters, the memory."""
