@@ -101,13 +101,13 @@ def show(cells: dict[str, Any], sparsities: list[float], seeds: int) -> None:
     console.print(table("ResNet-20, batch 16", header, rows))
     low = max(line[0][0] for line in lines.values())
     high = min(line[-1][0] for line in lines.values())
+
+    def between(cost: str, seed: int, ratio: float) -> float:
+        ratios, scores = zip(*lines[cost, seed], strict=True)
+        return float(np.interp(ratio, ratios, scores))
+
     for ratio in np.linspace(low, high, 3) if low < high else ():
-        at = {
-            cost: [
-                float(np.interp(ratio, *zip(*lines[cost, s], strict=True))) for s in range(seeds)
-            ]
-            for cost in COSTS
-        }
+        at = {cost: [between(cost, seed, ratio) for seed in range(seeds)] for cost in COSTS}
         words = ", ".join(f"{cost} {spread(each)}" for cost, each in at.items())
         console.print(f"At {ratio:.2f} of the dense time: {words} %")
 
