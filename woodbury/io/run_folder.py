@@ -91,6 +91,8 @@ class RunFolder:
                 for file in results.iterdir():
                     file.replace(self.path / file.name)
                 _sync_folder(self.path)
+                # Before the state: a run that is stopped from here on is resumed, and cleans up.
+                shutil.rmtree(results)
                 (self.path / STATE_FILE).unlink(missing_ok=True)
             finally:
                 shutil.rmtree(results, ignore_errors=True)

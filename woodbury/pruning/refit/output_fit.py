@@ -290,7 +290,7 @@ class Refit:
             curvature = ranks.sum(column_squares(jacobian)) / m
             metric, target = layer_terms(curvature)
             rhs = here + jacobian @ target.to(jacobian.dtype)
-        if ranks.size > 1:
+        if not ranks.is_alone:
             step = self._solve_over_ranks(jacobian, rhs / m, metric)
         elif is_sketched(jacobian):
             c = solve_dual(jacobian, self.damping, rhs / m, metric)
