@@ -55,11 +55,13 @@ class LeastSquares:
     The loss is the sum over the groups of ½ · weight · mean(residual²). A step is the exact
     least-squares solution for the Jacobian J of all residuals, λ|Dδ|² being added, where D holds
     the largest lengths so far of J's columns (Moré 1978). λ grows until the loss decreases, and is
-    then moved to where the decrease is .8 of what the linearised residuals promise. Each step is bent by its geodesic acceleration (Transtrum &
-    Sethna 2012), for one evaluation more. The model holds the best weights at all times.
+    then moved to where the decrease is .8 of what the linearised residuals promise. Each step is
+    bent by its geodesic acceleration (Transtrum & Sethna 2012), for one evaluation more. The model
+    holds the best weights at all times.
 
     A step costs a Jacobian, O(m d min(m, d)) for a factorization, and two evaluations of the
-    residuals; so does a trial that fails, without the Jacobian. Take float64 (`model.double()`) where small errors count.
+    residuals; so does a trial that fails, without the Jacobian. Take float64 (`model.double()`)
+    where small errors count.
 
     Args:
         model: The network; its parameters that require a gradient move.
