@@ -22,7 +22,7 @@ from chaos.workers import Tell, many
 SECONDS = 600.0
 LONG = 60.0
 """Seconds from which on the slow commands are disturbed too."""
-SHARES = {"disturb": 0.56, "files": 0.05, "calls": 0.39}
+SHARES = {"disturb": 0.8, "files": 0.05, "calls": 0.15}
 
 
 def damage(seed: int, tell: Tell) -> None:
