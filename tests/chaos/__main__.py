@@ -45,7 +45,11 @@ def tallies(seconds: float, seed: int) -> Iterator[Tally]:
 
 
 def main() -> int:
-    """Print a line for each kind, the faults, and the sums; 1 where a fault does harm or a kind was not tried."""
+    """Print a line for each kind, the faults, and the sums.
+
+    Returns:
+        1 where a fault does harm or a kind was not tried.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     warm()
