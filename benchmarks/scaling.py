@@ -24,8 +24,8 @@ from rich.console import Console
 FLOAT = 4
 WHOLE_VECTORS = 9
 """Float32 vectors of all weights at the peak of an M-FAC step (tests/pruning)."""
-GATHERED = 5
-"""Vectors of all weights that a step gathers: diagonal, inverse diagonal, a step, two checks."""
+GATHERED = 3
+"""Vectors of all weights that a step gathers; 2.8 were counted, with masks of a byte each."""
 RANKS = (8, 64, 256)
 
 

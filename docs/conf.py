@@ -17,17 +17,15 @@ release = woodbury.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "sphinxcontrib.mermaid",
     "namespace",
+    "offline",
 ]
 exclude_patterns = ["_extensions"]
 default_role = "literal"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
-myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 

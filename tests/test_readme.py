@@ -27,7 +27,7 @@ PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.parent.name not in 
 OURS = [README, CHANGELOG, CONTRIBUTING, *PAGES]
 OF_SHORT_PARAGRAPHS = [path for path in OURS if path.name not in ("math.md", "cli.md")]
 
-LANGUAGES = {"python", "console", "text", "markdown", "bash", "mermaid", "toml"}
+LANGUAGES = {"python", "console", "text", "markdown", "bash", "toml"}
 DIRECTIVES = {"{toctree}", "{include}", "{eval-rst}"}
 MAX_WORDS = 90
 MAX_COLUMNS = 100

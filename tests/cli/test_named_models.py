@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from pathlib import Path
 
@@ -110,6 +111,77 @@ def test_language_models(tmp_path: Path) -> None:
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     }
     assert Path("small/tokenizer.json").is_file()
+
+
+def language_model(folder: Path) -> str:
+    """A fresh GPT and its text in a folder; what a command begins with after its name."""
+    saved("causal", folder / "gpt")
+    lines = ["the film was very good . it was not bad"] * 40
+    Path("texts.txt").write_text("\n".join(lines))
+    return "transformers:gpt texts.txt --length 8"
+
+
+def perplexity_by_transformers(folder: str) -> float:
+    """exp(mean loss of a predicted token) on the text, by the model's own loss of its labels."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    total, tokens = 0.0, 0
+    for inputs, _ in hf.load(folder, "texts.txt", length=8).batches:
+        if not bool(inputs["attention_mask"].all()):
+            continue  # the last, shorter piece
+        ids = inputs["input_ids"]
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * len(ids)
+        tokens += len(ids)
+    return math.exp(total / tokens)
+
+
+def test_compare_has_the_perplexity_that_prune_has(tmp_path: Path) -> None:
+    command = language_model(tmp_path)
+    shared = "--count 20 --seed 3"
+    succeeds("prune", command, shared, "--sparsity 0.5 --method magnitude --out small")
+    pruned = report("small")
+    options = "--sparsities 0.5,0.9 --seeds 1 --methods magnitude --out compared"
+    result = succeeds("compare", command, shared, options)
+    facts = json.loads(Path("compared/results.json").read_text("utf-8"))
+    half, most = facts["results"]
+    assert half["perplexity_before"] == pytest.approx(pruned["perplexity_before"], rel=1e-6)
+    assert half["perplexity_after"] == pytest.approx(pruned["perplexity_after"], rel=1e-6)
+    # the loss of a sample is a sum over its tokens, the perplexity one of a token
+    tokens = math.log(most["perplexity_after"]) / most["loss_after"]
+    assert tokens == pytest.approx(1 / pruned["tokens_per_sample"], rel=1e-6)
+    assert [each["perplexity_after"] for each in facts["summary"]] == [
+        half["perplexity_after"],
+        most["perplexity_after"],
+    ]
+    page = html.unescape(Path("compared/report.html").read_text("utf-8"))
+    title = "Perplexity on the calibration set"
+    assert title in " ".join(result.stdout.split()) and title in page
+    assert "perplexity_after" in Path("compared/results.csv").read_text().splitlines()[0]
+
+
+def test_train_has_perplexities_that_fall(tmp_path: Path) -> None:
+    command = language_model(tmp_path)
+    options = "--optimizer adamw --lr 0.01 --batch-size 8 --epochs 3 --out trained"
+    result = succeeds("train", command, options)
+    numbers = report("trained")
+    of_epochs = [each["held_out_perplexity"] for each in numbers["epochs"]]
+    assert of_epochs == sorted(of_epochs, reverse=True) and of_epochs[-1] < of_epochs[0]
+    # the text repeats itself, so that every part of it has nearly the same perplexity
+    assert numbers["perplexity"] == pytest.approx(perplexity_by_transformers("trained"), rel=0.05)
+    page = html.unescape(Path("trained/report.html").read_text("utf-8"))
+    words = " ".join(result.stdout.split())
+    assert f"perplexity {numbers['perplexity']:.4g} on the test data" in words
+    assert page.count("perplexity") >= 2
+
+
+def test_other_networks_have_no_perplexity() -> None:
+    options = "--sparsities 0.5 --seeds 1 --methods magnitude --count 20 --out compared"
+    result = succeeds("compare transformers:bert data.csv", options)
+    assert "Perplexity" not in result.stdout
+    [cell] = json.loads(Path("compared/results.json").read_text("utf-8"))["results"]
+    assert cell["perplexity_before"] is None and cell["perplexity_after"] is None
 
 
 def test_speed_loads_what_prune_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,8 @@ from woodbury.cli.run_file import RUN_FILE, print_how_to_repeat, write_run_file
 from woodbury.errors import WoodburyError
 from woodbury.evaluation import comparison
 from woodbury.evaluation.metrics import Score
+from woodbury.evaluation.results import Result
+from woodbury.reporting.records import perplexity
 
 SPARSITIES = "0.5,0.7,0.8,0.9,0.95"
 
@@ -72,6 +75,7 @@ def compare(
                 validate=_validate(methods),
                 memory=options.resources.memory,
             )
+            results = _with_perplexities(results, methods)
         lead = (
             f"{problem.space.n:,} weights of {Path(model).name}, calibrated on {choice.seeds} "
             f"set{'s' if choice.seeds > 1 else ''} of {problem.count:,} gradients."
@@ -119,6 +123,22 @@ def _on(problem: Problem, plans: Mapping[str, MethodPlan]) -> dict[str, AskedMet
         held_out.tell_count()
         methods |= {text: AskedMethod(plans[text], held_out) for text in choosing}
     return {text: methods[text] for text in plans}
+
+
+def _with_perplexities(
+    results: Iterable[Result], methods: Mapping[str, AskedMethod]
+) -> list[Result]:
+    """The results, with the perplexities of a causal language model."""
+    tokens: dict[tuple[int, int], float | None] = {}
+    found = []
+    for result in results:
+        problem, seed = methods[result.method].problem, result.seed
+        if (id(problem), seed) not in tokens:
+            tokens[id(problem), seed] = problem.tokens_per_sample(seed)
+        of_sample = tokens[id(problem), seed]
+        before, after = (perplexity(x, of_sample) for x in (result.loss_before, result.loss_after))
+        found.append(replace(result, perplexity_before=before, perplexity_after=after))
+    return found
 
 
 def _validate(methods: Mapping[str, AskedMethod]) -> Score | None:

@@ -129,7 +129,7 @@ def measured_numbers(
     began = time.perf_counter()
     after = problem.score(pruned.objective)
     loss_after = pruned.objective.loss()
-    tokens = problem.tokens_per_sample()
+    tokens = problem.tokens_per_sample(problem.options.inputs.seed)
     evaluation = time.perf_counter() - began
     return PruneNumbers(
         measure=problem.measure,

@@ -172,6 +172,8 @@ class ComparisonReport:
 
     def _page(self, scores: Chart, predictions: Chart | None, again: Code) -> Page:
         sections = [Section(scores.title, (scores, self._scores_table()))]
+        if perplexities := tables.perplexities(self.results):
+            sections.append(section(perplexities))
         if predictions:
             sections.append(section(predictions))
         sections.append(Section("Use it again", (again,)))
@@ -189,6 +191,8 @@ class ComparisonReport:
             out: The folder as the user wrote it.
         """
         print_result(self._scores_table().rich())
+        if perplexities := tables.perplexities(self.results):
+            print_result(perplexities.rich())
         print_result(tables.resources(self.results).rich())
         print_plain(f"Written: {out}/report.html, accuracy.svg, results.csv and results.json.")
 

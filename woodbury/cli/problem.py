@@ -15,7 +15,14 @@ from woodbury.cli.console import print_note
 from woodbury.cli.inputs.data import Splits, check_data_exists
 from woodbury.cli.inputs.fit import predict, probe
 from woodbury.cli.inputs.sources import Source, source_of
-from woodbury.cli.inputs.splits import AllBatches, WithProgress, at_once, batches, labels_of
+from woodbury.cli.inputs.splits import (
+    AllBatches,
+    WithProgress,
+    at_once,
+    batches,
+    labels_of,
+    tokens_per_sample,
+)
 from woodbury.cli.launched import agree_on
 from woodbury.cli.named_methods import Sampling
 from woodbury.cli.names import COUPLED, LABELS, LOSSES, Loss, parse_pattern
@@ -30,7 +37,6 @@ from woodbury.model.batchnorm import recalibrate
 from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.left_out import left_out_in_words
-from woodbury.model.likelihood import IGNORED
 from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
@@ -140,15 +146,11 @@ class Problem:
                 f"gives{beside}."
             )
 
-    def tokens_per_sample(self) -> float | None:
-        """Tokens that a sample of the calibration set predicts; None for no language model."""
+    def tokens_per_sample(self, seed: int) -> float | None:
+        """Tokens that a sample of a calibration set predicts; None for no language model."""
         if not self.source.predicts_next_tokens:
             return None
-        observed, samples = 0, 0
-        for _, labels in self.calibration_set(self.options.inputs.seed):
-            observed += int((labels != IGNORED).sum())
-            samples += len(labels)
-        return observed / samples
+        return tokens_per_sample(self.calibration_set(seed))
 
     @property
     def samples(self) -> int:

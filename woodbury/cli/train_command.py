@@ -25,7 +25,14 @@ from woodbury.cli.console import (
 from woodbury.cli.inputs.data import check_data_exists
 from woodbury.cli.inputs.fit import probe
 from woodbury.cli.inputs.sources import Source, source_of
-from woodbury.cli.inputs.splits import Batches, at_once, batches, labels_of, stream
+from woodbury.cli.inputs.splits import (
+    Batches,
+    at_once,
+    batches,
+    labels_of,
+    stream,
+    tokens_per_sample,
+)
 from woodbury.cli.launched import agree_on
 from woodbury.cli.names import LOSSES, Loss
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
@@ -62,7 +69,7 @@ from woodbury.optim.preconditioner import Preconditioner
 from woodbury.reporting import run_tables
 from woodbury.reporting.grid import percent
 from woodbury.reporting.pages import train_page
-from woodbury.reporting.records import EpochNumbers, TrainNumbers, score_label
+from woodbury.reporting.records import EpochNumbers, TrainNumbers, perplexity, score_label
 from woodbury.training.drawing import HELD_OUT_FRACTION, draw, hold_out
 from woodbury.training.finetuning import batches_in, shuffled
 from woodbury.training.learning_rate import cosine_restarts
@@ -149,6 +156,7 @@ class TrainingData(NamedTuple):
         held_out: Training data that it is judged on after every epoch.
         test: What it is judged on at the end.
         test_samples: How many samples that are.
+        predicts_next_tokens: Whether the network is a causal language model.
     """
 
     loss: Loss
@@ -156,6 +164,7 @@ class TrainingData(NamedTuple):
     held_out: Iterable[Batch]
     test: Iterable[Batch]
     test_samples: int
+    predicts_next_tokens: bool
 
     @property
     def samples(self) -> int:
@@ -177,7 +186,7 @@ def _load_data(network: nn.Module, source: Source, inputs: InputOptions) -> Trai
     first_batch = Batches(draw(train, at_once(train), inputs.seed), at_once(train))
     probe(network, first_batch, loss.likelihood, labels_of(train))
     test_samples = len(splits.test)  # type: ignore[arg-type]
-    return TrainingData(loss, train, held_out, test, test_samples)
+    return TrainingData(loss, train, held_out, test, test_samples, source.predicts_next_tokens)
 
 
 def _train(
@@ -217,35 +226,53 @@ def _train(
     def after(step: int) -> None:
         if step % epoch:
             return
-        loss, score = _evaluate(network, data.loss, data.held_out)
-        epochs.append(EpochNumbers(step // epoch, loss, score))
+        epochs.append(EpochNumbers(step // epoch, *_evaluate(network, data, data.held_out)))
         session.record["epochs"] = [asdict(each) for each in epochs]
         session.save(step)
         if preconditioner:  # now, so that a run that was stopped here goes on to the same bits
             preconditioner.renew()
 
     session.train(upcoming, total, data.loss.likelihood, after)
-    _, score = _evaluate(network, data.loss, data.test)
+    at_the_end = _evaluate(network, data, data.test)
     return TrainNumbers(
         measure=data.loss.measure,
-        score=score,
+        score=at_the_end.score,
         test_samples=data.test_samples,
-        standard_error=score_error(score, data.loss.measure, data.test_samples),
+        standard_error=score_error(at_the_end.score, data.loss.measure, data.test_samples),
         seconds=session.seconds,
         epochs=tuple(epochs),
+        perplexity=at_the_end.perplexity,
     )
 
 
-def _evaluate(network: nn.Module, loss: Loss, data: Iterable[Batch]) -> tuple[float, float]:
-    """The loss and the metric of a network on data."""
-    objective = Objective.from_model(network, [], loss.likelihood)
-    return objective.loss(data), loss.metric(objective, data)
+class Measured(NamedTuple):
+    """What a network is on some data.
+
+    Attributes:
+        loss: The mean over samples.
+        score: The metric.
+        perplexity: Of a causal language model; None for others.
+    """
+
+    loss: float
+    score: float
+    perplexity: float | None
+
+
+def _evaluate(network: nn.Module, data: TrainingData, batches: Iterable[Batch]) -> Measured:
+    """What a network is on batches."""
+    objective = Objective.from_model(network, [], data.loss.likelihood)
+    loss = objective.loss(batches)
+    tokens = tokens_per_sample(batches) if data.predicts_next_tokens else None
+    return Measured(loss, data.loss.metric(objective, batches), perplexity(loss, tokens))
 
 
 def _line(training: TrainingOptions, numbers: TrainNumbers) -> str:
     """The result in one line."""
     epochs = f"{training.epochs} epoch{'s' if training.epochs > 1 else ''}"
+    of_tokens = numbers.perplexity
+    beside = "" if of_tokens is None else f", perplexity {of_tokens:.4g}"
     return (
         f"{epochs} of {training.optimizer}: {score_label(numbers.measure)} "
-        f"{percent(numbers.score, 2)} on the test data ({numbers.seconds:.1f} s)."
+        f"{percent(numbers.score, 2)}{beside} on the test data ({numbers.seconds:.1f} s)."
     )

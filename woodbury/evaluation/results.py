@@ -33,6 +33,9 @@ class Result:
         removed: As `measured`, right after the removal and before the update: the removed weights
             are zero and the others as in the dense network.
         accuracy_removed: As `accuracy`, right after the removal and before the update.
+        perplexity_before: exp(`loss_before` ÷ tokens that a sample predicts), by `woodbury compare`
+            on a causal language model; None elsewhere.
+        perplexity_after: The same of `loss_after`.
     """
 
     method: str
@@ -50,6 +53,8 @@ class Result:
     settings: Mapping[str, Any]
     removed: float | None = None
     accuracy_removed: float | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Summary:
         memory: The largest, in MB of 2²⁰ bytes.
         removed: The mean; None if no result has one.
         accuracy_removed: The mean; None if no result has one.
+        perplexity_before: The mean; None if no result has one.
+        perplexity_after: The mean; None if no result has one.
     """
 
     method: str
@@ -81,6 +88,8 @@ class Summary:
     memory: float
     removed: float | None = None
     accuracy_removed: float | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
 
 
 def summary(results: Iterable[Result]) -> list[Summary]:
@@ -119,6 +128,8 @@ def _summarized(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
         memory=max(result.memory for result in cell),
         removed=_mean(result.removed for result in cell),
         accuracy_removed=_mean(result.accuracy_removed for result in cell),
+        perplexity_before=_mean(result.perplexity_before for result in cell),
+        perplexity_after=_mean(result.perplexity_after for result in cell),
     )
 
 

@@ -86,6 +86,8 @@ def train_page(
         Figure(score, score_label(numbers.measure), samples),
         Figure(duration(numbers.seconds), "time", f"{len(numbers.epochs)} epochs"),
     ]
+    if numbers.perplexity is not None:
+        figures.insert(1, Figure(f"{numbers.perplexity:.4g}", "perplexity", samples))
     parts = (
         plots.training(numbers.epochs),
         run_tables.epochs(numbers.epochs, numbers.measure),

@@ -216,11 +216,14 @@ class EpochNumbers:
         epoch: From 1.
         held_out_loss: On held-out training data, at its end.
         held_out_score: On the same data.
+        held_out_perplexity: exp(held_out_loss ÷ tokens that a sample predicts); None for a network
+            that is no causal language model.
     """
 
     epoch: int
     held_out_loss: float
     held_out_score: float
+    held_out_perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,8 @@ class TrainNumbers:
         standard_error: Of the score, as in `PruneNumbers`.
         seconds: Wall-clock time of all parts of the run.
         epochs: In order.
+        perplexity: On the test data, at the end; None for a network that is no causal language
+            model.
     """
 
     measure: str
@@ -242,6 +247,7 @@ class TrainNumbers:
     standard_error: float | None
     seconds: float
     epochs: tuple[EpochNumbers, ...]
+    perplexity: float | None = None
 
 
 def score_label(measure: str) -> str:

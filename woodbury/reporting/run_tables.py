@@ -252,13 +252,15 @@ def epochs(numbers: Sequence[EpochNumbers], measure: str) -> Grid:
         numbers: In order.
         measure: What the scores are.
     """
-    losses = aligned([each.held_out_loss for each in numbers])
-    cells = tuple(
-        (f"{each.epoch}", loss, percent(each.held_out_score, 2))
-        for each, loss in zip(numbers, losses, strict=True)
-    )
-    header = ("epoch", "loss", score_label(measure))
-    return Grid("Held-out training data", header, cells)
+    columns = {
+        "epoch": [f"{each.epoch}" for each in numbers],
+        "loss": aligned([each.held_out_loss for each in numbers]),
+        score_label(measure): [percent(each.held_out_score, 2) for each in numbers],
+    }
+    if any(each.held_out_perplexity is not None for each in numbers):
+        columns["perplexity"] = aligned([each.held_out_perplexity for each in numbers])
+    cells = tuple(zip(*columns.values(), strict=True))
+    return Grid("Held-out training data", tuple(columns), cells)
 
 
 def _damping(value: float | None) -> str:

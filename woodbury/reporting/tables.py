@@ -81,6 +81,42 @@ def accuracies_before_update(results: Sequence[Result], *, measure: str = "accur
     )
 
 
+def perplexities(results: Sequence[Result]) -> Grid | None:
+    """Methods × sparsities: the mean perplexity on the calibration set, the least one bold.
+
+    Args:
+        results: What `compare` gave, at least one.
+
+    Returns:
+        None where the network is no causal language model.
+    """
+    cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
+    if any(cell.perplexity_after is None for cell in cells.values()):
+        return None
+    methods = list(dict.fromkeys(method for method, _ in cells))
+    sparsities = list(dict.fromkeys(sparsity for _, sparsity in cells))
+    best = set()
+    columns = []
+    for column, sparsity in enumerate(sparsities, 1):
+        values = [cells[method, sparsity].perplexity_after for method in methods]
+        least = min(value for value in values if value is not None)
+        best |= {(row, column) for row, value in enumerate(values) if value == least}
+        columns.append(aligned(values))
+    dense = next(iter(cells.values())).perplexity_before
+    return Grid(
+        title=f"Perplexity on the calibration set (dense {aligned([dense])[0]})",
+        header=("method", *map(percent, sparsities)),
+        cells=tuple(
+            (method, *of_method)
+            for method, of_method in zip(methods, zip(*columns, strict=True), strict=True)
+        ),
+        best=frozenset(best),
+        note="exp(loss ÷ predicted tokens of a sample). The calibration set is what the methods "
+        "fit, so that other text has a higher one.",
+        tight=True,
+    )
+
+
 def losses_and_resources(results: Sequence[Result]) -> Grid:
     """The predicted and measured increase of the loss, seconds and memory: means over the seeds.
 

@@ -15,6 +15,7 @@ from woodbury.cli.inputs.images import Images
 from woodbury.errors import WoodburyError, user_code
 from woodbury.integrations.transformers.samples import Pictures, Tokens
 from woodbury.model.batches import Batch
+from woodbury.model.likelihood import IGNORED
 from woodbury.monitor import report
 
 BATCH_SAMPLES = 250
@@ -137,3 +138,16 @@ def _pair(batch: Any) -> Batch:
         )
     inputs, target = batch
     return tree_map(to_default_dtype, inputs), tree_map(to_default_dtype, target)
+
+
+def tokens_per_sample(batches: Iterable[Batch]) -> float:
+    """How many tokens a sample predicts, on average.
+
+    Args:
+        batches: (inputs, labels) of a causal language model, at least one.
+    """
+    observed, samples = 0, 0
+    for _, labels in batches:
+        observed += int((labels != IGNORED).sum())
+        samples += len(labels)
+    return observed / samples
