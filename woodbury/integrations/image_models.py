@@ -174,7 +174,7 @@ def _timm() -> Any:
     try:
         import timm  # type: ignore[import-not-found]
     except ImportError as error:
-        raise MissingDependency("A model of timm needs it: pip install timm.") from error
+        raise MissingDependency("timm:NAME needs the package timm: pip install timm.") from error
     return timm
 
 
@@ -183,6 +183,6 @@ def _torchvision() -> Any:
         import torchvision  # type: ignore[import-not-found]
     except ImportError as error:
         raise MissingDependency(
-            "A model of torchvision needs it: pip install torchvision."
+            "torchvision:NAME needs the package torchvision: pip install torchvision."
         ) from error
     return torchvision
