@@ -100,7 +100,7 @@ def work(rank: int, folder: str, mask: str) -> None:
 
 def on_two_ranks(folder: Path, mask: str) -> list[dict[str, Tensor]]:
     mp.spawn(work, (str(folder), mask), nprocs=2)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("mask", MASKS)
