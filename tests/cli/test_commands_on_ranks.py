@@ -39,7 +39,7 @@ def unread():
         raise OSError("the disk of this rank is away")
     return net()
 """
-GRADUAL = ["--sparsity", "0.8", "--epochs", "30", "--steps", "4", "--count", "90"]
+GRADUAL = ["--sparsity", "0.8", "--epochs", "200", "--steps", "4", "--count", "90"]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_two_processes_of_a_trainer_end_with_the_same_weights(tmp_path: Path) ->
     here = Path(__file__).parent
     code, _, err = Launched(2, ["trainer_on_ranks.py", str(tmp_path)], here).ended()
     assert code == 0, err[-2000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first["size"] == 2 and first["steps"] == 3
     assert first["sparsity"] == pytest.approx(0.8, abs=0.01)
     assert torch.equal(first["keep"], second["keep"])

@@ -141,10 +141,21 @@ def test_a_long_name_keeps_its_ends_and_one_line() -> None:
     narrow = printed(grid, 80).splitlines()
     rows = [line for line in narrow if "90.00 %" in line]
     assert [row.split()[0][:5] for row in rows] == ["bert."] * 2
-    assert all("…" in row and "dense.weight " in row and "7.55 M" in row for row in rows)
+    assert all("…" in row and "output.dense " in row and "7.55 M" in row for row in rows)
     assert "…7…" in rows[0] and "…11…" in rows[1]  # or they could not be told apart
     assert max(map(len, narrow)) <= 80 and len([line for line in narrow if "dense" in line]) == 2
     assert all(name in printed(grid, 120) for name in names)
+
+
+def test_names_that_end_alike_can_be_told_apart_in_a_narrow_terminal() -> None:
+    layers = ("query", "key", "value")
+    names = [f"bert.encoder.layer.0.attention.self.{layer}.weight" for layer in layers]
+    rows = tuple((name, "1") for name in (*names, "all"))
+    grid = Grid("t", ("parameter", "kept"), rows, has_names=True, has_sum=True)
+    lines = [line.split() for line in printed(grid, 24).splitlines()]
+    shown = [line[0] for line in lines if line[-1:] == ["1"]]
+    assert len(set(shown)) == 4 and "all" in shown
+    assert all(any(name.endswith(layer) for name in shown) for layer in layers)
 
 
 @pytest.mark.parametrize("width", range(1, 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def from_timm(name: str, checkpoint: Path | None = None, size: int | None = None
         MissingDependency: If timm is not installed.
         WoodburyError: If there is no such model, or its weights cannot be had.
     """
-    library = _timm()
+    library = _library("timm")
     folder = Path(name).expanduser()
     is_folder = (folder / "config.json").is_file()
     if not is_folder:
@@ -99,7 +100,7 @@ def from_torchvision(
         MissingDependency: If torchvision is not installed.
         WoodburyError: If there is no such model or weights, or they cannot be had.
     """
-    library = _torchvision()
+    library = _library("torchvision")
     _check_name("torchvision", name, library.models.list_models(module=library.models))
     known = library.models.get_model_weights(name)
     if weights and weights not in known.__members__:
@@ -170,19 +171,17 @@ def _check_name(library: str, name: str, names: Iterable[str]) -> None:
     raise WoodburyError(f"{library} has no {name!r}: {nearest(name, known)}")
 
 
-def _timm() -> Any:
+def _library(name: str) -> Any:
+    """A package that need not be there, imported."""
     try:
-        import timm  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise MissingDependency("A model of timm needs it: pip install timm.") from error
-    return timm
-
-
-def _torchvision() -> Any:
-    try:
-        import torchvision  # type: ignore[import-not-found]
-    except ImportError as error:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
         raise MissingDependency(
-            "A model of torchvision needs it: pip install torchvision."
+            f"{name}:NAME needs the package {missing}: pip install {missing}."
         ) from error
-    return torchvision
+    except Exception as error:  # such as operators that were built for another release of torch
+        raise MissingDependency(
+            f"{name} cannot be imported ({reason(error)}): install the release of torchvision that "
+            f"goes with torch {torch.__version__}."
+        ) from error

@@ -6,7 +6,8 @@ import os
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,28 @@ def _load_plain(path: str | os.PathLike) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain Python values."""
     check_zip(path)
     try:
-        with torch.serialization.safe_globals([Namespace]):  # the options of a training script
+        with _also_safe(Namespace):  # the options of a training script
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a truncated file shows itself as one of half a dozen types
         raise WoodburyError(
             f"{path} is truncated or no plain state dict ({_first_sentence(error)}): "
             f"{SAVE_PLAINLY}."
         ) from error
+
+
+@contextmanager
+def _also_safe(kind: type) -> Iterator[None]:
+    """A context in which `torch.load` makes objects of a class.
+
+    It is `torch.serialization.safe_globals`, which torch 2.4 has not.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([kind])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def check_zip(path: str | os.PathLike) -> None:

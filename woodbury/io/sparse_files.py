@@ -110,7 +110,7 @@ def packed(state_dict: Mapping[str, Tensor], names: Iterable[str] | None = None)
         if _is_smaller(tensor, keep) if chosen is None else name in chosen:
             shapes[name] = list(tensor.shape)
             stored[name + marks.keep] = torch.from_numpy(np.packbits(keep.numpy()))
-            stored[name + marks.values] = tensor.flatten()[keep]
+            stored[name + marks.values] = _picked(tensor.flatten(), keep)
         else:
             stored[name] = tensor.clone()  # safetensors refuses two views of one memory
     facts = {
@@ -316,6 +316,13 @@ def _any_bit(tensor: Tensor) -> Tensor:
     """(n,) bool: which entries have any bit set, so that −0.0 and NaN survive in every dtype."""
     as_bytes = tensor.flatten().view(torch.uint8).view(tensor.numel(), tensor.element_size())
     return as_bytes.ne(0).any(1)
+
+
+def _picked(flat: Tensor, keep: Tensor) -> Tensor:
+    """The kept entries; those of one byte by their bits, as torch 2.4 picks no 8-bit floats."""
+    if flat.element_size() > 1:
+        return flat[keep]
+    return flat.view(torch.uint8)[keep].view(flat.dtype)
 
 
 def _is_smaller(tensor: Tensor, keep: Tensor) -> bool:

@@ -52,13 +52,18 @@ class Name:
 
     Attributes:
         text: The name.
+        ending: How all names of the column end, which is left out first: it tells none of them
+            from the others.
     """
 
     text: str
+    ending: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The name as wide as there is room."""
-        yield Text(without_middle(self.text, options.max_width), no_wrap=True)
+        width = options.max_width
+        text = self.text if len(self.text) <= width else self.text.removesuffix(self.ending)
+        yield Text(without_middle(text, width), no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """How wide it is, and how wide it must be at least."""
@@ -97,6 +102,18 @@ def without_middle(name: str, width: int) -> str:
         middle, room = "…", max(0, width - 1)
     before, after = room // 3, room - room // 3
     return f"{name[:before].rstrip('.')}{middle}{name[len(name) - after :].lstrip('.')}"
+
+
+def common_ending(names: Sequence[str]) -> str:
+    """The last part of all names, from a dot on; empty where they differ in it.
+
+    Example:
+        >>> common_ending(["query.weight", "key.weight"]), common_ending(["a.weight", "a.bias"])
+        ('.weight', '')
+    """
+    endings = {"".join(name.rpartition(".")[1:]) for name in names}
+    (ending, *others) = endings or {""}
+    return ending if ending.startswith(".") and not others and len(names) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -149,12 +166,14 @@ class Grid:
         )
         for column, name in enumerate(self.header):
             table.add_column(name, justify="right" if column else "left", overflow="fold")
+        named = self.cells[:-1] if self.has_sum else self.cells
+        ending = common_ending([cells[0] for cells in named]) if self.has_names else ""
         for row, cells in enumerate(self.cells):
             shown: list[RenderableType] = [
                 self._marked(row, column, cell) for column, cell in enumerate(cells)
             ]
             if self.has_names:
-                shown[0] = Name(cells[0])
+                shown[0] = Name(cells[0], ending)
             table.add_row(*shown)
         return table
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, check_whole_number, user_code
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import LayerGoals
@@ -264,7 +264,8 @@ class Refit:
         if self.iterations is None:
             jacobian = residuals.jacobian(self.engine)
             if fisher_of is not None:
-                fisher = fisher_of(jacobian, objective.space)
+                with user_code("What makes a Fisher of the rows of a refit fails."):
+                    fisher = fisher_of(jacobian, objective.space)
             step = self._solve_by_rows(jacobian, here, layer_terms)
             del jacobian
         else:
