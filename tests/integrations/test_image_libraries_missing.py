@@ -18,7 +18,10 @@ LIBRARIES: dict[str, Callable[[str], Any]] = {"timm": from_timm, "torchvision": 
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_library_that_is_not_there(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_there(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no other test writes there
     monkeypatch.setitem(sys.modules, library, None)  # import raises ModuleNotFoundError
     sentence = f"{library}:NAME needs the package {library}: pip install {library}."
     with pytest.raises(MissingDependency, match=sentence):
