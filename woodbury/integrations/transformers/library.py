@@ -48,8 +48,8 @@ def class_of(name: str) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise MissingDependency(
-            f"transformers cannot import {name} ({reason(cause)}): install releases of its packages "
-            "that go with your torch."
+            f"transformers cannot import {name} ({reason(cause)}): install releases of its "
+            "packages that go with your torch."
         ) from error
 
 
