@@ -3,15 +3,19 @@
 
 Split MNIST with one head of two outputs, the first or the second of the pair, for all tasks. The
 accuracy on all five tasks after the last, mean ± standard deviation over the seeds, without a
-penalty, with a diagonal Fisher, and with Gauss-Newton rows, whose penalties are merged into one of
-`--rows` rows. The strength of each penalty is chosen on held-out training digits, with a seed that
-no reported run has. Needs ../shared/bench beside the project.
+penalty, with an identity (L2 towards the earlier weights), with a diagonal Fisher, and with
+Gauss-Newton rows, whose penalties are merged into one of `--rows` rows; each with the penalty's
+gradient added and with its implicit step. Strength and damping of each are chosen on held-out
+training digits, from the same grid, with a seed that no reported run has. Needs
+../shared/bench beside the project.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from measured import bench_data, spread
@@ -22,11 +26,26 @@ from torch.nn.functional import cross_entropy
 
 import woodbury
 from woodbury import Consolidation, Objective, WoodburyError
-from woodbury.fisher import Fisher
+from woodbury.fisher import Diagonal, Fisher
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4)
+DAMPINGS = (1e-5, 1e-3, 1e-2)
 Task = tuple[Tensor, Tensor]
 Estimate = Callable[[Objective], Fisher]
+
+
+class Kind(NamedTuple):
+    """A penalty: its curvature by damping, and whether its steps are implicit."""
+
+    estimate: Callable[[float], Estimate]
+    implicit: bool
+
+
+class Setting(NamedTuple):
+    """Of a penalty."""
+
+    strength: float
+    damping: float
 
 
 def tasks(x: Tensor, y: Tensor, count: int) -> list[Task]:
@@ -54,8 +73,8 @@ def run(
     judged: list[Task],
     seed: int,
     args: argparse.Namespace,
-    estimate: Estimate | None,
-    strength: float,
+    kind: Kind | None,
+    setting: Setting | None,
 ) -> float:
     """The mean accuracy on all tasks after the last, in percent."""
     torch.manual_seed(seed)
@@ -63,7 +82,9 @@ def run(
     terms: list[Consolidation] = []
     for x, y in train:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        hooks = [term.attach(optimizer, model) for term in terms]
+        implicit = kind is not None and kind.implicit
+        attached = Consolidation.attach_implicit if implicit else Consolidation.attach
+        hooks = [attached(term, optimizer, model) for term in terms]
         for _ in range(args.epochs):
             for batch in torch.randperm(len(y)).split(64):
                 optimizer.zero_grad()
@@ -72,9 +93,10 @@ def run(
                 optimizer.step()
         for hook in hooks:
             hook.remove()
-        if estimate is not None:
+        if kind is not None and setting is not None:
+            strength = setting.strength
             objective = Objective.from_model(model, [(x, y)])
-            fisher = estimate(objective)
+            fisher = kind.estimate(setting.damping)(objective)
             if isinstance(fisher, woodbury.fisher.LowRank):
                 terms = merged(terms[0] if terms else None, fisher, objective, args.rows, strength)
             else:  # diagonals are few numbers: one for each task
@@ -104,27 +126,40 @@ def main() -> None:
     test = tasks(x_test, y_test, args.tests)
     count = min(args.rows, args.samples)
 
-    def judged(estimate: Estimate, strength: float) -> float:
+    def judged(kind: Kind, setting: Setting) -> float:
         try:
-            return run(train, held_out, 1000, args, estimate, strength)
+            return run(train, held_out, 1000, args, kind, setting)
         except WoodburyError:  # the steps are too long for so strong a penalty
             return 0.0
 
-    kinds: dict[str, Estimate | None] = {
-        "no penalty": None,
-        "diagonal Fisher": woodbury.diagonal_fisher(count, 1e-6),
-        "rows, merged": woodbury.gauss_newton(woodbury.mfac(count, 1e-6), 1),
-    }
-    table = Table("penalty", "strength", "accuracy, %", title="Split MNIST after five tasks")
-    for name, estimate in kinds.items():
-        strength = 0.0
-        if estimate is not None:
-            accuracy = {s: judged(estimate, s) for s in STRENGTHS}
-            strength = max(accuracy, key=accuracy.__getitem__)
-            print(name, "held out:", {s: round(a, 2) for s, a in accuracy.items()}, flush=True)
-        found = [run(train, test, s, args, estimate, strength) for s in range(args.seeds)]
-        table.add_row(name, f"{strength:g}", spread(found))
-        print(name, strength, spread(found), flush=True)
+    def identity(damping: float) -> Estimate:
+        return lambda objective: Diagonal(torch.zeros(objective.space.d), damping)
+
+    def diagonal(damping: float) -> Estimate:
+        return woodbury.diagonal_fisher(count, damping)
+
+    def rows(damping: float) -> Estimate:
+        return woodbury.gauss_newton(woodbury.mfac(count, damping), 1)
+
+    estimates = {"identity": identity, "diagonal Fisher": diagonal, "rows, merged": rows}
+    kinds: dict[str, Kind | None] = {"no penalty": None}
+    for name, estimate in estimates.items():
+        kinds[name] = Kind(estimate, False)
+        kinds[f"{name}, implicit"] = Kind(estimate, True)
+    table = Table("penalty", "strength", "damping", "accuracy, %", "s", title="After five tasks")
+    grid = [Setting(strength, damping) for damping in DAMPINGS for strength in STRENGTHS]
+    for name, kind in kinds.items():
+        setting = None
+        if kind is not None:
+            accuracy = {setting: judged(kind, setting) for setting in grid}
+            setting = max(accuracy, key=accuracy.__getitem__)
+            print(name, "held out:", {tuple(s): round(a, 2) for s, a in accuracy.items()})
+        start = time.process_time()
+        found = [run(train, test, s, args, kind, setting) for s in range(args.seeds)]
+        seconds = (time.process_time() - start) / args.threads / args.seeds
+        chosen = ("–", "–") if setting is None else (f"{each:g}" for each in setting)
+        table.add_row(name, *chosen, spread(found), f"{seconds:.1f}")
+        print(name, setting, spread(found), f"{seconds:.1f} s", flush=True)
     Console(width=100).print(table)
 
 

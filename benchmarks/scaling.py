@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,8 @@ from rich.console import Console
 FLOAT = 4
 WHOLE_VECTORS = 9
 """Float32 vectors of all weights at the peak of an M-FAC step (tests/pruning)."""
-GATHERED = 5
-"""Vectors of all weights that a step gathers: diagonal, inverse diagonal, a step, two checks."""
+GATHERED = 3
+"""Vectors of all weights that a step gathers; 2.8 were counted, with masks of a byte each."""
 RANKS = (8, 64, 256)
 
 
@@ -161,6 +162,26 @@ def show(net: Network, samples: int, machine: Machine) -> None:
     Console(width=140).print(table(title, columns, rows))
 
 
+def show_most(net: Network, samples: int, machine: Machine) -> None:
+    """How many weights fit, and how many ranks NET takes if its vectors were divided too."""
+    rows = []
+    for ranks in RANKS:
+        for cost in costs(net, ranks, samples, machine):
+            held = cost.divided + cost.whole
+            all_divided = cost.divided * ranks + cost.whole
+            rows.append(
+                [
+                    str(ranks),
+                    cost.method,
+                    f"{held / net.d:,.0f}",
+                    f"{net.d * machine.memory / held / 1e9:,.2f}",
+                    f"{ceil(all_divided / machine.memory):,}",
+                ]
+            )
+    columns = "ranks", "method", "bytes a weight", "most weights, billions", "ranks, all divided"
+    Console(width=140).print(table("What fits into a rank", columns, rows))
+
+
 def check(file: Path, samples: int) -> None:
     """Measured memory and bytes of 1, 2, 4 ranks beside the law."""
     measured = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
@@ -190,12 +211,13 @@ def main() -> None:
     """Print the table, or the check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", type=Path, help="the output of benchmarks/ranks.py")
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=512, help="rows; those of FILE")
     asked = parser.parse_args()
     if asked.check is not None:
-        check(asked.check, 128)
+        check(asked.check, asked.samples)
         return
     show(Network(), asked.samples, Machine())
+    show_most(Network(), asked.samples, Machine())
 
 
 if __name__ == "__main__":

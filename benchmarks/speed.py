@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from woodbury.runtime.api import LayerChoice, accelerate, choices
 from woodbury.runtime.measuring import in_turns, machine
-from woodbury.runtime.speeds import speeds
+from woodbury.runtime.speeds import COMPILED, CSR, EAGER, ONNX, OURS, speeds
 
 CELLS = Path("runs/speed.json")
 
@@ -102,7 +102,7 @@ def by_layer(layers: list[LayerChoice]) -> tuple[float, float]:
     return sum(each.dense_seconds for each in known), sum(each.sparse_seconds for each in known)
 
 
-def cell(name: str, sparsity: float, batch: int, rounds: int) -> dict[str, Any]:
+def cell(name: str, sparsity: float, batch: int, rounds: int, compiled: bool) -> dict[str, Any]:
     """One network at one sparsity and batch."""
     network = NETWORKS[name]
     model = pruned(network, sparsity)
@@ -122,7 +122,7 @@ def cell(name: str, sparsity: float, batch: int, rounds: int) -> dict[str, Any]:
         "layers": len(used),
         "ways": {
             each.way: [each.seconds, each.difference, each.note]
-            for each in speeds(model, inputs, rounds=rounds, accelerated=fast)
+            for each in speeds(model, inputs, rounds=rounds, compiled=compiled, accelerated=fast)
         },
     }
 
@@ -131,18 +131,19 @@ def show(cells: dict[str, Any]) -> None:
     """Print all cells: milliseconds, and ours against each other way."""
     rows = []
     for key, each in cells.items():
-        ours = each["ways"]["woodbury, sparse"][0]
+        ours = each["ways"][OURS][0]
         row = [key, f"{1000 * ours:.1f}"]
-        for way in ("torch, dense", "onnxruntime, dense", "torch, CSR linear layers"):
+        for way in (EAGER, COMPILED, ONNX, CSR):
             seconds = each["ways"].get(way, [None])[0]
             row.append("–" if seconds is None else f"{1000 * seconds:.1f} ({seconds / ours:.2f}×)")
-        row.append(f"{each['ways']['woodbury, sparse'][1]:.0e}")
+        row.append(f"{each['ways'][OURS][1]:.0e}")
         row.append(f"{each['sparse_layers']}/{each['layers']}")
         rows.append(row)
     header = (
         "cell",
         "ours, ms",
         "torch dense",
+        "torch.compile",
         "onnxruntime",
         "CSR",
         "difference",
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--compiled", action="store_true", help="torch.compile too; it needs g++")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     cells = finished(CELLS)
@@ -165,8 +167,9 @@ def main() -> None:
         for batch in map(int, asked.batches.split(",")):
             for sparsity in map(float, asked.sparsities.split(",")):
                 key = f"{name} {sparsity} batch {batch} threads {asked.threads}"
+                key += ", compiled" * asked.compiled
                 if key not in cells:
-                    cells[key] = cell(name, sparsity, batch, asked.rounds)
+                    cells[key] = cell(name, sparsity, batch, asked.rounds, asked.compiled)
                     keep(cells, CELLS)
                     print(key, cells[key]["ways"], flush=True)
     show(cells)

@@ -5,8 +5,8 @@ Lines go down from a package to those it imports; one that a longer path implies
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -80,7 +80,8 @@ def width_of(node: Node) -> float:
 def spread(row: Iterable[Node], wanted: Mapping[Node, float]) -> dict[Node, float]:
     """Places in a row, in the order of the wanted ones and near to them, without overlap."""
     order = sorted(row, key=lambda node: (wanted[node], str(node)))
-    apart = [(width_of(one) + width_of(next_one)) / 2 + GAP for one, next_one in pairwise(order)]
+    pairs = itertools.pairwise(order)
+    apart = [(width_of(left) + width_of(right)) / 2 + GAP for left, right in pairs]
     to_right = [wanted[order[0]]]
     for node, distance in zip(order[1:], apart, strict=True):
         to_right.append(max(wanted[node], to_right[-1] + distance))
@@ -98,7 +99,7 @@ def places_of(lines: list[list[Node]], rows: Mapping[str, int]) -> dict[Node, fl
     for package, row in sorted(rows.items()):
         layers.setdefault(row, {})[package] = None
     for line in lines:
-        for upper, lower in pairwise(line):
+        for upper, lower in itertools.pairwise(line):
             joined.setdefault(upper, []).append(lower)
             joined.setdefault(lower, []).append(upper)
         for node in line[1:-1]:

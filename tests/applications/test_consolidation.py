@@ -85,6 +85,66 @@ def test_the_hook_steps_as_the_term_in_the_loss_does(unused: bool) -> None:
     torch.testing.assert_close(stepped(True), stepped(False), rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("strength", [0.3, 1e6])
+def test_an_implicit_step_solves_the_proximal_problem(strength: float) -> None:
+    """argmin ½|w − v|² + η · penalty, v where the optimizer alone would go; at any strength."""
+    model, plain = network(), network()
+    term = consolidated(model, strength=strength)
+    hook = term.attach_implicit(torch.optim.SGD(model.parameters(), 0.01), model)
+    hook.remove()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    hook = term.attach_implicit(optimizer, model)
+    x = normal(7, 4)
+    for each, steps in ((model, optimizer), (plain, torch.optim.SGD(plain.parameters(), 0.01))):
+        each(x).square().mean().backward()
+        steps.step()
+    assert isinstance(term.fisher, LowRank)
+    matrix = dense.low_rank(term.fisher.rows, DAMPING, term.fisher.weights)  # type: ignore[arg-type]
+    whole = torch.eye(len(matrix)).double() + 0.01 / (1 - 0.9) * strength * matrix
+    expected = term.weights + torch.linalg.solve(whole, vector_of(plain).detach() - term.weights)
+    torch.testing.assert_close(vector_of(model).detach(), expected, rtol=1e-7, atol=1e-9)
+    hook.remove()
+    before = vector_of(model).detach().clone()
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    assert torch.equal(before, vector_of(model))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_implicit_steps_end_where_the_added_gradient_does(momentum: float) -> None:
+    def ended(implicit: bool) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(WIDTH, 1, bias=False).double()
+        space = ParameterSpace.from_model(model)
+        term = Consolidation(
+            LowRank(normal(4, WIDTH), DAMPING), normal(WIDTH, seed=9), 0.7, space=space
+        )
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=momentum)
+        (term.attach_implicit if implicit else term.attach)(optimizer, model)
+        x, y = regression(1)
+        for _ in range(3000):
+            optimizer.zero_grad()
+            (model(x)[:, 0] - y).square().mean().backward()
+            optimizer.step()
+        return vector_of(model).detach()
+
+    torch.testing.assert_close(ended(True), ended(False), rtol=1e-6, atol=1e-8)
+
+
+def test_an_implicit_step_refuses_what_it_cannot_solve() -> None:
+    model = network()
+    term = consolidated(model)
+    some = torch.optim.SGD(model[0].parameters(), 0.1)  # type: ignore[index]
+    with pytest.raises(WoodburyError, match=r"does not move '2\.bias'"):
+        term.attach_implicit(some, model)
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.2}]  # type: ignore[index]
+    optimizer = torch.optim.SGD(groups, 0.1)
+    term.attach_implicit(optimizer, model)
+    model(normal(7, 4)).sum().backward()
+    with pytest.raises(WoodburyError, match="one learning rate"):
+        optimizer.step()
+
+
 def regression(seed: int, count: int = 20) -> tuple[Tensor, Tensor]:
     x = normal(count, WIDTH, seed=seed)
     return x, x @ normal(WIDTH, seed=seed + 10) + normal(count, seed=seed + 20)

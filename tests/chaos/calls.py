@@ -50,6 +50,7 @@ NOT_CALLED = {
     "Counterfactual": "what counterfactual() returns",
     "Predicted": "what a Laplace returns",
     "MissingDependency": "an exception",
+    "RankError": "an exception",
     "WoodburyError": "an exception",
     "progress": "its context holds a callback",
     "Fisher": "abstract",

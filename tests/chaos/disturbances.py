@@ -20,7 +20,7 @@ from chaos.tally import HALF, HANG, RAW, RIGHT, SENTENCE, SILENT, Tally
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ROOM = 2**26
 """Bytes that are enough for every job."""
-MOST_KILLS = 3
+MOST_KILLS = 8
 """Of one run before it is let go on to its end."""
 
 
@@ -85,7 +85,7 @@ class SmallDisk:
 
 
 def kill(truth: Undisturbed, draw: random.Random, tally: Tally) -> None:
-    """Start a job, kill it up to three times, let it end, and compare."""
+    """Start a job, kill it once or more, let it end, and compare."""
     job = truth.job
     with workplace() as folder:
         sent: list[str] = []
@@ -189,7 +189,7 @@ def _end_of(truth: Undisturbed, folder: Path) -> tuple[str, str]:
 def disturb(seconds: float, draw: random.Random, jobs: tuple[Job, ...] = JOBS) -> Iterator[Tally]:
     """Kills and full disks for about so many seconds; a tally for each job and kind."""
     truths = [Undisturbed(job) for job in jobs]
-    for act, what, share in ((kill, "kills", 0.8), (fill_disk, "full disks", 0.2)):
+    for act, what, share in ((kill, "kills", 0.85), (fill_disk, "full disks", 0.15)):
         for truth in truths:
             tally = Tally(f"{what}, {truth.job.name}")
             deadline = time.monotonic() + share * seconds / len(truths)

@@ -19,6 +19,24 @@ from woodbury.io.sparse_files import is_sparse
 NET = Path(__file__).with_name("net.py")
 PRUNE = "prune net.py:build net.py:both --sparsity 0.8 --method magnitude --update zero --out out"
 
+RESIDUAL = """
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.inside = nn.Linear(16, 24), nn.Linear(24, 24)
+        self.second, self.last = nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)).relu()
+        return self.last((x + self.second(self.inside(x).relu())).relu())
+
+
+def residual():
+    torch.manual_seed(0)
+    return Residual().eval()
+"""
+
 
 @pytest.mark.parametrize(
     ("form", "name"), [("safetensors", "model.safetensors"), ("torch", "model.pt")]
@@ -79,6 +97,38 @@ def test_onnx_of_smaller_layers(here: Path) -> None:
     dense = sum(tensor.numel() for tensor in weights("out").values())
     assert elements < 0.75 * dense
     refused("--compact, --store-zeros", "export out --to torch --compact")
+
+
+def test_coupled_channels_end_to_end(here: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):
+        pytest.importorskip(package, reason="the export needs it")
+    import onnx
+
+    with Path("net.py").open("a") as file:
+        file.write(RESIDUAL)
+    command = PRUNE.replace("net.py:build", "net.py:residual").replace("0.8", "0.5")
+    succeeds(command, "--unit coupled-channels --max-layer-sparsity 0.6 --exclude last.*")
+    assert report("out")["settings"]["unit"] == "coupled-channels"
+    written = weights("out")
+    # What is added has the same channels, so that they are zero in both layers or in none.
+    removed = [written[f"{name}.weight"].eq(0).all(1) for name in ("first", "second")]
+    assert torch.equal(*removed) and int(removed[0].sum()) > 0
+    for name in ("first", "inside", "second"):
+        assert float(written[f"{name}.weight"].eq(0).all(1).double().mean()) <= 0.6
+    result = succeeds("export out --to onnx --compact")
+    assert "its outputs differ from torch's by" in result.stdout
+    sizes = {each.name: tuple(each.dims) for each in onnx.load("out/model.onnx").graph.initializer}
+    left = 24 - int(removed[0].sum())
+    inside = 24 - int(written["inside.weight"].eq(0).all(1).sum())
+    matrices = sorted(size for size in sizes.values() if len(size) == 2)
+    expected = [(left, 16), (inside, left), (left, inside), (3, left)]
+    assert sorted(tuple(sorted(size)) for size in matrices) == sorted(
+        tuple(sorted(size)) for size in expected
+    )
+
+    again = command.replace("--out out", "--out other --unit")
+    refused("in the space", again, "coupled-channels --include last.*", at_once=False)
+    refused("did you mean coupled-channels?", again, "coupled-channel")
 
 
 def test_onnx_without_its_packages(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from support.cli import refused, succeeds, weights
 from torch import Tensor, nn
 
 from woodbury.cli.inputs.fit import probe
+from woodbury.cli.inputs.images import Images, LabelledFile
 from woodbury.errors import WoodburyError
 from woodbury.io.sparse_files import save_sparse
 from woodbury.model.likelihood import cross_entropy
@@ -140,6 +141,27 @@ def test_images_that_cannot_be_read_are_refused(here: Path) -> None:
     refused("more than 8 bits", PRUNE, "pets")
     first.write_bytes(b"no image")
     refused("no image that Pillow can read", PRUNE, "pets")
+
+
+def test_no_piece_missing_from_a_png_gives_other_pixels(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 7, 3), dtype=np.uint8)
+    path = tmp_path / "0.png"
+    pillow.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    true = torch.from_numpy(pixels)
+    images = Images([LabelledFile(path, 0)], lambda image: torch.from_numpy(np.array(image)))
+    assert torch.equal(images[0][0], true)
+    refusals = 0
+    for at in range(140, len(whole)):  # within and behind the pixels
+        for length in (1, 4, 18, 40):
+            path.write_bytes(whole[:at] + whole[at + length :])
+            try:
+                assert torch.equal(images[0][0], true), (at, length)
+            except WoodburyError as error:
+                assert "no image that Pillow can read" in str(error)
+                refusals += 1
+    assert refusals > 100
 
 
 def test_folders_without_images_are_refused(here: Path) -> None:

@@ -55,7 +55,9 @@ def test_the_report_has_the_epochs_and_the_settings(here: Path) -> None:
     numbers = report("out")
     assert numbers["command"] == "train" and numbers["measure"] == "accuracy"
     assert [each["epoch"] for each in numbers["epochs"]] == [1, 2, 3]
-    assert set(numbers["epochs"][0]) == {"epoch", "held_out_loss", "held_out_score"}
+    measured = {"epoch", "held_out_loss", "held_out_score", "held_out_perplexity"}
+    assert set(numbers["epochs"][0]) == measured
+    assert numbers["epochs"][0]["held_out_perplexity"] is None  # of language models alone
     assert numbers["seconds"] > 0 and numbers["versions"]["torch"]
     settings = numbers["settings"]
     assert settings["optimizer"] == "mfac" and settings["lr"] == 0.03

@@ -62,6 +62,29 @@ def concatenated() -> nn.Module:
     return Net(forward, **parts, last=nn.Conv2d(9, 3, 3, padding=1))
 
 
+def joined_then_flattened() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.a(x), self.b(x)], 1).relu().flatten(1))
+
+    return Net(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 5, 3), last=nn.Linear(9 * 16, 3))
+
+
+def flattened_then_joined() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        parts = [self.a(x).relu().flatten(1), x.mean((2, 3)), self.b(x).relu().flatten(1)]
+        return self.last(torch.cat(parts, -1))
+
+    return Net(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 5, 1), last=nn.Linear(4 * 16 + 183, 3))
+
+
+def split_then_joined() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        first, second = self.a(x).split([6, 2], 1)
+        return self.last(torch.cat([second.relu(), self.b(x), first.tanh()], 1)).mean((2, 3))
+
+    return Net(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 5, 3), last=nn.Conv2d(13, 3, 1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     # what it is: the network, the shape of a sample, a layer that must be smaller
     "linear": (
@@ -120,6 +143,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         "3.body.3",
     ),
     "concatenated": (concatenated, (3, 6, 6), "last"),
+    "concatenated, then flat": (joined_then_flattened, (3, 6, 6), "last"),
+    "flat, then concatenated": (flattened_then_joined, (3, 6, 6), "last"),
+    "split, then concatenated": (split_then_joined, (3, 6, 6), "last"),
 }  # fmt: skip
 
 
@@ -288,6 +314,11 @@ def halves_added(x: Tensor) -> Tensor:
     return x[..., :3] + x[..., 3:]
 
 
+def in_halves(x: Tensor) -> Tensor:
+    """As in ShuffleNet: channels of both halves in turns."""
+    return x.unflatten(1, (2, -1)).transpose(1, 2).reshape(x.shape)
+
+
 def rotated(x: Tensor) -> Tensor:
     """As in rotary embeddings: each channel is added to another one, which is added to it."""
     return x * 0.5 + torch.cat([-x[..., 3:], x[..., :3]], -1) * 0.7
@@ -321,6 +352,10 @@ def mixed_channels() -> dict[str, tuple[Any, tuple[int, ...], str]]:
         "outputs": (nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)), (6,), "1"),
         "fixed size": (fixed, (3, 6, 6), "a"),
         "shuffled": (shuffled, (3, 4, 4), "0"),
+        "shuffled in halves": (
+            Net(lambda self, x: self.b(in_halves(torch.cat([x, self.a(x)], 1))).mean((2, 3)),
+                a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(6, 3, 1)), (3, 4, 4), "a",
+        ),
         "hooks": (hooked, (6,), "0"),
         "used twice": (nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3)), (6,), "0"),
         "weight norm": (

@@ -23,4 +23,5 @@ def main() -> None:
     torch.save(found, folder / f"{torch.distributed.get_rank()}.pt")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import resource
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,50 @@ def test_a_run_that_was_killed_at_its_end_is_finished_and_leaves_no_lock(tmp_pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     (tmp_path / "run" / STATE_FILE).touch()
     assert not is_finished(tmp_path / "run")
+
+
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+"""The audit events before which a run is killed."""
+
+
+def finish_and_be_killed(path: Path, operation: int) -> int:
+    """End a run in a child that is killed before one of its file operations; its exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = operation
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in OPERATIONS and str(path) in str(arguments[0]):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with run_folder(path, resume=True) as folder, folder.finishing() as results:
+        (results / "report.json").write_text("{}")
+        (results / "weights").write_text("1")
+        sys.addaudithook(count)
+    os._exit(0)
+
+
+def test_a_run_that_is_killed_before_any_of_its_last_operations_is_finished_whole(
+    tmp_path: Path,
+) -> None:
+    kills = 0
+    while True:
+        path = tmp_path / str(kills) / "run"
+        stopped(path)
+        if finish_and_be_killed(path, kills) == 0:
+            break
+        kills += 1
+        if not is_finished(path):
+            with run_folder(path, resume=True) as folder, folder.finishing() as results:
+                (results / "report.json").write_text("{}")
+                (results / "weights").write_text("1")
+        assert sorted(entry.name for entry in path.iterdir()) == ["report.json", "weights"]
+        assert [entry.name for entry in path.parent.iterdir()] == ["run"]
+    assert kills > 5
 
 
 def test_a_full_disk_leaves_the_last_state_and_nothing_else(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.processes import on_ranks
 from torch import Tensor
 
 from woodbury.fisher.lowrank import LowRank
@@ -82,30 +81,16 @@ def measure(part: slice, keep: Tensor, group: dist.ProcessGroup | None) -> dict[
 MASKS = {"even": even_keep, "uneven": uneven_keep}
 
 
-def work(rank: int, folder: str, mask: str) -> None:
-    torch.set_num_threads(1)
-    store, timeout = f"file://{folder}/store", timedelta(seconds=20)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timeout)
-    try:
-        part = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], D)
-        one = torch.tensor([float(rank + 1)])
-        total = collectives.all_sum(one, dist.group.WORLD)
-        torch.save(
-            {"total": total, "one": one, **measure(part, MASKS[mask](), dist.group.WORLD)},
-            f"{folder}/{rank}.pt",
-        )
-    finally:
-        dist.destroy_process_group()
-
-
-def on_two_ranks(folder: Path, mask: str) -> list[dict[str, Tensor]]:
-    mp.spawn(work, (str(folder), mask), nprocs=2)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def work(rank: int, mask: str) -> dict[str, Tensor]:
+    part = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], D)
+    one = torch.tensor([float(rank + 1)])
+    total = collectives.all_sum(one, dist.group.WORLD)
+    return {"total": total, "one": one, **measure(part, MASKS[mask](), dist.group.WORLD)}
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_two_processes_are_one_operator(mask: str, tmp_path: Path) -> None:
-    ranks = on_two_ranks(tmp_path, mask)
+    ranks = on_ranks(2, tmp_path, work, mask)
     for rank, result in enumerate(ranks):
         assert (result.pop("total").item(), result.pop("one").item()) == (3.0, rank + 1.0)
     for name, value in measure(slice(0, D), MASKS[mask](), None).items():

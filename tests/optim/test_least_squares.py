@@ -18,7 +18,7 @@ from woodbury import LeastSquares, least_squares
 from woodbury.optim.nonlinear_least_squares.damped_steps import DampedSteps
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5), (40, 4)])
 @pytest.mark.parametrize("damping", [1e-3, 1.0, 1e3])
 def test_a_step_solves_the_normal_equations(shape: tuple[int, int], damping: float) -> None:
     m, d = shape
@@ -26,7 +26,7 @@ def test_a_step_solves_the_normal_equations(shape: tuple[int, int], damping: flo
     for scales in (torch.ones(d).double(), normal(d, seed=2).abs() + 0.01):
         matrix = rows.T @ rows + damping * scales.square().diag()
         expected = -torch.linalg.solve(matrix, rows.T @ residuals)
-        step = DampedSteps.of(rows, scales).solve(residuals, damping)
+        step = DampedSteps.of(rows, scales).at(damping).solve(residuals)
         torch.testing.assert_close(step, expected, rtol=1e-8, atol=1e-12)
 
 
@@ -70,6 +70,21 @@ def test_the_loss_decreases_at_every_step_and_is_that_of_the_model() -> None:
     assert all(after < before for before, after in pairwise(losses))
     assert losses[-1] < 1e-3 * losses[0]
     assert LeastSquares(model, DECAY, TIMES).loss == fit.loss
+
+
+@pytest.mark.parametrize("begun", [1e-4, 10.0, 1e6])
+def test_the_damping_moves_towards_the_wanted_ratio_of_decreases(begun: float) -> None:
+    model = net()
+    fit = LeastSquares(model, DECAY, TIMES, acceleration=False, damping=begun)
+    before, weights = fit.loss, flat(model)
+    values = fit._residuals.at(fit._weights)
+    rows = fit._residuals.rows(fit._weights)
+    reached = fit.step()
+    promised = before - 0.5 * float((values + rows @ (flat(model) - weights)).square().sum())
+    ratio = (before - reached.loss) / promised
+    factor = 1 / 8 if 0.95 < ratio < 1.05 else min(max(math.exp(3 * (0.8 - ratio)), 1 / 8), 8)
+    assert fit.damping == pytest.approx(reached.damping * factor, rel=1e-6)
+    assert factor > 1 if begun < 1e-3 else factor < 1 or ratio < 0.8
 
 
 def test_acceleration_is_an_option() -> None:

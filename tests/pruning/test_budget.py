@@ -186,6 +186,42 @@ def test_consecutive_pools_keep_n_of_m() -> None:
 COUPLED = custom([{"0.weight": 0, "1.weight": (slice(None), 0)}])
 
 
+IN_PAIRS = custom([{"0.weight": row, "1.weight": (slice(None), row)} for row in range(5)])
+"""Each output of the first layer with all that reads it."""
+
+
+def test_units_of_two_tensors_share_a_limit_and_no_tensor_exceeds_it() -> None:
+    unit = custom([*(_parts(row) for row in range(5)), *({"2.weight": row} for row in range(10))])
+    made = budget_of(0.5, unit, max_layer_sparsity=0.6)
+    # The pairs are the cheapest, so that without a limit all of them are removed.
+    scores = torch.arange(len(made.costs), dtype=torch.float64)
+    by_size = torch.tensor([groups.shape[1] for groups in made.groups or ()])
+    assert by_size.tolist() == [2, 6]
+    scores[-5:] -= 100
+    keep = made.keep(made.cheapest(scores))
+    shares = [1 - float(keep[part].double().mean()) for part in PARTS]
+    assert shares == pytest.approx([0.6, 0.6, 0.3])  # 3 of 5 pairs; 3 more rows: 18 + 6 of 25
+    free = budget_of(0.5, unit)
+    assert not free.keep(free.cheapest(scores - 1000 * (scores < 0)))[PARTS[0]].all()
+
+    # What earlier stages removed counts: 2 of the 3 pairs that may be removed are.
+    rest = budget_of(0.5, unit, space=SPACE.restrict(_without_pairs(2)), max_layer_sparsity=0.6)
+    scores = torch.arange(len(rest.costs), dtype=torch.float64)
+    scores[-3:] -= 100
+    assert int(rest.cheapest(scores)[-3:].sum()) == 1
+
+
+def _parts(row: int) -> dict[str, Any]:
+    return {"0.weight": row, "1.weight": (slice(None), row)}
+
+
+def _without_pairs(count: int) -> Tensor:
+    keep = SPACE.unflatten(torch.ones(SPACE.n))
+    keep["0.weight"][:count] = 0
+    keep["1.weight"][:, :count] = 0
+    return torch.cat([each.flatten() for each in keep.values()]).bool()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -224,9 +260,9 @@ COUPLED = custom([{"0.weight": 0, "1.weight": (slice(None), 0)}])
             {"targets": {"0.*": 0.1, "*": 0.2}, "unit": COUPLED},
             "lies in two scopes, or two targets",
         ),
-        (
-            {"unit": COUPLED, "targets": 0.05, "max_layer_sparsity": 0.9},
-            "lies in two tensors: leave max_layer_sparsity at 1",
+        (  # rows of the first and columns of the second are 20 + 10 of 50 weights, 80 % of them 24
+            {"unit": IN_PAIRS, "targets": 0.6, "max_layer_sparsity": 0.8},
+            "Only 24 of 30 requested removals",
         ),
         ({"max_layer_sparsity": 0.4}, "Only 20 of 25 requested removals"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,7 +19,10 @@ SECONDS = 60
 def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What a function gives on each rank; an exception is given in its place.
 
-    The processes meet by a file, so that no port is taken, and leave the group before they end.
+    The processes meet by a file, so that no port is taken. They leave the group only when all have
+    written what they found: one that leaves while another is still in its last collective closes
+    the connections that this one waits for. They look at files for it, and not at a barrier, which
+    is of no use after a rank has failed.
 
     Args:
         count: How many processes.
@@ -50,5 +54,12 @@ def _work(
     except Exception as error:
         traceback.print_exc()
         found = error
-    torch.save(found, f"{folder}/{rank}.pt")
+    place = Path(folder)
+    torch.save(found, place / f"{rank}.partial")
+    (place / f"{rank}.partial").rename(place / f"{rank}.pt")
+    until = time.monotonic() + SECONDS
+    while not all((place / f"{each}.pt").exists() for each in range(count)):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
     dist.destroy_process_group()

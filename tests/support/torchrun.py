@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 180
+SECONDS = 600
+"""No test takes a tenth of it alone; many at once on few cores may."""
 
 
 class Launched:
@@ -37,10 +38,27 @@ class Launched:
 
     def ended(self) -> tuple[int, str, str]:
         """The exit code, stdout and stderr, once all processes have ended."""
-        out, err = self.process.communicate(timeout=SECONDS)
+        try:
+            out, err = self.process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()  # torchrun alone would leave its processes behind
+            raise
         return self.process.returncode, out, err
 
+    def ranks(self) -> list[int]:
+        """The process of each rank, in their order; of Linux only."""
+        found: dict[int, int] = {}
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                words = Path(f"/proc/{child}/environ").read_text().split("\0")
+                settings = dict(word.split("=", 1) for word in words if "=" in word)
+                if "LOCAL_RANK" in settings:
+                    found[int(settings["RANK"])] = int(child)
+        return [found[rank] for rank in sorted(found)]
+
     def kill(self) -> None:
-        """Kill all processes at once, without a chance to clean up."""
+        """Kill all processes at once, without a chance to clean up; of Linux only."""
+        for rank in self.ranks():  # each is in a session of its own
+            os.kill(rank, signal.SIGKILL)
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate(timeout=SECONDS)

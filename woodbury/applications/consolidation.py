@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from woodbury.applications.merged_rows import merged_rows
+from woodbury.applications.proximal_step import ProximalStep
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.fisher.base import Fisher
@@ -112,14 +113,7 @@ class Consolidation:
                 `penalty`, or if it has a closure.
         """
         inner = unwrapped(optimizer)
-        moved = optimized_parameters(inner, model, trainable=True)
-        mine = {name: moved[name] for name in self.space.shapes if name in moved}
-        self._weights_of(model)
-        if not mine:
-            raise WoodburyError(
-                "The optimizer moves no parameter that the penalty is on: give the optimizer of "
-                "this model."
-            )
+        mine = self._moved(inner, model)
 
         @torch.no_grad()
         def add(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -137,6 +131,68 @@ class Consolidation:
                     parameter.grad.add_(slope)
 
         return inner.register_step_pre_hook(add)
+
+    @checks_types
+    def attach_implicit(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module
+    ) -> RemovableHandle:
+        """Let every step of an optimizer be followed by the penalty's proximal step  (eq. 97).
+
+        `attach` adds the penalty's gradient, and diverges where learning rate · strength · largest
+        eigenvalue of F is above 2. This step solves with I + η s F and is stable at any strength.
+        η is the learning rate, over 1 − momentum where the optimizer has it, so that training ends
+        where it does with `attach`.
+
+        Args:
+            optimizer: What steps: SGD, or another whose `lr` is in the units of the gradient. Where
+                it divides each gradient by its size, as Adam does, the penalty is another.
+            model: The network that it trains.
+
+        Returns:
+            The hook; its `remove()` ends it.
+
+        Raises:
+            WoodburyError: If the optimizer moves none of the space's parameters, or not all of
+                them by one learning rate. At a step: as `penalty`.
+
+        Example:
+            >>> import woodbury
+            >>> model = nn.Linear(3, 2)
+            >>> space = woodbury.ParameterSpace.from_model(model)
+            >>> fisher = woodbury.fisher.Diagonal(torch.ones(8), 1e-3)
+            >>> term = Consolidation(fisher, torch.zeros(8), 1e6, space=space)
+            >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            >>> hook = term.attach_implicit(optimizer, model)
+            >>> model(torch.ones(4, 3)).sum().backward()
+            >>> optimizer.step()
+            >>> bool(model.weight.abs().max() < 1e-4)
+            True
+        """
+        inner = unwrapped(optimizer)
+        mine = self._moved(inner, model)
+        if set(mine) != set(self.space.shapes):
+            raise WoodburyError(
+                f"The optimizer does not move {sorted(set(self.space.shapes) - set(mine))[0]!r}, "
+                "which the penalty is on: an implicit step needs all of its parameters."
+            )
+        follow = ProximalStep(self.fisher, self.strength, self.space, inner, mine)
+
+        def step(*_: Any) -> None:
+            follow(self._weights_of(model).detach() - self.weights)
+
+        return inner.register_step_post_hook(step)
+
+    def _moved(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The space's parameters that the optimizer moves, one at least."""
+        moved = optimized_parameters(optimizer, model, trainable=True)
+        mine = {name: moved[name] for name in self.space.shapes if name in moved}
+        self._weights_of(model)
+        if not mine:
+            raise WoodburyError(
+                "The optimizer moves no parameter that the penalty is on: give the optimizer of "
+                "this model."
+            )
+        return mine
 
     def restrict(self, keep: Tensor) -> Consolidation:
         """The penalty on the kept weights once the others are zero, but for a constant.

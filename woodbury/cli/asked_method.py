@@ -70,7 +70,9 @@ class AskedMethod(ComparedMethod):
         return described(prunes)
 
     def _method(self, refit: Refit | None = None, stages: int = 1) -> Method:
-        return self.plan.method(self.problem.sampling(), self.problem.cost, refit, stages)
+        problem = self.problem
+        sampling = problem.sampling()
+        return self.plan.method(sampling, problem.cost, refit, stages, problem.coupled)
 
     def _refit(self, sparsity: Targets) -> Refit | None:
         steps = self.plan.refit_steps

@@ -289,7 +289,8 @@ class GradualRun:
         refit = self._problem.refit(plan.refit_steps or 0, sparsity)
         refit = replace(refit, engine=engine) if refit else None
         sampling = replace(self._problem.sampling(), engine=engine)
-        return plan.method(sampling, self._problem.cost, refit, plan.stages or 1)
+        problem = self._problem
+        return plan.method(sampling, problem.cost, refit, plan.stages or 1, problem.coupled)
 
     def _held_back(self) -> Iterable[Batch] | None:
         """Held-out training data that no damping of this method is chosen on."""

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from woodbury.cli import console
 from woodbury.errors import RankError, WoodburyError
+from woodbury.io.fingerprint import facts_of
 from woodbury.linalg.ranks import Ranks
 
 SHARED = ("prune", "compare", "train")
 """The commands whose work ranks share."""
 GROUP_MINUTES = 60
 """How long a rank may compute before another gives up waiting for its numbers."""
+
+SECONDS_FOR_FIRST = 2.0
+"""For rank 0 to say what it has heard: torchrun ends all as soon as one of them has ended."""
 
 
 @contextmanager
@@ -62,6 +68,8 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
                 begun = ranks
                 raise
     except RankError:
+        if int(os.environ["RANK"]):
+            time.sleep(SECONDS_FOR_FIRST)
         raise
     except BaseException:
         # Rank 0 computes and has not heard: torchrun ends it as soon as this process ends.
@@ -70,3 +78,28 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def agree_on(model: nn.Module, samples: int) -> None:
+    """Raise on every rank unless all have read the same network and as much data.
+
+    Ranks that differ would send each other tensors of different sizes, which ends a process from
+    within gloo and without a sentence.
+
+    Args:
+        model: The network as it was read.
+        samples: How many training samples there are.
+
+    Raises:
+        RankError: Naming what differs, and on which ranks.
+    """
+    ranks = Ranks.current()
+    if ranks.size > 1:
+        ranks.agree("reading model and data", facts_of(model, samples))
+
+
+def launcher() -> list[str]:
+    """The words before `woodbury` that start as many processes on a machine; none for one."""
+    if Ranks.current().size == 1:
+        return []
+    return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--no-python"]

@@ -18,6 +18,7 @@ from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.solver_choice import describe_refit
+from woodbury.pruning.units import Unit
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class MethodPlan:
         cost: Cost | None = None,
         refit: Refit | None = None,
         stages: int = 1,
+        coupled: Unit | None = None,
     ) -> Method:
         """The method that estimates its Fisher so.
 
@@ -64,6 +66,7 @@ class MethodPlan:
             cost: FLOPs or seconds of the model's weights, for rules that count them.
             refit: After every stage.
             stages: Stages with fresh gradients.
+            coupled: What is coupled in the network, for rules that ask for it.
         """
         saliency = self.parts.saliency
         if self.first_order and self.parts.first_order_saliency:
@@ -75,7 +78,7 @@ class MethodPlan:
             first_order=self.first_order,
         )
         return Method(
-            pruner=self.rules.applied(pruner, cost),
+            pruner=self.rules.applied(pruner, cost, coupled),
             stages=stages,
             dampings=self.dampings,
             settings={**self.facts(), "refits": describe_refit(refit)},

@@ -121,6 +121,8 @@ UNITS: Mapping[str, Unit] = {
     "rows": output_channels,
     "columns": input_channels,
 }
+COUPLED = "coupled-channels"
+"""The unit that is found on a network: channels with all that must be removed with them."""
 SELECTIONS: Mapping[str, Selection] = {"greedy": greedy, "exhaustive": exhaustive}
 NUMBERED_SELECTIONS: Mapping[str, Callable[[int], Selection]] = {
     "iterative-greedy": iterative_greedy,
@@ -169,8 +171,14 @@ def hint(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near}?" if near else f"choose {', '.join(names)}."
 
 
-def parse_unit(text: str) -> Unit:
+def parse_unit(text: str) -> Unit | None:
     """`single`, `channels`, `rows`, `columns`, or tiles as `block:4` and `block:4x1`.
+
+    Args:
+        text: The name.
+
+    Returns:
+        None for `coupled-channels`, which a network says.
 
     Raises:
         WoodburyError: For anything else.
@@ -180,8 +188,10 @@ def parse_unit(text: str) -> Unit:
         block(4, 1)
     """
     name, colon, size = text.partition(":")
+    if text == COUPLED:
+        return None
     if name != "block":
-        return pick(UNITS, text, "unit")
+        return pick({**UNITS, COUPLED: single}, text, "unit")
     sides = size.split("x")
     if not (colon and all(side.isdigit() and int(side) for side in sides)):
         raise WoodburyError(

@@ -166,7 +166,8 @@ class SelectionOptions:
             (layerwise).
         unit: What is removed together: single weights; `block:4` or `block:4x1` (4 outputs × 1
             input); channels or rows (all that leads to one output); columns (all that one input
-            leads to).
+            leads to); coupled-channels (channels with all that must be removed with them, so that
+            `export --compact` makes the layers smaller).
         pattern: N of every M weights along the inputs are kept, such as `2:4`. This fixes the
             sparsity.
         selection: greedy takes the smallest saliencies; `iterative-greedy:16` in 16 steps on one
@@ -177,7 +178,8 @@ class SelectionOptions:
             [default: 1 with `--flops`, else 0]
         latency: The sparsity is a share of the time that the weights take on this CPU, by the
             layers that `woodbury.accelerate` makes of them. Saliencies are divided by that time.
-        max_layer_sparsity: The largest sparsity of a single tensor, in (0, 1].
+        max_layer_sparsity: The largest sparsity of a single tensor, or of tensors whose channels
+            are coupled, in (0, 1].
     """
 
     scope: ScopeName = "global"

@@ -23,12 +23,14 @@ from woodbury.cli.inputs.splits import (
     labels_of,
     tokens_per_sample,
 )
+from woodbury.cli.launched import agree_on
 from woodbury.cli.named_methods import Sampling
-from woodbury.cli.names import LABELS, LOSSES, Loss, parse_pattern
+from woodbury.cli.names import COUPLED, LABELS, LOSSES, Loss, parse_pattern
 from woodbury.cli.option_values import settings_of
 from woodbury.cli.options import PruningOptions
 from woodbury.errors import WoodburyError
 from woodbury.evaluation.metrics import standard_error
+from woodbury.integrations.compaction.coupled_units import CoupledChannels, coupled_channels
 from woodbury.memory.budget import check_holds
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
@@ -232,6 +234,14 @@ class Problem:
         inputs, _ = next(iter(self.test))
         return latency(self.model, inputs)
 
+    @cached_property
+    def coupled(self) -> CoupledChannels | None:
+        """The channels that can only be removed together, where they are the unit."""
+        if self.options.selection.unit != COUPLED:
+            return None
+        inputs, _ = next(iter(self.test))
+        return coupled_channels(self.model, inputs)
+
     def decided(self) -> dict[str, Any]:
         """What was decided for the user: the count, the parameters, the memory."""
         decided: dict[str, Any] = {
@@ -310,6 +320,7 @@ def load_problem(
     if space.left_out:
         print_note(f"Not pruned: {left_out_in_words(space.left_out)}; --include '*' takes them in.")
     splits = _load_splits(network, source, data, loss, options)
+    agree_on(network, len(splits.train))  # type: ignore[arg-type]
     test = batches(splits.test)
     probe(network, test, loss.likelihood)
     first_batch = batches(draw(splits.train, at_once(splits.train), inputs.seed))

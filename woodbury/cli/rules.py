@@ -18,7 +18,7 @@ from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.scopes import Scope
 from woodbury.pruning.selections.greedy_selection import Selection
 from woodbury.pruning.semi_structured import n_of_m
-from woodbury.pruning.units import Unit
+from woodbury.pruning.units import Unit, single
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SelectionRules:
     """Which weights are removed, as objects.
 
     Attributes:
-        unit: What is removed together.
+        unit: What is removed together; None for what is coupled in the network.
         scope: What competes.
         selection: How saliencies become the kept weights.
         pattern: (n, m) of an n:m pattern, None without one.
@@ -35,7 +35,7 @@ class SelectionRules:
         max_layer_sparsity: The largest sparsity of a tensor.
     """
 
-    unit: Unit
+    unit: Unit | None
     scope: Scope
     selection: Selection
     pattern: tuple[int, int] | None
@@ -73,16 +73,17 @@ class SelectionRules:
             max_layer_sparsity=options.max_layer_sparsity,
         )
 
-    def applied(self, pruner: Pruner, cost: Cost | None) -> Pruner:
+    def applied(self, pruner: Pruner, cost: Cost | None, coupled: Unit | None = None) -> Pruner:
         """The pruner that follows the rules.
 
         Args:
             pruner: One without rules of its own.
             cost: FLOPs or seconds of the model's weights; None leaves the rules about them out.
+            coupled: What is coupled in the network, for rules that name no other unit.
         """
         pruner = replace(
             pruner,
-            unit=self.unit,
+            unit=self.unit or coupled or single,
             scope=self.scope,
             selection=self.selection,
             max_layer_sparsity=self.max_layer_sparsity,

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from woodbury.cli.console import print_note
+from woodbury.cli.launched import launcher
 from woodbury.cli.output import print_how_to_load
 from woodbury.errors import WoodburyError
 from woodbury.io.fingerprint import check_same, facts_of
@@ -95,7 +96,7 @@ def resumable(
     """
 
     def opened(name: Path) -> AbstractContextManager[RunFolder]:
-        words = ["woodbury", *sys.argv[1:]]
+        words = [*launcher(), "woodbury", *sys.argv[1:]]
         words += [] if out is not None else ["--out", str(name)]
         words += [] if "--resume" in words else ["--resume"]
         message = f"Interrupted. To go on:  {shlex.join(words)}"

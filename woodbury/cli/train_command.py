@@ -33,6 +33,7 @@ from woodbury.cli.inputs.splits import (
     stream,
     tokens_per_sample,
 )
+from woodbury.cli.launched import agree_on
 from woodbury.cli.names import LOSSES, Loss
 from woodbury.cli.optimizers import OptimizerSettings, make_optimizer, optimizer_settings
 from woodbury.cli.option_values import as_asked, settings_of
@@ -122,6 +123,7 @@ def train(
         with progress_bars():
             with notes_after_checks():
                 loaded = _load_data(network, source, inputs)
+                agree_on(network, loaded.samples)
                 if out is None:
                     print_place(place)
             session = Session(folder, settings, network, loaded.samples)

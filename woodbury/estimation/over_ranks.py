@@ -6,6 +6,7 @@ import hashlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from woodbury.errors import WoodburyError
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import budget_bytes
 from woodbury.model.batches import Batch, Samples
+from woodbury.model.objective import Objective
 from woodbury.model.parameters import is_dtensor
 from woodbury.model.sharded import is_sharded, reshard
 from woodbury.model.spread import bytes_of
@@ -69,6 +71,30 @@ def over_ranks(
         ranks.agree(what, {"the weights of the model": model_checksum(checked_model(model))})
         samples = Samples.of(batches).spread_over_ranks()
         yield OwnPart(samples, _shared_budget(ranks, memory, model))
+
+
+@contextmanager
+def fitted_over_ranks(group: object, what: str, objective: Objective) -> Iterator[Objective]:
+    """A context in which the ranks of a group fit one network together.
+
+    Args:
+        group: As for `prune`.
+        what: What fits it.
+        objective: The network at its weights, and the data; inside of a computation of ranks, what
+            this one has of it.
+
+    Yields:
+        The same on this rank's samples.
+
+    Raises:
+        RankError: If the ranks differ, or one does not come.
+    """
+    if not Ranks.current().is_alone:  # a part of what has begun
+        yield objective
+        return
+    facts = {"the weights that are fitted": checksum(objective.weights)}
+    with over_ranks(group, what, objective.model, objective.batches, None, facts) as own:
+        yield replace(objective, batches=Samples.of(own.batches))
 
 
 def _shared_budget(ranks: Ranks, memory: int | str | None, model: nn.Module) -> int | str | None:

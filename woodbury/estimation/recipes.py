@@ -37,6 +37,7 @@ from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory import check_room, parse_bytes, stored_rows
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace, check_block_size
 from woodbury.monitor import report
@@ -456,7 +457,10 @@ class gauss_newton:
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         rows = gauss_newton_rows(objective, self.mc_samples, self.seed)
-        with user_code("The recipe inside gauss_newton fails.", keeps_refusals=True):
+        with (
+            if_memory_runs_out("give fewer mc_samples or rows"),
+            user_code("The recipe inside gauss_newton fails.", keeps_refusals=True),
+        ):
             return self.recipe(rows)
 
 

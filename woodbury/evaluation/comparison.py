@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product, takewhile
 from statistics import fmean
 
 from woodbury.argument_types import checks_types
@@ -46,8 +46,9 @@ def compare(
         validate: The score on held-out *training* data that chooses among a method's dampings.
         memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
             still have.
-        group: The torch.distributed process group whose ranks share the methods and seeds, each of
-            which one rank does alone; as for `woodbury.prune`. All ranks get all results.
+        group: The torch.distributed process group whose ranks share the work, as for
+            `woodbury.prune`: a rank that is free takes the next seed and method, and does it alone.
+            All ranks get all results. Seconds are longer where ranks share a processor.
 
     Returns:
         One result for each seed, method and sparsity, in this order.
@@ -87,67 +88,78 @@ def compare(
         limits_within(memory),
         if_memory_runs_out(advice),
     ):
-        with Ranks.apart():
-            mine = _compared(
-                methods, sparsities, seeds, make_objective, evaluate, validate, memory, ranks
-            )
-        done = {cell: results for rank in ranks.gathered_objects(mine) for cell, results in rank}
-    cells = ((seed, name) for seed in seeds for name in methods)
-    return [result for cell in cells for result in done[cell]]
+        cells = list(product(seeds, methods))
+        own: dict[int, list[Result]] = {}
+        with Ranks.apart(), whole("pruning", "pruning", len(cells) * len(sparsities)) as progress:
+            dense = _Dense(methods, make_objective, seeds[0])
+            _check_possible(methods, sparsities, dense.objectives, validate, memory)
+            for index in takewhile(lambda number: number < len(cells), ranks.numbers()):
+                seed, name = cells[index]
+                while progress.done < index * len(sparsities):  # others have taken those before
+                    progress.advance()
+                dense = dense if dense.seed == seed else _Dense(methods, make_objective, seed)
+                own[index] = []
+                for result in _results(dense, name, sparsities, evaluate, validate):
+                    own[index].append(result)
+                    progress.advance()
+        ranks.wait_for_all()
+        done = {index: cell for rank in ranks.gathered_objects(own) for index, cell in rank.items()}
+    return [result for index in range(len(cells)) for result in done[index]]
 
 
-def _compared(
-    methods: Mapping[str, ComparedMethod],
+class _Dense:
+    """The dense networks of one seed, and their losses."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, ComparedMethod],
+        make_objective: MakeObjective | Mapping[str, MakeObjective],
+        seed: int,
+    ) -> None:
+        self.seed = seed
+        self.methods = methods
+        self.objectives = _objectives(methods, make_objective, seed)
+        self._losses: dict[Objective, float] = {}
+
+    def loss(self, name: str) -> float:
+        """The loss of the dense network for a method, computed once."""
+        dense = self.objectives[name]
+        if dense not in self._losses:
+            self._losses[dense] = dense.loss()
+        return self._losses[dense]
+
+
+def _results(
+    dense: _Dense,
+    name: str,
     sparsities: Sequence[float],
-    seeds: Sequence[int],
-    make_objective: MakeObjective | Mapping[str, MakeObjective],
     evaluate: Score,
     validate: Score | None,
-    memory: int | str | None,
-    ranks: Ranks,
-) -> list[tuple[tuple[int, str], list[Result]]]:
-    """The results of the seeds and methods that are this rank's."""
-    cells = list(product(seeds, methods))
-    own = cells[ranks.rank :: ranks.size]
-    found: list[tuple[tuple[int, str], list[Result]]] = []
-    with whole("pruning", "pruning", len(own) * len(sparsities)) as progress:
-        for seed in seeds:
-            objectives = _objectives(methods, make_objective, seed)
-            if seed == seeds[0]:
-                _check_possible(methods, sparsities, objectives, validate, memory)
-            mine = [name for name in methods if (seed, name) in own]
-            losses = {
-                dense: dense.loss() for dense in dict.fromkeys(objectives[name] for name in mine)
-            }
-            for name in mine:
-                method, dense = methods[name], objectives[name]
-                loss_before = losses[dense]
-                results: list[Result] = []
-                found.append(((seed, name), results))
-                runs = method.runs(dense, sparsities, validate)
-                for sparsity, best in zip(sparsities, runs, strict=True):
-                    loss_after = best.pruned.objective.loss()
-                    removed = best.pruned.before_update(dense)
-                    result = Result(
-                        method=name,
-                        sparsity=sparsity,
-                        reached=best.pruned.sparsity,
-                        seed=seed,
-                        accuracy=evaluate(best.pruned.objective),
-                        loss_before=loss_before,
-                        loss_after=loss_after,
-                        predicted=best.pruned.predicted,
-                        measured=loss_after - loss_before,
-                        seconds=best.cost.seconds,
-                        memory=best.cost.memory,
-                        damping=best.damping,
-                        settings=best.settings,
-                        removed=removed.loss() - loss_before,
-                        accuracy_removed=evaluate(removed),
-                    )
-                    results.append(result)
-                    progress.advance()
-    return found
+) -> Iterator[Result]:
+    """One method at all sparsities, from the dense network of one seed."""
+    objective = dense.objectives[name]
+    loss_before = dense.loss(name)
+    runs = dense.methods[name].runs(objective, sparsities, validate)
+    for sparsity, best in zip(sparsities, runs, strict=True):
+        loss_after = best.pruned.objective.loss()
+        removed = best.pruned.before_update(objective)
+        yield Result(
+            method=name,
+            sparsity=sparsity,
+            reached=best.pruned.sparsity,
+            seed=dense.seed,
+            accuracy=evaluate(best.pruned.objective),
+            loss_before=loss_before,
+            loss_after=loss_after,
+            predicted=best.pruned.predicted,
+            measured=loss_after - loss_before,
+            seconds=best.cost.seconds,
+            memory=best.cost.memory,
+            damping=best.damping,
+            settings=best.settings,
+            removed=removed.loss() - loss_before,
+            accuracy_removed=evaluate(removed),
+        )
 
 
 def _objectives(

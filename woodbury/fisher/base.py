@@ -265,5 +265,5 @@ def compensate_by_restriction(
     keep = check_keep(keep, fisher.d)
     force = fisher @ check_vector(removed, fisher.d, columns=False)
     if gradient is not None:
-        force = force - check_vector(gradient, fisher.d, columns=False)
+        force = force - check_vector(gradient, fisher.d, columns=False).to(force)
     return fisher.restrict(keep).solve(force[keep])

@@ -265,9 +265,11 @@ class LowRank(Fisher):
 
     def _diagonal(self, dtype: torch.dtype) -> Tensor:
         scale = self._scaled.scale.to(dtype)[:, None]
-        chunks = column_chunks(self.rows, dtype)
-        squares = [(scale * chunk).square_().sum(0) for _, chunk in chunks]
-        return torch.cat([scale.new_zeros(0), *squares]).add_(self.damping)
+        # In one tensor: small ones in a list lie between the chunks, and let the heap grow.
+        diagonal = torch.empty(self.d, dtype=dtype, device=self.device)
+        for part, chunk in column_chunks(self.rows, dtype):
+            diagonal[part] = (scale * chunk).square_().sum(0)
+        return diagonal.add_(self.damping)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹) = (1 − Σᵢ W²ᵢq)/λ  (eq. 7): O(dm²) once, and O(dm) after `spectral`."""
@@ -394,10 +396,10 @@ class LowRank(Fisher):
         whitener = kept._whitener.to(self.dtype)
         with full_precision(self.device):
             # F_qq less what K explains is λ(1 + |L_K⁻¹ S g_q|²), by the range form (eq. 8).
-            chunks = column_chunks(self.rows, self.dtype, ~keep)
-            squares = [kept._squared_columns(whitener, chunk) for _, chunk in chunks]
-        if squares:
-            curvature[~keep] = self.damping * (1 + torch.cat(squares))
+            squares = curvature.new_empty(self.d - int(keep.sum()))
+            for part, chunk in column_chunks(self.rows, self.dtype, ~keep):
+                squares[part] = kept._squared_columns(whitener, chunk)
+        curvature[~keep] = self.damping * (1 + squares)
         return check_held(curvature, "The conditional curvature", positive=True)
 
     def spectral(self) -> LowRank:

@@ -123,9 +123,11 @@ class KeptBlocks(NamedTuple):
         # A stable sort by the mask moves the kept ones forward and leaves their order alone.
         order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
         valid = keep.gather(1, order)
-        block = torch.arange(len(blocks), device=blocks.device)[:, None, None]
-        matrix = blocks[block, order[:, :, None], order[:, None, :]]
-        return cls(matrix * (valid[:, :, None] & valid[:, None, :]), order, valid)
+        size = blocks.shape[1]
+        places = size * order[:, :, None] + order[:, None, :]  # by one index: half of the time
+        matrix = blocks.flatten(1).gather(1, places.flatten(1)).view(places.shape)
+        matrix.mul_(valid[:, :, None]).mul_(valid[:, None, :])
+        return cls(matrix, order, valid)
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of the kept weights.

@@ -97,7 +97,7 @@ class Window:
         check_whole_number(capacity, "capacity", "the number of gradients to remember")
         if group is None or d != 0:  # a rank may hold no weight
             check_whole_number(d, "d", "the number of weights")
-        if dtype not in ROW_DTYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in ROW_DTYPES:
             raise WrongType(f"dtype is {dtype!r}: rows are float32, float64, float16 or bfloat16.")
         self.damping = check_damping(damping)
         with if_memory_runs_out("give the window fewer gradients"):

@@ -22,6 +22,7 @@ from woodbury.inspection.choices import Choice, Chooser, largest_eigenvalue, mea
 from woodbury.inspection.curvatures import COUNT, Curvatures
 from woodbury.inspection.sensitivity_report import Axis, Sensitivity, Trial
 from woodbury.linalg.conversion import seeded
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch, samples_in
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
@@ -69,6 +70,7 @@ class _Rows:
 
 
 @checks_types
+@if_memory_runs_out("give a smaller count")
 def sensitivity(
     objective: Objective,
     held_back: Iterable[Batch],

@@ -9,17 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import pairwise
+from datetime import timedelta
+from itertools import count, pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions
 
 from woodbury.errors import RankError, WrongType, reason
 from woodbury.linalg.rank_words import Words, in_words
 
 T = TypeVar("T")
+
+MOST_WAITING = timedelta(days=30)
+"""For ranks whose work takes differently long."""
 
 
 @dataclass
@@ -244,6 +249,32 @@ class Ranks:
         size = int(self.first(torch.tensor([len(text)]))[0])
         whole = text if self.rank == 0 else text.new_empty(size)
         return pickle.loads(self.first(whole).numpy().tobytes())
+
+    def numbers(self) -> Iterator[int]:
+        """From 0, each on one rank only: the next for whichever asks, for work that is handed out.
+
+        Example:
+            >>> numbers = Ranks().numbers()
+            >>> next(numbers), next(numbers)
+            (0, 1)
+        """
+        if self.words is None:
+            yield from count()
+            return
+        store, name = self.words.store, f"{self.words.name}/handed out"
+        which = store.add(f"{name} on {self.rank}", 1)  # each rank counts what was handed out
+        while True:
+            yield store.add(f"{name}/{which}", 1) - 1
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks are here, beyond the group's time-out too; failures are heard of."""
+        if self.size == 1 or self.group is None:
+            return
+        options = AllgatherOptions()
+        options.timeout = MOST_WAITING
+        mine = self._on_wire(torch.zeros(1))
+        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
+        self._finish(self.group.allgather([all_of_them], [mine], options))
 
     def exchanged(self, chunk: Tensor, bounds: Sequence[int]) -> Tensor | None:
         """Rows for their columns: what all ranks have of this rank's columns.

@@ -237,10 +237,10 @@ class Objective:
             return
         if self.batches.trials_of(self.likelihood) >= MOST_TRIALS:
             return
-        first = from_both_ends((inputs, target), PROBED_SAMPLES)
-        count = samples_in(first[0])
         refusal = "The model or its loss refuses a single sample, and each has its own gradient"
         with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
+            first = from_both_ends((inputs, target), PROBED_SAMPLES)
+            count = samples_in(first[0])
             together = float(self.batch_loss(self.parameters, *first))
             singles = [
                 float(self.batch_loss(self.parameters, *slice_samples(first, i, i + 1)))

@@ -14,7 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, WrongType, check_whole_number, reason
+from woodbury.errors import (
+    WoodburyError,
+    WrongType,
+    check_whole_number,
+    reason,
+    user_code,
+)
 from woodbury.linalg.collectives import check_group
 from woodbury.linalg.conversion import as_tensor
 from woodbury.memory.budget import available_bytes, bytes_in_words, parse_bytes
@@ -235,7 +241,7 @@ class MFAC(torch.optim.Optimizer):
         if closure is not None:
             if not callable(closure):
                 raise WrongType(f"closure is a {type(closure).__name__}: give a function, or None.")
-            with torch.enable_grad():
+            with torch.enable_grad(), user_code("The closure of the step fails."):
                 loss = closure()
         if (rows is None) != (residuals is None):
             raise WoodburyError("step got only one of rows and residuals: give both, or neither.")

@@ -24,8 +24,9 @@ from woodbury.pruning.feasibility import (
     sum_by,
     weight_costs,
 )
+from woodbury.pruning.layer_limits import layer_limits
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.scopes import Scope, layerwise
+from woodbury.pruning.scopes import Scope
 from woodbury.pruning.units import Unit
 
 CUMSUM_ROUNDING = 1e-15
@@ -46,9 +47,9 @@ class Budget:
         costs: (g,) float64, the cost of each unit.
         pools: (g,) int64, the pool of each unit.
         pool_budgets: (p,) float64, the cost to remove from each pool.
-        layers: (g,) int32, the tensor of each unit.
-        layer_limits: (l,) float64, the cost that may be removed at most from each tensor; None
-            without a max layer sparsity.
+        layers: (g,) int32, the tensor of each unit, the first of those that it is coupled with.
+        layer_limits: (l,) float64, the cost that may be removed at most from each tensor, with all
+            that it is coupled with; None without a max layer sparsity.
         divisors: (g,) float64, what scores are divided by before they compete; None for nothing, as
             between equal units.
     """
@@ -233,14 +234,15 @@ def budget_of(
     if normalize_by is not None:
         divisors = _by_unit(weight_costs(normalize_by, space)[keep], groups)
     equal = is_constant(divisors) or bool((divisors == divisors[0]).all())
+    limits = layer_limits(account, max_layer_sparsity, layers, groups)
     budget = Budget(
         d=space.d,
         groups=groups,
         costs=costs,
         pools=pools,
         pool_budgets=account.to_remove,
-        layers=layers,
-        layer_limits=_layer_limits(account, max_layer_sparsity, groups),
+        layers=layers if limits is None else limits.layers,
+        layer_limits=None if limits is None else limits.costs,
         divisors=None if equal else divisors,
     )
     check_enough(budget.pool_budgets, _most_removable(budget), costs)
@@ -334,24 +336,6 @@ def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:
     if groups is None:
         return values
     return torch.cat([values[members].sum(1) for members in groups])
-
-
-def _layer_limits(
-    account: Account, max_layer_sparsity: float, groups: tuple[Tensor, ...] | None
-) -> Tensor | None:
-    """The cost that may still be removed from each tensor, (l,); None for no limit."""
-    if max_layer_sparsity == 1:
-        return None
-    if not 0 < max_layer_sparsity < 1:
-        raise WoodburyError(
-            f"max_layer_sparsity is {max_layer_sparsity}: it is the share of a tensor that may be "
-            "removed at most and must lie in (0, 1]."
-        )
-    space = account.space
-    if groups is not None:
-        layers = space.tensor_index()[space.keep.cpu()]
-        check_inside(space, groups, layers, "tensors", "leave max_layer_sparsity at 1")
-    return Account.of(space, max_layer_sparsity, layerwise, account.costs).to_remove
 
 
 def _most_removable(budget: Budget) -> Tensor:

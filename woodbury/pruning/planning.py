@@ -10,6 +10,7 @@ from torch import nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
+from woodbury.estimation.over_ranks import over_ranks
 from woodbury.limits import Limits
 from woodbury.linalg.precision import dtype_name
 from woodbury.linalg.ranks import Ranks
@@ -69,6 +70,7 @@ def plan(
     exclude: Patterns = (),
     keep_zeros: bool = False,
     memory: int | str | None = None,
+    group: object = None,
 ) -> Plan:
     """What `prune` with the same arguments will do, and the seconds and bytes that it will take.
 
@@ -85,6 +87,8 @@ def plan(
         keep_zeros: As for `prune`.
         memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
             still have.
+        group: As for `prune`. The plan is the one that fits every rank; it counts neither the work
+            nor the rows of a rank as divided.
 
     Returns:
         The plan; `print` shows it as a table.
@@ -104,9 +108,12 @@ def plan(
             ...
         woodbury.errors.WoodburyError: ...
     """
-    with if_memory_runs_out("even a few timed samples have no room: give more"):
-        objective = pruning_objective(model, batches, likelihood, include, exclude, keep_zeros)
-        return planned(objective, sparsity, effort, memory).plan
+    with (
+        over_ranks(group, "plan", model, batches, memory, {"sparsity": sparsity}) as own,
+        if_memory_runs_out("even a few timed samples have no room: give more"),
+    ):
+        objective = pruning_objective(model, own.batches, likelihood, include, exclude, keep_zeros)
+        return planned(objective, sparsity, effort, own.memory).plan
 
 
 def pruning_objective(

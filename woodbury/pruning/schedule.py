@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from woodbury.argument_types import checks_types, is_of
@@ -135,7 +136,8 @@ def check_sparsity(sparsity: float) -> float:
     kind: type[WoodburyError] = WrongType
     valid = False
     if is_of(sparsity, float):
-        kind, valid = WoodburyError, 0 <= sparsity < 1
+        with suppress(RuntimeError):  # complex numbers have no order
+            kind, valid = WoodburyError, bool(0 <= sparsity < 1)
     if not valid:
         raise kind(
             f"sparsity is {sparsity}: it is removed ÷ all weights and must lie in [0, 1), "

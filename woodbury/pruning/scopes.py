@@ -117,9 +117,11 @@ class consecutive:
             A clause that names the tensor; None where it can be divided.
 
         Raises:
-            WoodburyError: If `size` or `dim` fits no such tensor.
+            WoodburyError: If `size` or `dim` fits no such tensor, or the space has none.
         """
         check_whole_number(self.size, "size", "the number of weights in a pool")
+        if name not in space.shapes:
+            raise WoodburyError(f"The space has no tensor {name!r}: give one of its names.")
         given = self._given_dimension(name)
         channels = space.channels_of(name)
         if given is None and (not channels.known or channels.is_lookup):

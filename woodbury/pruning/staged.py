@@ -110,7 +110,8 @@ def run_stages(
         for pruned in stages(recipe, objective, sparsities):
             reached = pruned
             if after is not None:
-                after(reached)
+                with user_code("The function `after` fails."):
+                    after(reached)
             progress.advance()
     return replace(reached, carried=None)
 

@@ -11,6 +11,7 @@ from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import samples_in, slice_samples
 from woodbury.model.calling import run_model
 from woodbury.model.likelihood import Likelihood
+from woodbury.model.objective import check_dependence
 
 
 def shared_backward(
@@ -34,6 +35,7 @@ def shared_backward(
     ranks = Ranks.current()
     if ranks.size == 1:
         loss = likelihood.checked_loss(run_model(model, inputs), target)
+        check_dependence(loss, "weights to train")
         loss.backward()
         return float(loss.detach())
     samples = samples_in(inputs)

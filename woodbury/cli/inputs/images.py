@@ -107,6 +107,8 @@ class Images(Dataset):
             WoodburyError: If the file cannot be read.
         """
         path, label = self.files[index]
+        with _opened(path) as image, _reading_explained(path):
+            image.verify()  # decoding alone skips the checksums of a PNG
         with _opened(path) as image, _reading_explained(path):  # opening has read the header alone
             return self.transform(image), label
 

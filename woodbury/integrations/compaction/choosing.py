@@ -15,6 +15,7 @@ from woodbury.integrations.compaction.slicing import (
     columns_of,
     folds_exactly,
     groups_of,
+    has_features_last,
     inputs_of,
     outputs_of,
     zero_rows,
@@ -95,7 +96,7 @@ def inputs_of_readers(
 
     def note(layer: nn.Module, positional: Any, keywords: Any, _: Any) -> None:
         values = layer_input(positional, keywords)
-        dimension = -1 if isinstance(layer, nn.Linear) else 1 - (values.ndim < _full(layer))
+        dimension = -1 if has_features_last(layer) else 1 - (values.ndim < _full(layer))
         by_channel = values.detach().movedim(dimension, 0).flatten(1)
         seen = Inputs(by_channel.amin(1), by_channel.amax(1))
         name = layers[layer]

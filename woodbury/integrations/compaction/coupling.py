@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from woodbury.errors import MissingDependency, WoodburyError, reason_with_line, user_code
+from woodbury.errors import WoodburyError, reason_with_line, user_code
 from woodbury.integrations.compaction.slicing import (
     inputs_of,
     is_channelwise,
     is_matrix_layer,
     outputs_of,
 )
+from woodbury.integrations.compaction.tracing import dependency_graph, library
 from woodbury.integrations.compaction.walks import Walk, all_walks
 from woodbury.model.batches import tensors_in
 from woodbury.model.calling import copy_of, run_model
@@ -36,11 +36,15 @@ BY_CHANNEL = re.compile(
     "|AvgPool[123]D|MaxPool[23]DWithIndices|AdaptiveAvgPool[123]D|AdaptiveMaxPool[23]D|Mean|Sum"
     "|Upsample(Nearest[123]D|Linear1D|Bilinear2D|Bicubic2D)|ConstantPadNd|(Reflection|Replication)"
     "Pad[123]D|Clone|Alias|ToCopy|Squeeze|Unsqueeze|Transpose|Permute|T"
+    "|NativeBatchNorm"
 )
 """Operations whose result in a channel is read from the same channel, as autograd names them."""
 
 PRODUCTS = frozenset(("Addmm", "Mm"))
 """What a Linear is made of where its input has more than two dimensions."""
+
+LINEAR = ("LINEAR", "CUSTOMIZED")
+"""Kinds of nodes that these products belong to: Linear, and Conv1D of transformers."""
 
 NOT_FOLLOWED = "its channels cannot be followed to every layer."
 
@@ -84,21 +88,6 @@ class ChannelGroup:
     why_kept: str | None = None
 
 
-def library() -> ModuleType:
-    """Torch-Pruning.
-
-    Raises:
-        MissingDependency: If it is not installed.
-    """
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise MissingDependency(
-            "The dependency graph of channels needs torch-pruning: pip install 'woodbury[compact]'."
-        ) from error
-    return torch_pruning
-
-
 def copy_to_change(model: Any) -> nn.Module:
     """A copy of the user's model, seen to have layers with values.
 
@@ -134,7 +123,6 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
         MissingDependency: If Torch-Pruning is not installed.
         WoodburyError: If it cannot follow the model.
     """
-    graph = library().DependencyGraph()
     uses: Counter[nn.Module] = Counter()
 
     def count(module: nn.Module, *_: Any) -> None:
@@ -149,7 +137,7 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
     try:
         with warnings.catch_warnings(), torch.enable_grad(), _with_gradients(model):
             warnings.simplefilter("ignore")
-            graph.build_dependency(model, example, forward_fn=outputs, verbose=False)
+            graph = dependency_graph(model, example, outputs)
             reading = _Reading(graph, model, uses)
             return [reading.group(each) for each in all_walks(graph)]
     except Exception as error:
@@ -250,7 +238,7 @@ def _why_not_by_channel(node: Any) -> str | None:
     name = node.grad_fn.name().removeprefix("torch::autograd::").partition("Backward")[0]
     if BY_CHANNEL.fullmatch(name):
         return None
-    if name in PRODUCTS and all(each.type.name == "LINEAR" for each in node.outputs):
+    if name in PRODUCTS and all(each.type.name in LINEAR for each in node.outputs):
         return None
     return f"{name} may mix its channels."
 

@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from woodbury.model.channels import is_transposed_linear
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORM_OF_TIMM = ("timm.layers.norm_act", "BatchNormAct2d")
+"""A BatchNorm2d with an activation in it; timm is not imported for it."""
+
 MATRIX_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 """Layers that make channels and read others."""
 
@@ -22,9 +27,20 @@ def is_matrix_layer(layer: nn.Module) -> bool:
     Args:
         layer: Any module. A subclass of a known layer may compute something else.
     """
+    if is_transposed_linear(layer):
+        return True
     if type(layer) not in MATRIX_LAYERS:
         return False
     return type(layer) not in TRANSPOSED or layer.groups == 1  # type: ignore[union-attr]
+
+
+def has_features_last(layer: nn.Module) -> bool:
+    """Whether the last dimension of a layer's inputs is their channels.
+
+    Args:
+        layer: A matrix layer.
+    """
+    return isinstance(layer, nn.Linear) or is_transposed_linear(layer)
 
 
 def is_channelwise(layer: nn.Module) -> bool:
@@ -36,7 +52,13 @@ def is_channelwise(layer: nn.Module) -> bool:
     if type(layer) in CONVOLUTIONS:
         conv: Any = layer
         return 1 < conv.groups == conv.in_channels == conv.out_channels
-    return type(layer) in NORMS or type(layer) is nn.PReLU
+    return type(layer) in (*NORMS, nn.PReLU) or _is_norm_of_timm(layer)
+
+
+def _is_norm_of_timm(layer: nn.Module) -> bool:
+    """Whether a layer is timm's BatchNorm, and its activation has no weights of its own."""
+    is_norm = (type(layer).__module__, type(layer).__name__) == NORM_OF_TIMM
+    return is_norm and all("." not in name for name, _ in layer.named_parameters())
 
 
 def groups_of(layer: nn.Module) -> int:
@@ -54,6 +76,8 @@ def outputs_of(layer: Any) -> int:
     Args:
         layer: A layer of either kind.
     """
+    if is_transposed_linear(layer):
+        return layer.nf
     if isinstance(layer, nn.Linear):
         return layer.out_features
     if isinstance(layer, _BatchNorm):
@@ -67,6 +91,8 @@ def inputs_of(layer: Any) -> int:
     Args:
         layer: A matrix layer.
     """
+    if is_transposed_linear(layer):
+        return layer.weight.shape[0]
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
@@ -90,6 +116,8 @@ def columns_of(layer: Any) -> Tensor:
         (inputs, o, k): the o outputs that read the channel, k positions of the kernel.
     """
     weight = layer.weight.detach()
+    if is_transposed_linear(layer):
+        return weight.unsqueeze(2)
     if isinstance(layer, nn.Linear):
         return weight.T.unsqueeze(2)
     if isinstance(layer, _ConvTransposeNd):
@@ -106,7 +134,10 @@ def set_columns(layer: Any, columns: Tensor) -> None:
         columns: (inputs, o, k), as `columns_of` gives them.
     """
     inputs = len(columns)
-    if isinstance(layer, nn.Linear):
+    if is_transposed_linear(layer):
+        weight = columns.squeeze(2)
+        layer.nx = inputs
+    elif isinstance(layer, nn.Linear):
         weight = columns.squeeze(2).T
         layer.in_features = inputs
     elif isinstance(layer, _ConvTransposeNd):
@@ -130,7 +161,9 @@ def keep_outputs(layer: Any, keep: Tensor) -> None:
     layer.weight = _like(layer.weight, weight.movedim(0, _output_dimension(layer)))
     if layer.bias is not None:
         layer.bias = _like(layer.bias, layer.bias.detach()[keep])
-    if isinstance(layer, nn.Linear):
+    if is_transposed_linear(layer):
+        layer.nf = int(keep.sum())
+    elif isinstance(layer, nn.Linear):
         layer.out_features = int(keep.sum())
     else:
         layer.out_channels = int(keep.sum())
@@ -175,7 +208,7 @@ def folds_exactly(layer: Any) -> bool:
     Args:
         layer: A matrix layer. A convolution that pads with zeros adds less at the borders.
     """
-    if isinstance(layer, nn.Linear):
+    if has_features_last(layer):
         return True
     if isinstance(layer, _ConvTransposeNd):
         return False
@@ -183,7 +216,7 @@ def folds_exactly(layer: Any) -> bool:
 
 
 def _output_dimension(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
+    return int(isinstance(layer, _ConvTransposeNd) or is_transposed_linear(layer))
 
 
 def _like(parameter: Tensor, values: Tensor) -> nn.Parameter:

@@ -10,10 +10,16 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from woodbury.integrations.compaction.slicing import inputs_of, is_matrix_layer, outputs_of
+from woodbury.model.channels import is_transposed_linear
 
 
-class _Index(NamedTuple):
-    """A channel of a layer, and of the layer that the walk began at; named as in the library."""
+class Index(NamedTuple):
+    """A channel of a layer, named as in the library.
+
+    Attributes:
+        idx: Which one it is.
+        root_idx: Which channel it is of the layer that the walk began at.
+    """
 
     idx: int
     root_idx: int
@@ -53,6 +59,8 @@ class Walk:
         Returns:
             Those that are new.
         """
+        if not indices:  # as at the other inputs of what joins tensors
+            return []
         known = self.reached.setdefault((node, handler), {})
         new = []
         for each in indices:
@@ -71,7 +79,7 @@ class Walk:
         Args:
             handler: What would be done to the layer.
         """
-        start = [_Index(index, index) for index in range(self.channels)]
+        start = [Index(index, index) for index in range(self.channels)]
         stack = [(self.root, handler, self.enter(self.root, handler, start))]
         while stack and not self.is_lost:
             node, trigger, indices = stack.pop()
@@ -96,7 +104,7 @@ def all_walks(graph: Any) -> Iterator[Walk]:
     layers = [layer for layer in graph.module2node if is_matrix_layer(layer)]
     most = max((max(inputs_of(each), outputs_of(each)) for each in layers), default=0)
     for layer, node in graph.module2node.items():
-        if isinstance(layer, (nn.Linear, _ConvNd)) and layer not in done:
+        if _makes_channels(layer) and layer not in done:
             pruner = graph.get_pruner_of_module(layer)
             walk = Walk(node, outputs_of(layer), most).run(pruner.prune_out_channels)
             done |= {
@@ -105,3 +113,7 @@ def all_walks(graph: Any) -> Iterator[Walk]:
                 if graph.is_out_channel_pruning_fn(handler)
             }
             yield walk
+
+
+def _makes_channels(layer: Any) -> bool:
+    return isinstance(layer, (nn.Linear, _ConvNd)) or is_transposed_linear(layer)

@@ -18,7 +18,7 @@ from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
 from woodbury.monitor import report
-from woodbury.optim.nonlinear_least_squares.damped_steps import DampedSteps
+from woodbury.optim.nonlinear_least_squares.damped_steps import DampedStep, DampedSteps
 from woodbury.optim.nonlinear_least_squares.groups import PointsOf, Residual, groups_of
 from woodbury.optim.nonlinear_least_squares.outcome import LeastSquaresResult, Step
 from woodbury.optim.nonlinear_least_squares.residuals import Residuals, dtype_of, loss_of
@@ -27,8 +27,14 @@ from woodbury.optim.nonlinear_least_squares.saved_state import checked_state
 GROWTH = 2.0
 """Factor of the damping after a step that does not decrease the loss."""
 
-DECREASE, DECREASE_AFTER_FAILURE = 4.0, 1.5
-"""Divisors of the damping after a step that does; the second where others were tried before it."""
+TARGET_RATIO = 0.8
+"""Of the actual decrease to that of the linearised residuals; the damping is moved towards it."""
+
+RATE, LARGEST_CHANGE = 3.0, 8.0
+"""How fast it is moved, per unit of the ratio, and the largest factor of one step."""
+
+LINEAR = 0.05
+"""How near to 1 the ratio is where the linearised residuals hold, and the damping falls fastest."""
 
 MAX_DAMPING, MIN_DAMPING = 1e16, 1e-30
 """Where the damping, relative to the squared columns of the Jacobian, stops."""
@@ -44,16 +50,18 @@ SMALLEST_SCALE = 1e-12
 
 
 class LeastSquares:
-    """Levenberg–Marquardt steps on the residuals of a network  (eqs. 87, 88 and 89).
+    """Levenberg–Marquardt steps on the residuals of a network  (eqs. 87, 88, 89 and 96).
 
     The loss is the sum over the groups of ½ · weight · mean(residual²). A step is the exact
     least-squares solution for the Jacobian J of all residuals, λ|Dδ|² being added, where D holds
-    the largest lengths so far of J's columns (Moré 1978). λ is chosen by trial: it grows until the
-    loss decreases and shrinks after. Each step is bent by its geodesic acceleration (Transtrum &
-    Sethna 2012), for one evaluation more. The model holds the best weights at all times.
+    the largest lengths so far of J's columns (Moré 1978). λ grows until the loss decreases, and is
+    then moved to where the decrease is .8 of what the linearised residuals promise. Each step is
+    bent by its geodesic acceleration (Transtrum & Sethna 2012), for one evaluation more. The model
+    holds the best weights at all times.
 
-    A step costs a Jacobian, O(m d min(m, d)) for its factorization, and about four evaluations of
-    the residuals. Take float64 (`model.double()`) where small errors count.
+    A step costs a Jacobian, O(m d min(m, d)) for a factorization, and two evaluations of the
+    residuals; so does a trial that fails, without the Jacobian. Take float64 (`model.double()`)
+    where small errors count.
 
     Args:
         model: The network; its parameters that require a gradient move.
@@ -146,21 +154,19 @@ class LeastSquares:
             self._scales = self._scales_of(rows)
             solver = DampedSteps.of(rows, self._scales)
         start = None if self._last is None else self.momentum * self._last
-        failures = 0
         while True:
             used = self.damping
-            step = self._step(rows, solver, start)
+            step, predicted = self._step(rows, solver.at(used), start)
             values = self._residuals.at(self._weights + step)
             loss = loss_of(values)
             if loss < self.loss:  # False for NaN
+                ratio = (self.loss - loss) / predicted if predicted > 0 else TARGET_RATIO
                 self._take(step, values, loss)
-                divisor = DECREASE_AFTER_FAILURE if failures else DECREASE
-                self.damping = max(used / divisor, MIN_DAMPING)
+                self.damping = max(used * _change(ratio), MIN_DAMPING)
                 return Step(loss, used, True)
             if used * GROWTH > MAX_DAMPING:
                 self.damping = 1.0
                 return Step(self.loss, used, False)
-            failures += 1
             self.damping = used * GROWTH
             start = None  # what lies behind may be what leads upwards
 
@@ -239,21 +245,23 @@ class LeastSquares:
         self.damping, self.steps = checked["damping"], checked["steps"]
         self._scales, self._last = checked["scales"], checked["last"]
 
-    def _step(self, rows: Tensor, solver: DampedSteps, start: Tensor | None) -> Tensor:
-        """δ for the present damping, bent by its acceleration where that is small  (eq. 89)."""
+    def _step(self, rows: Tensor, solver: DampedStep, start: Tensor | None) -> tuple[Tensor, float]:
+        """δ, bent by its acceleration where that is small (eq. 89), and its predicted decrease."""
         values = self._values
-        plain = solver.solve(values if start is None else values + rows @ start, self.damping)
+        plain = solver.solve(values if start is None else values + rows @ start)
         step = plain if start is None else start + plain
+        change = rows @ step
+        predicted = self.loss - loss_of(values + change)
         if not self.acceleration:
-            return self._cast(step)
+            return self._cast(step), predicted
         ahead = self._residuals.at(self._weights + self._cast(PROBE * step))
-        second = 2 / PROBE * ((ahead - values) / PROBE - rows @ step)
+        second = 2 / PROBE * ((ahead - values) / PROBE - change)
         if not bool(torch.isfinite(second).all()):
-            return self._cast(step)
-        acceleration = solver.solve(second, self.damping)
+            return self._cast(step), predicted
+        acceleration = solver.solve(second)
         if acceleration.norm() > LARGEST_ACCELERATION * step.norm():
-            return self._cast(step)
-        return self._cast(step + acceleration / 2)
+            return self._cast(step), predicted
+        return self._cast(step + acceleration / 2), predicted
 
     def _cast(self, step: Tensor) -> Tensor:
         return step.to(self._weights.dtype)
@@ -279,3 +287,11 @@ class LeastSquares:
         if self._scales is not None:
             lengths = torch.maximum(lengths, self._scales)
         return lengths.clamp(min=SMALLEST_SCALE * float(lengths.max()))
+
+
+def _change(ratio: float) -> float:
+    """The factor of the damping after a step of this ratio of decreases  (eq. 96)."""
+    if abs(ratio - 1) < LINEAR:
+        return 1 / LARGEST_CHANGE
+    limit = math.log(LARGEST_CHANGE)
+    return math.exp(min(max(RATE * (TARGET_RATIO - ratio), -limit), limit))

@@ -12,6 +12,7 @@ from torch import Tensor
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.estimation.layer_problems import LayerProblem, layer_problems, layers_in_order
+from woodbury.estimation.over_ranks import fitted_over_ranks
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.objective import Objective
@@ -67,12 +68,14 @@ class LayerByLayer:
                 check_whole_number(count, name, "None for all, else their number")
 
     @checks_types
-    def __call__(self, objective: Objective, dense: Objective) -> Objective:
+    def __call__(self, objective: Objective, dense: Objective, group: object = None) -> Objective:
         """Fit every layer in its order.
 
         Args:
             objective: The pruned network; its batches are read.
             dense: The network whose layers' outputs are the goal; its batches are not read.
+            group: The torch.distributed process group whose ranks share the work, as for
+                `woodbury.prune`.
 
         Returns:
             The objective at the weights reached, in the same space; no model is touched.
@@ -80,6 +83,10 @@ class LayerByLayer:
         Raises:
             WoodburyError: If inputs or outputs of a layer are not finite.
         """
+        with fitted_over_ranks(group, "a refit of layers", objective) as own:
+            return replace(self._fitted(own, dense), batches=objective.batches)
+
+    def _fitted(self, objective: Objective, dense: Objective) -> Objective:
         names = layers_in_order(objective)
         passes = min(len(names), self.passes or len(names))
         bounds = [round(index * len(names) / max(1, passes)) for index in range(passes + 1)]

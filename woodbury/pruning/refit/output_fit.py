@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, check_whole_number, user_code
 from woodbury.estimation.goal import Goal
 from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import LayerGoals
 from woodbury.estimation.output_residuals import BYTES_PER_FLOAT, MAX_SAMPLES_PER_PASS, Residuals
+from woodbury.estimation.over_ranks import fitted_over_ranks
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_damping
 from woodbury.fisher.lowrank import LowRank
@@ -146,12 +147,14 @@ class Refit:
             check_whole_number(self.iterations, "iterations", meaning)
 
     @checks_types
-    def __call__(self, objective: Objective, dense: Objective) -> Objective:
+    def __call__(self, objective: Objective, dense: Objective, group: object = None) -> Objective:
         """Move the weights until the outputs are close to those of the dense network.
 
         Args:
             objective: The network to fit, at its weights and on its own batches.
             dense: The network whose outputs are the goal; its batches are not read.
+            group: The torch.distributed process group whose ranks share the work, as for
+                `woodbury.prune`.
 
         Returns:
             The objective at the weights reached, in the same space; no model is touched.
@@ -160,7 +163,8 @@ class Refit:
             WoodburyError: If there are no samples, the likelihood has no directions, or
                 `iterations` are asked of a model that cannot be differentiated forward.
         """
-        return self.run(objective, dense).objective
+        with fitted_over_ranks(group, "a refit", objective) as own:
+            return replace(self.run(own, dense).objective, batches=objective.batches)
 
     @checks_types
     def run(
@@ -260,7 +264,8 @@ class Refit:
         if self.iterations is None:
             jacobian = residuals.jacobian(self.engine)
             if fisher_of is not None:
-                fisher = fisher_of(jacobian, objective.space)
+                with user_code("What makes a Fisher of the rows of a refit fails."):
+                    fisher = fisher_of(jacobian, objective.space)
             step = self._solve_by_rows(jacobian, here, layer_terms)
             del jacobian
         else:

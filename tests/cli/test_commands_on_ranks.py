@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import woodbury
 
 WOODBURY = ["-m", "woodbury.cli"]
 NETWORK = """
+import os
+
 import torch
 from torch import nn
 
@@ -23,8 +27,19 @@ from torch import nn
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+
+
+def of_rank():
+    rank = int(os.environ.get("RANK", "0"))
+    return nn.Sequential(nn.Linear(6, 24 - 4 * rank), nn.ReLU(), nn.Linear(24 - 4 * rank, 3))
+
+
+def unread():
+    if os.environ.get("RANK") == "1":
+        raise OSError("the disk of this rank is away")
+    return net()
 """
-GRADUAL = ["--sparsity", "0.8", "--epochs", "30", "--steps", "4", "--count", "90"]
+GRADUAL = ["--sparsity", "0.8", "--epochs", "200", "--steps", "4", "--count", "90"]
 
 
 @pytest.fixture
@@ -69,6 +84,42 @@ def test_a_command_of_one_process_and_a_user_error_are_said_once(place: Path) ->
     words = ["prune", "net.py:net", "missing.npz", "--sparsity", "0.7"]
     code, _, err = command(place, 2, *words)
     assert code != 0 and err.count("missing.npz") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        ("of_rank", "The ranks differ in a checksum of 0.weight"),
+        ("unread", "Rank 1 failed in woodbury prune: "),
+    ],
+)
+def test_a_rank_that_reads_something_else_is_named(
+    network: str, sentence: str, place: Path
+) -> None:
+    words = ["prune", f"net.py:{network}", "data.npz", "--sparsity", "0.7", "--out", "out"]
+    code, _, err = command(place, 2, *words)
+    assert code != 0 and err.count(f"Error: {sentence}") == 1, err
+    assert "terminate called" not in err and "SIGABRT" not in err
+    assert not (place / "out" / "weights.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_all_end_when_one_rank_is_killed(place: Path) -> None:
+    words = ["prune", "net.py:net", "data.npz", *GRADUAL, "--out", "out"]
+    words[words.index("--epochs") + 1] = "3000"
+    started = Launched(2, [*WOODBURY, *words], place)
+    until = time.monotonic() + 150
+    while not (place / "out" / "unfinished.pt").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    ranks = started.ranks()
+    os.kill(ranks[1], signal.SIGKILL)
+    begun = time.monotonic()
+    code, _, err = started.ended()
+    assert code != 0 and "exitcode  : -9" in err and "rank      : 1" in err
+    assert time.monotonic() - begun < 30
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert (place / "out" / "unfinished.pt").exists()
 
 
 @pytest.mark.slow

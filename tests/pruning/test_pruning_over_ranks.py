@@ -85,9 +85,22 @@ def counted() -> dict[str, int]:
         return {"sent": ranks.traffic.sent, "d": found.objective.space.n, "size": ranks.size}
 
 
+def planned_and_fitted() -> dict[str, Any]:
+    """A plan, and fits that are called by themselves."""
+    model = network()
+    plan = woodbury.plan(model, data(), 0.7)
+    space = woodbury.ParameterSpace.for_pruning(model)
+    dense = woodbury.Objective.from_model(model, data(), space=space)
+    keep = torch.arange(space.d) % 3 > 0
+    pruned = dense.at(dense.weights[keep], space.restrict(keep))
+    fits = [woodbury.Refit(damping=1e-2), LayerByLayer(approximation=None)]
+    return {"stages": plan.stages, "fitted": [fit(pruned, dense).weights for fit in fits]}
+
+
 def everything(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: pruned(name) for name in (*PRUNERS, "layers")}
     found["counted"] = counted()
+    found["planned"] = planned_and_fitted()
     found["as it comes"] = as_it_comes(woodbury.presets.standard)
     found["quick"] = as_it_comes(woodbury.presets.quick)
     return found
@@ -124,3 +137,11 @@ def test_rows_are_sent_once_and_little_else(by_ranks: dict[int, list[dict[str, A
         small = 3 * 2 * 8 * SAMPLES**2
         results = 12 * 4 * d * 3
         assert 0.9 * rows < sent < 1.1 * rows + small + results + 20_000
+
+
+def test_a_plan_and_fits_know_ranks(by_ranks: dict[int, list[dict[str, Any]]]) -> None:
+    alone = by_ranks[1][0]["planned"]
+    for found in by_ranks[3]:
+        assert found["planned"]["stages"] == alone["stages"]
+        for one, same in zip(found["planned"]["fitted"], alone["fitted"], strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-4, atol=2e-4)

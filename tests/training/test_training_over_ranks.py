@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.processes import on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -142,6 +145,24 @@ def compared() -> list[Any]:
     return [(r.method, r.sparsity, r.seed, r.loss_after, r.predicted) for r in results]
 
 
+def compared_slowly(rank: int) -> int:
+    """How many results come where one rank takes longer than the group's time-out."""
+    group = dist.new_group(timeout=timedelta(seconds=6))
+    slept = []
+
+    def evaluate(objective: Objective) -> float:
+        if rank and not slept:
+            slept.append(9)
+            time.sleep(9)
+        return 0.0
+
+    model, zero = network(), Pruner(None, woodbury.saliencies.magnitude, woodbury.updates.zero)
+    methods = {"magnitude": Method(zero)}
+    dense = Objective.from_model(model, data())
+    results = compare(methods, [0.5], [0, 1, 2, 3], lambda seed: dense, evaluate, group=group)
+    return len(results)
+
+
 def recalibrated(rank: int, size: int) -> dict[str, Any]:
     """The statistics of 5 batches, the last of a single sample, in three ways."""
     samples = [(inputs, None) for inputs, _ in data(12)]
@@ -200,6 +221,7 @@ def everything(rank: int, size: int) -> dict[str, Any]:
     if size > 1:
         found["alone"] = alone_in_ddp(rank)
         found["by mesh"] = by_mesh()
+        found["slow"] = compared_slowly(rank)
         found["refused"] = refused(rank)
     return found
 
@@ -276,6 +298,10 @@ def test_a_mesh_is_a_group_and_one_rank_may_be_alone(on_two: list[Any]) -> None:
     for found in on_two:
         torch.testing.assert_close(found["by mesh"], on_two[0]["pruned"]["pruned"])
         assert found["alone"]
+
+
+def test_a_comparison_may_take_longer_than_the_time_out(on_two: list[Any]) -> None:
+    assert [found["slow"] for found in on_two] == [4, 4]
 
 
 def test_what_cannot_be_done_is_said(on_two: list[Any]) -> None:
