@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -182,6 +183,28 @@ def test_other_networks_have_no_perplexity() -> None:
     assert "Perplexity" not in result.stdout
     [cell] = json.loads(Path("compared/results.json").read_text("utf-8"))["results"]
     assert cell["perplexity_before"] is None and cell["perplexity_after"] is None
+
+
+def test_a_class_that_transformers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    class Broken:
+        """transformers beside a torchvision that was built for another release of torch."""
+
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("BertFor"):
+                return getattr(transformers, name)
+            try:
+                raise RuntimeError("operator torchvision::nms does not exist")
+            except RuntimeError as error:
+                raise ModuleNotFoundError(f"Could not import module {name!r}.") from error
+
+    monkeypatch.setattr("woodbury.integrations.transformers.library.transformers", Broken)
+    sentence = (
+        "transformers cannot import BertForSequenceClassification (RuntimeError: operator "
+        "torchvision::nms does not exist): install"
+    )
+    refused(sentence, PRUNE)
 
 
 def test_speed_loads_what_prune_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -98,18 +98,14 @@ def perplexities(results: Sequence[Result]) -> Grid | None:
     best = set()
     columns = []
     for column, sparsity in enumerate(sparsities, 1):
-        values = [cells[method, sparsity].perplexity_after for method in methods]
-        least = min(value for value in values if value is not None)
-        best |= {(row, column) for row, value in enumerate(values) if value == least}
+        values = [cells[method, sparsity].perplexity_after or 0.0 for method in methods]
+        best |= {(row, column) for row, value in enumerate(values) if value == min(values)}
         columns.append(aligned(values))
     dense = next(iter(cells.values())).perplexity_before
     return Grid(
         title=f"Perplexity on the calibration set (dense {aligned([dense])[0]})",
         header=("method", *map(percent, sparsities)),
-        cells=tuple(
-            (method, *of_method)
-            for method, of_method in zip(methods, zip(*columns, strict=True), strict=True)
-        ),
+        cells=tuple(zip(methods, *columns, strict=True)),
         best=frozenset(best),
         note="exp(loss ÷ predicted tokens of a sample). The calibration set is what the methods "
         "fit, so that other text has a higher one.",

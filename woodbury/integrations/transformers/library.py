@@ -30,6 +30,29 @@ def transformers() -> Any:
     return library
 
 
+def class_of(name: str) -> Any:
+    """A class of transformers, whose module is imported now.
+
+    Args:
+        name: Such as "BertForSequenceClassification".
+
+    Raises:
+        MissingDependency: If something that it needs cannot be imported.
+    """
+    try:
+        return getattr(transformers(), name)
+    except WoodburyError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise MissingDependency(
+            f"transformers cannot import {name} ({reason(cause)}): install releases of its "
+            "packages that go with your torch."
+        ) from error
+
+
 def datasets() -> Any:
     """The package datasets.
 

@@ -16,6 +16,7 @@ from woodbury.integrations.transformers import data as tables
 from woodbury.integrations.transformers.classes import order_of_classes
 from woodbury.integrations.transformers.encoding import Reader
 from woodbury.integrations.transformers.library import (
+    class_of,
     explained,
     is_local,
     neighbours,
@@ -80,10 +81,11 @@ class Source:
             config = library.AutoConfig.from_pretrained(where)
         chosen = _made_for(where, config) if task is None else task
         _check_task(where, config, chosen)
+        class_of(_classes(chosen, config)[0])  # before any data is read
         remedy = f"save it there with {chosen.processor_name}.save_pretrained."
         lacks = f"{where} has no {chosen.processor_name}"
         with explained(f"{lacks} ({{reason}}): {remedy}"):
-            processor = getattr(library, chosen.processor_class).from_pretrained(where)
+            processor = class_of(chosen.processor_class).from_pretrained(where)
         if chosen.reads_text and len(processor) <= len(processor.all_special_tokens):
             raise WoodburyError(f"{lacks}, or one without words: {remedy}")
         return cls(where, chosen, config, processor)
@@ -94,7 +96,7 @@ class Source:
         Raises:
             WoodburyError: If the weights cannot be read, or lack some.
         """
-        auto = getattr(transformers(), self.task.model_class)
+        auto = class_of(self.task.model_class)
         with explained(
             f"The weights of {self.where} cannot be read ({{reason}}): save them again."
         ):
@@ -139,7 +141,7 @@ class Source:
             WoodburyError: If there is no such data, or it does not fit.
         """
         found = tables.read(data, documents=self.task.documents)
-        task_class = getattr(transformers(), _classes(self.task, self.config)[0])
+        task_class = class_of(_classes(self.task, self.config)[0])
         arguments = frozenset(inspect.signature(task_class.forward).parameters)
         reader = Reader(self.config, self.processor, arguments, length, seed)
         columns = self.task.columns(found.train, asked)
