@@ -62,7 +62,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: sensitivity(objective(), [(INPUTS, LABELS)], count=10**12),
         "count|samples|rows",
     ),
-    "a complex sparsity": (lambda: check_sparsity(torch.tensor(0.5 + 1j)), "sparsity is"),  # type: ignore[arg-type]
+    "a complex sparsity": (
+        lambda: check_sparsity(torch.tensor(0.5 + 1j)),  # type: ignore[arg-type]
+        "sparsity is",
+    ),
     "an array as a dtype": (
         lambda: Window(4, 3, 1e-2, dtype=torch.arange(3).numpy()),  # type: ignore[arg-type]
         "dtype is array",

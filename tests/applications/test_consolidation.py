@@ -99,7 +99,8 @@ def test_an_implicit_step_solves_the_proximal_problem(strength: float) -> None:
         each(x).square().mean().backward()
         steps.step()
     assert isinstance(term.fisher, LowRank)
-    matrix = dense.low_rank(term.fisher.rows, DAMPING, term.fisher.weights)  # type: ignore[arg-type]
+    fisher = term.fisher
+    matrix = dense.low_rank(fisher.rows, DAMPING, fisher.weights)  # type: ignore[arg-type]
     whole = torch.eye(len(matrix)).double() + 0.01 / (1 - 0.9) * strength * matrix
     expected = term.weights + torch.linalg.solve(whole, vector_of(plain).detach() - term.weights)
     torch.testing.assert_close(vector_of(model).detach(), expected, rtol=1e-7, atol=1e-9)
@@ -137,7 +138,8 @@ def test_an_implicit_step_refuses_what_it_cannot_solve() -> None:
     some = torch.optim.SGD(model[0].parameters(), 0.1)  # type: ignore[index]
     with pytest.raises(WoodburyError, match=r"does not move '2\.bias'"):
         term.attach_implicit(some, model)
-    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.2}]  # type: ignore[index]
+    first, last = model[0], model[2]  # type: ignore[index]
+    groups = [{"params": first.parameters()}, {"params": last.parameters(), "lr": 0.2}]
     optimizer = torch.optim.SGD(groups, 0.1)
     term.attach_implicit(optimizer, model)
     model(normal(7, 4)).sum().backward()

@@ -75,8 +75,8 @@ def over_ranks(rank: int) -> dict[str, Any]:
         like = rows[:0]
         chunks = shares[ranks.rank]
         whole = whole_matrix(lambda given, _: torch.cat(list(given)), chunks, D, DAMPING, like)
-        primal = blocks(chunks, M, SIZES, DAMPING, like)
-        dual = blocks(chunks, 2, SIZES, DAMPING, like)
+        primal = blocks(chunks, SIZES, DAMPING, like, primal=True)
+        dual = blocks(chunks, SIZES, DAMPING, like, primal=False)
         several = parts(SIZES, lambda index: part(rows, index), DAMPING, like)
         found = {
             "whole": measured(whole),

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from support.processes import on_ranks
 
 from woodbury.errors import RankError, WoodburyError, WrongType
-from woodbury.linalg import rank_words
+from woodbury.linalg import rank_store
 from woodbury.linalg.column_bounds import column_bounds, even_bounds
 from woodbury.linalg.ranks import ALONE, Ranks
 
@@ -23,18 +23,18 @@ def speak(rank: int) -> dict[str, Any]:
     rows = torch.randn(2 + rank, 7, generator=generator)
     with Ranks.of(None).started("speak", {"count": 3}) as ranks:
         assert Ranks.current() is ranks
-        columns = ranks.exchanged(rows, [0, 3, 7])
-        assert ranks.exchanged(rows[:0], [0, 3, 7]) is None
+        columns = ranks.all_to_all(rows, [0, 3, 7])
+        assert ranks.all_to_all(rows[:0], [0, 3, 7]) is None
         found = {
             "rows": rows,
             "columns": columns,
             "sum": ranks.sum(torch.tensor([1.0, rank])),
-            "joined": ranks.joined(torch.arange(2 + rank), [2, 3]),
-            "keep": ranks.joined(torch.ones(2 + rank, dtype=torch.bool), [2, 3]),
+            "joined": ranks.all_gather_parts(torch.arange(2 + rank), [2, 3]),
+            "keep": ranks.all_gather_parts(torch.ones(2 + rank, dtype=torch.bool), [2, 3]),
             "total": ranks.total(rank + 1),
-            "least": ranks.least(5.0 - rank),
-            "first": ranks.first(torch.tensor([rank == 0, True])),
-            "objects": ranks.gathered_objects({"rank": rank}),
+            "least": ranks.minimum(5.0 - rank),
+            "first": ranks.broadcast(torch.tensor([rank == 0, True])),
+            "objects": ranks.all_gather_objects({"rank": rank}),
             "sent": ranks.traffic.sent,
             "inner": None,
         }
@@ -48,13 +48,14 @@ def speak(rank: int) -> dict[str, Any]:
 
 def fail(rank: int, way: str) -> str:
     """One rank fails; how long the other waits, and what it hears."""
-    rank_words.START_SECONDS = 3.0
+    rank_store.START_SECONDS = 3.0
     begun = time.monotonic()
     try:
         if way == "never" and rank == 1:
             time.sleep(6)  # alive, and elsewhere
             return "elsewhere"
-        facts = {"count": 500 - 100 * rank if way == "facts" else 500}
+        # A function has another address in each process, and is the same all the same.
+        facts = {"count": 500 - 100 * rank if way == "facts" else 500, "by": [lambda: None]}
         with Ranks.of(dist.group.WORLD).started("prune", facts) as ranks:
             if way == "raises" and rank == 1:
                 raise WoodburyError("Batch 3 cannot be read.")
@@ -111,15 +112,16 @@ def test_ranks_that_differ(both: list[dict[str, Any]], way: str, listener: int, 
         ("first raises", 1, "RankError: Rank 0 failed in prune: Batch 5 cannot be read. [True]"),
     ],
 )
-def test_a_failure_is_heard(way: str, listener: int, heard: str, tmp_path: Path) -> None:
+def test_a_failure_failure_is_known(way: str, listener: int, heard: str, tmp_path: Path) -> None:
     assert heard in on_ranks(2, tmp_path, fail, way)[listener]
 
 
 def test_alone_nothing_is_said() -> None:
     ranks = Ranks.of(None)
     tensor = torch.ones(2)
-    assert ranks.is_alone and ranks.sum(tensor) is tensor and ranks.first(tensor) is tensor
-    assert ranks.joined(tensor, [2]) is tensor and ranks.total(4) == 4 and ranks.least(2.0) == 2.0
+    assert ranks.is_alone and ranks.sum(tensor) is tensor and ranks.broadcast(tensor) is tensor
+    assert ranks.all_gather_parts(tensor, [2]) is tensor
+    assert ranks.total(4) == 4 and ranks.minimum(2.0) == 2.0
     ranks.agree("anywhere", {"count": 1})
     with ranks.started("alone") as same:
         assert same is ranks

@@ -34,7 +34,8 @@ def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments:
         A result or an exception for each rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_work, (count, str(folder), function, arguments), nprocs=count)  # type: ignore[attr-defined]
+    given = count, str(folder), function, arguments
+    mp.spawn(_work, given, nprocs=count)  # type: ignore[attr-defined]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 

@@ -206,7 +206,7 @@ class GradualRun:
         self._epoch = batches_in(self._samples, self._batch_size)
         self._total = training.epochs * self._epoch
         if session.is_new:
-            session.record |= Ranks.current().first_object(_first_record(problem))
+            session.record |= Ranks.current().broadcast_object(_first_record(problem))
         self.engine: EngineName = session.record["engine"]
         self.method = self._method(plan, sparsity)
         options = training.options

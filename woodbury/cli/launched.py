@@ -73,7 +73,7 @@ def as_launched(words: Sequence[str]) -> Iterator[None]:
         raise
     except BaseException:
         # Rank 0 computes and has not heard: torchrun ends it as soon as this process ends.
-        if begun is not None and begun.words is not None and not begun.words.is_heard():
+        if begun is not None and begun.shared is not None and not begun.shared.failure_is_known():
             console.err.quiet = False
         raise
     finally:

@@ -105,30 +105,30 @@ def resumable(
     ranks = Ranks.current()
     if ranks.rank:  # rank 0 saves and writes; what the others make is thrown away
         with tempfile.TemporaryDirectory() as place:
-            yield RunFolder(Path(place), _told(ranks, None)), out or default
+            yield RunFolder(Path(place), _of_rank_0(ranks, None)), out or default
         return
     if out is None:
         if resume:
             raise WoodburyError("--resume goes on with the run in a folder: give its --out.")
         with first_free(default, opened) as (folder, name):
-            _told(ranks, None)
+            _of_rank_0(ranks, None)
             yield folder, name
         return
     with opened(out) as folder:
         if folder.saved:
             check_same(folder.saved["settings"], settings, f"The run in {out}")
-        _told(ranks, folder.saved)
+        _of_rank_0(ranks, folder.saved)
         yield folder, out
 
 
-def _told(ranks: Ranks, saved: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _of_rank_0(ranks: Ranks, saved: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The saved state that rank 0 has, which all ranks go on from."""
     if ranks.size == 1:
         return saved
     written = io.BytesIO()
     torch.save(saved, written)
-    told = ranks.first_object(written.getvalue())
-    return torch.load(io.BytesIO(told), weights_only=True)
+    sent = ranks.broadcast_object(written.getvalue())
+    return torch.load(io.BytesIO(sent), weights_only=True)
 
 
 def already_finished(out: Path | None, resume: bool, settings: Mapping[str, Any]) -> bool:
@@ -143,7 +143,9 @@ def already_finished(out: Path | None, resume: bool, settings: Mapping[str, Any]
         WoodburyError: If it was made with other settings.
     """
     ranks = Ranks.current()
-    if out is None or not resume or not ranks.first_object(ranks.rank == 0 and is_finished(out)):
+    if out is None or not resume:
+        return False
+    if not ranks.broadcast_object(ranks.rank == 0 and is_finished(out)):
         return False
     if ranks.rank == 0:
         made_with = read_json(out.expanduser() / REPORT_FILE).get("asked", {})

@@ -352,17 +352,17 @@ def gradient_rows(objective: Objective, count: int, **options: Any) -> Tensor:
         >>> gradient_rows(objective, 5).shape
         torch.Size([5, 8])
     """
-    chunks = gradient_chunks(objective, count, **options)
+    matrix: Tensor | None = None
     own = objective.batches.own(count)
-    matrix = objective.weights.new_empty(own, objective.space.d)
     done = 0
-    for chunk in chunks:
-        if chunk.dtype != matrix.dtype:
-            matrix = matrix.to(chunk.dtype)
+    for chunk in gradient_chunks(objective, count, **options):
+        if matrix is None:
+            matrix = chunk.new_empty(own, objective.space.d)
         matrix[done : done + len(chunk)] = chunk
         done += len(chunk)
         report("gradients", done, own)
-    return matrix
+    # Of ranks, one may have no sample among the first `count`.
+    return objective.weights.new_empty(0, objective.space.d) if matrix is None else matrix
 
 
 def mean_gradient(

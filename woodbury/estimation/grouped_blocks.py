@@ -75,14 +75,13 @@ def _over_ranks(
     ranks = Ranks.current()
     dtype = wide_dtype(objective.weights.dtype)
     needed = block_bytes(len(sizes), max(sizes), dtype) // ranks.size
-    room = ranks.least(row_bytes())
+    room = ranks.minimum(row_bytes())
     if needed > room:
         raise WoodburyError(
             f"The blocks take {needed / 1e9:.3g} GB on each of {ranks.size} ranks, and "
             f"{room / 1e9:.3g} GB are to have: take more ranks, smaller blocks or more memory."
         )
-    m = 0  # read in the primal form whatever their number
-    return blocks(chunks(objective), m, sizes, damping, objective.weights)
+    return blocks(chunks(objective), sizes, damping, objective.weights, primal=True)
 
 
 @dataclass(frozen=True)

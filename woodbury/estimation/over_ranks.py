@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,16 +9,16 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from woodbury.errors import WoodburyError
+from woodbury.io.fingerprint import digest
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import budget_bytes
 from woodbury.model.batches import Batch, Samples
 from woodbury.model.objective import Objective
 from woodbury.model.parameters import is_dtensor
 from woodbury.model.sharded import is_sharded, reshard
-from woodbury.model.spread import bytes_of
 from woodbury.model.wrappers import checked_model
 
 
@@ -68,7 +67,7 @@ def over_ranks(
             yield OwnPart(batches, memory)
         return
     with ranks.started(what, facts) as ranks:
-        ranks.agree(what, {"the weights of the model": model_checksum(checked_model(model))})
+        ranks.agree(what, {"the weights of the model": _weights_of(checked_model(model))})
         samples = Samples.of(batches).spread_over_ranks()
         yield OwnPart(samples, _shared_budget(ranks, memory, model))
 
@@ -92,7 +91,7 @@ def fitted_over_ranks(group: object, what: str, objective: Objective) -> Iterato
     if not Ranks.current().is_alone:  # a part of what has begun
         yield objective
         return
-    facts = {"the weights that are fitted": checksum(objective.weights)}
+    facts = {"the weights that are fitted": digest(objective.weights)}
     with over_ranks(group, what, objective.model, objective.batches, None, facts) as own:
         yield replace(objective, batches=Samples.of(own.batches))
 
@@ -104,8 +103,8 @@ def _shared_budget(ranks: Ranks, memory: int | str | None, model: nn.Module) -> 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     own = budget_bytes(memory, device)
     if memory is None and device.type == "cpu":
-        own //= ranks.gathered_objects(socket.gethostname()).count(socket.gethostname())
-    return int(ranks.least(own))
+        own //= ranks.all_gather_objects(socket.gethostname()).count(socket.gethostname())
+    return int(ranks.minimum(own))
 
 
 def _check_whole(model: nn.Module, what: str) -> None:
@@ -117,16 +116,12 @@ def _check_whole(model: nn.Module, what: str) -> None:
         )
 
 
-def checksum(tensor: Tensor) -> str:
-    """A checksum of a tensor's bits."""
-    return hashlib.blake2b(bytes_of(tensor), digest_size=8).hexdigest()
-
-
-def model_checksum(model: nn.Module) -> str:
-    """A checksum of the names and bits of all parameters; of a sharded one of its shape."""
+def _weights_of(model: nn.Module) -> str:
+    """A checksum of all parameters; of those that are sharded, of their shapes."""
     reshard(model)
-    marks = [
-        f"{name} {tuple(parameter.shape) if is_dtensor(parameter) else checksum(parameter)}"
-        for name, parameter in model.named_parameters()
-    ]
-    return hashlib.blake2b(" ".join(marks).encode(), digest_size=8).hexdigest()
+    return digest(
+        {
+            name: tuple(parameter.shape) if is_dtensor(parameter) else parameter
+            for name, parameter in model.named_parameters()
+        }
+    )

@@ -224,7 +224,7 @@ class mfac:
             return block_sums(objective, self.block, self.damping, partial(_chunks, self))
         if Ranks.current().size > 1:
             chunks = _chunks(self, objective)
-            return blocks(chunks, self.count, sizes, self.damping, objective.weights)
+            return blocks(chunks, sizes, self.damping, objective.weights, primal=False)
         return dense_blocks(_rows(self, objective), sizes, self.damping)
 
     def _whole_matrix(self, objective: Objective) -> Fisher:
@@ -269,8 +269,9 @@ class mfac:
             return whole_matrix(
                 lambda chunks, _: torch.cat(list(chunks)), [rows], space.d, self.damping, rows
             )
-        m = Ranks.current().total(len(rows))
-        return blocks([rows], m, space.block_sizes(self.block), self.damping, rows)
+        sizes = space.block_sizes(self.block)
+        primal = is_primal(Ranks.current().total(len(rows)), sizes)
+        return blocks([rows], sizes, self.damping, rows, primal=primal)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
-from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks
+from woodbury.fisher.blocks_of_rows import dense_blocks, summed_blocks
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.sharded import Sharded
-from woodbury.linalg.column_bounds import column_bounds, even_bounds
+from woodbury.linalg.column_bounds import blocks_of_rank, column_bounds, even_bounds
 from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.ranks import Ranks
@@ -37,7 +36,7 @@ def own_columns(chunks: Iterable[Tensor], bounds: Sequence[int], like: Tensor) -
     none = like.new_empty(0, bounds[-1])
     remaining = iter(chunks)
     while True:
-        columns = ranks.exchanged(next(remaining, none), bounds)
+        columns = ranks.all_to_all(next(remaining, none), bounds)
         if columns is None:
             return
         yield columns
@@ -73,36 +72,37 @@ def whole_matrix(
 
 
 def blocks(
-    chunks: Iterable[Tensor], m: int, sizes: Sequence[int], damping: float, like: Tensor
+    chunks: Iterable[Tensor],
+    sizes: Sequence[int],
+    damping: float,
+    like: Tensor,
+    *,
+    primal: bool,
 ) -> Fisher:
-    """The dense diagonal blocks of rows that each rank computes a part of  (eq. 11).
+    """The dense diagonal blocks of rows that each of several ranks computes a part of  (eq. 11).
 
     Args:
         chunks: Rows (c, d) of this rank.
-        m: The rows of all ranks.
         sizes: Of the blocks, summing to d.
         damping: λ > 0.
         like: A tensor of the dtype and device of the rows.
+        primal: Whether (s, s) sums are held in place of rows, as for `is_primal`.
 
     Returns:
-        The blocks, in the cheaper form; over ranks a `Sharded` operator, each rank with whole
-        blocks.
+        A `Sharded` operator, each rank with whole blocks.
     """
     ranks = Ranks.current()
     bounds = column_bounds(sizes, ranks.size)
-    own = _blocks_within(sizes, bounds[ranks.rank], bounds[ranks.rank + 1])
+    own = [sizes[index] for index in blocks_of_rank(sizes, bounds, ranks.rank)]
     columns = own_columns(chunks, bounds, like)
     local: Fisher | None = None
     if not own:
         for _ in columns:  # the other ranks wait for what this one has computed
             pass
-    elif is_primal(m, sizes):
+    elif primal:
         local = summed_blocks(columns, own, damping)
     else:
         local = dense_blocks(torch.cat(list(columns)), own, damping)
-    if ranks.size == 1:
-        assert local is not None
-        return local
     return Sharded.of(local, bounds, damping, _result_like(like))
 
 
@@ -122,19 +122,11 @@ def parts(
     """
     ranks = Ranks.current()
     bounds = column_bounds(sizes, ranks.size)
-    own = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
-    firsts = list(accumulate(sizes, initial=0))[:-1]
-    mine = [index for index, first in enumerate(firsts) if own.start <= first < own.stop]
+    mine = blocks_of_rank(sizes, bounds, ranks.rank)
     local = BlockDiagonal(tuple(part(index) for index in mine)) if mine else None
     if ranks.size == 1 and local is not None:
         return local
     return Sharded.of(local, bounds, damping, _result_like(like))
-
-
-def _blocks_within(sizes: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
-    """The sizes of the blocks that lie between two bounds."""
-    firsts = accumulate(sizes, initial=0)
-    return tuple(size for size, first in zip(sizes, firsts, strict=False) if start <= first < stop)
 
 
 def _result_like(like: Tensor) -> Tensor:

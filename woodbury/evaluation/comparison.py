@@ -103,7 +103,7 @@ def compare(
                     own[index].append(result)
                     progress.advance()
         ranks.wait_for_all()
-        done = {index: cell for rank in ranks.gathered_objects(own) for index, cell in rank.items()}
+        done = dict(cell for rank in ranks.all_gather_objects(own) for cell in rank.items())
     return [result for index in range(len(cells)) for result in done[index]]
 
 

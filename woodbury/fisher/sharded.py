@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -136,15 +137,13 @@ class Sharded(Fisher):
         """F_KK: each rank keeps its own columns of K."""
         keep = check_keep(keep, self.d)
         sizes = self._kept(keep)
-        bounds = [0]
-        for size in sizes:
-            bounds.append(bounds[-1] + size)
         local = self.local
-        if isinstance(local, LowRank) and self.is_coupled:
-            local = local.restrict(keep[self.own])
-        elif local is not None:
-            local = local.restrict(keep[self.own]) if sizes[self.ranks.rank] else None
-        return Sharded(local, tuple(bounds), self.ranks, self.damping, self.like)
+        if local is not None:
+            keeps_some = self.is_coupled or sizes[self.ranks.rank]
+            local = local.restrict(keep[self.own]) if keeps_some else None
+        return Sharded(
+            local, tuple(accumulate(sizes, initial=0)), self.ranks, self.damping, self.like
+        )
 
     def with_damping(self, damping: float) -> Sharded:
         """The same columns under another damping."""
@@ -152,7 +151,7 @@ class Sharded(Fisher):
         return Sharded(local, self.bounds, self.ranks, damping, self.like)
 
     def logdet(self) -> float:
-        """Log det F."""
+        """The logarithm of the determinant, log det F."""
         return self._summed(lambda local: local.logdet())
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
@@ -165,7 +164,7 @@ class Sharded(Fisher):
         step = self.like.new_zeros(0)
         if self.local is not None and (self.is_coupled or sizes[self.ranks.rank]):
             step = self.local.compensate(keep[own], removed[own], mine)
-        return self.ranks.joined(step.to(self.dtype), sizes)
+        return self.ranks.all_gather_parts(step.to(self.dtype), sizes)
 
     def conditional_curvature(self, keep: Tensor) -> Tensor:
         """The curvature along each weight when the kept ones may move, gathered  (eq. 57)."""
@@ -186,17 +185,16 @@ class Sharded(Fisher):
 
     def _kept(self, keep: Tensor) -> list[int]:
         """How many weights of each rank are kept."""
-        pairs = zip(self.bounds, self.bounds[1:], strict=False)
-        return [int(keep[start:stop].sum()) for start, stop in pairs]
+        return [int(keep[start:stop].sum()) for start, stop in pairwise(self.bounds)]
 
     def _joined(self, compute: Callable[[Fisher], Tensor], columns: tuple[int, ...] = ()) -> Tensor:
         """The results of all ranks in one tensor."""
-        sizes = [stop - start for start, stop in zip(self.bounds, self.bounds[1:], strict=False)]
+        sizes = [stop - start for start, stop in pairwise(self.bounds)]
         if self.local is None:
             part = self.like.new_zeros(0, *columns)
         else:
             part = compute(self.local).to(self.dtype)
-        return self.ranks.joined(part, sizes)
+        return self.ranks.all_gather_parts(part, sizes)
 
     def _summed(self, compute: Callable[[Fisher], float]) -> float:
         """A number that is one sum over all ranks; those of coupled columns have summed already."""

@@ -30,8 +30,8 @@ def all_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     if group is None:
         return tensor
     ranks = Ranks.current()
-    if ranks.group is group:  # which counts what is sent, and hears of failures
-        return ranks.sum(tensor).clone() if ranks.size == 1 else ranks.sum(tensor)
+    if ranks.group is group and ranks.size > 1:  # it counts what is sent, and sees failures
+        return ranks.sum(tensor)
     summed = tensor.clone()
     dist.all_reduce(summed, group=group)
     return summed

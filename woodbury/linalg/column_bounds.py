@@ -32,6 +32,26 @@ def column_bounds(sizes: Sequence[int], ranks: int) -> list[int]:
     return [*bounds, ends[-1]]
 
 
+def blocks_of_rank(sizes: Sequence[int], bounds: Sequence[int], rank: int) -> list[int]:
+    """Which blocks are a rank's.
+
+    Args:
+        sizes: Of the blocks, in order.
+        bounds: As `column_bounds` gives them.
+        rank: The rank.
+
+    Returns:
+        Their indices.
+
+    Example:
+        >>> blocks_of_rank([4, 4, 4, 1], [0, 8, 13], rank=1)
+        [2, 3]
+    """
+    firsts = list(accumulate(sizes, initial=0))[:-1]
+    start, stop = bounds[rank], bounds[rank + 1]
+    return [index for index, first in enumerate(firsts) if start <= first < stop]
+
+
 def even_bounds(d: int, ranks: int) -> list[int]:
     """The same for columns that may be cut anywhere.
 

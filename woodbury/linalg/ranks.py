@@ -1,10 +1,11 @@
-"""Ranks: the processes that share one computation, and what they say to each other."""
+"""Ranks: the processes that share one computation, and their collectives."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,9 +20,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions
 
 from woodbury.errors import RankError, WrongType, reason
-from woodbury.linalg.rank_words import Words, in_words
+from woodbury.linalg.rank_store import RankStore, in_words
 
 T = TypeVar("T")
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""In the text of an object without one of its own."""
 
 MOST_WAITING = timedelta(days=30)
 """For ranks whose work takes differently long."""
@@ -51,7 +55,7 @@ class Ranks:
 
     Attributes:
         group: The torch.distributed process group; None for one process alone.
-        words: Where they say that they have come, and why they fail; None before a computation.
+        shared: The store for when they begin and why they fail; None before a computation.
         traffic: What this rank has sent.
 
     Example:
@@ -61,7 +65,7 @@ class Ranks:
     """
 
     group: dist.ProcessGroup | None = None
-    words: Words | None = None
+    shared: RankStore | None = None
     traffic: Traffic = field(default_factory=Traffic)
 
     @staticmethod
@@ -134,12 +138,12 @@ class Ranks:
             finally:
                 _current.reset(token)
             return
-        words = Words.of_next(self.group)
-        begun = Ranks(self.group, words)
+        shared = RankStore.of_next(self.group)
+        begun = Ranks(self.group, shared)
         token = _current.set(begun)
         try:
-            words.meet(what)
-            with words.telling(what):
+            shared.wait_for_start(what)
+            with shared.reporting_failure(what):
                 begun.agree(what, facts or {})
                 yield begun
         finally:
@@ -157,12 +161,14 @@ class Ranks:
         """
         if self.size == 1:
             return
-        mine = {"stage": stage, **{name: str(value) for name, value in facts.items()}}
+        # Functions are shown with their address, which differs between processes.
+        shown = {name: ADDRESS.sub("", str(value)) for name, value in facts.items()}
+        mine = {"stage": stage, **shown}
         digest = hashlib.sha256(json.dumps(mine).encode()).digest()
-        marks = self.gathered(torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        marks = self.all_gather(torch.frombuffer(bytearray(digest), dtype=torch.uint8))
         if all(torch.equal(mark, marks[0]) for mark in marks):
             return
-        theirs = self.gathered_objects(mine)
+        theirs = self.all_gather_objects(mine)
         for name in mine:
             values = [other.get(name) for other in theirs]
             if len(set(values)) > 1:
@@ -180,11 +186,11 @@ class Ranks:
             return count
         return int(self.sum(torch.tensor([count], dtype=torch.int64))[0])
 
-    def least(self, value: float) -> float:
+    def minimum(self, value: float) -> float:
         """The smallest value of all ranks."""
         if self.size == 1:
             return value
-        return float(torch.stack(self.gathered(torch.tensor([value], dtype=torch.float64))).min())
+        return float(torch.stack(self.all_gather(torch.tensor([value], dtype=torch.float64))).min())
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, the same bits on each.
@@ -202,7 +208,7 @@ class Ranks:
         self._count(2 * summed.nbytes * (self.size - 1) // self.size)
         return summed.to(tensor.device)
 
-    def gathered(self, tensor: Tensor) -> list[Tensor]:
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks, which have one shape."""
         if self.size == 1:
             return [tensor]
@@ -212,7 +218,7 @@ class Ranks:
         self._count(mine.nbytes * (self.size - 1))
         return [each.to(tensor.device) for each in all_of_them]
 
-    def joined(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+    def all_gather_parts(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """The parts of all ranks in one tensor, the same bits on each.
 
         Args:
@@ -227,28 +233,28 @@ class Ranks:
         as_bytes = part.dtype == torch.bool
         padded = part.new_zeros(max(sizes), *part.shape[1:])
         padded[: len(part)] = part
-        pieces = self.gathered(padded.view(torch.uint8) if as_bytes else padded)
+        pieces = self.all_gather(padded.view(torch.uint8) if as_bytes else padded)
         cut = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
         whole = torch.cat(cut)
         return whole.view(torch.bool) if as_bytes else whole
 
-    def gathered_objects(self, mine: Any) -> list[Any]:
+    def all_gather_objects(self, mine: Any) -> list[Any]:
         """What every rank has, of anything that can be pickled."""
         if self.size == 1:
             return [mine]
         text = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
-        sizes = [int(size) for size in self.gathered(torch.tensor([len(text)]))]
-        parts = self.joined(text, sizes).split(sizes)
+        sizes = [int(size) for size in self.all_gather(torch.tensor([len(text)]))]
+        parts = self.all_gather_parts(text, sizes).split(sizes)
         return [pickle.loads(part.numpy().tobytes()) for part in parts]
 
-    def first_object(self, mine: T) -> T:
+    def broadcast_object(self, mine: T) -> T:
         """What rank 0 has, on every rank: anything that can be pickled."""
         if self.size == 1:
             return mine
         text = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
-        size = int(self.first(torch.tensor([len(text)]))[0])
+        size = int(self.broadcast(torch.tensor([len(text)]))[0])
         whole = text if self.rank == 0 else text.new_empty(size)
-        return pickle.loads(self.first(whole).numpy().tobytes())
+        return pickle.loads(self.broadcast(whole).numpy().tobytes())
 
     def numbers(self) -> Iterator[int]:
         """From 0, each on one rank only: the next for whichever asks, for work that is handed out.
@@ -258,10 +264,10 @@ class Ranks:
             >>> next(numbers), next(numbers)
             (0, 1)
         """
-        if self.words is None:
+        if self.shared is None:
             yield from count()
             return
-        store, name = self.words.store, f"{self.words.name}/handed out"
+        store, name = self.shared.store, f"{self.shared.name}/handed out"
         which = store.add(f"{name} on {self.rank}", 1)  # each rank counts what was handed out
         while True:
             yield store.add(f"{name}/{which}", 1) - 1
@@ -276,7 +282,7 @@ class Ranks:
         all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
         self._finish(self.group.allgather([all_of_them], [mine], options))
 
-    def exchanged(self, chunk: Tensor, bounds: Sequence[int]) -> Tensor | None:
+    def all_to_all(self, chunk: Tensor, bounds: Sequence[int]) -> Tensor | None:
         """Rows for their columns: what all ranks have of this rank's columns.
 
         Args:
@@ -286,7 +292,7 @@ class Ranks:
         Returns:
             (Σ c, own columns), the rows in the order of the ranks; None when no rank has any.
         """
-        counts = [int(count) for count in self.gathered(torch.tensor([len(chunk)]))]
+        counts = [int(count) for count in self.all_gather(torch.tensor([len(chunk)]))]
         if not any(counts):
             return None
         widths = [stop - start for start, stop in pairwise(bounds)]
@@ -306,7 +312,7 @@ class Ranks:
         self._count(len(chunk) * (bounds[-1] - own) * element)
         return incoming.view(chunk.dtype).view(sum(counts), own).to(chunk.device)
 
-    def first(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0, on every rank."""
         if self.size == 1:
             return tensor
@@ -330,13 +336,13 @@ class Ranks:
     def _finish(self, work: dist.Work | None) -> None:
         """Wait for a collective, and look meanwhile whether another rank has failed."""
         assert work is not None  # async_op=True
-        assert self.words is not None  # there is more than one rank
-        self.words.wait_until(work.is_completed)
+        assert self.shared is not None  # there is more than one rank
+        self.shared.wait_until(work.is_completed)
         try:
             work.wait()
         except RuntimeError as error:
-            # A connection that was closed by a rank that failed: its own words come first.
-            self.words.raise_failure_of_another(patience=1.0)
+            # A connection that was closed by a rank that failed: its own reason comes first.
+            self.shared.raise_failure_of_another(patience=1.0)
             raise RankError(
                 f"A rank of {self.size} has ended, so that rank {self.rank} cannot go on: look at "
                 f"the output of the others. ({reason(error)})"

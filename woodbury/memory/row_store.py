@@ -110,7 +110,7 @@ def stored_rows(
     m, d = shape
     size = m * d * dtype.itemsize
     room = row_bytes() if memory is None else rows_share(parse_bytes(memory))
-    if Ranks.current().least(size <= room):  # on all ranks or on none, so that they do the same
+    if Ranks.current().minimum(size <= room):  # on all ranks or on none, so that they do the same
         return _in_memory(chunks, torch.empty(shape, dtype=dtype, device=device))
     folder = Path(scratch or _scratch.get() or tempfile.gettempdir())
     rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device))

@@ -142,7 +142,7 @@ def _is_of_fsdp(module: nn.Module) -> bool:
 def _type_without_fsdp(kind: type) -> type:
     """The type that `fully_shard` has put its own in front of.
 
-    It is told by its name, as to import it takes seconds, and releases of torch have it at
+    It is found by its name, as to import it takes seconds, and releases of torch have it at
     different places.
     """
     for index, base in enumerate(kind.__mro__):

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from woodbury.errors import RankError
+from woodbury.io.fingerprint import digest
 from woodbury.linalg.ranks import Ranks
 
 RUN = 4
@@ -74,7 +73,7 @@ def spread_of(batches: Iterable[Any]) -> Spread:
     ranks = Ranks.current()
     if ranks.size == 1:
         return Spread()
-    marks = ranks.gathered_objects(_mark_of_first(batches))
+    marks = ranks.all_gather_objects(digest(next(iter(batches), None)))
     different = len(set(marks))
     if different == 1:
         return Spread()
@@ -128,22 +127,3 @@ def runs_of(first: int, count: int) -> Iterator[slice]:
 def drawn_at_once(samples: int) -> int:
     """Of how many samples random numbers may be drawn together, where a process takes `samples`."""
     return samples if Ranks.current().is_alone else min(samples, RUN)
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bits of a tensor."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _mark_of_first(batches: Iterable[Any]) -> str:
-    """A checksum of the first batch; empty without one."""
-    marks: Iterator[Any] = iter(batches)
-    first = next(marks, None)
-    digest = hashlib.sha256()
-    for leaf in tree_leaves(first):
-        if isinstance(leaf, Tensor):
-            digest.update(str((leaf.dtype, leaf.shape)).encode())
-            digest.update(bytes_of(leaf))
-        else:
-            digest.update(repr(leaf).encode())
-    return digest.hexdigest()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
-from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
+from woodbury.estimation.over_ranks import OwnPart, over_ranks
 from woodbury.estimation.recipes import Estimate
 from woodbury.fisher.base import Fisher
+from woodbury.io.fingerprint import digest
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -197,7 +198,7 @@ class Preconditioner:
         if Ranks.of(self._group).size > 1:
             gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
             facts = {
-                f"the gradient of {name}": "none" if gradient is None else checksum(gradient)
+                f"the gradient of {name}": "none" if gradient is None else digest(gradient)
                 for name, gradient in gradients.items()
             }
         what = f"the estimate at step {self.step}"

@@ -10,7 +10,8 @@ from torch import nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
-from woodbury.estimation.over_ranks import checksum, over_ranks
+from woodbury.estimation.over_ranks import over_ranks
+from woodbury.io.fingerprint import digest
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
@@ -154,7 +155,7 @@ def prune(
                 pruned = replace(pruned, settings={**pruned.settings, "undivided": words})
             if aside is not None:
                 pruned = pruned.checked_on(objective, aside)
-        Ranks.current().agree("the end of prune", {"the pruned weights": checksum(pruned.weights)})
+        Ranks.current().agree("the end of prune", {"the pruned weights": digest(pruned.weights)})
     pruned.write()
     return pruned
 

@@ -172,7 +172,7 @@ def planned(
     device = objective.weights.device
     asked = budget_bytes(memory, device)
     ranks = Ranks.current()
-    budget = int(ranks.least(min(asked, int(SPARE * available_bytes(device)))))
+    budget = int(ranks.minimum(min(asked, int(SPARE * available_bytes(device)))))
     limits = Limits.current()
     forecast: Forecast | None = None
     resident = resident_bytes()
@@ -189,7 +189,7 @@ def planned(
             made = _plan_of(choice, forecast, budget)
         if first is None:
             first = made
-        if ranks.least(made.held_bytes <= budget):
+        if ranks.minimum(made.held_bytes <= budget):
             ranks.agree("the plan", {"the plan": choice.settings})
             wish = f"with {bytes_in_words(first.held_bytes)}: {first.structure}"
             better = "" if made is first else wish

@@ -141,7 +141,7 @@ def increase_interval(
     count = _count(data)
     size = -(-count // GROUPS)
     own = list(_groups(dense, pruned, data.in_batches(size)))
-    groups = [_Group(*group) for part in Ranks.current().gathered_objects(own) for group in part]
+    groups = [_Group(*group) for part in Ranks.current().all_gather_objects(own) for group in part]
     dense_loss = sum(group.size * group.dense for group in groups) / count
     _check_dense_loss(dense_loss)
     differences = [group.pruned - group.dense for group in groups]

@@ -206,7 +206,7 @@ class Pruner:
         saliency = _recording(self.saliency, budget, recorded)
         with user_code("The saliency or the selection fails on this quadratic."):
             keep = as_tensor(self.selection(quadratic, budget, saliency), "What the selection gave")
-        keep = Ranks.current().first(keep.to(objective.weights.device))
+        keep = Ranks.current().broadcast(keep.to(objective.weights.device))
         with user_code("The update fails on this quadratic."):
             delta = as_tensor(self.update(quadratic, keep), "What the update gave")
         kept_weights = (quadratic.weights + delta)[keep]

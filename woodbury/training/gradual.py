@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
 from woodbury.estimation.gradients import one_engine
-from woodbury.estimation.over_ranks import OwnPart, checksum, over_ranks
-from woodbury.io.fingerprint import check_same
+from woodbury.estimation.over_ranks import OwnPart, over_ranks
+from woodbury.io.fingerprint import check_same, digest
 from woodbury.io.settings import described, flattened
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
@@ -347,7 +347,7 @@ class Gradual:
         if self._held_back is not None:
             pruned = pruned.checked_on(objective, self._held_back)
             warning = pruned.predicted_warning
-        weights = {"the pruned weights": checksum(pruned.weights)}
+        weights = {"the pruned weights": digest(pruned.weights)}
         Ranks.current().agree("the end of a pruning step", weights)
         pruned.write()
         self.space = pruned.objective.space

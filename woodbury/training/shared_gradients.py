@@ -77,6 +77,6 @@ def _take_buffers_of_first(model: nn.Module, ranks: Ranks) -> None:
     buffers: list[Tensor] = list(model.buffers())
     for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
         same = [buffer for buffer in buffers if buffer.dtype == dtype]
-        taken = ranks.first(torch.cat([buffer.flatten() for buffer in same]))
+        taken = ranks.broadcast(torch.cat([buffer.flatten() for buffer in same]))
         for buffer, part in zip(same, taken.split([b.numel() for b in same]), strict=True):
             buffer.copy_(part.view_as(buffer))

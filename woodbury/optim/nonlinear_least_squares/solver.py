@@ -34,7 +34,7 @@ RATE, LARGEST_CHANGE = 3.0, 8.0
 """How fast it is moved, per unit of the ratio, and the largest factor of one step."""
 
 LINEAR = 0.05
-"""How near to 1 the ratio is where the linearised residuals hold, and the damping falls fastest."""
+"""How near to 1 the ratio is where the damping shrinks fastest: the linearised residuals hold."""
 
 MAX_DAMPING, MIN_DAMPING = 1e16, 1e-30
 """Where the damping, relative to the squared columns of the Jacobian, stops."""

@@ -315,14 +315,14 @@ class Refit:
         d = jacobian.shape[1]
         bounds = column_bounds(metric.runs(d), ranks.size)
         own = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
-        counts = [int(count) for count in ranks.gathered(torch.tensor([len(c)]))]
-        c = ranks.joined(c, counts)
-        rows = ranks.exchanged(jacobian, bounds)
+        counts = [int(count) for count in ranks.all_gather(torch.tensor([len(c)]))]
+        c = ranks.all_gather_parts(c, counts)
+        rows = ranks.all_to_all(jacobian, bounds)
         assert rows is not None  # there are samples
         mine = metric.within(own)
         local = LowRank.from_gram(mine.whiten(rows), self.damping, None, group=ranks.group)
         step = mine.coloured(local.solve_range(c))
-        return ranks.joined(step, [stop - start for start, stop in pairwise(bounds)])
+        return ranks.all_gather_parts(step, [stop - start for start, stop in pairwise(bounds)])
 
     def _solve_by_cg(
         self, residuals: Residuals, here: Tensor, layer_terms: _LayerTermsOf | None

@@ -1,4 +1,4 @@
-"""What ranks say outside of any collective: that they have come, and why they fail."""
+"""What ranks write outside of any collective: that they have begun, and why they fail."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class Words:
-    """A place where the ranks of a computation leave words for each other.
+class RankStore:
+    """The group's key-value store, for the ranks of one computation.
 
     Attributes:
-        store: What the group's ranks met by.
+        store: That of torch.distributed, by which the group was made.
         rank: This one's number.
         size: How many there are.
         name: Of the computation.
@@ -47,7 +47,7 @@ class Words:
     name: str
 
     @classmethod
-    def of_next(cls, group: dist.ProcessGroup) -> Words:
+    def of_next(cls, group: dist.ProcessGroup) -> RankStore:
         """Of the next computation of a group: each rank counts those that it has begun."""
         store = _get_process_group_store(group)
         rank = dist.get_rank(group)
@@ -70,7 +70,7 @@ class Words:
                 looked = now
         return True
 
-    def meet(self, what: str) -> None:
+    def wait_for_start(self, what: str) -> None:
         """Raise unless all ranks begin within `START_SECONDS`; the missing ones are named."""
         store = self.store
         keys = [f"{self.name}/came/{rank}" for rank in range(self.size)]
@@ -85,7 +85,7 @@ class Words:
         )
 
     @contextmanager
-    def telling(self, what: str) -> Iterator[None]:
+    def reporting_failure(self, what: str) -> Iterator[None]:
         """A context whose failure the other ranks hear of."""
         try:
             yield
@@ -100,10 +100,10 @@ class Words:
     def _linger(self) -> None:
         """Stay until others have heard of a failure: the store may end with this process."""
         until = time.monotonic() + LINGER_SECONDS
-        while time.monotonic() < until and not self.is_heard():
+        while time.monotonic() < until and not self.failure_is_known():
             time.sleep(SLEEP_SECONDS)
 
-    def is_heard(self) -> bool:
+    def failure_is_known(self) -> bool:
         """Whether all other ranks know that one has failed."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
@@ -116,7 +116,7 @@ class Words:
         """Raise if another rank has failed.
 
         Args:
-            patience: Seconds to wait for its words.
+            patience: Seconds to wait for its reason.
 
         Raises:
             RankError: With its number and its reason.
