@@ -21,10 +21,19 @@ from woodbury.model.objective import Objective
 
 COUNT, BLOCK, DAMPING = 12, 4, 0.02
 
-PER_BLOCK = 8 * BLOCK * (BLOCK + 8)
-"""Bytes of the sums of a block and of eight of its rows."""
+PER_BLOCK = 8 * BLOCK * (BLOCK + 4)
+"""Bytes of the sums of a block and of four of its rows."""
+
+BESIDE = 28
+"""Bytes of a weight that a budget keeps free beside sums."""
 
 RECIPE = woodfisher(COUNT, BLOCK, DAMPING)
+
+
+def rows_in(blocks: int, objective: Objective) -> int:
+    """`Limits.memory` under which just so many blocks have room."""
+    room, beside = blocks * PER_BLOCK, BESIDE * objective.space.d
+    return (room + beside) // 2 if room >= beside else room
 
 
 def whole() -> Objective:
@@ -55,7 +64,7 @@ def test_groups_are_the_dense_fisher(
 ) -> None:
     truth = dense.low_rank(gradient_rows(objective, COUNT), DAMPING)
     truth = dense.blocks_only(truth, objective.space.block_sizes(BLOCK))
-    limited(memory=blocks * PER_BLOCK)
+    limited(memory=rows_in(blocks, objective))
     fisher = RECIPE(objective)
     if objective.space.kept is None:
         assert len(getattr(fisher, "parts", "1")) == groups
@@ -96,7 +105,7 @@ def test_a_step_in_groups_is_the_step_at_once_in_two_passes_each(
         return gradient_chunks(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("woodbury.estimation.recipes.gradient_chunks", counted)
-    limited(memory=5 * PER_BLOCK)
+    limited(memory=rows_in(5, objective))
     fisher = RECIPE(objective)
     assert isinstance(fisher, BlockDiagonal)
     assert all(isinstance(part, Rebuilt) for part in fisher.parts)

@@ -110,7 +110,7 @@ def test_a_budget_of_nothing_is_refused(make: Any) -> None:
 def test_blocks_whose_rows_have_no_room_are_refused_before_any_gradient() -> None:
     with pytest.raises(WoodburyError, match=r"such large blocks need .* the budget is"):
         woodfisher(COUNT, block=1000, memory=1000)(objective(width=2000))
-    assert woodfisher(COUNT, block=4, memory=1000)(objective()).d == objective().space.d
+    assert woodfisher(COUNT, block=4, memory=20_000)(objective()).d == objective().space.d
 
 
 def test_a_step_holds_few_vectors_of_all_weights(tmp_path: Path, limited: Limited) -> None:

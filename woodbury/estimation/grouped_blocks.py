@@ -16,17 +16,18 @@ from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.blocks_of_rows import summed_blocks
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.rebuilt import Rebuilt
+from woodbury.limits import Limits
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.ranks import Ranks
 from woodbury.linalg.symmetric_blocks import block_bytes
-from woodbury.memory.budget import row_bytes
+from woodbury.memory.budget import sums_bytes
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 
 Chunks = Callable[[Objective], Iterable[Tensor]]
 """objective -> its gradient rows, (c, d) at a time."""
 
-ROWS_BESIDE = 8
+ROWS_BESIDE = 4
 """Rows that must have room beside the sums of their blocks."""
 
 MAX_GROUPS = 32
@@ -34,7 +35,7 @@ MAX_GROUPS = 32
 
 
 def block_sums(objective: Objective, block: int, damping: float, chunks: Chunks) -> Fisher:
-    """The dense diagonal blocks of an objective's gradient rows, within `row_bytes()`  (eq. 11).
+    """The dense diagonal blocks of an objective's gradient rows, within `sums_bytes()`  (eq. 11).
 
     Where the sums of all blocks have no room, each group of tensors has a Fisher of its own that
     is estimated when it is asked: twice in a pruning step.
@@ -75,7 +76,7 @@ def _over_ranks(
     ranks = Ranks.current()
     dtype = wide_dtype(objective.weights.dtype)
     needed = block_bytes(len(sizes), max(sizes), dtype) // ranks.size
-    room = ranks.minimum(row_bytes())
+    room = ranks.minimum(sums_bytes(objective.space.d))
     if needed > room:
         raise WoodburyError(
             f"The blocks take {needed / 1e9:.3g} GB on each of {ranks.size} ranks, and "
@@ -103,10 +104,12 @@ class _Group:
         return sum(self.sizes)
 
     def build(self, objective: Objective, damping: float, chunks: Chunks) -> Callable[[], Dense]:
-        """What estimates its blocks, by one pass over the data."""
+        """What estimates its blocks, by one pass over the data and within the present limits."""
+        limits = Limits.current()
 
         def build() -> Dense:
-            return summed_blocks(self._columns(objective, chunks), self.sizes, damping)
+            with limits:
+                return summed_blocks(self._columns(objective, chunks), self.sizes, damping)
 
         return build
 
@@ -145,7 +148,7 @@ def _groups(objective: Objective, sizes: tuple[int, ...]) -> list[_Group]:
     space = objective.space
     dtype = wide_dtype(objective.weights.dtype)
     size = max(sizes)
-    room = row_bytes()
+    room = sums_bytes(space.d)
     per_block = _bytes_of_block(size, dtype)
     most = room // per_block
     if len(sizes) > MAX_GROUPS * most:

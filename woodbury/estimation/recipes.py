@@ -37,6 +37,7 @@ from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import at_least_float32, wide_dtype
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory import check_room, parse_bytes, stored_rows
+from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace, check_block_size
@@ -219,9 +220,13 @@ class mfac:
         """Estimate the Fisher at the objective's weights."""
         if self.block is None:
             return self._whole_matrix(objective)
-        sizes = objective.space.block_sizes(self.block)
+        with limits_within(self.memory):
+            return self._blocks(objective, self.block)
+
+    def _blocks(self, objective: Objective, block: int) -> Fisher:
+        sizes = objective.space.block_sizes(block)
         if is_primal(self.count, sizes):
-            return block_sums(objective, self.block, self.damping, partial(_chunks, self))
+            return block_sums(objective, block, self.damping, partial(_chunks, self))
         if Ranks.current().size > 1:
             chunks = _chunks(self, objective)
             return blocks(chunks, sizes, self.damping, objective.weights, primal=False)

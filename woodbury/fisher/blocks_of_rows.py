@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.padded import Padding
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks, block_bytes
-from woodbury.memory.budget import row_bytes
+from woodbury.linalg.threads import share
+from woodbury.memory.budget import row_bytes, sums_bytes
 
 MAX_PRIMAL_SIZE = 128
 """Blocks up to this size are (s, s) matrices whatever the count: in one batch they are cheap."""
@@ -135,25 +138,35 @@ def summed_blocks(
         >>> summed_blocks(chunks, sizes=(2,), damping=1.0).diagonal()
         tensor([2., 2.])
     """
-    lengths = torch.tensor(sizes)
     size = max(sizes)
     m = 0
     sums: SymmetricBlocks | None = None
-    padding = Padding(len(sizes), size, None, lengths.device)
+    layout: _Layout | None = None
     dtype = torch.float32
     for rows in gathered(chunks, rows_at_once(sizes)):
-        if sums is None:  # only the first chunk tells device and dtype
-            padding = _padding(lengths.to(rows.device), size)
-            dtype = wide_dtype(rows.dtype)
-            sums_in = sums_dtype(rows, padding, damping, scale)
-            sums = SymmetricBlocks.zeros(len(sizes), size, sums_in, rows.device)
-        for part, columns in _columns(rows, padding, scale, sums.dtype):
-            sums.add_products(part, columns)
-        m += len(rows)
-    assert sums is not None  # chunks of no row are an error of whoever makes them
+        if sums is None or layout is None:  # only the first chunk tells device and dtype
+            layout = _Layout.of(sizes, rows[0].device)
+            dtype = wide_dtype(rows[0].dtype)
+            sums_in = sums_dtype(rows, layout, damping, scale)
+            sums = SymmetricBlocks.zeros(len(sizes), size, sums_in, rows[0].device)
+        _add_products(sums, rows, layout, scale)
+        m += sum(len(chunk) for chunk in rows)
+        del rows  # before the next are computed
+    assert sums is not None and layout is not None  # no row is an error of whoever makes them
     # |Σ gᵢgⱼ| ≤ max Σ gᵢ²: where the diagonal is finite, all is.
     check_finite(sums.scale_(1 / m).diagonal(), "The sum of the blocks")
-    return Dense(sums, damping, padding.valid, dtype)
+    return Dense(sums, damping, layout.padding.valid, dtype)
+
+
+def _add_products(
+    sums: SymmetricBlocks, rows: Sequence[Tensor], layout: _Layout, scale: Tensor | None
+) -> None:
+    """Add Σ g gᵀ of some rows to all blocks, a few blocks in each thread."""
+
+    def of(run: _Run) -> None:
+        sums.add_products(run.blocks, layout.columns(rows, run, scale, sums.dtype))
+
+    share(of, layout.runs, torch.get_num_threads() if sums.device.type == "cpu" else 1)
 
 
 def rows_at_once(sizes: Sequence[int]) -> int:
@@ -167,105 +180,125 @@ def rows_at_once(sizes: Sequence[int]) -> int:
         `MAX_ROWS_AT_ONCE`, if they have room beside them.
     """
     sums = block_bytes(len(sizes), max(sizes), torch.float32)
-    per_row = 4 * sum(sizes)
+    d = sum(sizes)
+    per_row = 4 * d
     wanted = min(MAX_ROWS_AT_ONCE, max(MIN_ROWS_AT_ONCE, sums // (2 * per_row)))
-    return max(1, min(wanted, (row_bytes() - sums) // per_row))
+    return max(1, min(wanted, (sums_bytes(d) - sums) // per_row))
 
 
-def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-    """Chunks of rows, small ones copied into one buffer of `count` rows.
+def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
+    """Chunks of rows, several small ones at a time.
 
     Args:
         chunks: Rows (c, d).
-        count: The most rows of the buffer.
+        count: The most rows of several chunks together.
 
     Yields:
-        Chunks of the same rows in the same order, each valid until the next.
+        Chunks that follow each other, of `count` rows at most or one chunk.
 
     Example:
-        >>> [len(rows) for rows in gathered([torch.ones(1, 2)] * 5, 2)]
+        >>> [len(chunks) for chunks in gathered([torch.ones(1, 2)] * 5, 2)]
         [2, 2, 1]
     """
-    buffer: Tensor | None = None
-    filled = 0
+    waiting: list[Tensor] = []
+    rows = 0
     for chunk in chunks:
-        if buffer is not None and filled + len(chunk) > len(buffer):
-            yield buffer[:filled]
-            filled = 0
-        if 2 * len(chunk) > count:
-            if filled and buffer is not None:
-                yield buffer[:filled]
-                filled = 0
-            yield chunk
-            continue
-        if buffer is None:
-            buffer = chunk.new_empty(count, chunk.shape[1])
-        buffer[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-    if filled and buffer is not None:
-        yield buffer[:filled]
+        if waiting and rows + len(chunk) > count:
+            yield waiting
+            waiting, rows = [], 0
+        waiting.append(chunk)
+        rows += len(chunk)
+    if waiting:
+        yield waiting
 
 
-def sums_dtype(rows: Tensor, padding: Padding, damping: float, scale: Tensor | None) -> torch.dtype:
+def sums_dtype(
+    rows: Sequence[Tensor], layout: _Layout, damping: float, scale: Tensor | None
+) -> torch.dtype:
     """The dtype that sums over rows like these need.
 
     Rounding changes F by about ε·tr C, and F⁻¹ by that share of the damping at most.
 
     Args:
-        rows: (c, d), some of the rows.
-        padding: Of the blocks.
+        rows: Chunks (c, d) of some of the rows.
+        layout: Of the blocks.
         damping: λ.
-        scale: (c,) or None, what the rows are multiplied by.
+        scale: (c,) or None, what the rows of the one chunk are multiplied by.
 
     Returns:
         float32 or float64.
     """
-    if rows.dtype == torch.float64:
+    if rows[0].dtype == torch.float64:
         return torch.float64
-    step = max(1, len(rows) // ROWS_TO_MEASURE)
-    some = rows[::step]
+    step = max(1, sum(len(chunk) for chunk in rows) // ROWS_TO_MEASURE)
+    some = [chunk[::step] for chunk in rows]
     scale = None if scale is None else scale[::step]
+    count = sum(len(chunk) for chunk in some)
     traces = [
-        columns.square().sum((0, 2)).max() / len(some)
-        for _, columns in _columns(some, padding, scale, torch.float32)
+        layout.columns(some, run, scale, torch.float32).square().sum((0, 2)).max() / count
+        for run in layout.runs
     ]
     allowed = MAX_ROUNDING * damping / torch.finfo(torch.float32).eps
     if float(torch.stack(traces).max()) <= allowed:
         return torch.float32
+    padding = layout.padding
     exact = block_bytes(padding.blocks, padding.size, torch.float64)
     return torch.float64 if exact <= row_bytes() else torch.float32
 
 
-def _padding(lengths: Tensor, size: int) -> Padding:
-    valid = torch.arange(size, device=lengths.device) < lengths[:, None]
-    all_valid = bool(valid.all())
-    return Padding(len(lengths), size, None if all_valid else valid, lengths.device)
+class _Run(NamedTuple):
+    """A few blocks of one length that follow each other.
+
+    Attributes:
+        blocks: Which.
+        columns: Their weights.
+        length: Weights of each.
+    """
+
+    blocks: slice
+    columns: slice
+    length: int
 
 
-def _columns(
-    rows: Tensor, padding: Padding, scale: Tensor | None, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor]]:
-    """A few blocks at a time, and their columns (m, c, s) in a dtype, zeros in the padding."""
-    size = padding.size
-    end = 0
-    for part in _runs(padding, max(1, COLUMNS_AT_ONCE // size)):
-        blocks = part.stop - part.start
-        length = size if padding.valid is None else int(padding.valid[part.start].sum())
-        begin, end = end, end + blocks * length
-        columns = rows[:, begin:end].to(dtype)
+@dataclass(frozen=True)
+class _Layout:
+    """Where the weights of the blocks are.
+
+    Attributes:
+        padding: Of the blocks.
+        runs: The blocks, a few at a time.
+    """
+
+    padding: Padding
+    runs: tuple[_Run, ...]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], device: torch.device) -> _Layout:
+        """The layout of blocks with some lengths."""
+        size = max(sizes)
+        valid = torch.arange(size, device=device) < torch.tensor(sizes, device=device)[:, None]
+        padding = Padding(len(sizes), size, None if bool(valid.all()) else valid, device)
+        at_once = max(1, COLUMNS_AT_ONCE // size)
+        runs = []
+        begin = first = 0
+        for length, equal in groupby(sizes):
+            last = first + len(list(equal))
+            for start in range(first, last, at_once):
+                blocks = slice(start, min(start + at_once, last))
+                end = begin + (blocks.stop - blocks.start) * length
+                runs.append(_Run(blocks, slice(begin, end), length))
+                begin = end
+            first = last
+        return cls(padding, tuple(runs))
+
+    def columns(
+        self, rows: Sequence[Tensor], run: _Run, scale: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """The columns (m, c, s) of a few blocks in a dtype, zeros in the padding."""
+        parts = [chunk[:, run.columns] for chunk in rows]
+        columns = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
         if scale is not None:
             columns = columns * scale.to(dtype)[:, None]
-        columns = columns.unflatten(1, (blocks, length))
-        yield part, columns if length == size else pad(columns, (0, size - length))
-
-
-def _runs(padding: Padding, at_once: int) -> Iterator[slice]:
-    """Blocks next to each other of one length, so that whole ones need no copy."""
-    if padding.valid is None:
-        ends = [padding.blocks]
-    else:
-        lengths = padding.valid.sum(1)
-        ends = [*(lengths.diff().nonzero()[:, 0] + 1).tolist(), padding.blocks]
-    for first, last in pairwise([0, *ends]):
-        for start in range(first, last, at_once):
-            yield slice(start, min(start + at_once, last))
+        columns = columns.unflatten(1, (-1, run.length))
+        missing = self.padding.size - run.length
+        return pad(columns, (0, missing)) if missing else columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -29,9 +29,14 @@ from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.precision import dtype_name, is_wide, wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks
+from woodbury.linalg.threads import share
 
 ROWS_AT_ONCE = 4096
 """Rows of all blocks that are worked on at once: a cache holds them."""
+
+
+PARTS_PER_THREAD = 4
+"""Pieces of work of each thread at least, so that all end at about one time."""
 
 
 GROUPS_AT_ONCE = 1 << 16
@@ -154,6 +159,12 @@ class Dense(Fisher):
         for start in range(0, len(self._blocks) if count is None else count, at_once):
             yield slice(start, start + at_once)
 
+    def _shared(self, of: Callable[[slice], None]) -> None:
+        """Do work for a few blocks at a time, shared among threads where all have enough of it."""
+        parts = list(self._parts())
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        share(of, parts, threads if len(parts) >= PARTS_PER_THREAD * threads else 1)
+
     @property
     def _blocks_at_once(self) -> int:
         return max(1, ROWS_AT_ONCE // self._blocks.size)
@@ -191,8 +202,11 @@ class Dense(Fisher):
         v = check_vector(v, self.d)
         columns = self._scatter(v.to(self._wide))
         result = torch.empty_like(columns)
-        for part in self._parts():
+
+        def of(part: slice) -> None:
             result[part] = self._matrices(part, self._wide) @ columns[part]
+
+        self._shared(of)
         return check_held(self._gather(result.add_(columns, alpha=self.damping), v), "F v")
 
     def solve(self, v: Tensor) -> Tensor:
@@ -200,8 +214,11 @@ class Dense(Fisher):
         v = check_vector(v, self.d)
         columns = self._scatter(v.to(torch.promote_types(v.dtype, self._wide)))
         result = torch.empty_like(columns)
-        for part in self._parts():
+
+        def of(part: slice) -> None:
             result[part] = torch.cholesky_solve(columns[part].double(), self._factor(part))
+
+        self._shared(of)
         return check_held(self._gather(result, v), "F⁻¹v")
 
     def diagonal(self) -> Tensor:
@@ -218,10 +235,13 @@ class Dense(Fisher):
         shape = len(self._blocks), self._blocks.size
         diagonal = torch.empty(shape, dtype=self.dtype, device=self.device)
         eye = torch.eye(self._blocks.size, dtype=torch.float64, device=self.device)
-        for part in self._parts():
+
+        def of(part: slice) -> None:
             # The columns of L⁻¹ squared: less than half of the time of all of L⁻ᵀL⁻¹.
             inverse = torch.linalg.solve_triangular(self._factor(part), eye, upper=False)
             diagonal[part] = inverse.square_().sum(1).to(self.dtype)
+
+        self._shared(of)
         diagonal = self._padding.gather(diagonal)
         return check_held(diagonal, "The inverse diagonal", positive=True)
 
@@ -276,7 +296,8 @@ class Dense(Fisher):
         """1/[F_KK⁻¹]_qq for kept weights, Schur complements for removed ones  (eq. 57)."""
         mask = self._padding.scatter(check_keep(keep, self.d))
         result = torch.empty(mask.shape, dtype=self.dtype, device=self.device)
-        for part in self._parts():
+
+        def of(part: slice) -> None:
             blocks = self._matrices(part, torch.float64)
             kept = KeptBlocks.of(blocks, mask[part])
             inverse = torch.cholesky_inverse(self._resolved_factor(kept.matrix))
@@ -288,6 +309,8 @@ class Dense(Fisher):
             pivots = 1 / inverse.diagonal(dim1=1, dim2=2)
             pivots = torch.where(kept.valid, pivots, schur.gather(1, kept.order))
             result[part] = schur.scatter(1, kept.order, pivots)
+
+        self._shared(of)
         curvature = self._padding.gather(result)
         return check_held(curvature, "The conditional curvature", positive=True)
 
@@ -312,7 +335,8 @@ class Dense(Fisher):
         if gradient is not None:
             slope = self._scatter(check_vector(gradient, self.d, columns=False))
         step = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
-        for part in self._parts():
+
+        def of(part: slice) -> None:
             blocks = self._matrices(part, torch.float64)
             kept = KeptBlocks.of(blocks, mask[part])
             factor = self._resolved_factor(kept.matrix)
@@ -321,6 +345,8 @@ class Dense(Fisher):
                 force = force - slope[part, :, 0].double()
             solved = torch.cholesky_solve(kept.gather(force)[..., None], factor)[..., 0]
             step[part].scatter_(1, kept.order, solved.to(step.dtype))
+
+        self._shared(of)
         return check_held(self._padding.gather(step)[keep], "The update")
 
 

@@ -26,10 +26,11 @@ from woodbury.fisher.checks import (
 )
 from woodbury.fisher.scaled_rows import Factorization, KnownGram, ScaledRows
 from woodbury.linalg import collectives
+from woodbury.linalg.column_chunks import chunk_width, column_chunks, each_chunk
 from woodbury.linalg.gram import squared_columns
 from woodbury.linalg.paged_rows import Rows, in_memory, known_squares, restricted, taken
 from woodbury.linalg.precision import wide_dtype
-from woodbury.linalg.row_products import chunk_width, column_chunks, full_precision
+from woodbury.linalg.row_products import full_precision
 
 MIN_FLOAT32_SHARE = 0.05
 """Below this share of 1/damping in [F⁻¹]_qq the subtraction is done again in float64."""
@@ -281,15 +282,18 @@ class LowRank(Fisher):
         """(d,): λ·[F⁻¹]_qq = 1 − Σᵢ W²ᵢq, the share of 1/λ that the rows leave."""
         shares = torch.empty(self.d, dtype=self.dtype, device=self.device)
         whitener = self._whitener.to(self.dtype)
+
+        def of(_: int, part: slice, chunk: Tensor) -> None:
+            left = 1 - self._squared_columns(whitener, chunk)
+            # Where little is left of 1, float32 has lost the digits of the difference.
+            cancelled = left < MIN_FLOAT32_SHARE
+            if bool(cancelled.any()):
+                again = self._scaled_inverse_diagonal_float64(chunk[:, cancelled].double())
+                left[cancelled] = again.to(self.dtype)
+            shares[part] = left
+
         with full_precision(self.device):
-            for part, chunk in column_chunks(self.rows, self.dtype):
-                shares[part] = 1 - self._squared_columns(whitener, chunk)
-        # Where little is left of 1, float32 has lost the digits of the difference.
-        cancelled = shares < MIN_FLOAT32_SHARE
-        if bool(cancelled.any()):
-            chunks = column_chunks(self.rows, torch.float64, cancelled)
-            again = [self._scaled_inverse_diagonal_float64(chunk) for _, chunk in chunks]
-            shares[cancelled] = torch.cat(again).to(self.dtype)
+            each_chunk(self.rows, self.dtype, of)
         return shares
 
     def _squared_columns(self, whitener: Tensor, chunk: Tensor) -> Tensor:
@@ -397,8 +401,11 @@ class LowRank(Fisher):
         with full_precision(self.device):
             # F_qq less what K explains is λ(1 + |L_K⁻¹ S g_q|²), by the range form (eq. 8).
             squares = curvature.new_empty(self.d - int(keep.sum()))
-            for part, chunk in column_chunks(self.rows, self.dtype, ~keep):
+
+            def of(_: int, part: slice, chunk: Tensor) -> None:
                 squares[part] = kept._squared_columns(whitener, chunk)
+
+            each_chunk(self.rows, self.dtype, of, ~keep)
         curvature[~keep] = self.damping * (1 + squares)
         return check_held(curvature, "The conditional curvature", positive=True)
 

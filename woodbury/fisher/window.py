@@ -20,12 +20,9 @@ from woodbury.fisher.window_estimates import (
 from woodbury.fisher.window_state import INVERSE_KEYS, STATE_KEYS, check_window_state
 from woodbury.linalg import collectives
 from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.linalg.column_chunks import column_chunks
 from woodbury.linalg.gram import gram_of
-from woodbury.linalg.row_products import (
-    column_chunks,
-    combination,
-    products,
-)
+from woodbury.linalg.row_products import combination, products
 from woodbury.linalg.sliding_inverse import SlidingInverse
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.memory.exhausted import if_memory_runs_out

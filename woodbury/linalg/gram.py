@@ -7,16 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from woodbury.linalg.column_chunks import LANES, each_chunk
 from woodbury.linalg.paged_rows import KeptColumns, Rows, pages
-from woodbury.linalg.row_products import column_chunks, full_precision, times
+from woodbury.linalg.row_products import full_precision, times
 
 COLUMNS_PER_TRIANGLE = 1024
 """Columns that a triangle is multiplied by at once on a CPU: products that stay in its cache."""
 
 
-def _panels(m: int) -> Iterator[tuple[int, int]]:
+MAX_ROWS_IN_LANES = 1024
+"""Rows up to which each lane has a Gram matrix of its own: products of more divide well."""
+
+
+def _panels(m: int, height: int) -> Iterator[tuple[int, int]]:
     """Row panels of a lower triangle: narrow enough to skip most of the upper half, yet fast."""
-    height = min(max(m // 8, 64), 512)
     for start in range(0, m, height):
         yield start, min(start + height, m)
 
@@ -39,10 +43,15 @@ def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None) -> Tenso
                 [6., 9.]], dtype=torch.float64)
     """
     m = rows.shape[0]
-    gram = torch.zeros(m, m, dtype=torch.float64, device=rows.device)
+    lanes = LANES if m <= MAX_ROWS_IN_LANES and rows.device.type == "cpu" else 1
+    sums = torch.zeros(lanes, m, m, dtype=torch.float64, device=rows.device)
+
+    def add(lane: int, _: slice, chunk: Tensor) -> None:
+        _add_lower_triangle(sums[lane], chunk)
+
     with full_precision(rows.device):
-        for _, chunk in column_chunks(rows, dtype, keep):
-            _add_lower_triangle(gram, chunk)
+        each_chunk(rows, dtype, add, keep, lanes)
+    gram = sums.sum(0)
     return gram.tril() + gram.tril(-1).mT
 
 
@@ -75,7 +84,7 @@ def gram_and_times(rows: Rows, keep: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _add_lower_triangle(gram: Tensor, chunk: Tensor) -> None:
-    for start, end in _panels(len(gram)):
+    for start, end in _panels(len(gram), min(max(len(gram) // 4, 64), 512)):
         gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
 
 
@@ -94,12 +103,12 @@ def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
         >>> squared_columns(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [2.0]]))
         tensor([10.])
     """
-    columns = chunk.shape[1]
+    m, columns = chunk.shape
     width = COLUMNS_PER_TRIANGLE if chunk.device.type == "cpu" else columns
     sums = torch.zeros(columns, dtype=chunk.dtype, device=chunk.device)
     for first in range(0, columns, width):
         part = slice(first, first + width)
-        for start, end in _panels(chunk.shape[0]):
+        for start, end in _panels(m, min(max(m // 8, 128), 512)):
             # No name for the product: the next one would have to be made beside it.
             sums[part] += (whitener[start:end, :end] @ chunk[:end, part]).square_().sum(0)
     return sums

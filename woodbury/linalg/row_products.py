@@ -1,29 +1,24 @@
-"""Reading the rows, and nothing else: column chunks, and products at the memory's own speed."""
+"""Products of the rows with vectors, at the memory's own speed."""
 
 from __future__ import annotations
 
 import functools
 import operator
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from woodbury.limits import Limits
-from woodbury.linalg.paged_rows import KeptColumns, Page, PagedRows, Rows, pages
+from woodbury.linalg.column_chunks import column_chunks
+from woodbury.linalg.paged_rows import KeptColumns, PagedRows, Rows
 from woodbury.linalg.precision import wide_dtype
+from woodbury.linalg.threads import share
 
 COLUMNS_PER_PRODUCT = 1 << 13
 """Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
-
-
-COLUMNS_PER_INDEX = 1 << 20
-"""Columns of a mask that become indices at once: those of all would be two more vectors."""
 
 
 COLUMNS_PER_CONVERSION = 1 << 16
@@ -34,70 +29,8 @@ ROWS_PER_CONVERSION = 4
 """Rows that are converted to float64 at once, to float32 four times as many: a cache holds them."""
 
 
-CHUNK_COLUMNS_ON_GPU = 1 << 16
-"""Columns of one chunk on a GPU."""
-
-
 GPU_FACTOR = 16
 """A GPU takes so many times the columns of a product in one call."""
-
-
-MAX_THREADS = 8
-"""Threads that share one product with a vector."""
-
-
-def column_chunks(
-    rows: Rows, dtype: torch.dtype, keep: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """The rows by column chunks in `dtype`, in one read.
-
-    Args:
-        rows: G (m, d), any float dtype.
-        dtype: Of the chunks.
-        keep: (d,) bool, the columns to read; None for all.
-
-    Yields:
-        Where a chunk lies among the columns read, and the chunk (m, ≤ chunk_width(rows)); float64
-        chunks are half as wide. It is valid until the next: a chunk of all columns in the rows' own
-        dtype is a view.
-    """
-    if isinstance(rows, KeptColumns):
-        rows, keep = rows.base, rows.among_all(keep)
-    step = chunk_width(rows) // (2 if dtype == torch.float64 else 1)
-    done = 0
-    for page in pages(rows, keep):
-        for chunk in _chunks_of(page, step, keep):
-            part = slice(done, done + chunk.shape[1])
-            yield part, chunk.to(dtype)
-            done = part.stop
-
-
-def _chunks_of(page: Page, step: int, keep: Tensor | None) -> Iterator[Tensor]:
-    """The columns of a page that are kept, at most `step` at a time."""
-    width = page.values.shape[1]
-    if keep is None:
-        for start in range(0, width, step):
-            yield page.values[:, start : start + step]
-        return
-    kept = keep[page.columns]
-    for first in range(0, width, COLUMNS_PER_INDEX):
-        columns = kept[first : first + COLUMNS_PER_INDEX].nonzero()[:, 0] + first
-        for start in range(0, len(columns), step):
-            yield page.values.index_select(1, columns[start : start + step])
-
-
-def chunk_width(rows: Rows) -> int:
-    """Columns per chunk: enough for a full-speed product, few enough for a processor's cache.
-
-    Args:
-        rows: The rows, of which only the device matters.
-
-    Returns:
-        `Limits.row_columns` on a CPU.
-    """
-    if rows.device.type == "cpu":
-        return Limits.current().row_columns
-    return CHUNK_COLUMNS_ON_GPU
 
 
 def times(rows: Rows, v: Tensor) -> Tensor:
@@ -266,24 +199,15 @@ def _num_threads(rows: Tensor, vector: Tensor) -> int:
         or vector.requires_grad
     ):
         return 1
-    return min(torch.get_num_threads(), MAX_THREADS)
+    return torch.get_num_threads()
 
 
 def _share_among_threads(
     rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]
 ) -> None:
     """work(index, part) for all column slices, each by the thread that is free first."""
-    waiting = iter(list(enumerate(_product_slices(rows))))
-    threads = _num_threads(rows, vector)
-
-    def until_none_waits(_: int) -> None:
-        for index, part in waiting:  # one iterator for all threads
-            work(index, part)
-
-    if threads == 1:
-        until_none_waits(0)
-    else:
-        list(_pool(threads, os.getpid()).map(until_none_waits, range(threads)))
+    slices = list(enumerate(_product_slices(rows)))
+    share(lambda item: work(*item), slices, _num_threads(rows, vector))
 
 
 def _fits_buffer(vector: Tensor) -> bool:
@@ -331,15 +255,6 @@ def _converted(rows: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
             source = rows[some_rows, columns]
             values = buffer[: source.numel()].view(source.shape).copy_(source)
             yield _Block(some_rows, columns, values)
-
-
-@cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Idle threads, kept, as new ones cost a tenth of a product.
-
-    Keyed by the process, as a fork inherits the pool but not its threads.
-    """
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"woodbury-{process}")
 
 
 @contextmanager

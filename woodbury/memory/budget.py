@@ -20,6 +20,8 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 BYTES_PER_WEIGHT = 40
 """Weights before and after, the update, saliencies and their order: what no pruning is without."""
+BYTES_BESIDE_SUMS = 28
+"""Of a weight, beside sums and a few rows; the other vectors of a step take the rows' place."""
 NO_LIMIT = 2**60
 """A limit from which on a control group counts as unlimited."""
 
@@ -175,6 +177,25 @@ def row_bytes() -> int:
     """
     memory = Limits.current().memory
     return rows_share(budget_bytes()) if memory is None else int(memory)
+
+
+def sums_bytes(weights: int) -> int:
+    """What sums over gradient rows, as WoodFisher's blocks, may take with rows to be added to them.
+
+    Nothing of their size is made beside them, so that they may take all but a few vectors.
+
+    Args:
+        weights: How many weights are pruned.
+
+    Returns:
+        Bytes, `row_bytes()` at least.
+
+    Example:
+        >>> with Limits(memory=1000):
+        ...     sums_bytes(10), sums_bytes(100)
+        (1720, 1000)
+    """
+    return max(row_bytes(), 2 * row_bytes() - BYTES_BESIDE_SUMS * weights)
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:

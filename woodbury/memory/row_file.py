@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -33,7 +33,8 @@ class RowFile(PagedRows):
         device: Where the pages are given.
         width: Columns of a page; the last one may have fewer.
         squares: (d,), the sum of the squares of each column as far as rows are written.
-        sums: The CRC-32 of each page as far as rows are written, which reading compares.
+        sums: The sum of the words of each page modulo 2⁶⁴ as far as rows are written, which reading
+            compares: twenty times as fast as a CRC, and added up row by row.
     """
 
     file: FileIO
@@ -132,18 +133,28 @@ class RowFile(PagedRows):
             OSError: If the disk takes no more.
         """
         m, d = self.shape
+        rows = rows.to(self.dtype)
+        for row in rows.to(self.squares.dtype):
+            self.squares.addcmul_(row, row)
         for start in range(0, d, self.width):
             columns = self._columns(start)
-            part = rows[:, columns].to(self.dtype)
-            self.squares[columns] += part.to(self.squares.dtype).square().sum(0)
+            part = rows[:, columns].cpu().contiguous()
             position = start * m + first * (columns.stop - start)
-            content = _bytes_of(part.cpu().contiguous())
-            self._write(content, position * self.dtype.itemsize)
-            page = start // self.width
-            self.sums[page] = zlib.crc32(content, self.sums[page])
+            self._write(_bytes_of(part), position * self.dtype.itemsize)
+            self.sums[start // self.width] += self._sum(part)
 
     def _columns(self, start: int) -> slice:
         return slice(start, min(start + self.width, self.shape[1]))
+
+    def _sum(self, values: Tensor) -> int:
+        """The sum of the words of some rows of a page modulo 2⁶⁴: eight bytes where a row has such.
+
+        NumPy's, which no thread of torch's shares with the products that are under way.
+        """
+        row = values.shape[1] * self.dtype.itemsize
+        word = next(size for size in (8, 4, 2) if row % size == 0)
+        words = values.view(-1).view(torch.uint8).numpy().view(f"u{word}")
+        return int(words.sum(dtype=numpy.uint64))
 
     def _read(self, start: int, buffer: Tensor) -> Tensor:
         """The page that begins at a column, in the first part of a buffer."""
@@ -159,7 +170,7 @@ class RowFile(PagedRows):
                     if not count:
                         raise OSError("the file is shorter than what was written to it")
                     remaining = remaining[count:]
-            if zlib.crc32(_bytes_of(values)) != self.sums[start // self.width]:
+            if self._sum(values.view(m, -1)) != self.sums[start // self.width] % 2**64:
                 raise OSError("the file holds other bytes than what was written to it")
         except OSError as error:
             raise WoodburyError(

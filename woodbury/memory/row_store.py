@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from io import FileIO
@@ -81,7 +82,8 @@ def stored_rows(
     """Gradient rows as they come, in memory or on a disk.
 
     Args:
-        chunks: m rows in all, (c, d) at a time, finite. None is asked for before there is room.
+        chunks: m rows in all, (c, d) at a time, finite. None is asked for before there is room. A
+            chunk is still read while the next is computed.
         shape: (m, d).
         dtype: What they are stored in: float32, float64, or bfloat16 for half of the room.
         device: Where they are computed with.
@@ -157,17 +159,27 @@ def _in_memory(chunks: Iterable[Tensor], rows: Tensor) -> Tensor:
 
 
 def _fill(rows: RowFile, chunks: Iterable[Tensor], folder: Path) -> None:
+    """Write the chunks, each while the next is computed."""
     done = 0
+
+    def write(chunk: Tensor) -> None:
+        nonlocal done
+        try:
+            rows.write(done, chunk)
+        except OSError as error:
+            raise WoodburyError(
+                f"The scratch folder {str(folder)!r} took {done} of {rows.shape[0]} gradient "
+                f"rows: {REMEDY}. ({reason(error)})"
+            ) from error
+        done += len(chunk)
+
     try:
-        for chunk in chunks:
-            try:
-                rows.write(done, chunk)
-            except OSError as error:
-                raise WoodburyError(
-                    f"The scratch folder {str(folder)!r} took {done} of {rows.shape[0]} gradient "
-                    f"rows: {REMEDY}. ({reason(error)})"
-                ) from error
-            done += len(chunk)
+        with ThreadPoolExecutor(1, thread_name_prefix="woodbury-rows") as writer:
+            writing = writer.submit(write, torch.empty(0, rows.shape[1]))
+            for chunk in chunks:
+                writing.result()
+                writing = writer.submit(write, chunk)
+            writing.result()
     except BaseException:
         rows.file.close()  # an error or Ctrl-C keeps the frame, and with it the file, for a while
         raise
