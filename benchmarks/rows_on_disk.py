@@ -26,7 +26,8 @@ from woodbury.memory import parse_bytes
 from woodbury.memory.row_file import RowFile
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
-FILE_BYTES = 2**30
+FILE_BYTES = 2**33
+"""Of the file that the disk is measured by: one of a gigabyte was read from a cache."""
 PROBED = 16
 
 

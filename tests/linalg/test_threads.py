@@ -29,7 +29,11 @@ def test_the_settings_of_the_caller_hold_in_all_threads() -> None:
     def look(_: int) -> None:
         together.wait()  # so that neither of two threads takes both
         seen.append(
-            (torch.is_grad_enabled(), Limits.current().memory, threading.current_thread().ident or 0)
+            (
+                torch.is_grad_enabled(),
+                Limits.current().memory,
+                threading.current_thread().ident or 0,
+            )
         )
 
     with torch.no_grad(), Limits(memory=77):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import vmapped
 from woodbury.estimation.recipes import gauss_newton, mfac, woodfisher
 from woodbury.fisher.lowrank import LowRank
-from woodbury.linalg.paged_rows import PagedRows
+from woodbury.linalg.paged_rows import Page, PagedRows
 from woodbury.memory import row_store
+from woodbury.memory.row_file import RowFile
 from woodbury.model.objective import Objective
 from woodbury.pruning.pruner import Pruner
 
@@ -47,6 +49,23 @@ def test_a_step_on_a_disk_is_that_in_memory(
     torch.testing.assert_close(there.weights, here.weights, rtol=1e-4, atol=1e-6)
     assert there.predicted == pytest.approx(here.predicted, rel=1e-4)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("first_order", "reads"), [(False, 4), (True, 6)])
+def test_a_step_reads_the_rows_as_few_times_as_it_can(
+    first_order: bool, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the Gram matrix, the inverse diagonal, and twice for the update; a gradient: two more."""
+    read: list[None] = []
+    pages = RowFile.pages
+
+    def counted(self: RowFile, wanted: torch.Tensor | None = None) -> Iterator[Page]:
+        read.append(None)
+        return pages(self, wanted)
+
+    monkeypatch.setattr(RowFile, "pages", counted)
+    Pruner(recipe(memory=1, scratch=tmp_path), first_order=first_order)(objective(), 0.6)
+    assert len(read) == reads
 
 
 def test_rows_of_half_the_size_prune_alike(tmp_path: Path) -> None:

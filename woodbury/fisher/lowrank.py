@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,18 @@ MIN_FLOAT32_SHARE = 0.05
 
 MIN_KEPT_SHARE = 0.1
 """Where less than this share of a row's square is kept, the Gram matrix is summed again."""
+
+
+class _Moved(NamedTuple):
+    """What is known of an update: spares a read of rows on a disk.
+
+    Attributes:
+        step: (d,), −w_Q and the step of the kept weights.
+        spanned: (m,) float64, S G step.
+    """
+
+    step: Tensor
+    spanned: Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -240,7 +252,7 @@ class LowRank(Fisher):
         return check_held(self._scaled.combine(small, dtype).to(self.dtype), "F⁻¹v")
 
     def quadratic_form(self, v: Tensor) -> float:
-        """vᵀFv = λ|v|² + |S G v|²: one read of the rows.
+        """vᵀFv = λ|v|² + |S G v|²: one read of the rows; on a disk, none for the last update.
 
         Args:
             v: (d,).
@@ -255,7 +267,9 @@ class LowRank(Fisher):
         length = collectives.all_sum(
             torch.linalg.vector_norm(v, dtype=torch.float64).square(), self.group
         )
-        return float(self.damping * length + self._scaled.times(v).square().sum())
+        known = [moved.spanned for moved in self._moved if torch.equal(moved.step, v)]
+        spanned = known[0] if known else self._scaled.times(v)
+        return float(self.damping * length + spanned.square().sum())
 
     def diagonal(self) -> Tensor:
         """diag(F), damping included: one read of the rows; none of pages without weights."""
@@ -461,17 +475,29 @@ class LowRank(Fisher):
         #    division by the damping. 2. Only the Gram matrix of the kept columns is needed, not a
         #    copy of them: what the other columns would add is cut off last.
         keep = self._check_keep(keep)
-        solver, force = self._kept_factorization(keep, check_vector(removed, self.d, columns=False))
+        removed = check_vector(removed, self.d, columns=False)
+        solver, force = self._kept_factorization(keep, removed)
         dtype = self._product_dtype(solver.exact)
-        step = self._scaled.combine(solver.solve(force), dtype)[keep]
-        if gradient is None:
-            return check_held(step.to(self.dtype), "The update")
-        # The gradient need not lie in the span: F_KK⁻¹ g_K in the subtractive form (eq. 6).
-        slope = check_vector(gradient, self.d, columns=False).to(dtype).masked_fill(~keep, 0)
-        spanned = self._scaled.combine(solver.solve(self._scaled.times(slope)), dtype)
-        newton = slope - spanned
-        step = step.sub_(newton[keep], alpha=1 / self.damping).to(self.dtype)
-        return check_held(step, "The update")
+        solved = solver.solve(force)
+        step = self._scaled.combine(solved, dtype)[keep]
+        spanned = -self.damping * solved  # of the whole step: A_K c − force = −λ c
+        if gradient is not None:
+            # It need not lie in the span: F_KK⁻¹ g_K in the subtractive form (eq. 6).
+            slope = check_vector(gradient, self.d, columns=False).to(dtype).masked_fill(~keep, 0)
+            solved = solver.solve(self._scaled.times(slope))
+            newton = slope - self._scaled.combine(solved, dtype)
+            step = step.sub_(newton[keep], alpha=1 / self.damping)
+            spanned = spanned - solved
+        step = check_held(step.to(self.dtype), "The update")
+        if not in_memory(self.rows):
+            whole = removed.to(self.dtype).neg().masked_scatter_(keep, step)
+            self._moved[:] = [_Moved(whole, spanned)]
+        return step
+
+    @cached_property
+    def _moved(self) -> list[_Moved]:
+        """The last update, where the rows lie on a disk."""
+        return []
 
     def _kept_factorization(self, keep: Tensor, v: Tensor) -> tuple[Factorization, Tensor]:
         """The factor of the kept columns' Gram matrix, and S G v (m,): one read for both."""
