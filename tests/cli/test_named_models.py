@@ -177,6 +177,22 @@ def test_train_has_perplexities_that_fall(tmp_path: Path) -> None:
     assert page.count("perplexity") >= 2
 
 
+def test_gradual_pruning_has_perplexities(tmp_path: Path) -> None:
+    command = language_model(tmp_path)
+    options = "--sparsity 0.5 --method magnitude --epochs 3 --steps 2 --batch-size 8"
+    training = "--optimizer adamw --lr 0.01 --out grown"
+    result = succeeds("prune", command, options, training)
+    numbers = report("grown")
+    before, pruned, after = (
+        numbers[f"perplexity_{name}"] for name in ("before", "pruned", "after")
+    )
+    assert 1 < after < pruned < before
+    assert after == pytest.approx(perplexity_by_transformers("grown"), rel=0.05)
+    assert math.log(after) * numbers["tokens_per_sample"] == pytest.approx(numbers["loss_after"])
+    page = html.unescape(Path("grown/report.html").read_text("utf-8"))
+    assert "perplexity" in result.stdout and "perplexity, calibration set" in page
+
+
 def test_other_networks_have_no_perplexity() -> None:
     options = "--sparsities 0.5 --seeds 1 --methods magnitude --count 20 --out compared"
     result = succeeds("compare transformers:bert data.csv", options)

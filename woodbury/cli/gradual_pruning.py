@@ -40,6 +40,7 @@ from woodbury.reporting.records import (
     DampingTrial,
     GradualNumbers,
     PruningStepNumbers,
+    perplexity,
     score_label,
 )
 from woodbury.training.finetuning import batches_in, shuffled
@@ -48,6 +49,8 @@ from woodbury.training.learning_rate import cosine_restarts
 
 WEIGHT_DECAY = 1e-4
 """The usual one while a network is pruned."""
+SCORES = ("before", "pruned", "after")
+"""What is measured of the dense network, after the last pruning step, and at the end."""
 PROBED_SAMPLES = 64
 """Samples on which the engines of per-sample gradients are timed."""
 
@@ -208,6 +211,7 @@ class GradualRun:
         if session.is_new:
             session.record |= Ranks.current().broadcast_object(_first_record(problem))
         self.engine: EngineName = session.record["engine"]
+        self._tokens = problem.tokens_per_sample(problem.options.inputs.seed)
         self.method = self._method(plan, sparsity)
         options = training.options
         optimizer = make_optimizer(options.optimizer, _trainable(problem), training.settings)
@@ -244,6 +248,7 @@ class GradualRun:
         self.gradual.remove()
         problem.model.requires_grad_(False)
         session.record["after"] = problem.score(self._objective())
+        session.record["loss_after"] = self._loss()
         if problem.options.stage.recalibrate:
             recalibrate(problem.model, self._objective().batches)
 
@@ -268,7 +273,10 @@ class GradualRun:
             )
         )
         problem = self._problem
-        before, pruned, after = (record[name] for name in ("before", "pruned", "after"))
+        before, pruned, after = (record[name] for name in SCORES)
+        # A run that an older version began has no losses.
+        losses = [record.get(f"loss_{name}") for name in SCORES]
+        perplexities = [perplexity(loss, self._tokens) for loss in losses]
         return GradualNumbers(
             measure=problem.measure,
             sparsity=self.gradual.sparsity,
@@ -281,6 +289,13 @@ class GradualRun:
             standard_error_after=problem.score_error(after),
             seconds=self._session.seconds,
             steps=tuple(steps),
+            tokens_per_sample=self._tokens,
+            loss_before=losses[0],
+            loss_pruned=losses[1],
+            loss_after=losses[2],
+            perplexity_before=perplexities[0],
+            perplexity_pruned=perplexities[1],
+            perplexity_after=perplexities[2],
         )
 
     def _method(self, plan: MethodPlan, sparsity: Targets) -> Method:
@@ -313,9 +328,14 @@ class GradualRun:
         """What is measured and saved after a step of training."""
         if step == self.gradual.pruning_steps[-1]:
             self._session.record["pruned"] = self._problem.score(self._objective())
+            self._session.record["loss_pruned"] = self._loss()
         at_a_turn = step % self._epoch == 0 or step in self.gradual.pruning_steps
         if at_a_turn or self._session.is_save_due:
             self._session.save(step)
+
+    def _loss(self) -> float | None:
+        """On the calibration set, for the perplexity of a language model; None for others."""
+        return None if self._tokens is None else self._objective().loss()
 
     def _objective(self) -> Objective:
         problem = self._problem
@@ -342,7 +362,14 @@ def _first_record(problem: Problem) -> dict[str, Any]:
     inputs, target = next(Samples.of(objective.batches).in_batches(PROBED_SAMPLES))
     chosen = fastest(objective, inputs, target)
     engine = next(name for name, engine in ENGINES.items() if engine is chosen)
-    return {"before": problem.dense_score(), "engine": engine, "dampings": [], "tried": []}
+    predicts_tokens = problem.source.predicts_next_tokens
+    return {
+        "before": problem.dense_score(),
+        "loss_before": objective.loss() if predicts_tokens else None,
+        "engine": engine,
+        "dampings": [],
+        "tried": [],
+    }
 
 
 def _line(numbers: GradualNumbers, weights: int) -> str:

@@ -193,6 +193,14 @@ class GradualNumbers:
         standard_error_after: Of that score.
         seconds: Wall-clock time of all parts of the run.
         steps: The pruning steps in order.
+        tokens_per_sample: As in `PruneNumbers`; None for a network that is no causal language
+            model, which has no losses here.
+        loss_before: Of the dense network on the calibration set.
+        loss_pruned: On the same data, right after the last pruning step.
+        loss_after: On the same data, at the end.
+        perplexity_before: exp(loss_before ÷ tokens_per_sample).
+        perplexity_pruned: The same of loss_pruned.
+        perplexity_after: The same of loss_after.
     """
 
     measure: str
@@ -206,6 +214,13 @@ class GradualNumbers:
     standard_error_after: float | None
     seconds: float
     steps: tuple[PruningStepNumbers, ...]
+    tokens_per_sample: float | None = None
+    loss_before: float | None = None
+    loss_pruned: float | None = None
+    loss_after: float | None = None
+    perplexity_before: float | None = None
+    perplexity_pruned: float | None = None
+    perplexity_after: float | None = None
 
 
 @dataclass(frozen=True)

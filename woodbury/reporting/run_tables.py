@@ -48,15 +48,26 @@ def results(numbers: PruneNumbers | GradualNumbers, method: str) -> Grid:
         numbers: Of the run.
         method: What pruned.
     """
-    dense = Network("dense", 0.0, numbers.score_before, numbers.standard_error_before)
-    pruned = (numbers.sparsity, numbers.score_after, numbers.standard_error_after)
+    dense = Network(
+        "dense", 0.0, numbers.score_before, numbers.standard_error_before, numbers.loss_before
+    )
+    pruned = (
+        numbers.sparsity,
+        numbers.score_after,
+        numbers.standard_error_after,
+        numbers.loss_after,
+    )
     if isinstance(numbers, GradualNumbers):
-        last = (numbers.sparsity, numbers.score_pruned, numbers.standard_error_pruned)
+        last = (
+            numbers.sparsity,
+            numbers.score_pruned,
+            numbers.standard_error_pruned,
+            numbers.loss_pruned,
+        )
         rows = [dense, Network("after the last step", *last), Network("at the end", *pruned)]
         remark = f"A baseline is a run of its own: {AGAIN}."
     else:
-        dense = dense._replace(loss=numbers.loss_before)
-        rows = [dense, Network(method, *pruned, numbers.loss_after)]
+        rows = [dense, Network(method, *pruned)]
         baseline = numbers.baseline
         remark = f"Magnitude pruning is left out: {baseline.skipped}." if baseline.skipped else ""
         if numbers.predicted_interval is not None:
@@ -65,8 +76,8 @@ def results(numbers: PruneNumbers | GradualNumbers, method: str) -> Grid:
             of_baseline = (baseline.score, baseline.standard_error, baseline.loss)
             rows.insert(1, Network("magnitude", numbers.sparsity, *of_baseline))
     note = error_note(numbers.test_samples, numbers.standard_error_before)
-    tokens = numbers.tokens_per_sample if isinstance(numbers, PruneNumbers) else None
-    return _networks(rows, score_label(numbers.measure), f"{note} {remark}".strip(), tokens)
+    words = f"{note} {remark}".strip()
+    return _networks(rows, score_label(numbers.measure), words, numbers.tokens_per_sample)
 
 
 def _networks(
