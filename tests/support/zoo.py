@@ -26,7 +26,6 @@ from support.zoo_nets import (
     Answer,
     Conv1D,
     Net,
-    Stubborn,
     add_mask,
     attribute_and_child,
     branching,
@@ -228,7 +227,6 @@ ROWS = [
         vectors(),
         double=False,
     ),
-    Row("BatchNorm that stays in training", lambda: mlp(norm=Stubborn(8)), vectors()),
     Row("makes a buffer when first called", lambda: storing(add_mask), vectors()),
     Row("moves an average", lambda: with_buffer(move_average, torch.zeros(8)), vectors()),
     Row(
@@ -334,6 +332,7 @@ ROWS = [
         ),
         vectors(),
         refused={"curvature": "are views of the same memory"},
+        double=False,
     ),
     Row(
         "made in inference mode",

@@ -34,13 +34,6 @@ class Conv1D(nn.Module):
         return x @ self.weight
 
 
-class Stubborn(nn.BatchNorm1d):
-    """One that normalises by the batch in training and, by itself, everywhere else."""
-
-    def train(self, mode: bool = True) -> Stubborn:
-        return super().train(True)
-
-
 Conv1D.__module__ = "transformers.pytorch_utils"
 
 

@@ -197,7 +197,7 @@ def test_a_wrapper_whose_step_was_set_before_has_that_again() -> None:
 def test_a_wrapper_that_takes_no_hook_is_refused() -> None:
     model = network()
     wrapper: Any = Slotted(torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(WoodburyError, match="A Slotted around an optimizer .* takes no hook"):
+    with pytest.raises(WoodburyError, match=r"A Slotted around an optimizer .* takes no hook"):
         Gradual(model, wrapper, BATCHES, 0.5, end=4, steps=2)
 
 

@@ -127,7 +127,7 @@ def _product(layer: nn.Module, given: list[Any], named: dict[str, Any], slope: T
     """The gradient of a layer's weight by one use of the layer alone, such as Σ g aᵀ."""
     alone = copy.copy(layer)  # which no hook sees
     weight = torch.zeros_like(layer.get_parameter("weight"), requires_grad=True)
-    # The backward pass is outside of the model's autocast, whose halves are the weight's dtype here.
+    # The backward pass is outside of the model's autocast: its halves are the weight's dtype here.
     given = [_as_dtype(each, weight.dtype) for each in given]
     named = {key: _as_dtype(each, weight.dtype) for key, each in named.items()}
     alone._parameters = {**layer._parameters, "weight": nn.Parameter(weight)}

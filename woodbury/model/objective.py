@@ -43,6 +43,9 @@ from woodbury.model.sharded import is_sharded, whole_copy, write_into
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
 
+ANY_SIZE = "let both take any batch size, and look at the labels"
+"""What to do where several samples are taken and a single one is refused."""
+
 
 @dataclass(frozen=True, eq=False)
 class Objective:
@@ -242,7 +245,7 @@ class Objective:
         if self.batches.trials_of(self.likelihood) >= MOST_TRIALS:
             return
         refusal = "The model or its loss refuses a single sample, and each has its own gradient"
-        with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
+        with eval_mode(self.model), user_code(f"{refusal}: {ANY_SIZE}."):
             first = from_both_ends((inputs, target), PROBED_SAMPLES)
             count = samples_in(first[0])
             together = float(self.batch_loss(self.parameters, *first))
