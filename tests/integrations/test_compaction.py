@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_masks
 
 import woodbury
 from woodbury.errors import MissingDependency, WoodburyError, WrongType
-from woodbury.model.calling import copy_of
+from woodbury.model.attributes import copy_of
 
 pytest.importorskip("torch_pruning", reason="the graph of channels is Torch-Pruning's")
 from woodbury.integrations.compaction import api, coupled_units

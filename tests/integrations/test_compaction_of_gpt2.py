@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import woodbury
-from woodbury.model.calling import copy_of
+from woodbury.model.attributes import copy_of
 
 pytest.importorskip("torch_pruning", reason="the graph of channels is Torch-Pruning's")
 transformers = pytest.importorskip("transformers", reason="needs transformers")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import woodbury
-from woodbury.model.calling import copy_of
+from woodbury.model.attributes import copy_of
 
 pytest.importorskip("torch_pruning", reason="the graph of channels is Torch-Pruning's")
 from woodbury.integrations.compaction.api import compacted

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from woodbury.errors import WoodburyError
 from woodbury.estimation.recipes import mfac
 from woodbury.integrations.in_trainers import Schedule, TrainingSamples, last_step_in_numbers
-from woodbury.integrations.random_numbers import random_state, set_random_state
+from woodbury.model.random_numbers import random_state, set_random_state
 from woodbury.pruning.pruner import Pruner
 from woodbury.training.gradual import Gradual
 

@@ -140,3 +140,19 @@ def test_what_is_no_path_is_one_sentence(
     with pytest.raises(WoodburyError, match="output folder"), output_folder(path):
         raise AssertionError("work began")
     assert [entry.name for entry in tmp_path.iterdir()] == ["loop"]
+
+
+def test_a_link_is_followed_and_what_is_no_plain_file_is_left_alone(tmp_path: Path) -> None:
+    target, link = tmp_path / "elsewhere" / "file", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    write_atomically(link, lambda partial: partial.write_text("new"))
+    assert link.is_symlink() and target.read_text() == "new"
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path, words in ((pipe, "no plain file"), (tmp_path, "no plain file"), (loop, "a link")):
+        with pytest.raises(WoodburyError, match=words):  # a device too: it would be replaced
+            write_atomically(path, lambda partial: partial.write_text("new"))
+    assert pipe.is_fifo() and loop.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link", "loop", "pipe"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import woodbury
 from woodbury.estimation.gradients import gradient_rows, looped, vmapped
-from woodbury.model.calling import attributes_kept, call_model
+from woodbury.model.attributes import attributes_kept
+from woodbury.model.calling import call_model
 from woodbury.model.objective import Objective
 
 Batches = list[tuple[Any, Tensor]]
@@ -257,3 +260,29 @@ def test_a_model_that_draws_random_numbers_is_named() -> None:
     with pytest.raises(woodbury.WoodburyError, match="draws random numbers"):
         woodbury.prune(model, data(), 0.5)
     assert torch.equal(state, torch.get_rng_state()) and not torch.equal(state, before)
+
+
+def random_states() -> list[Any]:
+    numbers = numpy.random.get_state(legacy=True)  # noqa: NPY002
+    return [random.getstate(), numbers[1].tolist(), numbers[2:], torch.get_rng_state().tolist()]
+
+
+def test_what_model_and_data_draw_moves_no_generator() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            draws = random.random() + numpy.random.rand()  # noqa: NPY002
+            return super().forward(input + 1e-6 * draws * torch.randn_like(input))
+
+    model = Noisy(6, 3)
+    dataset = torch.utils.data.TensorDataset(torch.randn(40, 6), torch.arange(40) % 3)
+    loader = torch.utils.data.DataLoader(dataset, 10, shuffle=True)
+    before = random_states()
+    woodbury.plan(model, loader, 0.5)
+    woodbury.prune(model, loader, 0.5)
+    woodbury.prune(model, loader, 0.6, pruner=woodbury.Pruner(woodbury.mfac(20)))
+    in_order = torch.utils.data.DataLoader(dataset, 10)
+    woodbury.influence(model, in_order, in_order, damping=0.1)
+    woodbury.inspect(model, loader)
+    Objective.from_model(model, loader).loss()
+    woodbury.Gradual(model, torch.optim.SGD(model.parameters(), 0.1), loader, 0.7, end=1, steps=1)
+    assert random_states() == before

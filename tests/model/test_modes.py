@@ -50,3 +50,30 @@ def test_a_padding_mask_goes_through_an_encoder() -> None:
         assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled() == fast
     assert woodbury.prune(Encoder(), batches, 0.5).sparsity == 0.5
+
+
+def test_only_flags_are_set_whatever_the_models_own_train_does() -> None:
+    class Stubborn(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> Stubborn:
+            return super().train(True)
+
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True) -> Merging:
+            if not mode:
+                self.weight.data += 1
+            return super().train(mode)
+
+    model = nn.Sequential(Merging(6, 4), Stubborn(4), nn.Linear(4, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batches = [(torch.randn(16, 6), torch.arange(16) % 3)]
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    woodbury.Objective.from_model(model, batches).loss()
+    woodbury.influence(model, batches, batches, damping=0.1)
+    assert all(module.training for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    moved = {"0.weight", "2.weight"}
+    woodbury.prune(model, batches, 0.5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in moved), name

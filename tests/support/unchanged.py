@@ -76,9 +76,16 @@ def _facts(model: nn.Module, but: Container[str]) -> dict[Any, Any]:
             if name in HOOKS:
                 facts[path, name] = list(value)
             elif not name.startswith("_"):
-                facts[path, "attribute", name] = (id(value), _length(value))
+                facts[path, "attribute", name] = (id(value), _content(value))
     return facts
 
 
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, (list, dict, set)) else 0
+def _content(value: Any) -> Any:
+    """What a container holds, and the numbers of a tensor that is no parameter and no buffer."""
+    if isinstance(value, Tensor):
+        return None if value.is_meta else value.detach().double().flatten().tolist()
+    if isinstance(value, dict):
+        return {key: (id(part), _content(part)) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [(id(part), _content(part)) for part in value]
+    return len(value) if isinstance(value, set) else None

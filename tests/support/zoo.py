@@ -37,6 +37,7 @@ from support.zoo_nets import (
     fixed_batch,
     forces,
     frozen_features,
+    halves,
     in_brackets,
     lists,
     looped_cell,
@@ -215,6 +216,17 @@ ROWS = [
         lambda: storing(lambda m, h: m.history.append(h), history=[]),
         vectors(),
     ),
+    Row(
+        "stores deep inside",
+        lambda: storing(lambda m, h: m.kept["maps"].append(h), kept={"maps": []}),
+        vectors(),
+    ),
+    Row(
+        "moves an average that is no buffer",
+        lambda: storing(lambda m, h: m.mean.lerp_(h.detach().mean(0), 0.1), mean=torch.zeros(8)),
+        vectors(),
+        double=False,
+    ),
     Row("makes a buffer when first called", lambda: storing(add_mask), vectors()),
     Row("moves an average", lambda: with_buffer(move_average, torch.zeros(8)), vectors()),
     Row(
@@ -313,6 +325,16 @@ ROWS = [
         refused={"kfac": "never called", "pruning": r"has a mask of torch\.nn\.utils\.prune"},
     ),
     Row(
+        "a view of another weight",
+        lambda: changed(
+            mlp(),
+            lambda m: setattr(m[2], "weight", nn.Parameter(m[0].weight.data.view(-1, 8)[:3])),
+        ),
+        vectors(),
+        refused={"curvature": "are views of the same memory"},
+        double=False,
+    ),
+    Row(
         "made in inference mode",
         of_inference_mode,
         vectors(),
@@ -361,6 +383,22 @@ ROWS = [
         vectors(),
         trains=False,
         refused={"model": "cannot be exchanged", "recalibrate": "cannot be exchanged"},
+    ),
+    Row(
+        "a scripted layer",
+        lambda: nn.Sequential(torch.jit.script(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3)),
+        vectors(),
+        trains=False,
+        refused={
+            "model": "module '0' of the model is a .* cannot be exchanged",
+            "recalibrate": "cannot be exchanged",
+        },
+    ),
+    Row(
+        "halves by autocast",
+        lambda: Net(halves, a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        vectors(),
+        double=False,
     ),
     Row("no parameters", nn.Tanh, vectors(), trains=False, refused={"model": "has no parameters"}),
     Row("names in brackets", in_brackets, vectors()),

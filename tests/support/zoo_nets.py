@@ -161,6 +161,11 @@ def branching() -> nn.Module:
     return Net(forward, a=nn.Linear(6, 3), b=nn.Linear(6, 3))
 
 
+def halves(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return self.b(torch.tanh(self.a(x))).float()
+
+
 def masked_encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.1, batch_first=True)
     return Net(

@@ -145,6 +145,62 @@ def test_a_wrapper_without_hooks_is_refused_at_construction() -> None:
         hold_zeros(wrapper, model)
 
 
+class PlainLookahead:
+    """One that is no torch optimizer, and keeps its slow weights under a name of its own."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.slow = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+
+    @torch.no_grad()
+    def step(self) -> str:
+        self.optimizer.step()
+        for slow, fast in zip(self.slow, self.optimizer.param_groups[0]["params"], strict=True):
+            slow.lerp_(fast, 0.5)
+            fast.copy_(slow)
+        return "stepped"
+
+
+class Slotted(PlainLookahead):
+    """One of which nothing can be replaced."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "step":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+def test_a_wrapper_that_is_no_torch_optimizer_revives_nothing() -> None:
+    model = network()
+    wrapper: Any = PlainLookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    gradual = Gradual(model, wrapper, BATCHES, 0.5, start=3, end=6, steps=2)
+    train(model, lambda _: wrapper.step())
+    assert zeros(model) == gradual.sparsity == 0.5
+    assert wrapper.step() == "stepped"
+    gradual.remove()
+    assert "step" not in vars(wrapper)
+    train(model, lambda _: wrapper.step(), times=1)
+    assert zeros(model) < 0.5
+
+
+def test_a_wrapper_whose_step_was_set_before_has_that_again() -> None:
+    model = network()
+    wrapper: Any = PlainLookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    own = wrapper.step = lambda: PlainLookahead.step(wrapper)
+    hold = hold_zeros(wrapper, model, {"0.weight": torch.zeros(8, 6, dtype=torch.bool)})
+    train(model, lambda _: wrapper.step(), times=1)
+    assert not model.get_parameter("0.weight").any()
+    hold.remove()
+    assert wrapper.step is own
+
+
+def test_a_wrapper_that_takes_no_hook_is_refused() -> None:
+    model = network()
+    wrapper: Any = Slotted(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(WoodburyError, match=r"A Slotted around an optimizer .* takes no hook"):
+        Gradual(model, wrapper, BATCHES, 0.5, end=4, steps=2)
+
+
 def test_sparsity_is_that_of_the_model() -> None:
     model = network()
     gradual = Gradual(model, torch.optim.SGD(model.parameters(), 0.1), BATCHES, 0.5, end=1, steps=1)

@@ -19,6 +19,7 @@ from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.memory.row_store import scratch_in
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import Patterns
 
 IF_MEMORY_RUNS_OUT = "give influence fewer samples, or fewer parameters (include=…)"
@@ -103,6 +104,7 @@ class Influence:
 
 
 @checks_types
+@random_kept()
 def influence(
     model: nn.Module,
     train: Iterable[Batch],

@@ -32,9 +32,9 @@ from woodbury.errors import WoodburyError
 from woodbury.evaluation.metrics import standard_error
 from woodbury.integrations.compaction.coupled_units import CoupledChannels, coupled_channels
 from woodbury.memory.budget import check_holds
+from woodbury.model.attributes import copy_of
 from woodbury.model.batches import Batch
 from woodbury.model.batchnorm import recalibrate
-from woodbury.model.calling import copy_of
 from woodbury.model.flop_count import Flops, flops
 from woodbury.model.left_out import left_out_in_words
 from woodbury.model.objective import Objective

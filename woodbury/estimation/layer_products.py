@@ -80,18 +80,23 @@ class _Watch:
         root: A zero that is added to the layers' outputs, so that these have gradients.
         products: Name of a weight -> the sum so far; removed once it is compared.
         elsewhere: The names of weights whose gradient is another.
+        rounding: Name -> the relative rounding error of the layer's outputs.
         is_backward: Whether the model's own differentiation, in its forward pass, is over.
     """
 
     root: Tensor
     products: dict[str, Tensor] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
+    rounding: dict[str, float] = field(default_factory=dict)
     is_backward: bool = False
 
     def hook_of(self, name: str) -> ForwardHook:
         def note(layer: Any, positional: Any, keywords: Any, output: Tensor) -> Tensor:
             given = [_detached(each) for each in positional]
             named = {key: _detached(each) for key, each in keywords.items()}
+            if output.is_floating_point():  # a half under autocast
+                eps = torch.finfo(output.dtype).eps
+                self.rounding[name] = max(eps, self.rounding.get(name, 0.0))
             output = output + self.root  # a sum of its own, as it may be overwritten in place
             output.register_hook(partial(self._add, name, layer, given, named))
             return output
@@ -102,7 +107,7 @@ class _Watch:
         """Called when the gradient of a weight is complete, which is freed then."""
         gradient, weight.grad = weight.grad, None
         products = self.products.pop(name, None)
-        if gradient is not None and not _agree(gradient, products):
+        if gradient is not None and not _agree(gradient, products, self.rounding.get(name, 0.0)):
             self.elsewhere.add(name)
 
     def _add(
@@ -122,15 +127,26 @@ def _product(layer: nn.Module, given: list[Any], named: dict[str, Any], slope: T
     """The gradient of a layer's weight by one use of the layer alone, such as Σ g aᵀ."""
     alone = copy.copy(layer)  # which no hook sees
     weight = torch.zeros_like(layer.get_parameter("weight"), requires_grad=True)
+    # The backward pass is outside of the model's autocast: its halves are the weight's dtype here.
+    given = [_as_dtype(each, weight.dtype) for each in given]
+    named = {key: _as_dtype(each, weight.dtype) for key, each in named.items()}
     alone._parameters = {**layer._parameters, "weight": nn.Parameter(weight)}
     with torch.enable_grad():
         output = alone.forward(*given, **named)
+        slope = slope.to(output.dtype)
         return torch.autograd.grad(output, alone.get_parameter("weight"), slope)[0]
 
 
-def _agree(gradient: Tensor, products: Tensor | None) -> bool:
+def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor of real numbers in another dtype; all else as it is."""
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_real else value
+
+
+def _agree(gradient: Tensor, products: Tensor | None, rounding: float) -> bool:
     """Whether they are equal up to rounding; the factors themselves name what is not finite."""
     gradient = gradient.to_dense()  # an embedding's may be sparse
     distance = gradient if products is None else gradient - products.to_dense()
-    allowed = torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().max()
+    eps = max(torch.finfo(gradient.dtype).eps, rounding)
+    allowed = eps**0.5 * gradient.abs().max()
     return not bool((distance.abs() > allowed + 1e-12).any())

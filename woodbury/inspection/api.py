@@ -15,6 +15,7 @@ from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
 from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import Patterns
 from woodbury.pruning.planning import pruning_objective
 
@@ -22,6 +23,7 @@ IF_MEMORY_RUNS_OUT = "give inspect a smaller memory or count, or fewer parameter
 
 
 @checks_types
+@random_kept()
 def inspect(
     model: nn.Module,
     batches: Iterable[Batch],

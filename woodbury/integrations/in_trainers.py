@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
-from woodbury.integrations.random_numbers import seeded_everywhere
 from woodbury.model.batches import Batch
+from woodbury.model.random_numbers import seeded_everywhere
 from woodbury.pruning.presets import standard
 from woodbury.training.calibration import samples_needed
 from woodbury.training.gradual import Gradual

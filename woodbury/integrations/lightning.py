@@ -17,9 +17,9 @@ from woodbury.integrations.in_trainers import (
     check_options,
     last_step_in_numbers,
 )
-from woodbury.integrations.random_numbers import random_state, set_random_state
 from woodbury.model.batches import Batch
 from woodbury.model.peeking import Calibration
+from woodbury.model.random_numbers import random_state, set_random_state
 from woodbury.pruning.schedule import Targets, check_targets
 from woodbury.training.gradual import Gradual
 

@@ -200,14 +200,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file under a temporary name and rename it at the end: no half file has the name.
 
     Args:
-        path: The file to make or to replace.
+        path: The file to make or to replace; of a link what it leads to.
         write: Called with the temporary path, in the same folder.
 
     Raises:
-        WoodburyError: If the place cannot be written.
+        WoodburyError: If the place cannot be written, or is a folder, a device or a pipe, which
+            the new file would replace.
     """
     if not path.name or "\0" in str(path):
         raise WoodburyError(f"{str(path)!r} names no file: give the path of the file to write.")
+    with os_errors_explained(f"{path} cannot be written", WRITABLE):
+        path = Path(os.path.realpath(path))
+        if path.is_symlink():
+            raise WoodburyError(f"{path} is a link that leads to itself: choose another name.")
+        if path.exists() and not path.is_file():
+            raise WoodburyError(f"{path} exists and is no plain file: choose another name.")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with os_errors_explained(f"{path} cannot be written", WRITABLE):

@@ -306,6 +306,8 @@ def _first_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
             tensor.device,
             tensor.storage_offset(),
             tensor.dtype,
+            tensor.is_conj(),  # such a view has other values in the same memory
+            tensor.is_neg(),
         )
         key = (*place, tensor.shape, tensor.stride()) if tensor.numel() else (name,)
         names[name] = first.setdefault(key, name)

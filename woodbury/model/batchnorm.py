@@ -68,7 +68,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch], *, group: object = N
         shown = norms if whole is model else _norms_of(whole)
         with eval_mode(whole), _restored_on_error(shown):
             for norm in shown:
-                norm.train()
+                norm.training = True
                 norm.reset_running_stats()
                 norm.momentum = None  # a cumulative average, in which every batch counts alike
             own = _run(whole, _own_batches(batches, shown))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,15 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from woodbury.model.attributes import attributes_kept
 from woodbury.model.layers import memory_of
-
-CONTAINERS = (list, dict, set, deque)
-"""Attributes of these types may be changed without being assigned."""
-
-OWN_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
-"""What torch itself keeps on a module: parameters, buffers, submodules, hooks."""
 
 
 def call_model(
@@ -121,88 +114,6 @@ class _Once:
 
 def _nothing_before_or_after(*_: Any) -> Iterator[None]:
     yield
-
-
-@contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """A context after which every attribute of a model's modules is what it was before.
-
-    A forward pass may store features, masks or a history on its modules. Under `torch.func` they
-    would be tensors that cannot live outside.
-
-    Args:
-        model: The model. Parameters, buffers and submodules are not looked at, but for buffers that
-            were added.
-
-    Example:
-        >>> model = nn.Linear(1, 1)
-        >>> with attributes_kept(model):
-        ...     model.features = 3
-        >>> hasattr(model, "features")
-        False
-    """
-    before = [
-        (vars(module), _attributes(module), set(module._buffers)) for module in model.modules()
-    ]
-    contents = [
-        (value, value.copy())
-        for _, attributes, _ in before
-        for value in attributes.values()
-        if isinstance(value, CONTAINERS)
-    ]
-    try:
-        yield
-    finally:
-        for now, attributes, buffers in before:
-            for name in now.keys() - attributes.keys() - OWN_ATTRIBUTES:
-                del now[name]
-            now.update(attributes)
-            for name in now["_buffers"].keys() - buffers:
-                del now["_buffers"][name]
-        for container, content in contents:
-            _refill(container, content)
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy of a model, also where a forward pass has left a tensor with its graph on it.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The copy, on which such tensors have no graph.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> layer.features = layer(torch.ones(1))
-        >>> copy_of(layer).features.requires_grad
-        False
-    """
-    stored = (_attributes(module) for module in model.modules())
-    leaves = [leaf for attributes in stored for leaf in tree_leaves(attributes)]
-    with_graph = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None)
-    return copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in with_graph})
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What the user's own code keeps on a module."""
-    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
-
-
-def _refill(container: Any, content: Any) -> None:
-    """Give a container its old content, unless it has it."""
-    if len(container) == len(content) and _identities(container) == _identities(content):
-        return
-    container.clear()
-    if isinstance(container, (list, deque)):
-        container.extend(content)
-    else:
-        container.update(content)
-
-
-def _identities(container: Any) -> list[int]:
-    values = container.values() if isinstance(container, dict) else container
-    return [id(value) for value in values]
 
 
 def _in_every_place(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,9 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """A context in which a model is in eval mode; each module's own mode is restored after it.
 
-    BatchNorm normalises by its running statistics, and nothing is dropped out. Two fast paths of
+    BatchNorm normalises by its running statistics, and nothing is dropped out, also in a module
+    whose own `train` would have it otherwise: only the flag of each module is set, as a `train` of
+    the user's may do more, such as merging weights, that no flag takes back. Two fast paths of
     eval mode are off: cuDNN's where a module is recurrent, as its recurrences have no backward pass
     there, and that of nn.TransformerEncoder, which speaks in nested tensors under a padding mask.
 
@@ -34,8 +36,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.cudnn.enabled = cudnn and not is_recurrent
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         torch.backends.cudnn.enabled = cudnn

@@ -23,8 +23,9 @@ from woodbury.errors import (
 )
 from woodbury.linalg.precision import dtype_name
 from woodbury.linalg.ranks import Ranks
+from woodbury.model.attributes import attributes_kept
 from woodbury.model.batches import Batch, Samples, checked, samples_in, slice_samples, tensors_in
-from woodbury.model.calling import attributes_kept, call_model, run_model
+from woodbury.model.calling import call_model, run_model
 from woodbury.model.likelihood import IGNORED, Likelihood, check_likelihood, cross_entropy
 from woodbury.model.mean_losses import (
     MEAN_TOLERANCE,
@@ -34,11 +35,16 @@ from woodbury.model.mean_losses import (
     is_of_one_class,
     remedy,
 )
+from woodbury.model.memory_of_weights import check_apart
 from woodbury.model.modes import eval_mode
 from woodbury.model.pretrained import check_shifted, may_be_unshifted
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.sharded import is_sharded, whole_copy, write_into
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import checked_model
+
+ANY_SIZE = "let both take any batch size, and look at the labels"
+"""What to do where several samples are taken and a single one is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +118,14 @@ class Objective:
 
         Raises:
             WrongType: If the likelihood is no `Likelihood`, or the model no module.
-            WoodburyError: If the batches can be read only once, a weight is not finite, or a
-                BatchNorm has no running statistics.
+            WoodburyError: If the batches can be read only once, a weight is not finite, a
+                parameter lies in another's memory, or a BatchNorm has no running statistics.
         """
         check_likelihood(likelihood)
         given = checked_model(model)
         for name, parameter in given.named_parameters():
             _check_usable(name, parameter)
+        check_apart(dict(given.named_parameters()))
         model = whole_copy(given)
         samples = Samples.of(batches)
         space = space or ParameterSpace.from_model(model)
@@ -188,7 +195,7 @@ class Objective:
                 return self.likelihood.checked_loss(output, target)
 
     @torch.no_grad()
-    @torch.random.fork_rng(devices=[])
+    @random_kept()
     def probe(self) -> None:
         """Try the model and the loss on the first batch, and on single samples of it.
 
@@ -220,7 +227,7 @@ class Objective:
         self.check_mean(inputs, target)
 
     @torch.no_grad()
-    @torch.random.fork_rng(devices=[])
+    @random_kept()
     def check_mean(self, inputs: Any, target: Any) -> None:
         """Raise unless the loss of some samples is the mean of their single losses.
 
@@ -238,7 +245,7 @@ class Objective:
         if self.batches.trials_of(self.likelihood) >= MOST_TRIALS:
             return
         refusal = "The model or its loss refuses a single sample, and each has its own gradient"
-        with eval_mode(self.model), user_code(f"{refusal}: let both take any batch size."):
+        with eval_mode(self.model), user_code(f"{refusal}: {ANY_SIZE}."):
             first = from_both_ends((inputs, target), PROBED_SAMPLES)
             count = samples_in(first[0])
             together = float(self.batch_loss(self.parameters, *first))
@@ -266,6 +273,7 @@ class Objective:
         self.batches.tried.extend([self.likelihood] * trials)
 
     @torch.no_grad()
+    @random_kept()
     def loss(self, batches: Iterable[Batch] | None = None) -> float:
         """The mean loss per sample.
 

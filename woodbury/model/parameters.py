@@ -139,6 +139,24 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
+def wrappers_without_hooks(optimizer: Any) -> list[Any]:
+    """The wrappers around an optimizer that may move weights after its step, and call no hooks.
+
+    Args:
+        optimizer: What `unwrapped` takes.
+
+    Returns:
+        Those that are no torch optimizers, from the outermost; not those of accelerate and
+        Lightning, which only pass on.
+    """
+    found = []
+    while (inner := _inner(optimizer)) is not None:
+        if not (_is_of_trainer(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
+            found.append(optimizer)
+        optimizer = inner
+    return found
+
+
 def _inner(optimizer: Any) -> Any:
     """What a wrapper of an optimizer has inside; None where nothing is."""
     found = (getattr(optimizer, name, None) for name in INSIDE)
@@ -146,11 +164,16 @@ def _inner(optimizer: Any) -> Any:
 
 
 def _only_passes_on(wrapper: Any) -> bool:
-    """Whether a wrapper does no more in its step than call that of the optimizer inside."""
-    package = type(wrapper).__module__.partition(".")[0]
-    if package in ("accelerate", "lightning", "pytorch_lightning"):
+    """Whether a wrapper seems to have no state beside that of the optimizer inside."""
+    if _is_of_trainer(wrapper):
         return True
     return not isinstance(wrapper, torch.optim.Optimizer) and not hasattr(wrapper, "state")
+
+
+def _is_of_trainer(wrapper: Any) -> bool:
+    """Whether a wrapper does no more in its step than call that of the optimizer inside."""
+    package = type(wrapper).__module__.partition(".")[0]
+    return package in ("accelerate", "lightning", "pytorch_lightning")
 
 
 def _calls_hooks(optimizer: Any) -> bool:

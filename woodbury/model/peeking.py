@@ -6,11 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.model.batches import Batch, checked, samples_in
+from woodbury.model.random_numbers import random_kept
 
 Calibration = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 """The calibration set: batches (inputs, target) that can be iterated over again and again.
@@ -33,7 +32,7 @@ def batches_for_step(calibration: Calibration, step: int) -> Iterable[Batch]:
 
 @contextmanager
 def preserving_rng(calibration: Calibration) -> Iterator[None]:
-    """A context that leaves torch's random numbers on the CPU as it found them.
+    """A context that leaves the random numbers of torch, NumPy and Python as it found them.
 
     A loader that shuffles draws from them, and the training loop would see another order. A
     `PeekingLoader` reads ahead before they are set aside, as what it draws belongs to the loop.
@@ -43,7 +42,7 @@ def preserving_rng(calibration: Calibration) -> Iterator[None]:
     """
     if isinstance(calibration, PeekingLoader):
         calibration()
-    with torch.random.fork_rng(devices=[]):
+    with random_kept():
         yield
 
 

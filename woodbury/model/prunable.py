@@ -11,6 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from woodbury.errors import WoodburyError
+from woodbury.model.memory_of_weights import check_writable
 from woodbury.model.wrappers import bare
 
 PRUNED_BY_TORCH = "_orig"
@@ -26,7 +27,7 @@ def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
 
     Raises:
         WoodburyError: For a parameter of a parametrization, under a mask of torch.nn.utils.prune,
-            or expanded; and within inference mode.
+            expanded, or in memory that may only be read; and within inference mode.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
@@ -40,8 +41,10 @@ def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
             "torch.no_grad()."
         )
     model = bare(model)
+    names = list(names)
     for name in names:
         _check_parameter(model, name)
+    check_writable({name: model.get_parameter(name) for name in names})
 
 
 def _check_parameter(model: nn.Module, name: str) -> None:

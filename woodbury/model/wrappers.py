@@ -48,7 +48,7 @@ def checked_model(model: Any) -> nn.Module:
 
     Raises:
         WrongType: If it is no module.
-        WoodburyError: If it was scripted, traced or exported.
+        WoodburyError: If it, or a module in it, was scripted, traced or exported.
 
     Example:
         >>> checked_model(DataParallel(nn.Linear(2, 1)))
@@ -57,12 +57,14 @@ def checked_model(model: Any) -> nn.Module:
     model = bare(model)
     if not isinstance(model, nn.Module):
         raise WrongType(f"The model is a {type(model).__name__}: give a torch.nn.Module.")
-    is_exported = "eval" in vars(model)  # torch.export puts an error there
-    if isinstance(model, torch.jit.ScriptModule) or is_exported:
-        raise WoodburyError(
-            f"The model is a {type(model).__name__}, whose weights cannot be exchanged for others: "
-            "give the module that was scripted, traced or exported."
-        )
+    for name, module in model.named_modules():
+        is_exported = "eval" in vars(module)  # torch.export puts an error there
+        if isinstance(module, torch.jit.ScriptModule) or is_exported:
+            what = f"The module {name!r} of the model" if name else "The model"
+            raise WoodburyError(
+                f"{what} is a {type(module).__name__}, whose weights cannot be exchanged for "
+                "others: give the module that was scripted, traced or exported."
+            )
     return model
 
 

@@ -19,6 +19,7 @@ from woodbury.memory.row_store import scratch_in
 from woodbury.model.batches import Batch
 from woodbury.model.left_out import HOW_TO_TAKE_IN, left_out_in_words
 from woodbury.model.likelihood import Likelihood, cross_entropy
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.monitor import announce
 from woodbury.pruning.feasibility import current_sparsity
@@ -40,6 +41,7 @@ IF_MEMORY_RUNS_OUT = (
 
 
 @checks_types
+@random_kept()
 def prune(
     model: nn.Module,
     batches: Iterable[Batch],

@@ -28,6 +28,7 @@ from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
 from woodbury.model.prunable import check_prunable
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.pruning.autoconfig import Choice, choose
 from woodbury.pruning.feasibility import kept_count
@@ -59,6 +60,7 @@ class Planned(NamedTuple):
 
 
 @checks_types
+@random_kept()
 def plan(
     model: nn.Module,
     batches: Iterable[Batch],

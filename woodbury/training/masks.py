@@ -21,9 +21,11 @@ from woodbury.model.parameters import (
     masks_of,
     optimized_parameters,
     unwrapped,
+    wrappers_without_hooks,
 )
 from woodbury.model.sharded import own_shard, reshard
 from woodbury.model.wrappers import bare
+from woodbury.training.after_step import AfterStep
 
 
 class Hold:
@@ -35,7 +37,8 @@ class Hold:
        optimizer.
     2. Weights and the optimizer's state are cleared after every step, so that neither momentum nor
        weight decay revives a weight. That holds for every torch optimizer that has one of these
-       weights, also for one beside or around the one that is given.
+       weights, also for one beside or around the one that is given, and for a wrapper that is none,
+       such as a Lookahead: its own `step` is followed by this.
 
     Of parameters that are sharded over ranks (FSDP2), each rank holds its own part; their gradients
     arrive by no hook, and are cleared right before the step.
@@ -78,7 +81,9 @@ class Hold:
         # A weak reference: what is hooked into torch itself must not keep the model in memory.
         after_others = partial(_clear_after, weakref.ref(self))
         handles = (after_step, register_optimizer_step_post_hook(after_others))
-        self._handles: list[RemovableHandle] = list(handles)
+        self._handles: list[RemovableHandle | AfterStep] = list(handles)
+        for wrapper in wrappers_without_hooks(optimizer):
+            self._handles.append(AfterStep(wrapper, self.clear))
         if any(is_dtensor(parameter) for parameter in self.removed):
             before_step = self.optimizer.register_step_pre_hook(lambda *_: self._clear_sharded())
             self._handles.append(before_step)

@@ -22,8 +22,9 @@ from woodbury.integrations.compaction.slicing import (
 )
 from woodbury.integrations.compaction.tracing import dependency_graph, library
 from woodbury.integrations.compaction.walks import Walk, all_walks
+from woodbury.model.attributes import copy_of
 from woodbury.model.batches import tensors_in
-from woodbury.model.calling import copy_of, run_model
+from woodbury.model.calling import run_model
 from woodbury.model.hooks import forward_hooks, has_hooks
 from woodbury.model.layers import memory_of
 from woodbury.model.space import ParameterSpace

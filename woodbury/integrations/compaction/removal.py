@@ -22,7 +22,7 @@ from woodbury.integrations.compaction.slicing import (
     outputs_of,
     set_columns,
 )
-from woodbury.model.calling import copy_of
+from woodbury.model.attributes import copy_of
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from woodbury.integrations.onnx.example_batches import ExampleBatches, OutputTen
 from woodbury.integrations.onnx.zeros import leave_zeros_out
 from woodbury.io.file_sizes import FileSize
 from woodbury.io.folders import write_atomically
-from woodbury.model.calling import copy_of
+from woodbury.model.attributes import copy_of
 from woodbury.model.torch_masks import apply_masks
 from woodbury.model.wrappers import checked_model
 from woodbury.monitor import report

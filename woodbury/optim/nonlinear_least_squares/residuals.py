@@ -13,7 +13,8 @@ from torch.func import grad, jacrev, vmap
 from woodbury.errors import WoodburyError, WrongType, user_code
 from woodbury.linalg.precision import wide_dtype
 from woodbury.memory.budget import budget_bytes, bytes_in_words
-from woodbury.model.calling import attributes_kept, run_model
+from woodbury.model.attributes import attributes_kept
+from woodbury.model.calling import run_model
 from woodbury.model.modes import eval_mode
 from woodbury.model.space import ParameterSpace
 from woodbury.optim.nonlinear_least_squares.groups import Group

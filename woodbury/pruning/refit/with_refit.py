@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
-from woodbury.model.calling import copy_of
+from woodbury.model.attributes import copy_of
 from woodbury.model.objective import Objective
 from woodbury.pruning.pruned import Carried, Pruned
 from woodbury.pruning.pruner import Pruner, PruningRecipe

@@ -1,4 +1,4 @@
-"""The random numbers that training code draws: kept, seeded, and saved."""
+"""The random numbers that the user's code draws: kept, seeded, and saved."""
 
 from __future__ import annotations
 
@@ -40,6 +40,33 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["accelerator"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["accelerator"])
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """A context after which torch, NumPy and Python draw what they would have drawn without it.
+
+    A loader that shuffles draws from them, and so may a dataset or a model.
+
+    Example:
+        >>> random.seed(0)
+        >>> with random_kept():
+        ...     first = random.random()
+        >>> random.random() == first
+        True
+    """
+    python, torchs = random.getstate(), torch.get_rng_state()
+    numpys = numpy.random.get_state(legacy=True)  # noqa: NPY002
+    # Not asked whether there is one: that would make a context on it, which takes memory.
+    accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numpys)  # noqa: NPY002
+        torch.set_rng_state(torchs)
+        if accelerators:
+            torch.cuda.set_rng_state_all(accelerators)
 
 
 @contextmanager
