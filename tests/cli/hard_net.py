@@ -83,5 +83,30 @@ def broken() -> Dataset:
     return Made(fails)
 
 
+class Strange(BaseException):
+    """Neither an Exception nor an end that Python knows."""
+
+
+def strange() -> Any:
+    raise Strange("of its own kind")
+
+
+def strange_data() -> Dataset:
+    return Made(lambda x, y: strange())
+
+
+def stops() -> Dataset:
+    return Made(stop_late)
+
+
+def stop_late(x: Tensor, y: int) -> Any:
+    if y == 2:
+        raise StopIteration
+    return x, y
+
+
+instance = plain()
+
+
 def fails(x: Tensor, y: int) -> Any:
     raise OSError("record is truncated")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.cli import files, refused, report, succeeds, weights, woodbury
 
@@ -33,6 +34,10 @@ PRUNE = "prune net.py:plain --sparsity 0.5 --method mfac --count 50 --out out"
         ("unequal", "cannot be read in batches of pairs (input, label) of equal shapes."),
         ("unlabelled", "cannot be read in batches of pairs"),
         ("broken", f"record is truncated; net.py, line {NET.read_text().count(chr(10))})"),
+        (
+            "stops",
+            "DATA ends in batch 0, before its len(): let its __getitem__ not raise StopIteration",
+        ),
         ("without_length", "The length of net.py:without_length failed"),
     ],
 )
@@ -57,6 +62,41 @@ def test_what_cannot_be_stored_is_said_before_the_work(command: str, here: Path)
     target = "--sparsity 0.5" if "prune" in command else "--epochs 1"
     words = f"{command} net.py:with_extra_state net.py:interrupted {target} --out out"
     refused("'0._extra_state' in the state dict is a dict, not a tensor", words)
+
+
+def test_what_is_no_function_and_errors_of_no_kind(here: Path) -> None:
+    refused("net.py:instance is a Sequential, no function", PRUNE.replace("plain", "instance"), "a")
+    refused("failed at net.py, line", PRUNE.replace("plain", "strange"), "net.py:data")
+    words = f"{PRUNE} net.py:strange_data"
+    ended = run(words, stdout=subprocess.PIPE)  # a test's own BaseException is let through
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "Error: net.py, line" in ended.stderr and "Strange: of its own kind" in ended.stderr
+
+
+def test_training_on_data_that_end_early(here: Path) -> None:
+    words = "train net.py:plain net.py:stops --epochs 1 --out out"
+    refused("let its __getitem__ not raise StopIteration", words, at_once=False)
+
+
+def test_arrays_in_another_byte_order_or_backwards(here: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 6)), np.arange(60) % 3
+    np.savez("d.npz", x=x.astype(">f4"), y=y.astype(">i8"))
+    succeeds(PRUNE.replace("--out out", "--out big").replace("50", "20"), "d.npz")
+    np.savez("d.npz", x=x.astype("f4"), y=y)
+    succeeds(PRUNE.replace("--out out", "--out little").replace("50", "20"), "d.npz")
+    little = weights("little")
+    assert all(torch.equal(little[name], tensor) for name, tensor in weights("big").items())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_pipes_and_folders_that_are_called_as_files(kind: str, here: Path) -> None:
+    for name in ("d.npz", "other.py", "w.pt", "w.safetensors"):
+        os.mkfifo(name) if kind == "pipe" else Path(name).mkdir()
+    refused("d.npz is a folder, a pipe or a device", PRUNE, "d.npz")
+    made = PRUNE.replace("net.py", "other.py")
+    refused("other.py is a folder, a pipe or a device", made, "net.py:data")
+    for name in ("w.pt", "w.safetensors"):
+        refused(f"There is no file {name}", PRUNE, f"net.py:data --checkpoint {name}")
 
 
 def npz(shape: tuple[int, ...], content: bytes, method: int = zipfile.ZIP_STORED) -> None:

@@ -66,7 +66,13 @@ def main() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, end)
-    sys.exit(run(sys.argv[1:], signals))
+    try:
+        code = run(sys.argv[1:], signals)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # of the user's code, or of a library in it
+        code = console.explain(error)
+    sys.exit(code)
 
 
 def run(words: Sequence[str], signals: Sequence[int] = ()) -> int:

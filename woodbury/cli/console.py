@@ -136,7 +136,7 @@ def _said(error: Exception) -> int:
         return _refuse(f"The output cannot be shown ({error}): what is in files was written.")
     if sys.flags.dev_mode:
         raise error
-    return _explain(error)
+    return explain(error)
 
 
 def _interrupted(message: str = "") -> int:
@@ -150,10 +150,16 @@ def _refuse(sentence: str) -> int:
     return USER_ERROR
 
 
-def _explain(error: Exception) -> int:
+def explain(error: BaseException) -> int:
     """Say what no other place has explained: where it arose, the user's own line if one had part.
 
     `python -X dev -m woodbury.cli …` shows the traceback.
+
+    Args:
+        error: Anything that was raised.
+
+    Returns:
+        The exit code: 2 where the user's own code had part in it, else 1.
     """
     if isinstance(error, OSError) and error.filename:
         return _refuse(f"{error.filename} cannot be read or written ({reason(error)}): look at it.")

@@ -49,6 +49,7 @@ def as_tensor(value: Any, what: str) -> Tensor:
     tensor = value
     if not isinstance(value, Tensor):
         try:
+            value = plain_array(value)
             tensor = torch.as_tensor(value)
             if tensor.dtype == torch.float32 and isinstance(value, (list, tuple)):
                 tensor = torch.as_tensor(value, dtype=torch.float64)
@@ -58,6 +59,30 @@ def as_tensor(value: Any, what: str) -> Tensor:
     if kind:
         raise WrongType(f"{what} is {kind}: give a dense tensor of numbers.")
     return tensor.detach()
+
+
+def plain_array(value: Any) -> Any:
+    """An array that torch takes, of one that is read-only, backwards, or in another byte order.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        A copy of such an array; anything else as it is.
+
+    Example:
+        >>> import numpy
+        >>> torch.as_tensor(plain_array(numpy.arange(3)[::-1]))
+        tensor([2, 1, 0])
+    """
+    flags, dtype = getattr(value, "flags", None), getattr(value, "dtype", None)
+    if flags is None or dtype is None:
+        return value
+    if not getattr(dtype, "isnative", True):
+        return value.astype(dtype.newbyteorder("="))
+    is_backwards = any(step < 0 for step in getattr(value, "strides", ()) or ())
+    is_fixed = not getattr(flags, "writeable", True)
+    return value.copy() if is_backwards or is_fixed else value
 
 
 def _unusable_kind(tensor: Tensor) -> str:

@@ -20,6 +20,7 @@ from woodbury.cli.inputs.images import Images, Transform
 from woodbury.cli.inputs.model import call_function, find_function, no_file, run_user_code
 from woodbury.cli.inputs.splits import BATCH_SAMPLES, to_default_dtype
 from woodbury.errors import WoodburyError, reason
+from woodbury.linalg.conversion import plain_array
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.training.drawing import HELD_OUT_FRACTION, hold_out
 
@@ -261,9 +262,9 @@ def _from_arrays(where: str, x: Any, y: Any) -> Dataset:
         x: The inputs, (n, …).
         y: The labels, (n, …), None for none.
     """
-    inputs = run_user_code(where, lambda: torch.as_tensor(x))
+    inputs = run_user_code(where, lambda: torch.as_tensor(plain_array(x)))
     labels = run_user_code(
-        where, lambda: torch.zeros(len(inputs)) if y is None else torch.as_tensor(y)
+        where, lambda: torch.zeros(len(inputs)) if y is None else torch.as_tensor(plain_array(y))
     )
     if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
         raise WoodburyError(

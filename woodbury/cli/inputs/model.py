@@ -97,6 +97,10 @@ def find_function(where: str) -> Callable[[], Any]:
         )
     module = run_user_code(where, lambda: _imported(place))
     function = vars(module).get(name)
+    if isinstance(function, nn.Module):
+        raise WoodburyError(
+            f"{where} is a {type(function).__name__}, no function: let a function return it."
+        )
     if not callable(function):
         names = [
             key
@@ -128,20 +132,24 @@ def run_user_code(where: str, function: Callable[[], Any]) -> Any:
         if isinstance(end.code, int) and end.code > SIGNALLED:
             raise  # of our own handler of signals
         raise WoodburyError(f"{where} ends the program ({end.code}): let it return.") from end
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         line = users_line(error)
         at = f" at {line}" if line else ""
         raise WoodburyError(f"{where} failed{at}: {reason(error)}") from error
 
 
 def no_file(place: str, remedy: str) -> WoodburyError:
-    """The error for a file that is not there; it names the nearest one in its folder.
+    """The error for what is no file; where nothing is there it names the nearest in its folder.
 
     Args:
         place: The path as the user wrote it.
         remedy: What to do where none is near.
     """
     path = Path(place)
+    if os.path.exists(place):
+        return WoodburyError(f"{place} is a folder, a pipe or a device: {remedy}")
     near = None
     with suppress(OSError, RuntimeError):
         near = nearest(path.name, os.listdir(path.expanduser().parent))

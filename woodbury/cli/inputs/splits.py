@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches, read from the data set each time."""
-        return _read(DataLoader(self.dataset, batch_size=self.size))
+        loader = DataLoader(self.dataset, batch_size=self.size)
+        return _read(loader, lambda: len(loader))
 
     def __len__(self) -> int:
         """How many batches there are."""
@@ -93,13 +94,21 @@ def stream(dataset: Dataset, order: Iterator[Tensor]) -> Iterator[Batch]:
         dataset: Pairs (input, label). Each sample is read again each time, as it may be augmented.
         order: The indices of each batch.
     """
+    drawn = 0
+
+    def indices() -> Iterator[list[int]]:
+        nonlocal drawn
+        for batch in order:
+            drawn += 1
+            yield batch.tolist()
+
     loader = DataLoader(
         dataset,
-        batch_sampler=map(Tensor.tolist, order),  # type: ignore[arg-type]
+        batch_sampler=indices(),  # type: ignore[arg-type]
         # With a generator of its own it takes nothing from the one that a resumed run goes on with.
         generator=torch.Generator(),
     )
-    return _read(loader)
+    return _read(loader, lambda: drawn)
 
 
 def labels_of(dataset: Dataset) -> Tensor | None:
@@ -119,16 +128,28 @@ def to_default_dtype(leaf: Any) -> Any:
     return leaf.float() if leaf.is_floating_point() else leaf.long()
 
 
-def _read(loader: Iterable[Any]) -> Iterator[Batch]:
-    """The batches of a loader, which runs the data set's own code."""
+def _read(loader: Iterable[Any], batches_asked_for: Callable[[], int]) -> Iterator[Batch]:
+    """The batches of a loader, which runs the data set's own code.
+
+    Raises:
+        WoodburyError: If that fails, or ends early: a StopIteration in it would pass for the end of
+            the loader, and the run would use fewer samples in silence.
+    """
     batches = iter(loader)
+    done = 0
     while True:
         with user_code("DATA cannot be read in batches of pairs (input, label) of equal shapes."):
             try:
                 batch = next(batches)
             except StopIteration:
-                return
+                break
+        done += 1
         yield _pair(batch)
+    if done < batches_asked_for():
+        raise WoodburyError(
+            f"DATA ends in batch {done}, before its len(): let its __getitem__ not raise "
+            "StopIteration."
+        )
 
 
 def _pair(batch: Any) -> Batch:
