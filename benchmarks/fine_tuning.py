@@ -1,4 +1,4 @@
-"""Fine-tuning a small BERT: python benchmarks/fine_tuning.py [--steps 120] [--seeds 0 1 2 3 4]
+"""Fine-tuning a small BERT: python benchmarks/fine_tuning.py [--steps 100] [--seeds 0 1 2 3 4]
 
 M-FAC's own claim at a size of minutes: `MFAC` beside AdamW at equal steps. A BERT of two layers,
 128 wide, is pretrained on masked words of the docstrings of Python's standard library and of the
@@ -35,9 +35,9 @@ from torch.nn.functional import cross_entropy
 import woodbury
 
 WORD = re.compile(r"[A-Za-z_]+|[^\sA-Za-z_]")
-LENGTH, WORDS, TOPICS, LARGEST, DOUBLE = 32, 4000, 15, 200, 0.1
+LENGTH, WORDS, TOPICS, LARGEST, DOUBLE = 32, 2000, 15, 200, 0.1
 PAD, UNKNOWN, MASK, START = range(4)
-BATCH, PRETRAINING_BATCH, PRETRAINING_STEPS, TUNING_SEED = 32, 64, 1500, 100
+BATCH, PRETRAINING_BATCH, PRETRAINING_STEPS, TUNING_SEED = 16, 32, 600, 100
 MASKED = 0.15
 
 
@@ -188,21 +188,14 @@ def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def mfac(model: nn.Module, setting: tuple[float, float]) -> torch.optim.Optimizer:
-    """A window of 128 gradients, the momentum of AdamW's first moment."""
+    """A window of 64 gradients, the momentum of AdamW's first moment."""
     lr, damping = setting
-    return woodbury.MFAC(model.parameters(), lr, window=128, damping=damping, momentum=0.9)
-
-
-def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    return woodbury.MFAC(model.parameters(), lr, window=64, damping=damping, momentum=0.9)
 
 
 METHODS = {
-    "AdamW": Method(adamw, (3e-4, 1e-3, 2e-3, 3e-3, 6e-3, 1e-2)),
-    "SGD, momentum 0.9": Method(sgd, (1e-2, 3e-2, 0.1, 0.2, 0.3, 0.6)),
-    "MFAC, window 128": Method(
-        mfac, ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3), (3e-3, 1e-2), (1e-2, 1e-2), (3e-2, 1e-2))
-    ),
+    "AdamW": Method(adamw, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "MFAC, window 64": Method(mfac, ((1e-3, 1e-3), (3e-3, 1e-3), (3e-3, 1e-2), (1e-2, 1e-2))),
 }
 
 
@@ -248,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning.json"))
