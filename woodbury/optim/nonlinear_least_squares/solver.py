@@ -33,12 +33,6 @@ TARGET_RATIO = 0.8
 RATE, LARGEST_CHANGE = 3.0, 8.0
 """How fast it is moved, per unit of the ratio, and the largest factor of one step."""
 
-LINEAR = 0.05
-"""How near to 1 the ratio is where the linearised residuals hold."""
-
-LARGE_DAMPING = 1e-3
-"""Above it the damping shrinks fastest where they hold; below, such a leap fails at every step."""
-
 MAX_DAMPING, MIN_DAMPING = 1e16, 1e-30
 """Where the damping, relative to the squared columns of the Jacobian, stops."""
 
@@ -165,7 +159,7 @@ class LeastSquares:
             if loss < self.loss:  # False for NaN
                 ratio = (self.loss - loss) / predicted if predicted > 0 else TARGET_RATIO
                 self._take(step, values, loss)
-                self.damping = max(used * _change(ratio, used), MIN_DAMPING)
+                self.damping = max(used * _change(ratio), MIN_DAMPING)
                 return Step(loss, used, True)
             if used * GROWTH > MAX_DAMPING:
                 self.damping = 1.0
@@ -292,9 +286,7 @@ class LeastSquares:
         return lengths.clamp(min=SMALLEST_SCALE * float(lengths.max()))
 
 
-def _change(ratio: float, damping: float) -> float:
-    """The factor of a damping after a step of this ratio of decreases  (eq. 96)."""
-    if abs(ratio - 1) < LINEAR and damping > LARGE_DAMPING:
-        return 1 / LARGEST_CHANGE
+def _change(ratio: float) -> float:
+    """The factor of the damping after a step of this ratio of decreases  (eq. 96)."""
     limit = math.log(LARGEST_CHANGE)
     return math.exp(min(max(RATE * (TARGET_RATIO - ratio), -limit), limit))
