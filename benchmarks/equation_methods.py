@@ -121,8 +121,11 @@ def kfac(problem: Problem, setting: tuple[float, float]) -> Steps:
         yield
 
 
-def dense_gauss_newton(problem: Problem, _: None) -> Steps:
-    """ENGD (Müller & Zeinhofer 2023): the dense pseudo-inverse, and a search over 2⁰ … 2⁻³⁰."""
+def dense_gauss_newton(problem: Problem, least: float) -> Steps:
+    """ENGD (Müller & Zeinhofer 2023): the dense pseudo-inverse, and a search over 2⁰ … 2⁻³⁰.
+
+    `least` is the share of the largest singular value below which the others count as zero.
+    """
     names = dict(problem.model.named_parameters())
     sizes = [parameter.numel() for parameter in names.values()]
 
@@ -138,7 +141,8 @@ def dense_gauss_newton(problem: Problem, _: None) -> Steps:
     while True:
         values = residuals(weights)
         rows = problem.rows(unflatten(weights))
-        step = torch.linalg.lstsq(rows, values[:, None], driver="gelsd").solution[:, 0]
+        found = torch.linalg.lstsq(rows, values[:, None], rcond=least, driver="gelsd")
+        step = found.solution[:, 0]
         tried = [(float(residuals(weights - step / 2**k).norm()), k) for k in range(31)]
         norm, k = min((each for each in tried if math.isfinite(each[0])), default=(math.inf, 0))
         if not norm < float(values.norm()):
@@ -199,7 +203,7 @@ LEARNING_RATES = 0.03, 0.01, 0.003, 0.001
 
 METHODS: dict[str, Method] = {
     "woodbury.least_squares": Method(least_squares),
-    "dense Gauss–Newton (ENGD)": Method(dense_gauss_newton),
+    "dense Gauss–Newton (ENGD)": Method(dense_gauss_newton, (1e-15, 1e-10, 1e-6)),
     "torch-levenberg-marquardt": Method(
         torch_levenberg_marquardt, (1e-1, 1e-3, 1e-5), "torch_levenberg_marquardt"
     ),

@@ -1,5 +1,5 @@
 """Influence on MNIST: python benchmarks/influence.py [--samples 5000] [--tests 500] [--halves 50]
-[--epochs 50] [--networks 10] [--wrong 0.1]
+[--epochs 50] [--networks 10] [--wrong 0.1] [--parts mislabelled datamodelling]
 
 1. The linear datamodelling score: each network of `--halves` is trained on a random half of the
    samples with a seed of its own. For each test sample the sums of scores over the halves are
@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
-from measured import bench_data
+from measured import bench_data, spread
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -106,30 +107,38 @@ def retrained(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.
 
 
 def datamodelling(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.Namespace):
-    table = Table("scores", "networks", "LDS", "damping", "s", title="Linear datamodelling score")
+    """The score of each network, and of the average of all so far; a line for each, as they come:
+    a run that is ended early has said what it reached."""
     start = time.process_time()
     held, measured = retrained(x, y, test, args)
     print(f"{args.halves} halves trained in {time.process_time() - start:.0f} s", flush=True)
+    kinds: dict[str, Callable[[Influence], Tensor]] = {
+        "scores": lambda found: found.scores,
+        "leave one out": lambda found: found.leave_one_out,
+    }
+    columns = [f"{name}, {of}" for name in kinds for of in ("this one", "average")]
+    print(f"| networks | {' | '.join(columns)} | damping | s |")
+    print("|---" * (len(columns) + 3) + "|", flush=True)
+
+    def lds(scores: Tensor) -> float:
+        return float(spearman(scores.cpu() @ held.mT, -measured.mT.double()).mean())
+
     several: list[Influence] = []
-    seconds = 0.0
+    alone = defaultdict(list)
     everything = [torch.arange(len(y))] * args.networks
     for model in trained(x, y, everything, args.epochs, range(1000, 1000 + args.networks)):
         start = time.process_time()
         several.append(influence(model, [(x, y)], [test]))
-        seconds += time.process_time() - start
-    kinds: dict[str, Callable[[Influence], Tensor]] = {
-        "scores": lambda found: found.scores,
-        "leave_one_out": lambda found: found.leave_one_out,
-    }
-    for name, read in kinds.items():
-        for networks in sorted({1, args.networks}):
-            mean = Influence.averaged(several[:networks])
-            lds = spearman(read(mean).cpu() @ held.mT, -measured.mT.double()).mean()
-            took = seconds * networks / args.networks
-            table.add_row(
-                name, str(networks), f"{float(lds):.3f}", f"{mean.damping:.1e}", f"{took:.0f}"
-            )
-    Console(width=100).print(table)
+        seconds = time.process_time() - start
+        mean = Influence.averaged(several)
+        cells = []
+        for name, read in kinds.items():
+            alone[name].append(lds(read(several[-1])))
+            cells += [f"{alone[name][-1]:.3f}", f"{lds(read(mean)):.3f}"]
+        damping = f"{several[-1].damping:.1e}"
+        print(f"| {len(several)} | {' | '.join(cells)} | {damping} | {seconds:.0f} |", flush=True)
+    for name, values in alone.items():
+        print(f"{name}, one network: {spread(values, 3)} (n = {len(values)})")
 
 
 def mislabelled(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.Namespace):
@@ -149,10 +158,14 @@ def mislabelled(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argpars
     Console(width=100).print(table)
 
 
+PARTS = {"mislabelled": mislabelled, "datamodelling": datamodelling}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--tests", type=int, default=500)
     parser.add_argument("--halves", type=int, default=50)
@@ -166,8 +179,8 @@ def main() -> None:
     train = torch.randperm(len(y), generator=generator)[: args.samples]
     tests = torch.randperm(len(y_test), generator=generator)[: args.tests]
     test = x_test[tests].flatten(1), y_test[tests]
-    mislabelled(x[train].flatten(1), y[train], test, args)
-    datamodelling(x[train].flatten(1), y[train], test, args)
+    for part in args.parts:
+        PARTS[part](x[train].flatten(1), y[train], test, args)
 
 
 if __name__ == "__main__":

@@ -1,79 +1,101 @@
 """The picture of error against seconds, as SVG: python docs/figures_equations.py
 
-The curves are read from their table in docs/results/optimizer.md.
+A panel for each equation, whose curves are read from its table in docs/results/optimizer.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from figures import DOCS, GRID, QUIET, STATIC, Picture
 
 PAGE = DOCS / "results" / "optimizer.md"
-HEADING = "### Error against seconds"
-COLOURS = (
-    "#0b6bcb",
-    "#c2410c",
-    "#15803d",
-    "#7e22ce",
-    "#b45309",
-    "#be185d",
-    "#0f766e",
-    "#6b7280",
-)
-LEFT, RIGHT, TOP, BOTTOM = 70, 520, 56, 340
+HEADING = "#### Error against seconds: "
+COLOURS = {
+    "woodbury.least_squares": "#0b6bcb",
+    "dense Gauss–Newton (ENGD)": "#c2410c",
+    "torch-levenberg-marquardt": "#15803d",
+    "torch L-BFGS": "#7e22ce",
+    "SOAP": "#b45309",
+    "Shampoo": "#be185d",
+    "K-FAC before SGD": "#0f766e",
+    "Adam": "#6b7280",
+}
+WIDTH, HEIGHT = 400, 280
+LEFT, RIGHT, TOP, BOTTOM = 60, 380, 50, 220
+"""Of a panel, and of the axes in it."""
 
 
-def rows() -> Iterator[list[str]]:
-    """The cells of the table below the heading, its head first."""
-    page = PAGE.read_text("utf-8")
-    begun = False
-    for line in page[page.index(HEADING) :].splitlines():
-        if line.startswith("|"):
-            begun = True
+class Curves(NamedTuple):
+    """One table: seconds, and each method's errors there."""
+
+    equation: str
+    seconds: list[float]
+    errors: dict[str, list[float]]
+
+
+def tables() -> Iterator[Curves]:
+    """The tables below the headings."""
+    for section in PAGE.read_text("utf-8").split(HEADING)[1:]:
+        equation, *lines = section.splitlines()
+        first = next(place for place, line in enumerate(lines) if line.startswith("|"))
+        rows = []
+        for line in lines[first:]:
+            if not line.startswith("|"):
+                break
             if not line.startswith("|--"):
-                yield [cell.strip(" *`") for cell in line.strip("|").split("|")]
-        elif begun:
-            return
+                rows.append([cell.strip(" *`") for cell in line.strip("|").split("|")])
+        head, *methods = rows
+        seconds = [float(cell.split()[0]) for cell in head[1:]]
+        errors = {name: [float(cell) for cell in cells] for name, *cells in methods}
+        yield Curves(equation, seconds, errors)
 
 
-def picture() -> str:
-    """Both axes are logarithmic; methods in the order of the table."""
-    head, *methods = rows()
-    seconds = [float(cell.split()[0]) for cell in head[1:]]
-    curves = [(cells[0], [float(cell) for cell in cells[1:]]) for cells in methods]
-    errors = [error for _, values in curves for error in values]
-    low, high = math.floor(math.log10(min(errors))), math.ceil(math.log10(max(errors)))
-    drawn = Picture(800, 400, "Relative error of a Poisson equation against seconds")
+def panel(drawn: Picture, curves: Curves, across: int, down: int) -> None:
+    """One equation; both axes are logarithmic."""
+    every = [error for errors in curves.errors.values() for error in errors]
+    finite = [error for error in every if math.isfinite(error)]
+    low, high = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
+    high = min(high, 1)
+    seconds = curves.seconds
 
     def x(second: float) -> float:
         share = math.log(second / seconds[0]) / math.log(seconds[-1] / seconds[0])
-        return LEFT + (RIGHT - LEFT) * share
+        return across + LEFT + (RIGHT - LEFT) * share
 
     def y(error: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (math.log10(error) - low) / (high - low)
+        power = min(math.log10(error), high) if math.isfinite(error) else high
+        return down + BOTTOM - (BOTTOM - TOP) * (power - low) / (high - low)
 
-    title = "Poisson equation in two dimensions, 257 weights, one thread"
-    drawn.text(20, 28, title, size=16, weight=600)
+    drawn.text(across + 20, down + 28, curves.equation, size=15, weight=600)
     for power in range(low, high + 1):
-        drawn.line([(LEFT, y(10.0**power)), (RIGHT, y(10.0**power))], GRID, 1)
-        label = f"1e{power}"
-        drawn.text(LEFT - 10, y(10.0**power) + 4, label, anchor="end", size=12, fill=QUIET)
-    for second in (seconds[0], seconds[3], seconds[-1]):
-        drawn.text(x(second), BOTTOM + 20, f"{second:g}", anchor="middle", size=12, fill=QUIET)
-    drawn.text((LEFT + RIGHT) / 2, BOTTOM + 40, "seconds", anchor="middle", fill=QUIET)
-    drawn.text(20, TOP - 12, "relative error", size=12, fill=QUIET)
-    places: list[float] = []
-    ends = sorted(zip(curves, COLOURS, strict=False), key=lambda each: -each[0][1][-1])
-    for (name, values), colour in ends:
-        points = [(x(second), y(value)) for second, value in zip(seconds, values, strict=True)]
-        drawn.line(points, colour, 2.5)
+        height = y(10.0**power)
+        drawn.line([(across + LEFT, height), (across + RIGHT, height)], GRID, 1)
+        place = across + LEFT - 8
+        drawn.text(place, height + 4, f"1e{power}", anchor="end", size=11, fill=QUIET)
+    for second in (seconds[0], seconds[2], seconds[5], seconds[-1]):
+        label = f"{second:.2g} s"
+        drawn.text(x(second), down + BOTTOM + 18, label, anchor="middle", size=11, fill=QUIET)
+    for name, errors in reversed(curves.errors.items()):
+        points = [(x(second), y(error)) for second, error in zip(seconds, errors, strict=True)]
+        drawn.line(points, COLOURS[name], 2.2)
         for point in points:
-            drawn.dot(*point, colour, 2.5)
-        place = max([points[-1][1] + 4, *(other + 17 for other in places)])
-        places.append(place)
-        drawn.text(RIGHT + 12, place, f"{name} {values[-1]:.0e}", fill=colour, weight=600)
+            drawn.dot(*point, COLOURS[name], 2.2)
+
+
+def picture() -> str:
+    """Two panels in a row, and the names of the methods below."""
+    found = list(tables())
+    high = (len(found) + 1) // 2 * HEIGHT
+    drawn = Picture(2 * WIDTH, high + 70, "Relative error of equations against seconds")
+    for place, curves in enumerate(found):
+        panel(drawn, curves, place % 2 * WIDTH, place // 2 * HEIGHT)
+    drawn_names = {name for curves in found for name in curves.errors}
+    for place, name in enumerate(name for name in COLOURS if name in drawn_names):
+        left, line = 20 + place % 4 * 195, high + 20 + place // 4 * 24
+        drawn.text(left, line, name, fill=COLOURS[name], weight=600)
     return drawn.svg()
 
 

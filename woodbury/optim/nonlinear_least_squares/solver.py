@@ -33,9 +33,6 @@ TARGET_RATIO = 0.8
 RATE, LARGEST_CHANGE = 3.0, 8.0
 """How fast it is moved, per unit of the ratio, and the largest factor of one step."""
 
-LINEAR = 0.05
-"""How near to 1 the ratio is where the damping shrinks fastest: the linearised residuals hold."""
-
 MAX_DAMPING, MIN_DAMPING = 1e16, 1e-30
 """Where the damping, relative to the squared columns of the Jacobian, stops."""
 
@@ -291,7 +288,5 @@ class LeastSquares:
 
 def _change(ratio: float) -> float:
     """The factor of the damping after a step of this ratio of decreases  (eq. 96)."""
-    if abs(ratio - 1) < LINEAR:
-        return 1 / LARGEST_CHANGE
     limit = math.log(LARGEST_CHANGE)
     return math.exp(min(max(RATE * (TARGET_RATIO - ratio), -limit), limit))
