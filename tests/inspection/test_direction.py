@@ -12,7 +12,7 @@ from support.random import normal
 
 from woodbury.errors import WoodburyError
 from woodbury.inspection.curvatures import estimate_curvatures
-from woodbury.inspection.direction import LossAlong, loss_along
+from woodbury.inspection.direction import LossAlong, loss_along, losses_along
 
 
 def test_every_number_is_what_it_is_called() -> None:
@@ -36,6 +36,22 @@ def test_every_number_is_what_it_is_called() -> None:
     assert found.predicted("empirical")[4] == pytest.approx(0.5 * 0.5**2 * form)
     assert found.predicted("empirical", scaled=True)[4] == pytest.approx(1.5 * 0.125 * form)
     assert set(found.scales) == {"empirical"} and found.samples == 25
+
+
+def test_several_steps_are_each_as_alone() -> None:
+    objective, held_back = perceptron(), classes(25, seed=7)
+    curvatures = estimate_curvatures(objective, 30, 1e-3)
+    steps = {"a": 0.3 * normal(objective.space.d, seed=9), "b": -objective.weights}
+    together = losses_along(objective, held_back, steps, curvatures, scales={"kfac": 2.0})
+    for found, (direction, step) in zip(together, steps.items(), strict=True):
+        alone = loss_along(
+            objective, held_back, step, curvatures, direction=direction, scales={"kfac": 2.0}
+        )
+        assert found.direction == direction and found.measured == alone.measured
+        assert found.hessian == pytest.approx(alone.hessian, rel=1e-12)
+        assert found.slope == pytest.approx(alone.slope, rel=1e-12)
+        assert found.curvatures == pytest.approx(alone.curvatures, rel=1e-12)
+        assert found.scales == alone.scales == {"kfac": 2.0}
 
 
 def test_near_the_start_the_exact_second_order_is_the_loss() -> None:

@@ -13,7 +13,8 @@ from support.dense import low_rank
 from woodbury.errors import WoodburyError
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.lowrank import LowRank
-from woodbury.inspection.curvatures import Curvatures, estimate_curvatures
+from woodbury.inspection import forecast_calibration
+from woodbury.inspection.curvatures import Curvatures, estimate_curvatures, products_of
 from woodbury.inspection.forecast_calibration import (
     ForecastCalibration,
     ForecastPoint,
@@ -44,6 +45,22 @@ def test_every_point_is_the_pruning_that_it_is_called() -> None:
         assert point.held_back == pytest.approx(0.5 * float(step @ others @ step), rel=1e-7)
     assert found.dense == pytest.approx(float(loss_at(there, objective.weights)))
     assert found.samples == 30 and not found.refused
+
+
+def test_k_fac_forecasts_as_its_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kept weights are found by conjugate gradients, whose residual is what is allowed."""
+    monkeypatch.setattr(forecast_calibration, "DIRECT_SIZE", 1)
+    objective, held_back = perceptron(COUNT), classes(30, seed=7)
+    fisher = estimate_curvatures(objective, COUNT, 1e-2).fishers["kfac"]
+    with_dense = Dense(products_of(fisher)(torch.eye(35).double()), 1e-2)
+    both = Curvatures({"kfac": fisher, "dense": with_dense})
+    found = calibrate_forecast(objective, held_back, both, [0.2, 0.6])
+    assert not found.refused
+    for mine, exact in zip(found.points["kfac"], found.points["dense"], strict=True):
+        assert mine.sparsity == exact.sparsity
+        assert mine.predicted == pytest.approx(exact.predicted, rel=1e-3)
+        assert mine.measured == pytest.approx(exact.measured, rel=1e-2)
+        assert mine.held_back == pytest.approx(exact.held_back, rel=1e-2)
 
 
 def test_where_the_quadratic_is_the_loss_the_forecast_holds_everywhere() -> None:

@@ -51,7 +51,8 @@ def test_every_question_has_its_answer(whole: Inspection) -> None:
     for step in whole.along:
         assert step.scales == {name: whole.hessian.scales[name] for name in step.curvatures}
     assert whole.forecast is not None
-    assert set(whole.forecast.points) == {"gauss_newton", "empirical", "diagonal"}
+    assert set(whole.forecast.points) == {"gauss_newton", "empirical", "kfac", "diagonal"}
+    assert "K-FAC: the forecast held" in whole.verdicts["forecast"]
 
 
 def test_the_same_seed_gives_the_same_numbers(whole: Inspection) -> None:

@@ -21,6 +21,7 @@ from woodbury.inspection.agreement import (
 )
 from woodbury.inspection.choices import Chooser, check_sparsities, step_to
 from woodbury.inspection.curvatures import WORDS, Curvatures
+from woodbury.limits import Limits
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
@@ -29,6 +30,10 @@ from woodbury.pruning.updates import Update, joint
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 """Where a forecast is tried."""
+CG_RESIDUAL = 1e-3
+"""At which K-FAC's conjugate gradients end: forecast and loss are those of the step as it is."""
+DIRECT_SIZE = 512
+"""Rows of a dense factor of K-FAC's, from which on conjugate gradients are faster."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,19 @@ def calibrate_forecast(
         [0.2, 0.6]
     """
     asked = check_sparsities(sparsities)
+    with replace(Limits.current(), cg_residual=CG_RESIDUAL, direct_size=DIRECT_SIZE):
+        return _calibrated(objective, held_back, curvatures, asked, saliency, update, seed)
+
+
+def _calibrated(
+    objective: Objective,
+    held_back: Iterable[Batch],
+    curvatures: Curvatures,
+    asked: Sequence[float],
+    saliency: Saliency,
+    update: Update,
+    seed: int,
+) -> ForecastCalibration:
     choosers = [Chooser.of(objective, held_back, each, saliency, update) for each in asked[:1]]
     choosers += [replace(choosers[0], sparsity=each) for each in asked[1:]]
     for chooser in choosers:
