@@ -22,7 +22,8 @@ from woodbury.monitor import progress
 
 ALL = [
     *("along magnitude pruning", "along the joint update", "Hessian"),
-    *("damping", "rows", "block", "rows of", "samples per row", "seed", "samples", "forecast"),
+    *("damping", "rows", "block", "kind of rows", "samples per row", "seed", "samples", "forecast"),
+    "magnitude",
 ]
 
 

@@ -76,7 +76,7 @@ def test_every_trial_is_the_pruning_that_it_is_called() -> None:
         "damping": {"1e-05": low_rank(rows, 1e-5), "0.1": low_rank(rows, 0.1)},
         "rows": {str(m): low_rank(rows[:m], DAMPING) for m in (5, 10, 20)},
         "block": {"5": blocks_only(whole, [5] * 7)},
-        "rows of": {"drawn labels": low_rank(drawn, DAMPING)},
+        "kind of rows": {"drawn labels": low_rank(drawn, DAMPING)},
         "samples per row": {"4": low_rank(2 * rows.view(10, 4, -1).mean(1), DAMPING)},
         "samples": {"the other half": low_rank(rows[20:], DAMPING)},
     }
@@ -131,7 +131,7 @@ def test_rows_that_are_there_are_used() -> None:
     anew = sensitivity(objective, classes(30, 7), count=COUNT, damping=DAMPING)
     assert known == anew
     names = {axis.name: [trial.value for trial in axis.trials] for axis in known.axes}
-    assert names["rows of"] == ["Gauss–Newton", "observed labels", "drawn labels"]
+    assert names["kind of rows"] == ["Gauss–Newton", "observed labels", "drawn labels"]
     assert names["seed"] == ["0", "1"]
     assert names["block"] == ["whole", "32"], "blocks as large as the space are the whole"
 

@@ -84,11 +84,11 @@ class Chooser:
         """What competes, on the way to the sparsity."""
         return Pruner(None).budget(self.objective.space, self.sparsity)
 
-    def pruned(self, fisher: Fisher) -> Pruned:
+    def pruned(self, fisher: Fisher | None) -> Pruned:
         """The network pruned by a curvature; the model is untouched.
 
         Args:
-            fisher: On the d weights.
+            fisher: On the d weights; None for a saliency and an update that need none.
 
         Raises:
             WoodburyError: As the pruner.

@@ -141,7 +141,7 @@ def _along(known: Inspection, work: _Work) -> Inspection:
     by = next(iter(work.curvatures.fishers.values()))
     without = replace(work.chooser, saliency=magnitude, update=zero)
     steps = {
-        "magnitude pruning": step_to(without.pruned(by), work.network.objective),
+        "magnitude pruning": step_to(without.pruned(None), work.network.objective),
         "the joint update": step_to(work.chooser.pruned(by), work.network.objective),
     }
     scales = {} if known.hessian is None else known.hessian.scales

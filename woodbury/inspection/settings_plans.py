@@ -149,7 +149,7 @@ def plans_of(
     sizes = sorted({size for size in blocks if size < rows.objective.space.d})
     cut = tuple(Try(f"{size}", partial(rows.blocks, size)) for size in sizes)
     yield Plan("block", base._replace(value="whole"), cut)
-    yield Plan("rows of", base._replace(value=_KINDS[rows.first]), _other_kinds(rows, seed))
+    yield Plan("kind of rows", base._replace(value=_KINDS[rows.first]), _other_kinds(rows, seed))
     labelled = "empirical" if "empirical" in rows.kinds else rows.first
     yield Plan("samples per row", Try("1", rows.known[labelled]), _means(rows, labelled, batches))
     if rows.first == "gauss_newton":
