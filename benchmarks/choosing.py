@@ -1,12 +1,13 @@
-"""Which damping, how many rows and which block: python benchmarks/choosing.py
-[mlpnet|resnet20|characters|wide ...] [--axes rows blocks] [--seeds 1] [--seconds 3300]
+"""Which damping, rows, block and curvature: python benchmarks/choosing.py
+[mlpnet|resnet20|characters|wide ...] [--axes rows blocks kinds] [--seeds 1] [--seconds 3300]
 
-One step of Gauss–Newton rows and the joint update. For each number of rows, in the usual blocks,
-and for each block, with the usual rows, every damping is judged on held-out training data; the best
-one is measured on the test data. `characters` is the GPT of benchmarks/language_models.py, `wide` a
-perceptron of ten million weights on MNIST; both are trained first where they are not in runs/ yet.
-Finished cells are kept in the file of --out; no cell is begun after `--seconds`. All but
-`characters` need ../shared/bench.
+One step and the joint update. For each number of rows, in the usual blocks, for each block, with
+the usual rows, and for each kind of curvature, in both, every damping is judged on held-out
+training data; the best one is measured on the test data. `rows` and `blocks` are of Gauss–Newton
+rows; a kind that averages samples in a row has fewer rows of as many samples. `characters` is the
+GPT of benchmarks/language_models.py, `wide` a perceptron of ten million weights on MNIST; both are
+trained first where they are not in runs/ yet. Finished cells are kept in the file of --out; no cell
+is begun after `--seconds`. All but `characters` need ../shared/bench.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,13 +32,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from woodbury.estimation.recipes import gauss_newton, mfac
+from woodbury.errors import WoodburyError
+from woodbury.estimation.gradients import sampled
+from woodbury.estimation.recipes import Estimate, diagonal_fisher, gauss_newton, kfac, mfac
+from woodbury.evaluation.resources import measured
 from woodbury.fisher.lowrank import LowRank
-from woodbury.model.batches import Batch
+from woodbury.limits import Limits
+from woodbury.model.batches import Batch, samples_in
 from woodbury.model.likelihood import cross_entropy
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.pruner import Pruner
+from woodbury.pruning.saliencies import magnitude
+from woodbury.pruning.updates import zero
 from woodbury.reporting.files import versions
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -44,7 +52,50 @@ HELD_OUT, SEQUENCES = 2000, 128
 WIDTHS = (784, 2560, 2560, 512, 10)
 """Of `wide`: 9.9 million weights."""
 WHOLE = "whole"
-AXES = ("rows", "blocks")
+NONE = "none"
+"""In place of a damping, where there is no Fisher."""
+AXES = ("rows", "blocks", "kinds")
+GAUSS_NEWTON, MAGNITUDE = "Gauss–Newton", "magnitude"
+RESIDUAL = 1e-3
+"""At which conjugate gradients of K-FAC end: its step is compared, not its digits."""
+STEPS = 300
+"""Of them at most; a damping that needs more has no loss."""
+SOLVES = Limits(cg_residual=RESIDUAL, cg_steps=STEPS, direct_size=256)
+
+
+def kind(name: str, rows: int, block: int | None) -> Pruner:
+    """What prunes by a kind of curvature from so many samples."""
+    if name == MAGNITUDE:
+        return Pruner(None, magnitude, zero)
+    recipes: dict[str, Estimate] = {
+        GAUSS_NEWTON: gauss_newton(mfac(rows, block=block), 1),
+        "observed labels": mfac(rows, block=block),
+        "drawn labels": mfac(rows, block=block, labels=sampled),
+        "means of 4": mfac(rows // 4, block=block, batch=4),
+        "means of 16": mfac(rows // 16, block=block, batch=16),
+        "K-FAC": kfac(rows),
+        "diagonal": diagonal_fisher(rows),
+    }
+    return Pruner(recipes[name])
+
+
+KINDS = (
+    "observed labels",
+    "drawn labels",
+    "means of 4",
+    "means of 16",
+    "K-FAC",
+    "diagonal",
+    MAGNITUDE,
+)
+
+
+class Setting(NamedTuple):
+    """A cell."""
+
+    kind: str
+    rows: int
+    block: int | None
 
 
 class Network(NamedTuple):
@@ -52,7 +103,7 @@ class Network(NamedTuple):
 
     objective: The dense network on so many samples of a seed. judge, test: Held-out training data,
     and test data. rows, blocks: What is tried; None is the whole matrix. usual_rows, usual_block:
-    What stands still meanwhile.
+    What stands still meanwhile. kinds: Of curvature. dampings: That are judged.
     """
 
     title: str
@@ -64,13 +115,17 @@ class Network(NamedTuple):
     blocks: tuple[int | None, ...]
     usual_rows: int
     usual_block: int | None
+    kinds: tuple[str, ...] = KINDS
+    dampings: tuple[float, ...] = DAMPINGS
 
-    def settings(self, axis: str) -> Iterator[tuple[int, int | None]]:
-        """(rows, block) of each cell of an axis."""
+    def settings(self, axis: str) -> Iterator[Setting]:
+        """The cells of an axis."""
         if axis == "rows":
-            yield from ((rows, self.usual_block) for rows in self.rows)
+            yield from (Setting(GAUSS_NEWTON, rows, self.usual_block) for rows in self.rows)
+        elif axis == "blocks":
+            yield from (Setting(GAUSS_NEWTON, self.usual_rows, block) for block in self.blocks)
         else:
-            yield from ((self.usual_rows, block) for block in self.blocks)
+            yield from (Setting(kind, self.usual_rows, self.usual_block) for kind in self.kinds)
 
 
 def of_images(
@@ -89,18 +144,32 @@ def of_images(
     return Network(title, objective, batches(x[held], y[held]), batches(*test), **tried)
 
 
-def of_task(task: Task, **tried: Any) -> Network:
-    """A network of benchmarks/one_shot.py."""
-    return of_images(task.title, task.model, task.space, task.train, task.test, **tried)
+def of_task(task: Task, judges: int, tests: int, **tried: Any) -> Network:
+    """A network of benchmarks/one_shot.py, judged and tested on so many images."""
+    every = len(task.test[1]) // tests  # images may lie in the order of their classes
+    test = task.test[0][::every], task.test[1][::every]
+    made = of_images(task.title, task.model, task.space, task.train, test, **tried)
+    return made._replace(judge=first(made.judge, judges))
+
+
+def first(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """The first batches, of at least so many samples."""
+    kept: list[Batch] = []
+    for batch in batches:
+        if samples_in_all(kept) < count:
+            kept.append(batch)
+    return kept
 
 
 def mlpnet(bench: Any) -> Network:
     return of_task(
         TASKS["mlpnet"](bench),
+        2000,
+        10_000,
         sparsities=(0.8, 0.95),
-        rows=(60, 125, 250, 500, 1000, 2000),
+        rows=(60, 250, 1000),
         blocks=(32, 128, 512, 2048, None),
-        usual_rows=1000,
+        usual_rows=500,
         usual_block=None,
     )
 
@@ -108,11 +177,15 @@ def mlpnet(bench: Any) -> Network:
 def resnet20(bench: Any) -> Network:
     return of_task(
         TASKS["resnet20"](bench),
-        sparsities=(0.6, 0.8),
-        rows=(125, 250, 500, 1000, 2000),
-        blocks=(32, 128, 512, 2048, None),
-        usual_rows=1000,
+        256,
+        1000,
+        sparsities=(0.8,),
+        rows=(125,),
+        blocks=(32, 128, 512, None),
+        usual_rows=500,
         usual_block=128,
+        kinds=("observed labels", "K-FAC", MAGNITUDE),
+        dampings=DAMPINGS[2:6],
     )
 
 
@@ -190,32 +263,56 @@ NETWORKS: Mapping[str, Callable[[Any], Network]] = {
 }
 
 
-def cell(network: Network, rows: int, block: int | None, seed: int) -> dict[str, Any]:
+def cell(network: Network, setting: Setting, seed: int) -> dict[str, Any]:
     """By sparsity: the held-out increase of the loss by damping, and the test increase of the best.
 
     One estimate of the curvature serves all dampings.
     """
-    dense = network.objective(rows, seed)
+    dense = network.objective(setting.rows, seed)
     before, before_test = dense.loss(network.judge), dense.loss(network.test)
-    begun = time.perf_counter()
-    pruner = Pruner(gauss_newton(mfac(rows, block=block), 1))
+    pruner = kind(*setting)
+    begun = time.process_time()
+    found, cost = measured(lambda: judged(network, pruner, dense))
+    spent = time.process_time() - begun
+    tested = {
+        sparsity: {
+            "held out": {key: loss - before for key, loss in each.losses.items()},
+            "test": None if each.best is None else each.best.loss(network.test) - before_test,
+        }
+        for sparsity, each in found.items()
+    }
+    resources = {"seconds": cost.seconds, "CPU seconds": spent, "megabytes": cost.memory}
+    return {"found": tested, "dense loss": before_test, **resources}
+
+
+class Judged(NamedTuple):
+    """The held-out loss by damping, and the network of the best."""
+
+    losses: dict[str, float]
+    best: Objective | None
+
+
+def judged(network: Network, pruner: Pruner, dense: Objective) -> dict[str, Judged]:
+    """By sparsity: every damping of one estimate of the curvature."""
     quadratic = pruner.quadratic(dense)
-    fisher = quadratic.curvature("A damping")
+    fisher = quadratic.fisher
     if isinstance(fisher, LowRank):
         fisher = fisher.spectral()
-    found: dict[str, Any] = {}
+    found = {}
     for sparsity in network.sparsities:
-        judged, best, least = {}, None, float("inf")
-        for damping in DAMPINGS:
-            damped = replace(quadratic, fisher=fisher.with_damping(damping))
-            pruned = pruner.on_quadratic(damped, dense, sparsity).objective
-            increase = pruned.loss(network.judge) - before
-            judged[f"{damping:g}"] = increase
-            if increase < least:
-                best, least = pruned, increase
-        test = None if best is None else best.loss(network.test) - before_test
-        found[f"{sparsity:g}"] = {"held out": judged, "test": test}
-    return {"found": found, "dense loss": before_test, "seconds": time.perf_counter() - begun}
+        losses, best, least = {}, None, float("inf")
+        for damping in network.dampings if fisher is not None else (0.0,):
+            damped = None if fisher is None else fisher.with_damping(damping)
+            key = f"{damping:g}" if fisher is not None else NONE
+            losses[key] = float("inf")
+            with suppress(WoodburyError), SOLVES:
+                by = replace(quadratic, fisher=damped)
+                pruned = pruner.on_quadratic(by, dense, sparsity).objective
+                losses[key] = pruned.loss(network.judge)
+            if losses[key] < least:
+                best, least = pruned, losses[key]
+        found[f"{sparsity:g}"] = Judged(losses, best)
+    return found
 
 
 def fill(
@@ -227,15 +324,21 @@ def fill(
         network = NETWORKS[name](bench)
         for axis in axes:
             for seed in range(seeds):
-                for rows, block in network.settings(axis):
+                for setting in network.settings(axis):
                     cells = finished(out)
-                    key = f"{name} / {rows} rows / {block or WHOLE} / {seed}"
+                    of_kind, rows, block = setting
+                    key = f"{name} / {of_kind} / {rows} rows / {block or WHOLE} / {seed}"
                     if key in cells or time.monotonic() > end:
                         continue
                     print(f"{key} …", flush=True)
-                    made = cell(network, rows, block, seed)
-                    of = {"network": name, "rows": rows, "block": block or WHOLE, "seed": seed}
+                    made = cell(network, setting, seed)
+                    of = {"network": name, "kind": of_kind, "rows": rows, "block": block or WHOLE}
+                    of |= {"seed": seed, "judged on": samples_in_all(network.judge)}
                     keep({**cells, key: {**of, **made, "versions": versions()}}, out)
+
+
+def samples_in_all(batches: Sequence[Batch]) -> int:
+    return sum(samples_in(inputs) for inputs, _ in batches)
 
 
 def best_damping(judged: Mapping[str, float | None]) -> str:
@@ -245,14 +348,15 @@ def best_damping(judged: Mapping[str, float | None]) -> str:
 
 
 def show(name: str, cells: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A table for each sparsity: a line for each rows and block, a column for each damping."""
+    """A table for each sparsity: a line for each setting, a column for each damping."""
     for sparsity in dict.fromkeys(key for made in cells for key in made["found"]):
-        columns = [f"{damping:g}" for damping in DAMPINGS]
-        table = Table("rows", "block", *columns, "test, best damping", "s", "seeds")
+        known = {key for made in cells for key in made["found"][sparsity]["held out"]}
+        columns = sorted(known, key=lambda key: -1.0 if key == NONE else float(key))
+        table = Table("curvature", "rows", "block", *columns, "test, best damping", "CPU s", "MiB")
+        table.add_column("seeds")
         table.title = f"{name} at {sparsity}: held-out increase of the loss by damping"
-        order = sorted({(made["rows"], str(made["block"])) for made in cells}, key=_in_order)
-        for rows, block in order:
-            mine = [made for made in cells if (made["rows"], str(made["block"])) == (rows, block)]
+        for of_kind, rows, block in sorted({_setting(made) for made in cells}, key=_in_order):
+            mine = [made for made in cells if _setting(made) == (of_kind, rows, block)]
             found = [made["found"][sparsity] for made in mine]
             held = {
                 damping: [each["held out"][damping] for each in found if _known(each, damping)]
@@ -265,18 +369,25 @@ def show(name: str, cells: Sequence[Mapping[str, Any]], console: Console) -> Non
                 for key, mean in means.items()
             ]
             test = spread([each["test"] for each in found if each["test"] is not None], 3)
-            seconds = fmean(made["seconds"] for made in mine)
-            table.add_row(f"{rows}", block, *texts, test, f"{seconds:.0f}", f"{len(mine)}")
+            seconds = fmean(made["CPU seconds"] for made in mine)
+            memory = max(made["megabytes"] for made in mine)
+            costs = (f"{seconds:.1f}", f"{memory:.0f}", f"{len(mine)}")
+            table.add_row(of_kind, f"{rows}", block, *texts, test, *costs)
         console.print(table)
 
 
 def _known(found: Mapping[str, Any], damping: str) -> bool:
-    return found["held out"][damping] is not None
+    return found["held out"].get(damping) is not None
 
 
-def _in_order(setting: tuple[int, str]) -> tuple[int, float]:
-    rows, block = setting
-    return rows, float("inf") if block == WHOLE else float(block)
+def _setting(made: Mapping[str, Any]) -> tuple[str, int, str]:
+    return made["kind"], made["rows"], str(made["block"])
+
+
+def _in_order(setting: tuple[str, int, str]) -> tuple[int, int, float]:
+    of_kind, rows, block = setting
+    place = (GAUSS_NEWTON, *KINDS).index(of_kind)
+    return place, rows, float("inf") if block == WHOLE else float(block)
 
 
 def rules(cells: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -286,12 +397,14 @@ def rules(cells: Sequence[Mapping[str, Any]], console: Console) -> None:
         (made["network"], sparsity, made["rows"], made["seed"])
         for made in cells
         for sparsity in made["found"]
+        if made["kind"] == GAUSS_NEWTON
     }
     for name, sparsity, rows, seed in sorted(keys):
         mine = [
             made
             for made in cells
             if (made["network"], made["rows"], made["seed"]) == (name, rows, seed)
+            and made["kind"] == GAUSS_NEWTON
         ]
         if len(mine) < 2:  # one block tells nothing about blocks
             continue

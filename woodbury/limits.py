@@ -39,6 +39,7 @@ class Limits:
         direct_size: Rows up to which a restricted Kronecker product is solved by a dense factor.
         dense_factor: Rows of the largest dense factor of a restricted Kronecker product.
         cg_steps: Steps of conjugate gradients on a restricted Kronecker product.
+        cg_residual: The relative residual at which they end.
         subsets: Subsets that the exhaustive selection tries in one group at most.
 
     Example:
@@ -68,6 +69,7 @@ class Limits:
     direct_size: int = 2048
     dense_factor: int = 20_000
     cg_steps: int = 2000
+    cg_residual: float = 1e-12
     subsets: int = 20_000
 
     def __post_init__(self) -> None:

@@ -38,6 +38,11 @@ def test_every_result_is_a_row_of_the_table(here: Path) -> None:
     assert {row["seed"] for row in rows} == {"0", "1"}
     assert [row["update"] for row in rows[:6]] == ["zero"] * 2 + ["independent"] * 2 + ["joint"] * 2
     assert {row["scope"] for row in rows} == {"global"}
+    for row in rows:
+        low, mean, high = (
+            float(row[f"predicted_interval_{part}"]) for part in ("low", "mean", "high")
+        )
+        assert low < mean < high and int(row["predicted_interval_samples"]) > 100
     assert all(name.isidentifier() and name == name.lower() for name in rows[0])
 
 
@@ -51,6 +56,10 @@ def test_the_numbers_and_how_they_were_made_are_one_file(here: Path) -> None:
     assert record["recipes"]["mfac"]["fisher"]["count"] == 60
     assert record["recipes"]["mfac/independent"]["update"] == "independent"
     assert all(key.isidentifier() and key == key.lower() for key in record)
+    for cell in record["summary"]:
+        assert cell["held_back_low"] < cell["held_back"] < cell["held_back_high"]
+        assert (cell["warnings"] == 0) or cell["predicted"] is not None
+    assert "held back" in Path("out/report.html").read_text("utf-8")
 
 
 def test_a_pattern_is_compared_at_its_sparsity(here: Path) -> None:
@@ -85,6 +94,9 @@ def test_a_method_does_here_what_it_does_in_prune(
         assert row["measured"] == pytest.approx(numbers["measured_increase"], rel=1e-9)
         assert row["accuracy"] == numbers["score_after"]
         assert row["damping"] == numbers["damping"]
+        interval, known = row["predicted_interval"], numbers["predicted_interval"]
+        assert interval == (known and pytest.approx(known))
+        assert row["predicted_warning"] == numbers["predicted_warning"]
         assert row["settings"]["stages"] == numbers["settings"]["stages"]
         assert row["seconds"] > 0 and row["memory"] > 1
 

@@ -32,7 +32,7 @@ def test_it_writes_a_page_the_numbers_and_how_to_repeat_it(here: Path) -> None:
     assert facts["samples_held_back"] == 60, "a fifth of the training data"
     for question, answer in facts["verdicts"].items():
         assert f"{question}: {answer}" in result.stdout
-    assert {*facts["forecast"]["points"]} == {"gauss_newton", "empirical", "diagonal"}
+    assert {*facts["forecast"]["points"]} == {"gauss_newton", "empirical", "kfac", "diagonal"}
     trials = [trial for axis in facts["sensitivity"]["axes"] for trial in axis["trials"]]
     assert all(trial["increase"] is not None for trial in trials)
     assert len(facts["along"]) == 2 and len(facts["along"][0]["measured"]) == 11

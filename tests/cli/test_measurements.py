@@ -91,7 +91,7 @@ def test_the_increase_is_measured_on_training_data_beside_the_calibration_set(
     numbers = report("out")
     asked = PruningOptions(curvature=CurvatureOptions(count=60))
     problem = load_problem("net.py:build", "net.py:both", asked, choosing=False)
-    dense, beside = problem.dense(), problem.beside_calibration()
+    dense, beside = problem.dense(), problem.beside_calibration(0)
     assert beside is not None
     read = {row.numpy().tobytes() for inputs, _ in dense.batches for row in inputs}
     others = {row.numpy().tobytes() for inputs, _ in beside for row in inputs}

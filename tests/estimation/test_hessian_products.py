@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from estimation.test_hessian import OBJECTIVES, perceptron
@@ -13,11 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import sampled
-from woodbury.estimation.hessian_products import hessian_block, hessian_products
+from woodbury.estimation.hessian_products import held_hessian, hessian_block, hessian_products
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.objective import Objective
 
 COUNT = 11
+module = sys.modules[hessian_products.__module__]
 
 
 def truth(objective: Objective) -> Tensor:
@@ -52,6 +56,36 @@ def test_products_and_parts_are_those_of_the_hessian(
     index = torch.randperm(d, generator=torch.Generator().manual_seed(0))[:9]
     block = hessian_block(objective, index, COUNT)
     torch.testing.assert_close(block, matrix[index][:, index])
+    with held_hessian(objective, COUNT) as hessian:
+        for _ in range(2):
+            torch.testing.assert_close(hessian(vectors), matrix @ vectors)
+            torch.testing.assert_close(hessian(vectors[:, 0]), one)
+
+
+@pytest.mark.parametrize(("room", "passes"), [(None, 3), (10_000, 6)])
+def test_graphs_are_held_where_they_have_room(
+    room: int | None, passes: int, limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(hessian_samples=4, memory=room)
+    objective, calls = perceptron(), []
+    make = module.slopes_to_differentiate
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return make(*args)
+
+    monkeypatch.setattr(module, "slopes_to_differentiate", counted)
+    v = normal(objective.space.d, seed=1)
+    with held_hessian(objective, COUNT) as hessian:
+        first = hessian(v)
+        torch.testing.assert_close(hessian(2 * v), 2 * first)
+        assert objective.model.training == (passes == 6)  # no more forward pass is to come there
+    assert len(calls) == passes, "eleven samples are three batches"
+    with (
+        held_hessian(objective, COUNT) as hessian,
+        pytest.raises(WoodburyError, match="got a vector"),
+    ):
+        hessian(v[1:])
 
 
 def test_labels_may_be_sampled() -> None:

@@ -23,6 +23,7 @@ from woodbury.evaluation.results import Result, summary
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
 from woodbury.memory import row_bytes
+from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import progress
@@ -36,6 +37,8 @@ from woodbury.pruning.units import block
 from woodbury.pruning.updates import independent, joint, zero
 
 COUNT = 24
+
+few_samples = replace(quick, samples=32)
 
 
 def problem(seed: int = 0) -> Objective:
@@ -329,3 +332,56 @@ def test_each_method_may_have_calibration_sets_of_its_own() -> None:
     assert theirs.predicted == alone.predicted
     with pytest.raises(WoodburyError, match="no function for 'theirs'"):
         compare(methods, [0.5], [3], {"ours": problem}, evaluate)
+
+
+def test_increases_have_an_interval_on_samples_held_back() -> None:
+    def beside(seed: int) -> list[Batch]:
+        return list(problem(seed + 70).batches)
+
+    asked = (METHODS, [0.5, 0.75], [3, 4], problem, evaluate)
+    checked, plain = compare(*asked, held_back=beside), compare(*asked)
+    for result, without in zip(checked, plain, strict=True):
+        dense = problem(result.seed)
+        pruned = METHODS[result.method].pruner(dense, result.sparsity)
+        known = pruned.checked_on(dense, beside(result.seed))
+        interval = result.predicted_interval
+        assert interval is not None and known.predicted_interval is not None
+        assert interval.mean == pytest.approx(known.predicted_interval.mean, rel=1e-4)
+        assert interval.high == pytest.approx(known.predicted_interval.high, rel=1e-4)
+        assert bool(result.predicted_warning) == bool(known.predicted_warning)
+        assert without.predicted_interval is None and without.predicted_warning == ""
+    warned = [result for result in checked if result.predicted_warning]
+    assert warned and all(result.predicted is not None for result in warned)
+    (first, *_) = summary(checked)
+    means = [each.predicted_interval.mean for each in checked[:1] + checked[6:7]]  # type: ignore
+    assert first.held_back == pytest.approx(fmean(means)) and first.warnings == 0
+    assert sum(cell.warnings for cell in summary(checked)) == len(warned)
+
+
+def test_samples_held_back_are_those_of_the_method_and_may_be_too_few() -> None:
+    methods = {"ours": METHODS["joint"], "theirs": METHODS["joint"]}
+
+    def few(seed: int) -> list[Batch]:
+        return [(x[:1], y[:1]) for x, y in problem(seed).batches]
+
+    by_name = {"ours": lambda seed: None, "theirs": lambda seed: list(problem(70).batches)}
+    ours, theirs = compare(methods, [0.5], [0], problem, evaluate, held_back=by_name)
+    assert ours.predicted_interval is None and theirs.predicted_interval is not None
+    with pytest.raises(WoodburyError, match="held_back has no function for 'theirs'"):
+        compare(methods, [0.5], [0], problem, evaluate, held_back={"ours": few})
+    calls: list[Objective] = []
+    counting = {"m": Method(Pruner(counted(mfac(COUNT), calls)))}
+    with pytest.raises(WoodburyError, match="at least 2 samples"):
+        compare(counting, [0.5], [0], problem, evaluate, held_back=few)
+    assert not calls  # before any gradient
+
+
+def test_by_effort_keeps_the_interval_of_its_own_samples() -> None:
+    """What `prune` holds back by itself is reported, unless other samples are given."""
+    (own,) = compare({"m": ByEffort(few_samples)}, [0.5], [0], problem, evaluate)
+    others = list(problem(70).batches)
+    (given,) = compare(
+        {"m": ByEffort(few_samples)}, [0.5], [0], problem, evaluate, held_back=lambda _: others
+    )
+    assert own.predicted_interval is not None and own.predicted_interval.samples == 32
+    assert given.predicted_interval is not None and given.predicted_interval.samples == 64

@@ -135,6 +135,19 @@ def test_conjugate_gradients_solve_as_the_dense_factor(sparsity: float, limited:
     _close(fisher.restrict(keep).solve(v[:, 0]), torch.linalg.solve(matrix[keep][:, keep], v[:, 0]))
 
 
+def test_conjugate_gradients_end_at_the_residual_that_is_allowed(limited: Limited) -> None:
+    fisher, matrix = _pair(1e-3)
+    keep = _keep(fisher.d, 0.5)
+    limited(direct_size=0.5)
+    v = _vector(int(keep.sum()))
+    part = matrix[keep][:, keep]
+    residuals = []
+    for allowed in (1e-1, 1e-4):
+        limited(cg_residual=allowed)
+        residuals.append(float((part @ fisher.restrict(keep).solve(v) - v).norm() / v.norm()))
+    assert 1e-4 < residuals[0] <= 1e-1 and residuals[1] <= 1e-4
+
+
 def test_conjugate_gradients_that_do_not_converge_say_so(limited: Limited) -> None:
     fisher, _ = _pair(1e-6)
     limited(direct_size=0.5)

@@ -12,7 +12,7 @@ from support.random import normal
 
 from woodbury.errors import WoodburyError
 from woodbury.inspection.curvatures import estimate_curvatures
-from woodbury.inspection.direction import LossAlong, loss_along
+from woodbury.inspection.direction import LossAlong, loss_along, losses_along
 
 
 def test_every_number_is_what_it_is_called() -> None:
@@ -36,6 +36,22 @@ def test_every_number_is_what_it_is_called() -> None:
     assert found.predicted("empirical")[4] == pytest.approx(0.5 * 0.5**2 * form)
     assert found.predicted("empirical", scaled=True)[4] == pytest.approx(1.5 * 0.125 * form)
     assert set(found.scales) == {"empirical"} and found.samples == 25
+
+
+def test_several_steps_are_each_as_alone() -> None:
+    objective, held_back = perceptron(), classes(25, seed=7)
+    curvatures = estimate_curvatures(objective, 30, 1e-3)
+    steps = {"a": 0.3 * normal(objective.space.d, seed=9), "b": -objective.weights}
+    together = losses_along(objective, held_back, steps, curvatures, scales={"kfac": 2.0})
+    for found, (direction, step) in zip(together, steps.items(), strict=True):
+        alone = loss_along(
+            objective, held_back, step, curvatures, direction=direction, scales={"kfac": 2.0}
+        )
+        assert found.direction == direction and found.measured == alone.measured
+        assert found.hessian == pytest.approx(alone.hessian, rel=1e-12)
+        assert found.slope == pytest.approx(alone.slope, rel=1e-12)
+        assert found.curvatures == pytest.approx(alone.curvatures, rel=1e-12)
+        assert found.scales == alone.scales == {"kfac": 2.0}
 
 
 def test_near_the_start_the_exact_second_order_is_the_loss() -> None:
@@ -75,7 +91,7 @@ def along(**changes) -> LossAlong:
 def test_the_verdict_names_the_nearest_and_the_farthest() -> None:
     assert along().verdict == (
         "Along a step the loss rises by 2 at the full step; the exact second order is within a "
-        "factor of two up to 1 of it. Along it K-FAC has 0.5 of the Hessian's curvature, "
+        "factor of two up to 1 of the step. Along it K-FAC has 0.5 of the Hessian's curvature, "
         "diagonal 10."
     )
 
@@ -85,7 +101,7 @@ def test_the_verdict_names_the_nearest_and_the_farthest() -> None:
     [
         ({"hessian": None}, "K-FAC says 1, diagonal says 20"),
         ({"hessian": -1.0}, "no guide at any length. The Hessian is not positive along it"),
-        ({"measured": (0.0, 0.5, 9.0)}, "up to 0.5 of it"),
+        ({"measured": (0.0, 0.5, 9.0)}, "up to 0.5 of the step"),
         ({"measured": (0.0, math.inf, math.inf)}, "rises by inf"),
         ({"measured": (0.0, -0.1, -0.25)}, "the loss falls by 0.25 at the full step"),
     ],

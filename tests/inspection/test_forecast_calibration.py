@@ -13,12 +13,10 @@ from support.dense import low_rank
 from woodbury.errors import WoodburyError
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.lowrank import LowRank
-from woodbury.inspection.curvatures import Curvatures, estimate_curvatures
-from woodbury.inspection.forecast_calibration import (
-    ForecastCalibration,
-    ForecastPoint,
-    calibrate_forecast,
-)
+from woodbury.inspection import forecast_calibration
+from woodbury.inspection.curvatures import Curvatures, estimate_curvatures, products_of
+from woodbury.inspection.forecast_calibration import calibrate_forecast
+from woodbury.inspection.forecast_report import ForecastCalibration, ForecastPoint, MeasuredPoint
 
 COUNT = 40
 
@@ -46,6 +44,22 @@ def test_every_point_is_the_pruning_that_it_is_called() -> None:
     assert found.samples == 30 and not found.refused
 
 
+def test_k_fac_forecasts_as_its_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kept weights are found by conjugate gradients, whose residual is what is allowed."""
+    monkeypatch.setattr(forecast_calibration, "DIRECT_SIZE", 1)
+    objective, held_back = perceptron(COUNT), classes(30, seed=7)
+    fisher = estimate_curvatures(objective, COUNT, 1e-2).fishers["kfac"]
+    with_dense = Dense(products_of(fisher)(torch.eye(35).double()), 1e-2)
+    both = Curvatures({"kfac": fisher, "dense": with_dense})
+    found = calibrate_forecast(objective, held_back, both, [0.2, 0.6])
+    assert not found.refused
+    for mine, exact in zip(found.points["kfac"], found.points["dense"], strict=True):
+        assert mine.sparsity == exact.sparsity
+        assert mine.predicted == pytest.approx(exact.predicted, rel=1e-3)
+        assert mine.measured == pytest.approx(exact.measured, rel=1e-2)
+        assert mine.held_back == pytest.approx(exact.held_back, rel=1e-2)
+
+
 def test_where_the_quadratic_is_the_loss_the_forecast_holds_everywhere() -> None:
     """A least-squares fit at its minimum, with its Hessian as curvature."""
     objective = linear()
@@ -59,7 +73,7 @@ def test_where_the_quadratic_is_the_loss_the_forecast_holds_everywhere() -> None
         assert point.predicted == pytest.approx(point.measured, rel=1e-6)
     assert found.held_up_to("exact") == 0.75
     assert found.verdict.startswith(
-        "exact: the forecast held within a factor of two at all sparsities tried, up to 75 %."
+        "Exact: the forecast held within a factor of two at all sparsities tried, up to 75 %."
     )
 
 
@@ -93,12 +107,42 @@ def calibration(*rows: tuple[float, float, float, float]) -> ForecastCalibration
     return ForecastCalibration(30, 0.1, {"kfac": points}, {})
 
 
+def test_magnitude_is_pruning_without_an_update() -> None:
+    objective, held_back = perceptron(COUNT), classes(30, seed=7)
+    found = calibrate_forecast(
+        objective, held_back, estimate_curvatures(objective, COUNT, 1e-2), [0.2, 0.6]
+    )
+    there = replace(objective, batches=held_back)
+    for point, removed in zip(found.magnitude, (7, 21), strict=True):
+        weights = objective.weights.clone()
+        weights[weights.abs().argsort()[:removed]] = 0
+        assert point.sparsity == pytest.approx(removed / 35)
+        increase = float(loss_at(there, weights) - loss_at(there, objective.weights))
+        assert point.measured == pytest.approx(increase, rel=1e-7)
+
+
+def test_the_verdict_on_magnitude_names_where_it_ends() -> None:
+    found = calibration((0.3, 0.1, 0.1, 0.1), (0.5, 0.1, 0.3, 0.4), (0.9, 0.2, 0.3, 9.0))
+    assert found.verdict_on_magnitude == ""
+    close = (MeasuredPoint(0.3, 0.104), MeasuredPoint(0.5, 0.7), MeasuredPoint(0.9, 7.0))
+    assert replace(found, magnitude=close).verdict_on_magnitude == (
+        "Magnitude pruning is as good up to 30 %; at 50 % the loss rose by 0.7, and with the best "
+        "estimate, K-FAC, it rose by 0.4."
+    )
+    never = (MeasuredPoint(0.3, 0.2), *close[1:])
+    assert "as good nowhere; at 30 %" in replace(found, magnitude=never).verdict_on_magnitude
+    always = (close[0], MeasuredPoint(0.5, 0.3), close[2])
+    assert "at all sparsities" in replace(found, magnitude=always).verdict_on_magnitude
+    assert found.best_at(0.5) == "kfac" and found.best_at(0.4) is None
+
+
 def test_the_verdict_fits_the_numbers() -> None:
     found = calibration((0.3, 0.1, 0.1, 0.1), (0.5, 0.1, 0.3, 0.4), (0.9, 0.2, 0.3, 9.0))
     assert found.held_up_to("kfac") == 0.3 and found.held_up_to("kfac", held_back=True) == 0.5
     assert found.verdict == (
-        "K-FAC: the forecast held within a factor of two up to 30 %; at 50 % it was 0.1 for 0.4. "
-        "Rows of other samples forecast it up to 50 %. Differences below 0.005 count as none."
+        "K-FAC: the forecast held within a factor of two up to 30 %; at 50 % it was 0.1 and the "
+        "loss rose by 0.4. Rows of other samples forecast it up to 50 %. Differences below 0.005 "
+        "count as none."
     )
     never = calibration((0.3, 0.1, 9.0, 0.4))
     assert never.verdict.startswith("K-FAC: the forecast held within a factor of two nowhere")

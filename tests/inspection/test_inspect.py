@@ -22,7 +22,8 @@ from woodbury.monitor import progress
 
 ALL = [
     *("along magnitude pruning", "along the joint update", "Hessian"),
-    *("damping", "rows", "block", "rows of", "samples per row", "seed", "samples", "forecast"),
+    *("damping", "rows", "block", "kind of rows", "samples per row", "seed", "samples", "forecast"),
+    "magnitude",
 ]
 
 
@@ -51,7 +52,8 @@ def test_every_question_has_its_answer(whole: Inspection) -> None:
     for step in whole.along:
         assert step.scales == {name: whole.hessian.scales[name] for name in step.curvatures}
     assert whole.forecast is not None
-    assert set(whole.forecast.points) == {"gauss_newton", "empirical", "diagonal"}
+    assert set(whole.forecast.points) == {"gauss_newton", "empirical", "kfac", "diagonal"}
+    assert "K-FAC: the forecast held" in whole.verdicts["forecast"]
 
 
 def test_the_same_seed_gives_the_same_numbers(whole: Inspection) -> None:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import gradient_rows, sampled
-from woodbury.inspection.choices import mean_rows
+from woodbury.fisher.base import Fisher
+from woodbury.inspection.choices import Choice, Chooser, mean_rows
 from woodbury.inspection.curvatures import estimate_curvatures
 from woodbury.inspection.sensitivity_report import Axis, Sensitivity, Trial
 from woodbury.inspection.settings_tried import sensitivity
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
+from woodbury.monitor import progress
 
 DAMPING = 1e-3
 COUNT = 40
@@ -74,7 +76,7 @@ def test_every_trial_is_the_pruning_that_it_is_called() -> None:
         "damping": {"1e-05": low_rank(rows, 1e-5), "0.1": low_rank(rows, 0.1)},
         "rows": {str(m): low_rank(rows[:m], DAMPING) for m in (5, 10, 20)},
         "block": {"5": blocks_only(whole, [5] * 7)},
-        "rows of": {"drawn labels": low_rank(drawn, DAMPING)},
+        "kind of rows": {"drawn labels": low_rank(drawn, DAMPING)},
         "samples per row": {"4": low_rank(2 * rows.view(10, 4, -1).mean(1), DAMPING)},
         "samples": {"the other half": low_rank(rows[20:], DAMPING)},
     }
@@ -93,6 +95,28 @@ def test_every_trial_is_the_pruning_that_it_is_called() -> None:
     assert found.rows == COUNT and found.samples == 30
 
 
+def test_what_several_axes_ask_for_chooses_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Fisher] = []
+    choice = Chooser.choice
+
+    def counted(self: Chooser, fisher: Fisher) -> Choice:
+        chosen.append(fisher)
+        return choice(self, fisher)
+
+    monkeypatch.setattr(Chooser, "choice", counted)
+    told: list[tuple[str, int, int]] = []
+    objective = perceptron(COUNT)
+    curvatures = estimate_curvatures(objective, COUNT, DAMPING)
+    with progress(lambda *what: told.append(what)):
+        found = sensitivity(objective, classes(30, 7), curvatures=curvatures, damping=DAMPING)
+    trials = [trial for axis in found.axes for trial in axis.trials]
+    # All rows are in five axes, all labels in two, half of the rows in two.
+    assert len(chosen) == len(set(map(id, chosen))) == len(trials) - 6
+    assert chosen[0] is curvatures.fishers["gauss_newton"]
+    assert curvatures.fishers["empirical"] in chosen
+    assert [done for what, done, _ in told if what == "settings"] == [*range(1, len(chosen) + 1)]
+
+
 def test_means_of_rows_are_rows_of_means() -> None:
     objective = perceptron(COUNT)
     rows = gradient_rows(objective, 10, batch=4)
@@ -107,7 +131,7 @@ def test_rows_that_are_there_are_used() -> None:
     anew = sensitivity(objective, classes(30, 7), count=COUNT, damping=DAMPING)
     assert known == anew
     names = {axis.name: [trial.value for trial in axis.trials] for axis in known.axes}
-    assert names["rows of"] == ["Gauss–Newton", "observed labels", "drawn labels"]
+    assert names["kind of rows"] == ["Gauss–Newton", "observed labels", "drawn labels"]
     assert names["seed"] == ["0", "1"]
     assert names["block"] == ["whole", "32"], "blocks as large as the space are the whole"
 

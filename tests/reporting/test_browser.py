@@ -14,7 +14,7 @@ from support.results import prune_numbers, pruned_net, results, tensors_of
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
-from woodbury.reporting import plots, tables
+from woodbury.reporting import cost_tables, plots, tables
 from woodbury.reporting.page import Code, Page, section
 from woodbury.reporting.pages import prune_page
 
@@ -165,7 +165,7 @@ def test_a_comparison_is_as_wide_as_the_window(
         for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
     ]
     sections = [section(plots.accuracies(many)), section(tables.accuracies(many))]
-    losses = tables.losses_and_resources(many)
+    losses = cost_tables.losses_and_resources(many)
     Page("Compared", "lead", sections=sections, folded=[losses]).write(tmp_path / "r.html")
     assert nothing_is_cut_off(opened(size, "light", tmp_path / "r.html"))
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import woodbury
 from woodbury.inspection.findings import Inspection
-from woodbury.inspection.forecast_calibration import ForecastPoint
+from woodbury.inspection.forecast_report import ForecastPoint
 from woodbury.inspection.sensitivity_report import Axis, Trial
 from woodbury.reporting import inspection_charts as charts
 from woodbury.reporting import inspection_tables as tables
@@ -39,7 +39,7 @@ def page_of(found: Inspection) -> str:
 def test_the_page_has_every_section(found: Inspection) -> None:
     page = page_of(found)
     for title in (
-        *("In words", "Fisher, Gauss–Newton, Hessian", "Cosine to the exact Hessian"),
+        *("In words", "Fisher, Gauss–Newton, Hessian", "Some weights of some tensors, exactly"),
         *("times its scale to the Hessian", "weights of 0.weight, the largest first"),
         *("Setting: damping", "by the damping.", "Setting: samples per row", "Use it again"),
         "Forecasts of the loss after one step",
@@ -74,10 +74,15 @@ def test_every_number_of_the_tables_is_in_its_row(found: Inspection) -> None:
     grid = tables.matches(found.hessian)
     assert [row[0] for row in grid.cells] == [
         *("exact Hessian", "Gauss–Newton", "empirical Fisher", "K-FAC", "diagonal"),
-        "K-FAC, factors swapped",
+        "K-FAC, swapped",
     ]
     rows = tables.forecasts(found.forecast).cells
-    assert len(rows) == 6 and {row[1] for row in rows} == {"29.2 %", "60.4 %"}
+    assert len(rows) == 10 and {row[1] for row in rows} == {"29.2 %", "60.4 %"}
+    assert [row[0] for row in rows[-4:]] == ["diagonal", "diagonal", "magnitude", "magnitude"]
+    assert rows[-1][2:4] == ("–", "–")
+    assert float(rows[-1][4].replace("−", "-")) == pytest.approx(
+        found.forecast.magnitude[-1].measured, rel=0.01
+    )
     step = tables.along_step(found.along[1])
     assert step.cells[0][0] == "measured" and step.cells[0][1] == "–"
 
@@ -85,8 +90,8 @@ def test_every_number_of_the_tables_is_in_its_row(found: Inspection) -> None:
 def test_what_is_refused_has_no_number_and_says_why() -> None:
     axis = Axis("damping", "1", (Trial("1", 1.0, 1.0, 0.2), Trial("1e-30", refused="Too small.")))
     grid = tables.setting(axis)
-    assert grid.cells[1] == ("1e-30", "–", "–", "–") and "1e-30: Too small." in grid.note
-    assert grid.marks[1][1] is None and grid.best == {(0, 3)}
+    assert grid.cells[0] == ("1e-30", "–", "–", "–") and "1e-30: Too small." in grid.note
+    assert grid.marks[1][0] is None and grid.best == {(1, 3)}, "in the order of the values"
     assert charts.losses_over(axis) is None
 
 

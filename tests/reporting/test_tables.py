@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,13 @@ from support.results import pruned_net, results, tensors_of
 
 from woodbury.estimation.recipes import mfac
 from woodbury.model.flop_count import flops
+from woodbury.pruning.prediction import IncreaseInterval, warning_of
 from woodbury.pruning.pruned import Quantiles
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise
 from woodbury.pruning.updates import zero
-from woodbury.reporting import tables
+from woodbury.reporting import cost_tables, tables
 from woodbury.reporting.grid import Grid, aligned, percent, without_middle
 
 
@@ -64,13 +66,29 @@ def test_accuracies_before_the_update() -> None:
 
 
 def test_losses_and_resources_name_their_method_in_each_row_to_be_sorted_by() -> None:
-    grid = tables.losses_and_resources(results())
+    grid = cost_tables.losses_and_resources(results())
     names = ["magnitude", "M-FAC <joint>", "[red]WoodFisher[/]"]
     assert [row[0] for row in grid.cells] == [name for name in names for _ in range(2)]
     assert grid.cells[0][1:] == ("50 %", "–", "–", "0.200", "–", "1.50", "100")
     assert grid.keys[0] == ("magnitude", 0.5, None, None, 0.2, None, 1.5, 100.0)
     chosen = [replace(result, damping=10.0**-result.seed, predicted=0.1) for result in results()]
-    assert tables.losses_and_resources(chosen).cells[0][2:4] == ("1, 0.1", "0.100")
+    assert cost_tables.losses_and_resources(chosen).cells[0][2:4] == ("1, 0.1", "0.100")
+
+
+def test_the_increase_on_samples_held_back_has_a_column() -> None:
+    interval = IncreaseInterval(-0.01, 0.02, 0.05, 0.95, 100, 0.3)
+    nowhere = replace(interval, low=math.inf, mean=math.inf, high=math.inf)
+    refuted = warning_of(1.0, interval)
+    checked = [replace(each, predicted_interval=interval, predicted=0.03) for each in results()]
+    checked[0] = replace(checked[0], predicted=1.0, predicted_warning=refuted)
+    checked[-1] = replace(checked[-1], predicted_interval=nowhere)
+    grid = cost_tables.losses_and_resources(checked)
+    assert grid.header[6] == "held back" and len(grid.header) == len(grid.cells[0])
+    assert [row[6] for row in grid.cells] == [*["−0.01 to 0.05"] * 5, "not finite"]
+    assert grid.keys[0][6] == 0.02 and len(grid.keys[0]) == len(grid.header)
+    assert grid.note.endswith("Of 12 predictions 1 are no forecast of it.")
+    fine = [replace(each, predicted_interval=interval) for each in results()]
+    assert "forecast" not in cost_tables.losses_and_resources(fine).note
 
 
 def test_layerwise_sparsity_has_a_row_for_each_tensor_and_their_sum() -> None:

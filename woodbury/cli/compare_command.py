@@ -73,6 +73,9 @@ def compare(
                 {text: method.problem.objective for text, method in methods.items()},
                 problem.score,
                 validate=_validate(methods),
+                held_back={
+                    text: method.problem.beside_calibration for text, method in methods.items()
+                },
                 memory=options.resources.memory,
             )
             results = _with_perplexities(results, methods)

@@ -24,7 +24,7 @@ from woodbury.io.run_folder import REPORT_FILE
 from woodbury.io.sparse_files import save_sparse
 from woodbury.linalg.ranks import Ranks
 from woodbury.pruning.schedule import Targets
-from woodbury.reporting import plots, tables
+from woodbury.reporting import cost_tables, plots, tables
 from woodbury.reporting.charts import Chart
 from woodbury.reporting.files import versions, write_csv, write_json
 from woodbury.reporting.grid import Grid
@@ -179,7 +179,7 @@ class ComparisonReport:
         sections.append(Section("Use it again", (again,)))
         details = [
             tables.accuracies_before_update(self.results, measure=score_label(self.measure)),
-            tables.losses_and_resources(self.results),
+            cost_tables.losses_and_resources(self.results),
             *folded(self.settings),
         ]
         return Page(self.title, self.lead, sections=sections, folded=details)
@@ -193,7 +193,7 @@ class ComparisonReport:
         print_result(self._scores_table().rich())
         if perplexities := tables.perplexities(self.results):
             print_result(perplexities.rich())
-        print_result(tables.resources(self.results).rich())
+        print_result(cost_tables.resources(self.results).rich())
         print_plain(f"Written: {out}/report.html, accuracy.svg, results.csv and results.json.")
 
     def _record(self) -> dict[str, Any]:

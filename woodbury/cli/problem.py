@@ -115,9 +115,8 @@ class Problem:
         """The calibration set drawn by a seed."""
         return batches(draw(self.calibration, self.samples, seed))
 
-    def beside_calibration(self) -> Iterable[Batch] | None:
-        """Training data beside the calibration set, to check a prediction on; None for too few."""
-        seed = self.options.inputs.seed
+    def beside_calibration(self, seed: int) -> Iterable[Batch] | None:
+        """Training data beside a seed's calibration set, to check predictions on; None for none."""
         drawn = draw(self.calibration, self.samples + HELD_BACK_SAMPLES, seed)
         others = drawn.indices[self.samples :]
         if len(others) < LEAST_HELD_BACK:

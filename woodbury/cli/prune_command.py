@@ -123,7 +123,7 @@ def _prune_at_once(
                 if out is None:
                     print_place(place)
             before = problem.dense_score()
-            held_back = problem.beside_calibration()
+            held_back = problem.beside_calibration(options.inputs.seed)
             if held_back is not None:
                 check_held_back(dense, held_back)
             history = StageHistory(dense.loss())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,30 @@ from woodbury.fisher.checks import check_columns, check_groups
 from woodbury.limits import Limits
 from woodbury.linalg.conversion import as_tensor
 from woodbury.linalg.precision import wide_dtype
+from woodbury.memory.budget import row_bytes
 from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.profile import ModelProfile
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
 
 SAMPLES_PER_PASS = 32
 """Samples whose graph of both passes is held at once, at most."""
+GRAPH_SHARE = 0.25
+"""Of what the gradient rows of a run may take, that graphs may take which are held."""
+ACTIVATION_COPIES = 4
+"""Of all that the modules return, in the graph of both passes: 2.0 on ResNet-20."""
+WEIGHT_COPIES = 3
+"""Of the weights in the graph of one batch."""
+
+
+class _Graph(NamedTuple):
+    """The samples of one batch, and the slopes of its mean loss with their graph."""
+
+    samples: int
+    parameters: dict[str, Tensor]
+    slopes: list[Tensor]
 
 
 @checks_types
@@ -62,12 +79,70 @@ def hessian_products(
         tensor([5., 2.])
     """
     check_whole_number(count, "count", "the number of samples")
+    graphs = _of_batches(objective, count, labels, generator)
+    return _mean_products(objective, vectors, count, graphs)
+
+
+@contextmanager
+def held_hessian(objective: Objective, count: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """V -> H V as by `hessian_products`, for one call after the other, such as those of Lanczos.
+
+    The graphs of the slopes are held meanwhile where they have room, which spares two of four
+    passes; else each call makes them again.
+
+    Args:
+        objective: The loss, the data with labels, and the d weights.
+        count: Samples that the loss is averaged over, from the first.
+
+    Yields:
+        The products with (d,) or (d, k).
+
+    Raises:
+        WoodburyError: As `hessian_products`.
+
+    Example:
+        >>> from woodbury.model.likelihood import squared_error
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> objective = Objective.from_model(torch.nn.Linear(1, 1), [(x, 0 * x)], squared_error)
+        >>> with held_hessian(objective, 2) as hessian:
+        ...     hessian(torch.tensor([1.0, 0.0])), hessian(torch.tensor([0.0, 1.0]))
+        (tensor([5., 2.]), tensor([2., 1.]))
+    """
+    check_whole_number(count, "count", "the number of samples")
+    if graph_bytes(objective, count) > GRAPH_SHARE * row_bytes():
+        yield lambda vectors: hessian_products(objective, vectors, count)
+        return
+    with eval_mode(objective.model):  # also where a backward pass computes activations again
+        graphs = list(_of_batches(objective, count, observed, None))
+        yield lambda vectors: _mean_products(objective, vectors, count, graphs)
+
+
+def graph_bytes(objective: Objective, count: int) -> int:
+    """What the graphs of the slopes of some samples take, roughly.
+
+    Args:
+        objective: The network; one sample is read.
+        count: The samples.
+
+    Returns:
+        Bytes.
+    """
+    activations = ModelProfile.measure(objective).total_activation_elements
+    batches = -(-count // _at_once())
+    elements = ACTIVATION_COPIES * count * activations + WEIGHT_COPIES * batches * objective.space.n
+    return objective.weights.element_size() * elements
+
+
+def _mean_products(
+    objective: Objective, vectors: Tensor, count: int, graphs: Iterable[_Graph]
+) -> Tensor:
+    """H V of the mean loss over all batches."""
     d = objective.space.d
     vectors = check_columns(vectors, d, f"The Hessian on d = {d} weights got a vector")
     dtype = wide_dtype(objective.weights.dtype)
     columns = vectors.reshape(d, -1).to(objective.weights)
     total = torch.zeros(columns.shape, dtype=dtype, device=columns.device)
-    for size, parameters, slopes in _of_batches(objective, count, labels, generator):
+    for size, parameters, slopes in graphs:
         for index in range(columns.shape[1]):
             product = _product(objective, parameters, slopes, columns[:, index])
             total[:, index] += size * product.to(dtype)
@@ -170,19 +245,23 @@ def _places(space: ParameterSpace, positions: Tensor) -> dict[str, _Places]:
     return found
 
 
+def _at_once() -> int:
+    """Samples of one batch."""
+    return min(SAMPLES_PER_PASS, Limits.current().hessian_samples)
+
+
 def _of_batches(
     objective: Objective, count: int, labels: Labels, generator: torch.Generator | None
-) -> Iterator[tuple[int, dict[str, Tensor], list[Tensor]]]:
-    """For each batch its samples, the parameters, and the slopes by them."""
-    at_once = min(SAMPLES_PER_PASS, Limits.current().hessian_samples)
+) -> Iterator[_Graph]:
+    """The graph of each batch."""
     done = 0
     with eval_mode(objective.model):
-        for inputs, target in objective.batches.in_batches(at_once, count):
+        for inputs, target in objective.batches.in_batches(_at_once(), count):
             size = samples_in(inputs)
             target = labelled(labels, objective, inputs, target, generator)
             objective.check_mean(inputs, target)
             parameters, slopes = slopes_to_differentiate(objective, inputs, target)
-            yield size, parameters, slopes
+            yield _Graph(size, parameters, slopes)
             done += size
             report("products with the Hessian", done, count)
     check_enough_data(done, count)

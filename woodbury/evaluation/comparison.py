@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product, takewhile
 from statistics import fmean
+from typing import TypeVar
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
@@ -14,11 +15,18 @@ from woodbury.evaluation.results import Result
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
+from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
 from woodbury.monitor import whole
+from woodbury.pruning.prediction import check_held_back, increase_interval, warning_of
+
+Made = TypeVar("Made")
 
 MakeObjective = Callable[[int], Objective]
 """Seed -> the dense network on the calibration set of that seed."""
+
+HeldBack = Callable[[int], Iterable[Batch] | None]
+"""Seed -> training data beside the calibration set of that seed; None where there is too little."""
 
 
 @checks_types
@@ -30,6 +38,7 @@ def compare(
     evaluate: Score,
     *,
     validate: Score | None = None,
+    held_back: HeldBack | Mapping[str, HeldBack] | None = None,
     memory: int | str | None = None,
     group: object = None,
 ) -> list[Result]:
@@ -44,6 +53,9 @@ def compare(
             function for the name of each method.
         evaluate: The score on test data.
         validate: The score on held-out *training* data that chooses among a method's dampings.
+        held_back: Seed -> samples beside the calibration set, on which the increase of the loss
+            has an interval  (eq. 71); or one such function for the name of each method. None for
+            no interval.
         memory: What the run may hold, in bytes or as "6GiB"; None for 60 % of what the process may
             still have.
         group: The torch.distributed process group whose ranks share the work, as for
@@ -91,13 +103,15 @@ def compare(
         cells = list(product(seeds, methods))
         own: dict[int, list[Result]] = {}
         with Ranks.apart(), whole("pruning", "pruning", len(cells) * len(sparsities)) as progress:
-            dense = _Dense(methods, make_objective, seeds[0])
+            dense = _Dense(methods, make_objective, held_back, seeds[0])
             _check_possible(methods, sparsities, dense.objectives, validate, memory)
+            dense.check_held_back()
             for index in takewhile(lambda number: number < len(cells), ranks.numbers()):
                 seed, name = cells[index]
                 while progress.done < index * len(sparsities):  # others have taken those before
                     progress.advance()
-                dense = dense if dense.seed == seed else _Dense(methods, make_objective, seed)
+                if dense.seed != seed:
+                    dense = _Dense(methods, make_objective, held_back, seed)
                 own[index] = []
                 for result in _results(dense, name, sparsities, evaluate, validate):
                     own[index].append(result)
@@ -114,11 +128,15 @@ class _Dense:
         self,
         methods: Mapping[str, ComparedMethod],
         make_objective: MakeObjective | Mapping[str, MakeObjective],
+        held_back: HeldBack | Mapping[str, HeldBack] | None,
         seed: int,
     ) -> None:
         self.seed = seed
         self.methods = methods
-        self.objectives = _objectives(methods, make_objective, seed)
+        self.objectives = _for_each(methods, make_objective, seed, "make_objective")
+        self.held_back: dict[str, Iterable[Batch] | None] = {}
+        if held_back is not None:
+            self.held_back = _for_each(methods, held_back, seed, "held_back")
         self._losses: dict[Objective, float] = {}
 
     def loss(self, name: str) -> float:
@@ -127,6 +145,12 @@ class _Dense:
         if dense not in self._losses:
             self._losses[dense] = dense.loss()
         return self._losses[dense]
+
+    def check_held_back(self) -> None:
+        """Raise WoodburyError for samples that no interval can be made of, before any gradient."""
+        for name, batches in self.held_back.items():
+            if batches is not None:
+                check_held_back(self.objectives[name], batches)
 
 
 def _results(
@@ -137,12 +161,16 @@ def _results(
     validate: Score | None,
 ) -> Iterator[Result]:
     """One method at all sparsities, from the dense network of one seed."""
-    objective = dense.objectives[name]
+    objective, aside = dense.objectives[name], dense.held_back.get(name)
     loss_before = dense.loss(name)
     runs = dense.methods[name].runs(objective, sparsities, validate)
     for sparsity, best in zip(sparsities, runs, strict=True):
         loss_after = best.pruned.objective.loss()
         removed = best.pruned.before_update(objective)
+        predicted, interval = best.pruned.predicted, best.pruned.predicted_interval
+        if aside is not None:
+            interval = increase_interval(objective, best.pruned.objective, aside)
+        doubt = best.pruned.predicted_doubt
         yield Result(
             method=name,
             sparsity=sparsity,
@@ -151,7 +179,7 @@ def _results(
             accuracy=evaluate(best.pruned.objective),
             loss_before=loss_before,
             loss_after=loss_after,
-            predicted=best.pruned.predicted,
+            predicted=predicted,
             measured=loss_after - loss_before,
             seconds=best.cost.seconds,
             memory=best.cost.memory,
@@ -159,24 +187,27 @@ def _results(
             settings=best.settings,
             removed=removed.loss() - loss_before,
             accuracy_removed=evaluate(removed),
+            predicted_interval=interval,
+            predicted_warning="" if interval is None else warning_of(predicted, interval, doubt),
         )
 
 
-def _objectives(
+def _for_each(
     methods: Mapping[str, ComparedMethod],
-    make_objective: MakeObjective | Mapping[str, MakeObjective],
+    make: Callable[[int], Made] | Mapping[str, Callable[[int], Made]],
     seed: int,
-) -> dict[str, Objective]:
-    """The dense network for each method; methods with one function have one objective."""
-    if not isinstance(make_objective, Mapping):
-        return dict.fromkeys(methods, make_objective(seed))
-    if missing := [name for name in methods if name not in make_objective]:
+    argument: str,
+) -> dict[str, Made]:
+    """What is made of a seed for each method; methods with one function share one."""
+    if not isinstance(make, Mapping):
+        return dict.fromkeys(methods, make(seed))
+    if missing := [name for name in methods if name not in make]:
         raise WoodburyError(
-            f"make_objective has no function for {missing[0]!r}: give one for each method."
+            f"{argument} has no function for {missing[0]!r}: give one for each method."
         )
-    makers = {name: make_objective[name] for name in methods}
-    made = {make: make(seed) for make in dict.fromkeys(makers.values())}
-    return {name: made[make] for name, make in makers.items()}
+    makers = {name: make[name] for name in methods}
+    made = {each: each(seed) for each in dict.fromkeys(makers.values())}
+    return {name: made[each] for name, each in makers.items()}
 
 
 def choose_damping(

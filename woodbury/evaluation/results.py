@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+from woodbury.pruning.prediction import IncreaseInterval
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,6 +38,10 @@ class Result:
         perplexity_before: exp(`loss_before` ÷ tokens that a sample predicts), by `woodbury compare`
             on a causal language model; None elsewhere.
         perplexity_after: The same of `loss_after`.
+        predicted_interval: The increase of the loss on samples held back, which no part of the
+            method saw  (eq. 71); None where none were.
+        predicted_warning: Why `predicted` is no forecast of it  (eq. 72); empty where nothing is
+            known against it.
     """
 
     method: str
@@ -55,6 +61,8 @@ class Result:
     accuracy_removed: float | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
+    predicted_interval: IncreaseInterval | None = None
+    predicted_warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ class Summary:
         accuracy_removed: The mean; None if no result has one.
         perplexity_before: The mean; None if no result has one.
         perplexity_after: The mean; None if no result has one.
+        held_back: The mean increase of the loss on samples held back; None if none were.
+        held_back_low: The mean of the lower ends of its intervals.
+        held_back_high: The mean of the upper ends.
+        warnings: In how many results the prediction is no forecast.
     """
 
     method: str
@@ -90,6 +102,10 @@ class Summary:
     accuracy_removed: float | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
+    held_back: float | None = None
+    held_back_low: float | None = None
+    held_back_high: float | None = None
+    warnings: int = 0
 
 
 def summary(results: Iterable[Result]) -> list[Summary]:
@@ -116,6 +132,7 @@ def summary(results: Iterable[Result]) -> list[Summary]:
 
 def _summarized(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
     accuracies = [result.accuracy for result in cell]
+    intervals = [each.predicted_interval for each in cell if each.predicted_interval is not None]
     return Summary(
         method=name,
         sparsity=sparsity,
@@ -130,6 +147,10 @@ def _summarized(name: str, sparsity: float, cell: Sequence[Result]) -> Summary:
         accuracy_removed=_mean(result.accuracy_removed for result in cell),
         perplexity_before=_mean(result.perplexity_before for result in cell),
         perplexity_after=_mean(result.perplexity_after for result in cell),
+        held_back=_mean(interval.mean for interval in intervals),
+        held_back_low=_mean(interval.low for interval in intervals),
+        held_back_high=_mean(interval.high for interval in intervals),
+        warnings=sum(bool(result.predicted_warning) for result in cell),
     )
 
 

@@ -6,8 +6,8 @@ from woodbury.inspection.curvatures import estimate_curvatures as estimate_curva
 from woodbury.inspection.direction import LossAlong as LossAlong
 from woodbury.inspection.direction import loss_along as loss_along
 from woodbury.inspection.findings import Inspection as Inspection
-from woodbury.inspection.forecast_calibration import ForecastCalibration as ForecastCalibration
 from woodbury.inspection.forecast_calibration import calibrate_forecast as calibrate_forecast
+from woodbury.inspection.forecast_report import ForecastCalibration as ForecastCalibration
 from woodbury.inspection.hessian_comparison import HessianComparison as HessianComparison
 from woodbury.inspection.hessian_comparison import compare_with_hessian as compare_with_hessian
 from woodbury.inspection.sensitivity_report import Sensitivity as Sensitivity

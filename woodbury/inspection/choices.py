@@ -7,13 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.fisher.base import Fisher
-from woodbury.linalg.gram import gram_of
-from woodbury.linalg.precision import wide_dtype
 from woodbury.model.batches import Batch, Samples
 from woodbury.model.objective import Objective
 from woodbury.pruning.budget import Budget
@@ -87,11 +84,11 @@ class Chooser:
         """What competes, on the way to the sparsity."""
         return Pruner(None).budget(self.objective.space, self.sparsity)
 
-    def pruned(self, fisher: Fisher) -> Pruned:
+    def pruned(self, fisher: Fisher | None) -> Pruned:
         """The network pruned by a curvature; the model is untouched.
 
         Args:
-            fisher: On the d weights.
+            fisher: On the d weights; None for a saliency and an update that need none.
 
         Raises:
             WoodburyError: As the pruner.
@@ -174,13 +171,3 @@ def mean_rows(rows: Tensor, batch: int) -> Tensor:
     """
     count = len(rows) // batch
     return rows[: count * batch].view(count, batch, -1).mean(1).mul_(batch**0.5)
-
-
-def largest_eigenvalue(rows: Tensor) -> float:
-    """The largest eigenvalue of (1/m) Σ gᵢgᵢᵀ.
-
-    Args:
-        rows: (m, d).
-    """
-    gram = gram_of(rows, wide_dtype(rows.dtype))
-    return float(torch.linalg.eigvalsh(gram / len(rows))[-1])

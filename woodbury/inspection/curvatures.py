@@ -25,7 +25,7 @@ WORDS = {
     "gauss_newton": "Gauss–Newton",
     "empirical": "empirical Fisher",
     "kfac": "K-FAC",
-    "kfac_swapped": "K-FAC, factors swapped",
+    "kfac_swapped": "K-FAC, swapped",
     "diagonal": "diagonal",
 }
 """What the curvatures are called in a sentence."""

@@ -110,7 +110,7 @@ class LossAlong:
         reach = (
             "the exact second order is no guide at any length"
             if not up_to
-            else f"the exact second order is within a factor of two up to {up_to:g} of it"
+            else f"the exact second order is within a factor of two up to {up_to:g} of the step"
         )
         if not self.ratios:
             return f"{end}; {reach}. The Hessian is not positive along it, and every estimate is."
@@ -170,10 +170,46 @@ def loss_along(
         >>> len(along.measured), along.measured[0]
         (11, 0.0)
     """
-    step = as_tensor(step, "The step")
-    objective.space.check_vector(step)
-    if not bool(torch.isfinite(step).all()):
-        raise WoodburyError("The step is not finite: give the difference of two sound networks.")
+    (along,) = losses_along(
+        objective,
+        held_back,
+        {direction: step},
+        curvatures,
+        fractions=fractions,
+        scales=scales,
+        hessian=hessian,
+    )
+    return along
+
+
+def losses_along(
+    objective: Objective,
+    held_back: Iterable[Batch],
+    steps: Mapping[str, Tensor],
+    curvatures: Curvatures,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    scales: Mapping[str, float] | None = None,
+    hessian: bool = True,
+) -> tuple[LossAlong, ...]:
+    """`loss_along` for several steps, whose slopes and Hessian are of one pass over the samples.
+
+    Args:
+        objective: As for `loss_along`.
+        held_back: As for `loss_along`.
+        steps: Direction -> δ (d,).
+        curvatures: As for `loss_along`.
+        fractions: As for `loss_along`.
+        scales: As for `loss_along`.
+        hessian: As for `loss_along`.
+
+    Returns:
+        What the loss does along each step.
+
+    Raises:
+        WoodburyError: As `loss_along`.
+    """
+    columns = torch.stack([_checked(step, objective) for step in steps.values()], 1)
     places = tuple(float(t) for t in fractions)
     if not places or not all(math.isfinite(t) for t in places):
         raise WoodburyError(f"fractions is {places}: give at least one finite number.")
@@ -182,26 +218,45 @@ def loss_along(
     if not samples:
         raise WoodburyError("No sample is held back: the loss along a step needs some.")
     dense = there.loss()
-    measured = []
-    for done, t in enumerate(places, 1):
-        loss = there.at(objective.weights + t * step.to(objective.weights)).loss() if t else dense
-        measured.append(loss - dense if math.isfinite(loss) else math.inf)
-        report("losses along a step", done, len(places))
-    curved = None
-    if hessian:
-        curved = _dot(step, hessian_products(there, step, samples))
-    forms = {name: _form(fisher, step) for name, fisher in curvatures.fishers.items()}
-    return LossAlong(
-        direction=direction,
-        samples=samples,
-        dense=dense,
-        fractions=places,
-        measured=tuple(measured),
-        slope=_dot(step, mean_gradient(there)),
-        hessian=curved,
-        curvatures=forms,
-        scales={name: value for name, value in (scales or {}).items() if name in forms},
+    measured: list[list[float]] = []
+    for step in columns.mT:
+        measured.append([])
+        for t in places:
+            loss = there.at(objective.weights + t * step).loss() if t else dense
+            measured[-1].append(loss - dense if math.isfinite(loss) else math.inf)
+            done = sum(map(len, measured))
+            report("losses along a step", done, len(steps) * len(places))
+    products = hessian_products(there, columns, samples) if hessian else None
+    slope = mean_gradient(there)
+    known = {name: by for name, by in (scales or {}).items() if name in curvatures.fishers}
+    return tuple(
+        LossAlong(
+            direction=direction,
+            samples=samples,
+            dense=dense,
+            fractions=places,
+            measured=tuple(measured[i]),
+            slope=_dot(columns[:, i], slope),
+            hessian=None if products is None else _dot(columns[:, i], products[:, i]),
+            curvatures=_forms(curvatures, columns[:, i]),
+            scales=known,
+        )
+        for i, direction in enumerate(steps)
     )
+
+
+def _checked(step: Tensor, objective: Objective) -> Tensor:
+    """A step that fits, in the dtype of the weights."""
+    step = as_tensor(step, "The step")
+    objective.space.check_vector(step)
+    if not bool(torch.isfinite(step).all()):
+        raise WoodburyError("The step is not finite: give the difference of two sound networks.")
+    return step.to(objective.weights)
+
+
+def _forms(curvatures: Curvatures, step: Tensor) -> dict[str, float]:
+    """δᵀCδ of each estimate, without damping."""
+    return {name: _form(fisher, step) for name, fisher in curvatures.fishers.items()}
 
 
 def _form(fisher: Fisher, step: Tensor) -> float:

@@ -11,7 +11,8 @@ from woodbury.fisher.checks import check_damping
 from woodbury.inspection.choices import check_sparsities
 from woodbury.inspection.curvatures import COUNT
 from woodbury.inspection.direction import LossAlong
-from woodbury.inspection.forecast_calibration import SPARSITIES, ForecastCalibration
+from woodbury.inspection.forecast_calibration import SPARSITIES
+from woodbury.inspection.forecast_report import ForecastCalibration
 from woodbury.inspection.hessian_comparison import HessianComparison
 from woodbury.inspection.sensitivity_report import Sensitivity
 from woodbury.pruning.presets import standard
@@ -92,6 +93,8 @@ class Inspection:
             found |= self.sensitivity.verdicts
         if self.forecast is not None:
             found["forecast"] = self.forecast.verdict
+            if self.forecast.verdict_on_magnitude:
+                found["magnitude"] = self.forecast.verdict_on_magnitude
         return found
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,114 +13,27 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import gradient_chunks
-from woodbury.inspection.agreement import (
-    NEGLIGIBLE_SHARE,
-    in_percent,
-    is_within_factor,
-    last_within_factor,
-)
+from woodbury.inspection.agreement import in_percent
 from woodbury.inspection.choices import Chooser, check_sparsities, step_to
-from woodbury.inspection.curvatures import WORDS, Curvatures
+from woodbury.inspection.curvatures import Curvatures
+from woodbury.inspection.forecast_report import (
+    ForecastCalibration,
+    ForecastPoint,
+    MeasuredPoint,
+)
+from woodbury.limits import Limits
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.objective import Objective
 from woodbury.monitor import report
-from woodbury.pruning.saliencies import Saliency, obs
-from woodbury.pruning.updates import Update, joint
+from woodbury.pruning.saliencies import Saliency, magnitude, obs
+from woodbury.pruning.updates import Update, joint, zero
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 """Where a forecast is tried."""
-
-
-@dataclass(frozen=True)
-class ForecastPoint:
-    """One pruning in one step.
-
-    Attributes:
-        sparsity: Removed ÷ all weights, as reached.
-        predicted: The increase by the curvature that chose the weights (eq. 14).
-        held_back: The increase by rows of samples that it has not seen (eq. 80).
-        measured: The increase of the loss on those samples.
-    """
-
-    sparsity: float
-    predicted: float
-    held_back: float
-    measured: float
-
-
-@dataclass(frozen=True)
-class ForecastCalibration:
-    """Forecasts beside measured losses.
-
-    Attributes:
-        samples: That the loss is measured on.
-        dense: The loss on them before pruning.
-        points: Name of the curvature -> its prunings, of rising sparsity.
-        refused: Name -> why there are no or no more points.
-    """
-
-    samples: int
-    dense: float
-    points: Mapping[str, tuple[ForecastPoint, ...]]
-    refused: Mapping[str, str]
-
-    def held_up_to(self, name: str, *, held_back: bool = False) -> float | None:
-        """The sparsity up to which a forecast holds within a factor of two.
-
-        Args:
-            name: Of the curvature.
-            held_back: Whether the forecast is that of the samples held back.
-
-        Returns:
-            None where it does not at the smallest.
-        """
-        points = self.points.get(name, ())
-        forecasts = [point.held_back if held_back else point.predicted for point in points]
-        return last_within_factor(
-            [point.sparsity for point in points],
-            forecasts,
-            [point.measured for point in points],
-            self.dense,
-        )
-
-    @property
-    def verdict(self) -> str:
-        """What it says, in a sentence for each curvature."""
-        if not self.points:
-            return ""
-        sentences = [self._sentence(name) for name in self.points]
-        negligible = NEGLIGIBLE_SHARE * abs(self.dense)
-        return " ".join([*sentences, f"Differences below {negligible:.2g} count as none."])
-
-    def _sentence(self, name: str) -> str:
-        points = self.points[name]
-        said = WORDS.get(name, name)
-        own, other = self.held_up_to(name), self.held_up_to(name, held_back=True)
-        first = _reach(own, points)
-        if own == points[-1].sparsity:
-            return f"{said}: the forecast held within a factor of two {first}."
-        wrong = next(
-            point
-            for point in points
-            if not is_within_factor(
-                point.predicted, point.measured, NEGLIGIBLE_SHARE * abs(self.dense)
-            )
-        )
-        text = (
-            f"{said}: the forecast held within a factor of two {first}; at "
-            f"{in_percent(wrong.sparsity)} it was {wrong.predicted:.2g} for {wrong.measured:.2g}."
-        )
-        if (other or 0) > (own or 0):
-            text += f" Rows of other samples forecast it {_reach(other, points)}."
-        return text
-
-
-def _reach(up_to: float | None, points: Sequence[ForecastPoint]) -> str:
-    if up_to is None:
-        return f"nowhere, not at {in_percent(points[0].sparsity)}"
-    if up_to == points[-1].sparsity:
-        return f"at all sparsities tried, up to {in_percent(up_to)}"
-    return f"up to {in_percent(up_to)}"
+CG_RESIDUAL = 1e-3
+"""At which K-FAC's conjugate gradients end: forecast and loss are those of the step as it is."""
+DIRECT_SIZE = 512
+"""Rows of a dense factor of K-FAC's, from which on conjugate gradients are faster."""
 
 
 @checks_types
@@ -166,6 +79,19 @@ def calibrate_forecast(
         [0.2, 0.6]
     """
     asked = check_sparsities(sparsities)
+    with replace(Limits.current(), cg_residual=CG_RESIDUAL, direct_size=DIRECT_SIZE):
+        return _calibrated(objective, held_back, curvatures, asked, saliency, update, seed)
+
+
+def _calibrated(
+    objective: Objective,
+    held_back: Iterable[Batch],
+    curvatures: Curvatures,
+    asked: Sequence[float],
+    saliency: Saliency,
+    update: Update,
+    seed: int,
+) -> ForecastCalibration:
     choosers = [Chooser.of(objective, held_back, each, saliency, update) for each in asked[:1]]
     choosers += [replace(choosers[0], sparsity=each) for each in asked[1:]]
     for chooser in choosers:
@@ -173,6 +99,7 @@ def calibrate_forecast(
     refused: dict[str, str] = {}
     drafts: dict[str, list[_Draft]] = {}
     done = 0
+    by_magnitude = _by_magnitude(choosers)
     for name, fisher in curvatures.fishers.items():
         drafts[name] = []
         for chooser in choosers:
@@ -202,7 +129,16 @@ def calibrate_forecast(
         for name, each in drafts.items()
         if each
     }
-    return ForecastCalibration(samples, choosers[0].dense, points, refused)
+    return ForecastCalibration(samples, choosers[0].dense, points, refused, by_magnitude)
+
+
+def _by_magnitude(choosers: Iterable[Chooser]) -> tuple[MeasuredPoint, ...]:
+    """Magnitude pruning to each sparsity."""
+    points = []
+    for chooser in choosers:
+        pruned = replace(chooser, saliency=magnitude, update=zero).pruned(None)
+        points.append(MeasuredPoint(pruned.sparsity, chooser.increase(pruned.objective)))
+    return tuple(points)
 
 
 @dataclass(frozen=True)

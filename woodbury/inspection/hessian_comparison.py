@@ -10,7 +10,7 @@ from torch import Tensor
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import check_whole_number
-from woodbury.estimation.hessian_products import hessian_block, hessian_products
+from woodbury.estimation.hessian_products import held_hessian, hessian_block
 from woodbury.fisher.base import Fisher
 from woodbury.inspection.agreement import in_percent
 from woodbury.inspection.curvatures import (
@@ -169,13 +169,10 @@ def compare_with_hessian(
     products = {name: products_of(fisher) for name, fisher in fishers.items()}
     generator = seeded(seed, torch.device("cpu"))
     vectors = _signs(objective, probes, generator)
-
-    def hessian(v: Tensor) -> Tensor:
-        return hessian_products(objective, v, samples)
-
-    exact = hessian(vectors)
     start = torch.randn(objective.space.d, generator=generator).to(vectors)
-    of_hessian = spectrum_of(hessian, start, steps, TOP, vectors, exact)
+    with held_hessian(objective, samples) as hessian:
+        exact = hessian(vectors)
+        of_hessian = spectrum_of(hessian, start, steps, TOP, vectors, exact)
     spectra, matches = {}, {}
     for name, product in products.items():
         found = product(vectors).to(exact)

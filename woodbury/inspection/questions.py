@@ -9,7 +9,7 @@ from typing import NamedTuple
 from woodbury.errors import WoodburyError
 from woodbury.inspection.choices import Chooser, step_to
 from woodbury.inspection.curvatures import Curvatures, estimate_curvatures
-from woodbury.inspection.direction import loss_along
+from woodbury.inspection.direction import losses_along
 from woodbury.inspection.findings import Inspection, Settings
 from woodbury.inspection.forecast_calibration import calibrate_forecast
 from woodbury.inspection.hessian_comparison import compare_with_hessian
@@ -141,21 +141,17 @@ def _along(known: Inspection, work: _Work) -> Inspection:
     by = next(iter(work.curvatures.fishers.values()))
     without = replace(work.chooser, saliency=magnitude, update=zero)
     steps = {
-        "magnitude pruning": step_to(without.pruned(by), work.network.objective),
+        "magnitude pruning": step_to(without.pruned(None), work.network.objective),
         "the joint update": step_to(work.chooser.pruned(by), work.network.objective),
     }
     scales = {} if known.hessian is None else known.hessian.scales
-    along = tuple(
-        loss_along(
-            work.network.objective,
-            work.network.held_back,
-            step,
-            work.curvatures,
-            direction=direction,
-            scales=scales,
-            hessian=known.hessian is not None,
-        )
-        for direction, step in steps.items()
+    along = losses_along(
+        work.network.objective,
+        work.network.held_back,
+        steps,
+        work.curvatures,
+        scales=scales,
+        hessian=known.hessian is not None,
     )
     return replace(known, along=along)
 
@@ -175,14 +171,12 @@ def _of_settings(known: Inspection, work: _Work) -> Inspection:
 
 
 def _of_forecast(known: Inspection, work: _Work) -> Inspection:
-    # K-FAC's kept weights are solved for by conjugate gradients, minutes for each sparsity.
-    fishers = {name: each for name, each in work.curvatures.fishers.items() if name != "kfac"}
     reached = work.network.objective.space.sparsity
     sparsities = [each for each in work.settings.sparsities if each > reached]
     found = calibrate_forecast(
         work.network.objective,
         work.network.held_back,
-        replace(work.curvatures, fishers=fishers),
+        work.curvatures,
         sparsities,
         seed=work.settings.seed,
     )

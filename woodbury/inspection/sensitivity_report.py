@@ -12,7 +12,7 @@ SAME_CHOICE = 0.99
 
 SUBJECTS = {
     "block": "the size of the blocks",
-    "rows of": "what the rows are of",
+    "kind of rows": "what the rows are of",
     "samples per row": "the samples that one row averages",
     "seed": "the seed of the random directions",
 }
@@ -138,7 +138,7 @@ class Sensitivity:
             )
         last = axis.others[-1]
         moved = 1 - (last.shared or 0.0)
-        share = "less than 1 %" if moved <= 1 - SAME_CHOICE else in_percent(moved)
+        share = _at_least_one_percent(moved)
         gained = _difference(last, reference)
         change = f"From {last.value} rows to {axis.reference} the choice changes by {share}"
         if gained > self._negligible:
@@ -150,8 +150,8 @@ class Sensitivity:
         moved = 1 - (other.shared or 0.0)
         apart = abs(_difference(other, axis.trials[0]))
         return (
-            f"Two halves of the samples choose {in_percent(moved)} of the weights differently, "
-            f"and their losses differ by {apart:.2g}: smaller differences are noise."
+            f"Two halves of the samples choose {_at_least_one_percent(moved)} of the weights "
+            f"differently, and their losses differ by {apart:.2g}: smaller differences are noise."
         )
 
     def _of_other(self, axis: Axis) -> str:
@@ -173,6 +173,10 @@ class Sensitivity:
     @property
     def _negligible(self) -> float:
         return NEGLIGIBLE_SHARE * abs(self.dense)
+
+
+def _at_least_one_percent(share: float) -> str:
+    return "less than 1 %" if share <= 1 - SAME_CHOICE else in_percent(share)
 
 
 def _difference(first: Trial, second: Trial) -> float:

@@ -18,6 +18,10 @@ import torch
 from woodbury.errors import WoodburyError, reason
 from woodbury.evaluation.results import Result
 from woodbury.io.fingerprint import digest
+from woodbury.pruning.prediction import IncreaseInterval
+
+INTERVAL = "predicted_interval"
+"""The field of a result that is several numbers."""
 
 
 def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
@@ -26,10 +30,15 @@ def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
     Args:
         path: The file.
         results: What `compare` gave. The columns are the fields of `Result`, then its settings,
-            each as a column of its own.
+            each as a column of its own; so is each number of an interval.
     """
     setting_names = list(dict.fromkeys(name for result in results for name in result.settings))
-    columns = [field.name for field in fields(Result) if field.name != "settings"]
+    columns: list[str] = []
+    for field in fields(Result):
+        if field.name == INTERVAL:
+            columns += [f"{INTERVAL}_{part.name}" for part in fields(IncreaseInterval)]
+        elif field.name != "settings":
+            columns.append(field.name)
     columns += setting_names
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -37,6 +46,8 @@ def write_csv(path: str | os.PathLike, results: Sequence[Result]) -> None:
         for result in results:
             row = asdict(result)
             row |= row.pop("settings")
+            interval = row.pop(INTERVAL) or {}
+            row |= {f"{INTERVAL}_{part}": value for part, value in interval.items()}
             writer.writerow({column: row.get(column) for column in columns})
 
 

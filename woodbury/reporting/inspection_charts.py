@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from woodbury.inspection.curvatures import WORDS
 from woodbury.inspection.direction import LossAlong
-from woodbury.inspection.forecast_calibration import ForecastPoint
+from woodbury.inspection.forecast_report import ForecastPoint
 from woodbury.inspection.matches import BlockMatch
 from woodbury.inspection.sensitivity_report import Axis as Setting
 from woodbury.reporting.axes import Axis, decades, linear, sparsities

@@ -16,6 +16,8 @@ from woodbury.reporting.pages import folded
 
 CHARTED = ("damping", "rows")
 """Settings whose losses have a chart beside their table."""
+NEARLY_NONE = 0.1
+"""A share of the weights below which a decimal is shown."""
 
 
 def inspection_facts(found: Inspection) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def inspection_page(
         sections.append(section(tables.matches(found.hessian)))
         if blocks := found.hessian.blocks:
             grid = tables.blocks(blocks)
-            sections.append(_section(grid.title, [*map(charts.spectra, blocks), grid]))
+            sections.append(_section(grid.title, [grid, *map(charts.spectra, blocks)]))
     for step in found.along:
         parts: list[Grid | Chart | None] = [charts.along_step(step, scaled=False)]
         if step.scales:
@@ -96,7 +98,8 @@ def _figures(found: Inspection) -> Iterator[Figure]:
         halves = [axis for axis in found.sensitivity.axes if axis.name == "samples" and axis.others]
         if halves:
             moved = 1 - (halves[0].others[0].shared or 0.0)
-            yield Figure(percent(moved, 0), "of the choice is noise", "two halves of the samples")
+            share = percent(moved, 1 if moved < NEARLY_NONE else 0)
+            yield Figure(share, "of the choice is noise", "two halves of the samples")
 
 
 def _or_nowhere(sparsity: float | None) -> str:

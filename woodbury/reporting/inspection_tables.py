@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from woodbury.inspection.direction import LossAlong
 from woodbury.inspection.findings import Inspection
-from woodbury.inspection.forecast_calibration import ForecastCalibration, ForecastPoint
+from woodbury.inspection.forecast_report import ForecastCalibration, ForecastPoint
 from woodbury.inspection.hessian_comparison import HessianComparison
 from woodbury.inspection.matches import BlockMatch
 from woodbury.inspection.sensitivity_report import Axis, Trial
-from woodbury.reporting.grid import MISSING, Grid, Mark, aligned, percent
+from woodbury.reporting.grid import MISSING, Grid, Mark, aligned, percent, with_minus
 from woodbury.reporting.inspection_charts import in_words
 
 
@@ -107,7 +107,7 @@ def matches(found: HessianComparison) -> Grid:
         note=f"The Hessian is that of {found.samples} samples. Cosine, scale and distance are in "
         f"Frobenius norms, by {found.probes} random vectors; the overlap is the share of the "
         f"{len(own.top)} leading eigenvectors that lies among the Hessian's. Its least eigenvalue "
-        f"is at most {own.least:.3g}.",
+        f"is at most {with_minus(f'{own.least:.3g}')}. Swapped: its factors in the wrong order.",
     )
 
 
@@ -123,9 +123,10 @@ def blocks(found: Sequence[BlockMatch]) -> Grid:
         cosines = [f"{block.matches[name].cosine:.3f}" for name in names]
         rows.append((block.tensor, f"{block.weights}", *cosines))
     return Grid(
-        "Cosine to the exact Hessian by some weights",
+        "Some weights of some tensors, exactly",
         ("tensor", "weights", *map(in_words, names)),
         tuple(rows),
+        note="The cosine of each estimate to the exact Hessian by these weights.",
     )
 
 
@@ -135,26 +136,35 @@ def setting(axis: Axis) -> Grid:
     Args:
         axis: The setting.
     """
-    increases = aligned([trial.increase for trial in axis.trials])
+    trials = _in_order(axis)
+    increases = aligned([trial.increase for trial in trials])
     rows = []
     marks: list[Mark | None] = []
-    for trial, increase in zip(axis.trials, increases, strict=True):
+    for trial, increase in zip(trials, increases, strict=True):
         rows.append((trial.value, _share(trial), _correlation(trial), increase))
         shown = None
         if trial.shared is not None:
             shown = Mark(0.0, trial.shared, f"{trial.value}: {_share(trial)}")
         marks.append(shown)
     best = axis.best
-    bold = {(row, 3) for row, trial in enumerate(axis.trials) if trial is best}
-    notes = [f"{trial.value}: {trial.refused}" for trial in axis.trials if trial.refused]
+    bold = {(row, 3) for row, trial in enumerate(trials) if trial is best}
+    notes = [f"{trial.value}: {trial.refused}" for trial in trials if trial.refused]
     return Grid(
         f"Setting: {axis.name}",
         (axis.name, "removed in common", "rank correlation", "increase of the loss"),
         tuple(rows),
         best=frozenset(bold),
-        note=" ".join([f"In common with {axis.reference}.", *notes]),
+        note=" ".join([f"Removed in common with {axis.reference}, the reference.", *notes]),
         marks={1: marks},
     )
+
+
+def _in_order(axis: Axis) -> list[Trial]:
+    """The trials by their values where all are numbers, else the reference first."""
+    try:
+        return sorted(axis.trials, key=lambda trial: float(trial.value))
+    except ValueError:
+        return list(axis.trials)
 
 
 def _share(trial: Trial) -> str:
@@ -175,14 +185,17 @@ def forecasts(found: ForecastCalibration) -> Grid:
     rows: list[tuple[str, ForecastPoint]] = [
         (in_words(name), point) for name, points in found.points.items() for point in points
     ]
+    without = [None for _ in found.magnitude]
     columns = [
-        aligned([point.predicted for _, point in rows]),
-        aligned([point.held_back for _, point in rows]),
-        aligned([point.measured for _, point in rows]),
+        aligned([*(point.predicted for _, point in rows), *without]),
+        aligned([*(point.held_back for _, point in rows), *without]),
+        aligned([*(p.measured for _, p in rows), *(p.measured for p in found.magnitude)]),
     ]
+    places = [(name, point.sparsity) for name, point in rows]
+    places += [("magnitude", point.sparsity) for point in found.magnitude]
     cells = (
-        (name, percent(point.sparsity, 1), *numbers)
-        for (name, point), numbers in zip(rows, zip(*columns, strict=True), strict=True)
+        (name, percent(sparsity, 1), *numbers)
+        for (name, sparsity), numbers in zip(places, zip(*columns, strict=True), strict=True)
     )
     refused = [f"{in_words(name)}: {why}" for name, why in found.refused.items()]
     return Grid(

@@ -113,79 +113,6 @@ def perplexities(results: Sequence[Result]) -> Grid | None:
     )
 
 
-def losses_and_resources(results: Sequence[Result]) -> Grid:
-    """The predicted and measured increase of the loss, seconds and memory: means over the seeds.
-
-    Args:
-        results: What `compare` gave.
-    """
-    cells = summary(results)
-    increases = zip(
-        aligned([cell.predicted for cell in cells]),
-        aligned([cell.measured for cell in cells]),
-        aligned([cell.removed for cell in cells]),
-        strict=True,
-    )
-    rows = []
-    keys = []
-    for cell, of_loss in zip(cells, increases, strict=True):
-        of_cell = [
-            result
-            for result in results
-            if (result.method, result.sparsity) == (cell.method, cell.sparsity)
-        ]
-        dampings = dict.fromkeys(_number(result.damping, "g") for result in of_cell)
-        resources = (f"{cell.seconds:.2f}", f"{cell.memory:,.0f}")
-        rows.append(
-            (cell.method, percent(cell.sparsity), ", ".join(dampings), *of_loss, *resources)
-        )
-        known = (of_cell[0].damping, cell.predicted, cell.measured, cell.removed)
-        keys.append((cell.method, cell.sparsity, *known, cell.seconds, cell.memory))
-    return Grid(
-        title="Loss on the calibration set, seconds and memory",
-        header=(
-            "method",
-            "sparsity",
-            "damping",
-            "predicted increase",
-            "measured",
-            "before the update",
-            "seconds",
-            "peak MiB",
-        ),
-        cells=tuple(rows),
-        note="The quadratic predicts the increase of the loss; magnitude predicts none. Before the "
-        "update the same weights are zero and the others as in the dense network. Seconds include "
-        "the Fisher.",
-        keys=tuple(keys),
-    )
-
-
-def resources(results: Sequence[Result]) -> Grid:
-    """Methods × sparsities: seconds and peak memory, means over the seeds.
-
-    Args:
-        results: What `compare` gave, at least one.
-    """
-    cells = {(cell.method, cell.sparsity): cell for cell in summary(results)}
-    sparsities = list(dict.fromkeys(sparsity for _, sparsity in cells))
-    return Grid(
-        title="Seconds, peak MB",
-        header=("method", *map(percent, sparsities)),
-        cells=tuple(
-            (method, *(_seconds_and_memory(cells[method, at]) for at in sparsities))
-            for method in dict.fromkeys(method for method, _ in cells)
-        ),
-        note="Of a Fisher that serves all sparsities, in each of them.",
-        tight=True,
-    )
-
-
-def _seconds_and_memory(cell: Summary) -> str:
-    digits = 1 if cell.seconds < 10 else 0
-    return f"{cell.seconds:.{digits}f}, {cell.memory:.0f}"
-
-
 def per_tensor(tensors: Sequence[TensorSummary]) -> Grid:
     """Layer-wise sparsity: one row for each parameter tensor, and one for all of them.
 
@@ -248,10 +175,6 @@ def _mean_and_spread(cell: Summary, digits: int) -> str:
 
 def _percentage(score: float | None) -> str:
     return MISSING if score is None else f"{100 * score:.1f}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else f"{value:{form}}"
 
 
 def _sparsity_bar(tensor: TensorSummary) -> Mark:

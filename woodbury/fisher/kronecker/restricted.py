@@ -15,9 +15,6 @@ from woodbury.fisher.kronecker.submatrix import Submatrix
 from woodbury.limits import Limits
 from woodbury.linalg.iterative_solvers import conjugate_gradients
 
-MAX_RESIDUAL = 1e-12
-"""Relative residual at which conjugate gradients end."""
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Restricted(Fisher):
@@ -94,17 +91,18 @@ class Restricted(Fisher):
             return self._restore(self.submatrix.solve_directly(columns), v)
         spectrum = self.submatrix.spectrum
         inverse_spectrum = self.submatrix.inverse_spectrum
+        steps, residual = Limits.current().cg_steps, Limits.current().cg_residual
         solution = conjugate_gradients(
             lambda x: self.submatrix.product(x, spectrum),
             columns,
-            Limits.current().cg_steps,
-            MAX_RESIDUAL,
+            steps,
+            residual,
             lambda x: self.submatrix.product(x, inverse_spectrum),
         )
-        if not solution.residual <= 1.01 * MAX_RESIDUAL:  # rounding included, NaN not
+        if not solution.residual <= 1.01 * residual:  # rounding included, NaN not
             raise WoodburyError(
                 "Conjugate gradients on the kept weights of a Kronecker Fisher stand at a relative "
-                f"residual of {solution.residual:.1e} after {Limits.current().cg_steps} steps: "
+                f"residual of {solution.residual:.1e} after {steps} steps: "
                 "raise the damping."
             )
         return self._restore(solution.x, v)
