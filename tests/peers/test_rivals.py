@@ -1,4 +1,4 @@
-"""Rivals of benchmarks/rivals.py: each does what its paper says, on networks small enough to know."""
+"""Rivals of benchmarks/rivals.py: each does what its paper says, on a network of a few weights."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from woodbury.model.space import ParameterSpace
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import rival_layers as layers  # noqa: E402
 import rival_methods as rivals  # noqa: E402
 from snows import their_code  # noqa: E402
 
@@ -82,21 +83,21 @@ def on_support(given, weight, keep):
 
 def test_admm_solves_least_squares_on_its_support():
     given, moments, weight = layer_problem(12, 5)
-    found = rivals.Admm(ridge=1e-12)(moments, weight @ moments, weight, 25)
+    found = layers.Admm(ridge=1e-12)(moments, weight @ moments, weight, 25)
     assert int((found != 0).sum()) == 25
     torch.testing.assert_close(found, on_support(given, weight, found != 0), rtol=1e-3, atol=1e-4)
 
 
 def test_admm_chooses_better_than_magnitude_and_nearly_as_well_as_all_supports():
     given, moments, weight = layer_problem(8, 1)
-    found = rivals.Admm(ridge=1e-9)(moments, weight @ moments, weight, 4)
+    found = layers.Admm(ridge=1e-9)(moments, weight @ moments, weight, 4)
     supports = []
     for kept in itertools.combinations(range(8), 4):
         keep = torch.zeros(1, 8, dtype=torch.bool)
         keep[0, list(kept)] = True
         supports.append(squared_error(given, weight, on_support(given, weight, keep)))
     reached = squared_error(given, weight, found)
-    by_magnitude = on_support(given, weight, rivals.largest(weight, 4))
+    by_magnitude = on_support(given, weight, layers.largest(weight, 4))
     assert reached <= squared_error(given, weight, by_magnitude) * (1 + 1e-6)
     assert sum(error < reached * (1 - 1e-6) for error in supports) <= 3  # of 70
 
@@ -104,7 +105,7 @@ def test_admm_chooses_better_than_magnitude_and_nearly_as_well_as_all_supports()
 @pytest.mark.parametrize("even", [True, False])
 def test_layer_after_layer_keeps_the_count_and_comes_nearer_to_the_outputs(dense, even):
     before = {name: tensor.clone() for name, tensor in dense.model.state_dict().items()}
-    pruned = rivals.LayerAfterLayer(rivals.Admm(), even)(dense, 0.6)
+    pruned = layers.LayerAfterLayer(layers.Admm(), even)(dense, 0.6)
     assert abs(pruned.space.d - 0.4 * dense.space.n) <= len(dense.space.shapes)
     assert distance(pruned, dense) < 0.5 * distance(rivals.Removal()(dense, 0.6), dense)
     after = dense.model.state_dict()
@@ -133,7 +134,8 @@ def test_the_weighted_sum_is_the_sum(dense):
     added = damping * torch.cat(diagonals).mean()
     matrix = torch.block_diag(*torch.cat(wanted)) + added * torch.eye(dense.space.n).double()
     vector = torch.randn(dense.space.n)
-    torch.testing.assert_close((fisher @ vector).double(), matrix @ vector.double(), rtol=1e-3, atol=1e-7)
+    product = (fisher @ vector).double()
+    torch.testing.assert_close(product, matrix @ vector.double(), rtol=1e-3, atol=1e-7)
     keep = torch.arange(dense.space.n) % 3 > 0
     smaller = dense.at(dense.weights[keep], dense.space.restrict(keep))
     assert rivals.WeightedSum(share, damping)(smaller).d == int(keep.sum())
@@ -166,7 +168,7 @@ def test_adam_to_all_blocks_comes_nearer_and_removed_weights_are_zero(dense):
 
 
 def test_matched_variances_are_the_dense_ones(dense):
-    pruned = rivals.MatchedVariances()(dense, 0.5)
+    pruned = layers.MatchedVariances()(dense, 0.5)
     ((inputs, _),) = dense.batches
     for name in ("layer1.0", "layer3.0"):
         for net in (first := {}, second := {}):
@@ -178,7 +180,7 @@ def test_matched_variances_are_the_dense_ones(dense):
                 objective.forward(objective.parameters, inputs)
             hook.remove()
         for ours, theirs in zip(
-            rivals.moments_of(first["out"]), rivals.moments_of(second["out"]), strict=True
+            layers.moments_of(first["out"]), layers.moments_of(second["out"]), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -187,7 +189,7 @@ def test_batchnorm_absorbs_matched_variances(dense):
     """Recalibrated, they are the magnitude mask: which is why the two rows are equal."""
     ((inputs, _),) = dense.batches
     outputs = []
-    for method in (rivals.MatchedVariances(), rivals.Removal()):
+    for method in (layers.MatchedVariances(), rivals.Removal()):
         pruned = method(dense, 0.5)
         model = Network()
         model.load_state_dict(pruned.model.state_dict())
