@@ -45,7 +45,7 @@ class Admm:
     """
 
     ridge: float = 1e-2
-    steps: int = 150
+    steps: int = 300
 
     def __call__(self, moments: Tensor, goal: Tensor, weight: Tensor, k: int) -> Tensor:
         """The weight.
@@ -138,10 +138,11 @@ class LayerAfterLayer:
         for (prefix, block), (_, dense_block) in pairs:
             with eval_mode(block), eval_mode(dense_block):
                 goals = outputs_of(dense_block, goal)
-                for name, layer in block.named_children():
+                for name, reached in goals.items():
+                    layer: Any = block.get_submodule(name)
                     full = f"{prefix}.{name}.weight"
                     if full in counts:
-                        problem = equations(block, name, own, goals[name])
+                        problem = equations(block, name, own, reached)
                         weight = layer.weight.flatten(1).double()
                         found = self.solver(*problem, weight, counts[full])
                         layer.weight.copy_(found.view(layer.weight.shape))

@@ -178,13 +178,7 @@ def outputs_of_blocks(objective: Objective, weights: Tensor, images: Tensor) -> 
 GRIDS: dict[str, Sequence[Any]] = {
     "magnitude": [Removal()],
     "variances matched (ASR)": [MatchedVariances()],
-    "layer after layer (ALPS)": [
-        *(
-            LayerAfterLayer(Admm(ridge), True, ratio)
-            for ridge, ratio in product((1e-2, 1e-3), (0.0, 0.78))
-        ),
-        LayerAfterLayer(Admm(), False),
-    ],
+    "layer after layer (ALPS)": [LayerAfterLayer(Admm(), even) for even in (True, False)],
     "weighted sum (MOONSHOT)": [
         *(
             Moonshot(WeightedSum(share, damping))
