@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -83,10 +82,10 @@ class WeightedSum:
         problems = layer_problems(full, full, list(shapes), count, 6144)
         diagonals = []
         for name, total in sums.items():
-            total.div_(count).mul_(1 - self.share)
-            size = float(total.diagonal(dim1=1, dim2=2).mean()) / (1 - self.share)
+            total.div_(count)
+            size = float(total.diagonal(dim1=1, dim2=2).mean())
             moments = problems[name].inputs[0]
-            total.add_(moments, alpha=self.share * size / float(moments.diagonal().mean()))
+            total.mul_(1 - self.share).add_(moments, alpha=self.share * size / float(moments.diagonal().mean()))
             diagonals.append(total.diagonal(dim1=1, dim2=2).flatten())
         damping = self.damping * float(torch.cat(diagonals).mean())
         fisher = BlockDiagonal(tuple(Dense(total, damping) for total in sums.values()))
@@ -181,10 +180,10 @@ GRIDS: dict[str, Sequence[Any]] = {
     "layer after layer (ALPS)": [LayerAfterLayer(Admm(), even) for even in (True, False)],
     "weighted sum (MOONSHOT)": [
         *(
-            Moonshot(WeightedSum(share, damping))
-            for share, damping in product((0.9, 0.5), (1e-2, 1e-1))
+            Moonshot(WeightedSum(share, damping), first_order=False)
+            for share, damping in ((0.9, 1e-2), (0.5, 1e-2), (0.9, 1e-1))
         ),
-        Moonshot(WeightedSum(0.9, 1e-2), first_order=False),
+        *(Moonshot(WeightedSum(0.9, damping)) for damping in (1e-2, 1e-1)),
     ],
     "Adam to all blocks (Free Lunch)": [AdamToBlocks(lr) for lr in (1e-3, 3e-3)],
     "woodbury.prune as it comes": [Ours()],
