@@ -85,7 +85,9 @@ class WeightedSum:
             total.div_(count)
             size = float(total.diagonal(dim1=1, dim2=2).mean())
             moments = problems[name].inputs[0]
-            total.mul_(1 - self.share).add_(moments, alpha=self.share * size / float(moments.diagonal().mean()))
+            total.mul_(1 - self.share).add_(
+                moments, alpha=self.share * size / float(moments.diagonal().mean())
+            )
             diagonals.append(total.diagonal(dim1=1, dim2=2).flatten())
         damping = self.damping * float(torch.cat(diagonals).mean())
         fisher = BlockDiagonal(tuple(Dense(total, damping) for total in sums.values()))
