@@ -82,7 +82,7 @@ def test_the_damping_moves_towards_the_wanted_ratio_of_decreases(begun: float) -
     reached = fit.step()
     promised = before - 0.5 * float((values + rows @ (flat(model) - weights)).square().sum())
     ratio = (before - reached.loss) / promised
-    factor = 1 / 8 if 0.95 < ratio < 1.05 else min(max(math.exp(3 * (0.8 - ratio)), 1 / 8), 8)
+    factor = min(max(math.exp(3 * (0.8 - ratio)), 1 / 8), 8)
     assert fit.damping == pytest.approx(reached.damping * factor, rel=1e-6)
     assert factor > 1 if begun < 1e-3 else factor < 1 or ratio < 0.8
 
@@ -107,7 +107,7 @@ def test_points_that_are_drawn_at_every_step_with_momentum() -> None:
     model = net()
     before = error(model)
     fit = LeastSquares(model, fitted, drawn, momentum=0.5)
-    fit.run(20)
+    fit.run(40)
     assert fit._last is not None and fit._last.shape == (16,)
     assert error(model) < 0.05 * before
 
