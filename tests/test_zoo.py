@@ -274,8 +274,9 @@ def recalibrated(case: Case) -> None:
 
 def planned(case: Case) -> None:
     given = {"likelihood": case.row.likelihood, **case.row.options}
+    space = ParameterSpace.for_pruning(case.model, **case.row.options)
     with unchanged(case.model, case.batches):
-        assert woodbury.plan(case.model, case.batches, 0.5, **given).weights == case.space.n
+        assert woodbury.plan(case.model, case.batches, 0.5, **given).weights == space.n
 
 
 def flops(case: Case) -> None:
