@@ -274,8 +274,9 @@ def recalibrated(case: Case) -> None:
 
 def planned(case: Case) -> None:
     given = {"likelihood": case.row.likelihood, **case.row.options}
+    space = ParameterSpace.for_pruning(case.model, **case.row.options)
     with unchanged(case.model, case.batches):
-        assert woodbury.plan(case.model, case.batches, 0.5, **given).weights == case.space.n
+        assert woodbury.plan(case.model, case.batches, 0.5, **given).weights == space.n
 
 
 def flops(case: Case) -> None:
@@ -414,6 +415,9 @@ COMMANDS = {
 }
 """Row -> what the command says, where it refuses the row."""
 
+BY_SINGLE_SAMPLES = ("squeezes",)
+"""Rows that only a method by the gradients of single samples refuses."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
@@ -426,7 +430,7 @@ def test_the_command_on_some_rows(
     monkeypatch.setattr("sys.path", [*sys.path])
     monkeypatch.delitem(sys.modules, "net", raising=False)
     done = command(f"prune net.py:model net.py:data --sparsity 0.5 --out out {method}")
-    sentence = COMMANDS[name]
+    sentence = None if name in BY_SINGLE_SAMPLES and not method else COMMANDS[name]
     assert "Traceback" not in done.output
     if sentence is None:
         assert done.exit_code == 0, done.output

@@ -89,6 +89,8 @@ def _unusable_kind(tensor: Tensor) -> str:
     """What keeps a tensor from being computed with; empty where nothing does."""
     if tensor.is_meta:
         return "on the device meta, where tensors have no values"
+    if tensor.is_nested:
+        return "nested"
     if tensor.layout != torch.strided:
         return "sparse"
     if tensor.is_quantized or (tensor.is_floating_point() and tensor.itemsize < 2):

@@ -76,6 +76,7 @@ def copy_of(model: nn.Module) -> nn.Module:
         The copy, on which such tensors have no graph.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(1, 1)
         >>> layer.features = layer(torch.ones(1))
         >>> copy_of(layer).features.requires_grad
