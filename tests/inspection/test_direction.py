@@ -91,7 +91,7 @@ def along(**changes) -> LossAlong:
 def test_the_verdict_names_the_nearest_and_the_farthest() -> None:
     assert along().verdict == (
         "Along a step the loss rises by 2 at the full step; the exact second order is within a "
-        "factor of two up to 1 of it. Along it K-FAC has 0.5 of the Hessian's curvature, "
+        "factor of two up to 1 of the step. Along it K-FAC has 0.5 of the Hessian's curvature, "
         "diagonal 10."
     )
 
@@ -101,7 +101,7 @@ def test_the_verdict_names_the_nearest_and_the_farthest() -> None:
     [
         ({"hessian": None}, "K-FAC says 1, diagonal says 20"),
         ({"hessian": -1.0}, "no guide at any length. The Hessian is not positive along it"),
-        ({"measured": (0.0, 0.5, 9.0)}, "up to 0.5 of it"),
+        ({"measured": (0.0, 0.5, 9.0)}, "up to 0.5 of the step"),
         ({"measured": (0.0, math.inf, math.inf)}, "rises by inf"),
         ({"measured": (0.0, -0.1, -0.25)}, "the loss falls by 0.25 at the full step"),
     ],

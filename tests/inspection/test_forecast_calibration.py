@@ -73,7 +73,7 @@ def test_where_the_quadratic_is_the_loss_the_forecast_holds_everywhere() -> None
         assert point.predicted == pytest.approx(point.measured, rel=1e-6)
     assert found.held_up_to("exact") == 0.75
     assert found.verdict.startswith(
-        "exact: the forecast held within a factor of two at all sparsities tried, up to 75 %."
+        "Exact: the forecast held within a factor of two at all sparsities tried, up to 75 %."
     )
 
 

@@ -110,7 +110,7 @@ class LossAlong:
         reach = (
             "the exact second order is no guide at any length"
             if not up_to
-            else f"the exact second order is within a factor of two up to {up_to:g} times it"
+            else f"the exact second order is within a factor of two up to {up_to:g} of the step"
         )
         if not self.ratios:
             return f"{end}; {reach}. The Hessian is not positive along it, and every estimate is."

@@ -107,7 +107,7 @@ def matches(found: HessianComparison) -> Grid:
         note=f"The Hessian is that of {found.samples} samples. Cosine, scale and distance are in "
         f"Frobenius norms, by {found.probes} random vectors; the overlap is the share of the "
         f"{len(own.top)} leading eigenvectors that lies among the Hessian's. Its least eigenvalue "
-        f"is at most {with_minus(f'{own.least:.3g}')}. Swapped: with the factors in the wrong order.",
+        f"is at most {with_minus(f'{own.least:.3g}')}. Swapped: its factors in the wrong order.",
     )
 
 
