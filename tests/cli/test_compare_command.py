@@ -96,7 +96,7 @@ def test_a_method_does_here_what_it_does_in_prune(
         assert row["damping"] == numbers["damping"]
         interval, known = row["predicted_interval"], numbers["predicted_interval"]
         assert interval == (known and pytest.approx(known))
-        assert row["predicted_warning"] == numbers["predicted_warning"]
+        assert row["predicted_warning"] == (numbers["predicted_warning"] if known else "")
         assert row["settings"]["stages"] == numbers["settings"]["stages"]
         assert row["seconds"] > 0 and row["memory"] > 1
 
