@@ -195,6 +195,17 @@ def test_more_gradients_help_or_not(others: list, says: str) -> None:
     assert re.search(says, found.verdicts["rows"]), found.verdicts
 
 
+@pytest.mark.parametrize(
+    ("apart", "says"), [(0.15, "will help"), (0.25, "the loss hardly: more gradients may not help")]
+)
+def test_what_two_halves_differ_by_is_no_reason_for_more_gradients(apart: float, says: str) -> None:
+    found = report(
+        rows=(trial("400", 1.0, 0.2), trial("200", 0.9, 0.4)),
+        samples=(trial("one half", 1.0, 0.2), trial("the other half", 0.9, 0.2 + apart)),
+    )
+    assert says in found.verdicts["rows"]
+
+
 def test_a_damping_below_the_resolution_is_named() -> None:
     found = report(damping=(trial("1e-07", 1.0, 0.5), trial("0.01", 0.8, 0.2)))
     assert found.verdicts["damping"] == (

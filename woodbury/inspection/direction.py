@@ -117,7 +117,7 @@ class LossAlong:
         ratios = self.ratios
         best = min(ratios, key=lambda name: _distance(ratios[name]))
         worst = max(ratios, key=lambda name: _distance(ratios[name]))
-        nearest = f"{WORDS.get(best, best)} has {ratios[best]:.2g} of the Hessian's curvature"
+        nearest = f"{WORDS.get(best, best)} has {ratios[best]:.2g} times the Hessian's curvature"
         farthest = f", {WORDS.get(worst, worst)} {ratios[worst]:.2g}" if worst != best else ""
         return f"{end}; {reach}. Along it {nearest}{farthest}."
 

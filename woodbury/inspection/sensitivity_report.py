@@ -172,7 +172,11 @@ class Sensitivity:
 
     @property
     def _negligible(self) -> float:
-        return NEGLIGIBLE_SHARE * abs(self.dense)
+        """A difference of losses that says nothing, as that of two halves of the samples."""
+        halves = [axis for axis in self.axes if axis.name == "samples" and axis.others]
+        noise = [abs(_difference(axis.others[0], axis.trials[0])) for axis in halves]
+        known = [apart for apart in noise if math.isfinite(apart)]
+        return max(NEGLIGIBLE_SHARE * abs(self.dense), *known, 0.0)
 
 
 def _at_least_one_percent(share: float) -> str:

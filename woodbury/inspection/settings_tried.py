@@ -80,7 +80,7 @@ def sensitivity(
         >>> objective = Objective.from_model(torch.nn.Linear(4, 3), batches)
         >>> found = sensitivity(objective, batches, count=32, damping=1e-3, blocks=[5])
         >>> [axis.name for axis in found.axes]
-        ['damping', 'rows', 'block', 'rows of', 'samples per row', 'seed', 'samples']
+        ['damping', 'rows', 'block', 'kind of rows', 'samples per row', 'seed', 'samples']
     """
     check_whole_number(count, "count", "the number of rows")
     for each in (damping, *dampings):
