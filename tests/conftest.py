@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from support.limits import Limited
@@ -18,6 +19,8 @@ from woodbury.limits import Limits
 from woodbury.training import gradual
 
 torch.set_num_threads(1)  # two on a loaded machine wait for each other
+hypothesis.settings.register_profile("untimed", deadline=None)  # a loaded machine fails no test
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -46,6 +46,14 @@ def test_the_help_of_each_command_has_an_example(command: str) -> None:
     assert f"Example:  woodbury {command}" in help_of(command)
 
 
+@pytest.mark.parametrize("command", COMMANDS[1:])
+def test_the_usage_names_every_argument(command: str) -> None:
+    usage, arguments = help_of(command).partition("\n")[0], help_of(command)
+    named = [name for name in ("MODEL", "DATA", "WHERE") if f"  {name}  " in arguments]
+    assert usage.startswith(f"Usage: woodbury {command}") and "ARGS" not in usage
+    assert all(name in usage for name in named)
+
+
 @pytest.mark.parametrize("command", ["prune", "compare"])
 def test_the_help_names_every_method(command: str) -> None:
     assert ", ".join(METHODS) in help_of(command, width=1000)

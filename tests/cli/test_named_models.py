@@ -240,6 +240,12 @@ def test_speed_loads_what_prune_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "woodbury, sparse" in succeeds("speed small --batches 2").stdout
 
 
+def test_a_table_without_a_column_of_text_says_what_to_type() -> None:
+    write_csv(Path("other.csv"), [("a", "b")] * 60, "foo,bar")
+    sentence = "has the columns foo, bar, none with a usual name of text: name it with --columns"
+    refused(sentence, "prune transformers:bert other.csv --sparsity 0.5 --out out")
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -292,3 +293,10 @@ def test_no_memory_is_not_said_to_be_no_forward_mode(
     monkeypatch.setattr(output_residuals, "jvp", full)
     with pytest.raises(type(error), match="memory"):
         found.gauss_newton_product(objective.weights)
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
+def test_a_warning_of_torch_of_its_own_import_is_not_shown(category: type[Warning]) -> None:
+    with pytest.warns(UserWarning, match="a model's own"), output_residuals._forward_mode():
+        warnings.warn("`torch.jit.script` is deprecated.", category, stacklevel=1)
+        warnings.warn("a model's own", UserWarning, stacklevel=1)

@@ -155,7 +155,7 @@ def test_data_without_labels_has_those_of_the_model(bert: str) -> None:
         ([("a film", ""), ("it", 1)], "text,label", r"label nan|label None"),
         ([("", 1), ("it", 0)], "text,label", r"Row 0 of d\.csv has no value in the column 'text'"),
         ([], "text,label", r"d\.csv|no rows"),
-        ([(1, 0)], "number,label", r"no column of text .* number, label: .* text=COLUMN"),
+        ([(1, 0)], "number,label", r"columns number, label, none .* --columns text=COL"),
     ],
 )
 def test_rows_that_will_not_do(lines: list, header: str, sentence: str, bert: str) -> None:

@@ -108,6 +108,19 @@ def test_an_axis_begins_and_ends_at_round_numbers() -> None:
     assert axes.linear("score", [0.8, 0.9], unit=0.01).ticks[-1].text == "90"
 
 
+@pytest.mark.parametrize(
+    ("high", "texts"),
+    [
+        (2e-4, ["0", "0.00005", "0.0001", "0.00015", "0.0002"]),
+        (2e-6, ["0", "0.5·10⁻⁶", "1·10⁻⁶", "1.5·10⁻⁶", "2·10⁻⁶"]),
+        (4e7, ["0", "1·10⁷", "2·10⁷", "3·10⁷", "4·10⁷"]),
+        (4e4, ["0", "10000", "20000", "30000", "40000"]),
+    ],
+)
+def test_the_ticks_of_an_axis_are_written_alike(high: float, texts: list[str]) -> None:
+    assert [tick.text for tick in axes.linear("loss", [0.0, high]).ticks] == texts
+
+
 def test_a_logarithmic_axis_has_whole_decades() -> None:
     axis = axes.decades("loss", [0.02, 0.5])
     assert (axis.low, axis.high) == (0.01, 1) and axis.place(0.1) == pytest.approx(0.5)

@@ -84,6 +84,16 @@ def test_stages_have_one_damping_in_the_note_or_their_own_in_a_column() -> None:
     assert "damping" not in none.header and "damping" not in none.note
 
 
+def test_predicted_and_measured_increases_of_stages_are_written_alike() -> None:
+    first, last = prune_numbers().stages
+    stages = [
+        replace(first, predicted_increase=1.17e-7, measured_increase=-1e-6),
+        replace(last, predicted_increase=8.04e-5, measured_increase=1.9e-4),
+    ]
+    rows = [row[2:4] for row in run_tables.stages(stages).cells]
+    assert rows == [("1.17e-07", "−1.00e-06"), ("8.04e-05", "1.90e-04")]
+
+
 def test_the_damping_that_was_chosen_is_bold() -> None:
     numbers = prune_numbers()
     grid = run_tables.dampings(numbers.dampings_tried, numbers.damping)
@@ -141,4 +151,4 @@ def test_a_run_of_one_stage_has_no_chart_of_stages() -> None:
 def test_the_page_of_training_has_its_score_and_a_chart() -> None:
     numbers = TrainNumbers("accuracy", 0.9, 900, 0.01, 12.0, (EpochNumbers(1, 0.5, 0.8),))
     text = train_page("t", "l", numbers, {}, []).html()
-    assert "90.0 ± 1.0 %" in text and "900 test samples" in text and "epoch 1: 0.5" in text
+    assert "90.00 %" in text and "± 1.0, 900 test samples" in text and "epoch 1: 0.5" in text

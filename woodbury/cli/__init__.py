@@ -41,8 +41,11 @@ app = App(
     suppress_keyboard_interrupt=False,
     config=[fill_from_file],
 )
-for command in (demo, prune, compare, inspect, speed, export, train):
+for command in (demo, prune, compare, inspect, train):
     app.command(command)
+# Where DATA may be left out, the library would call it ARGS.
+app.command(speed, usage="Usage: woodbury speed [OPTIONS] WHERE [DATA]")
+app.command(export, usage="Usage: woodbury export --to CHOICE [OPTIONS] WHERE [DATA]")
 
 
 def main() -> None:

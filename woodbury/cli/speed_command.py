@@ -35,12 +35,14 @@ def speed(
     *,
     batches: Annotated[str, Parameter(help="Samples of a batch, with commas between.")] = "1,16",
     threads: Annotated[int | None, Parameter(help="Threads.  [default: torch's]")] = None,
-    compiled: Annotated[bool, Parameter(help="Time torch.compile too.")] = False,
+    compiled: Annotated[
+        bool, Parameter(help="Time torch.compile too.", show_default=False)
+    ] = False,
     out: Annotated[
         Path | None, Parameter(help="A folder to write, new or empty.  [default: none]")
     ] = None,
 ) -> None:
-    """Time a pruned network: dense, by onnxruntime where installed, by torch's CSR, and by us.
+    """Time a pruned network: by torch, onnxruntime if installed, torch's CSR, and woodbury.
 
     Example:  `woodbury speed pruned`
 

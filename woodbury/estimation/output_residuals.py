@@ -374,10 +374,9 @@ def _forward_mode() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            # torch's own import of its forward mode, on first use, warns of itself.
-            warnings.filterwarnings(
-                "ignore", message=".torch.jit.script", category=DeprecationWarning
-            )
+            # torch's own import of its forward mode, on first use, warns of itself: with a
+            # DeprecationWarning up to 2.13, with a FutureWarning, which everybody sees, since.
+            warnings.filterwarnings("ignore", message=".torch.jit.script")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

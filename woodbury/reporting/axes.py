@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from woodbury.reporting.grid import percent, with_minus
 
 STEPS = (1, 2, 2.5, 5, 10)
 """The distances of ticks that are easy to read, within a decade."""
+SMALLEST_WITH_DECIMALS = 1e-4
+"""The end of an axis up to which its ticks have decimals, no power of ten."""
 MOST_EPOCHS = 8
 """Ticks on an axis of epochs."""
 MOST_DECADES = 7
@@ -83,9 +85,11 @@ def linear(title: str, values: Iterable[float], unit: float = 1.0) -> Axis:
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
     step = _step((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    places = range(first, last + 1)
+    texts = _tick_texts([number * step for number in places])
     ticks = tuple(
-        Tick((number - first) / (last - first), with_minus(f"{number * step:.6g}"))
-        for number in range(first, last + 1)
+        Tick((number - first) / (last - first), text)
+        for number, text in zip(places, texts, strict=True)
     )
     return Axis(title, first * step * unit, last * step * unit, ticks)
 
@@ -177,6 +181,22 @@ def _step(least: float) -> float:
     """The least round number that is no smaller."""
     decade = 10.0 ** math.floor(math.log10(least))
     return next(factor * decade for factor in STEPS if factor * decade >= least * (1 - 1e-9))
+
+
+def _tick_texts(numbers: Sequence[float]) -> list[str]:
+    """All with decimals, or all with a power of ten where decimals would be long."""
+    texts = [f"{number:.6g}" for number in numbers]
+    if any("e" in text for text in texts):
+        largest = max(map(abs, numbers))
+        if SMALLEST_WITH_DECIMALS <= largest < 1:
+            texts = [f"{number:.6f}".rstrip("0").rstrip(".") for number in numbers]
+        else:
+            exponent = math.floor(math.log10(largest))
+            power = f"·10{_raised(exponent)}"
+            texts = [
+                f"{number / 10.0**exponent:.4g}{power}" if number else "0" for number in numbers
+            ]
+    return [with_minus(text) for text in texts]
 
 
 def _raised(number: int) -> str:

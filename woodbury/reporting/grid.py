@@ -214,12 +214,16 @@ def percent_with_error(fraction: float, error: float | None, digits: int = 1) ->
     return f"{100 * fraction:.{digits}f}{spread} %"
 
 
-def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
+def aligned(
+    values: Sequence[float | None], digits: int = 3, beside: Sequence[float | None] = ()
+) -> list[str]:
     """Numbers of one column with the same decimals, so that they can be compared at a glance.
 
     Args:
         values: The column; None for a number that there is none of.
         digits: Of the largest number that are shown at least, and two of the smallest.
+        beside: A column that is compared with it: both have exponents where all numbers are below
+            0.01 and decimals would not show the smallest.
 
     Returns:
         Their texts, with six decimals at most, or with exponents where all are small.
@@ -227,13 +231,18 @@ def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
     Example:
         >>> aligned([0.0123, -1.5, None]), aligned([1e-9, 2e-5])
         (['0.012', '−1.500', '–'], ['1.00e-09', '2.00e-05'])
+        >>> aligned([2e-4], beside=[1e-7]), aligned([1e-7], beside=[2e-4])
+        (['2.00e-04'], ['1.00e-07'])
     """
+    both = [abs(value) for value in (*values, *beside) if value and math.isfinite(value)]
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if not sizes:
         return [MISSING if value is None else f"{value:g}" for value in values]
     decimals = digits - 1 - math.floor(math.log10(max(sizes)))
     needed = max(decimals, 1 - math.floor(math.log10(min(sizes))), 0)
-    form = f".{min(needed, MOST_DECIMALS)}f" if max(sizes) >= SMALL else f".{digits - 1}e"
+    is_lost = bool(beside) and min(both) < 10.0 ** (1 - MOST_DECIMALS) and max(both) < 0.01
+    has_decimals = max(sizes) >= SMALL and not is_lost
+    form = f".{min(needed, MOST_DECIMALS)}f" if has_decimals else f".{digits - 1}e"
     return [MISSING if value is None else with_minus(f"{value:{form}}") for value in values]
 
 

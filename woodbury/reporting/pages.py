@@ -81,9 +81,11 @@ def train_page(
         codes: What repeats the run and loads its weights.
     """
     samples = f"{numbers.test_samples:,} test samples"
-    score = score_text(numbers.score, numbers.standard_error)
+    score, remark = score_text(numbers.score, None), samples
+    if numbers.standard_error is not None:
+        remark = f"± {100 * numbers.standard_error:.1f}, {samples}"
     figures = [
-        Figure(score, score_label(numbers.measure), samples),
+        Figure(score, score_label(numbers.measure), remark),
         Figure(duration(numbers.seconds), "time", f"{len(numbers.epochs)} epochs"),
     ]
     if numbers.perplexity is not None:

@@ -151,12 +151,14 @@ def stages(numbers: Sequence[StageNumbers]) -> Grid:
     Args:
         numbers: Of the stages in order.
     """
+    predicted = [stage.predicted_increase for stage in numbers]
+    measured = [stage.measured_increase for stage in numbers]
     columns = {
         "stage": [f"{number}" for number in range(1, len(numbers) + 1)],
         "sparsity": [percent(stage.sparsity, 2) for stage in numbers],
         "damping": [_damping(stage.damping) for stage in numbers],
-        "predicted increase": aligned([stage.predicted_increase for stage in numbers]),
-        "measured": aligned([stage.measured_increase for stage in numbers]),
+        "predicted increase": aligned(predicted, beside=measured),
+        "measured": aligned(measured, beside=predicted),
         "loss": aligned([stage.loss for stage in numbers], digits=4),
     }
     note = "On the calibration set; increases are over the dense network."

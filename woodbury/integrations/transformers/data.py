@@ -230,7 +230,7 @@ def find_columns(
         found = (texts[0],)
     if found is None:
         raise WoodburyError(
-            f"{table.where} has no column of {role} that is named so, but "
-            f"{', '.join(table.names)}: say which it is, as {role}=COLUMN."
+            f"{table.where} has the columns {', '.join(table.names)}, none with a usual name of "
+            f"{role}: name it with --columns {role}=COLUMN."
         )
     return Columns(found, label)
