@@ -13,6 +13,7 @@ import woodbury
 from woodbury import Objective, Pruner, WoodburyError
 from woodbury.fisher import Window
 from woodbury.inspection.settings_tried import sensitivity
+from woodbury.model.peeking import batches_for_step
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import check_sparsity
 from woodbury.pruning.staged import run_stages
@@ -37,6 +38,35 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: woodbury.scopes.consecutive(2).obstacle(objective().space, "quick"),
         "no tensor 'quick'",
     ),
+    "a name that is a list": (
+        lambda: woodbury.scopes.consecutive(2).obstacle(objective().space, [1]),  # type: ignore[arg-type]
+        r"no tensor \[1\]",
+    ),
+    "columns that are no indices": (
+        lambda: woodbury.fisher.LowRank(torch.ones(1, 3), 1.0).whitened(torch.tensor([0.5])),
+        "give int64 indices",
+    ),
+    "columns in two dimensions": (
+        lambda: woodbury.fisher.LowRank(torch.ones(1, 3), 1.0).whitened(torch.tensor([[0]])),
+        r"columns has the shape \(1, 1\)",
+    ),
+    "a column that is not there": (
+        lambda: woodbury.fisher.LowRank(torch.ones(1, 3), 1.0).whitened(torch.tensor([3])),
+        r"must lie in \[0, 3\)",
+    ),
+    "a device of a large number": (lambda: Window(4, 3, device=2**70), "give a torch.device"),  # type: ignore[arg-type]
+    "a module in the place of an estimate": (lambda: Pruner(MODEL), "fisher is a Linear"),
+    "a module in the place of batches": (
+        lambda: batches_for_step(nn.ReLU(), 0),  # type: ignore[arg-type]
+        "calibration is a ReLU",
+    ),
+    "a lazy layer": (
+        lambda: Objective.from_model(
+            nn.Sequential(MODEL, nn.LazyLinear(2)), [(INPUTS, LABELS)], space=objective().space
+        ),
+        "layers are lazy",
+    ),
+    "more steps than anyone waits for": (lambda: woodbury.Refit(steps=10**12), "from 1 to 1,000"),
     "nothing to train": (tune_nothing, "does not depend on the chosen weights to train"),
     "one label for all": (
         lambda: objective().check_mean(INPUTS, torch.tensor(1)),

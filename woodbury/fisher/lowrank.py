@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.errors import WrongType
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import (
+    as_tensor,
     check_columns,
     check_damping,
     check_finite,
@@ -346,7 +348,15 @@ class LowRank(Fisher):
 
         Returns:
             (m, k) float64.
+
+        Raises:
+            WoodburyError: If an index lies outside.
+            WrongType: If they are no indices in one dimension.
         """
+        columns = as_tensor(columns, "columns")
+        if columns.ndim != 1:
+            raise WrongType(f"columns has the shape {tuple(columns.shape)}: give (k,) indices.")
+        check_groups(columns[None], self.d)
         return self._whitener @ taken(self.rows, columns).double()
 
     def _check_keep(self, keep: Tensor) -> Tensor:

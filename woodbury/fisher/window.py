@@ -386,7 +386,7 @@ def _check_room(capacity: int, d: int, dtype: torch.dtype, device: torch.device 
     """Raise unless a window has room: zeros that were only asked for have no memory yet."""
     try:
         where = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise WrongType(f"device is {device!r}: give a torch.device, or its name.") from error
     if where.type == "meta":
         return

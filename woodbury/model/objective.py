@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from woodbury.argument_types import check_fields
 from woodbury.errors import (
@@ -368,6 +369,10 @@ def check_dependence(loss: Tensor, what: str = "parameters") -> None:
 
 def _check_usable(name: str, parameter: Tensor) -> None:
     """Raise for a parameter whose values cannot be read or exchanged."""
+    if is_lazy(parameter):
+        raise WoodburyError(
+            f"{name!r} has no shape yet: show the model some data once, as its layers are lazy."
+        )
     if parameter.is_inference():
         raise WoodburyError(
             f"{name!r} was made in inference mode, which forbids gradients: make the model under "

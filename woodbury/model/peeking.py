@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from woodbury.argument_types import checks_types
-from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.model.batches import Batch, checked, samples_in
 from woodbury.model.random_numbers import random_kept
 
@@ -26,7 +28,14 @@ def batches_for_step(calibration: Calibration, step: int) -> Iterable[Batch]:
 
     Returns:
         The batches, the same ones for every step unless `calibration` is a function.
+
+    Raises:
+        WrongType: If it is a model.
     """
+    if isinstance(calibration, nn.Module):
+        raise WrongType(
+            f"calibration is a {type(calibration).__name__}: give batches, or step -> batches."
+        )
     return calibration(step) if callable(calibration) else calibration
 
 

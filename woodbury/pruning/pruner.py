@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType, user_code
@@ -109,6 +109,11 @@ class Pruner:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if isinstance(self.fisher, nn.Module):
+            raise WrongType(
+                f"fisher is a {type(self.fisher).__name__}: give what estimates a Fisher, such as "
+                "woodbury.mfac(100)."
+            )
 
     @property
     def rules(self) -> Pruner:

@@ -120,7 +120,7 @@ class consecutive:
             WoodburyError: If `size` or `dim` fits no such tensor, or the space has none.
         """
         check_whole_number(self.size, "size", "the number of weights in a pool")
-        if name not in space.shapes:
+        if not isinstance(name, str) or name not in space.shapes:
             raise WoodburyError(f"The space has no tensor {name!r}: give one of its names.")
         given = self._given_dimension(name)
         channels = space.channels_of(name)

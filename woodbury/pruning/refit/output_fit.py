@@ -138,7 +138,9 @@ class Refit:
     def __post_init__(self) -> None:
         check_fields(self)
         check_damping(self.damping)
-        check_whole_number(self.steps, "steps", "the number of Gauss–Newton steps of a refit")
+        check_whole_number(
+            self.steps, "steps", "the number of Gauss–Newton steps of a refit", most=1000
+        )
         check_whole_number(self.mc_samples, "mc_samples", "the number of GGN samples per input")
         if self.samples is not None:
             check_whole_number(self.samples, "samples", "None for all samples, else their number")
