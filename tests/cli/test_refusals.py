@@ -17,8 +17,8 @@ BROKEN_LINE = 1 + NET.read_text("utf-8").splitlines().index("    return 1 / 0")
         ("prun", "There is no command 'prun': did you mean prune?"),
         (
             "fly",
-            "There is no command 'fly': choose demo, prune, compare, inspect, speed, export, "
-            "train.",
+            "There is no command 'fly': choose demo, prune, compare, inspect, train, speed, "
+            "export.",
         ),
         ("prune", "MODEL is missing"),
         ("prune net.py:build", "DATA is missing"),

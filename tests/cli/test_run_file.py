@@ -77,7 +77,7 @@ def test_slips_in_a_file_are_named(text: str, sentence: str, here: Path) -> None
 def test_a_file_that_is_not_there(here: Path) -> None:
     Path("run.toml").touch()
     refused("There is no file rnu.toml: did you mean run.toml?", "prune --config rnu.toml")
-    refused("There is no file ..: check --config.", "prune --config ..")
+    refused(".. is a folder, a pipe or a device: check --config.", "prune --config ..")
 
 
 def test_texts_are_quoted(here: Path) -> None:

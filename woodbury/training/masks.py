@@ -83,7 +83,8 @@ class Hold:
         handles = (after_step, register_optimizer_step_post_hook(after_others))
         self._handles: list[RemovableHandle | AfterStep] = list(handles)
         for wrapper in wrappers_without_hooks(optimizer):
-            self._handles.append(AfterStep(wrapper, self.clear))
+            if callable(getattr(wrapper, "step", None)):
+                self._handles.append(AfterStep(wrapper, self.clear))
         if any(is_dtensor(parameter) for parameter in self.removed):
             before_step = self.optimizer.register_step_pre_hook(lambda *_: self._clear_sharded())
             self._handles.append(before_step)
