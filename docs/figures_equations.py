@@ -89,12 +89,12 @@ def picture() -> str:
     """Two panels in a row, and the names of the methods below."""
     found = list(tables())
     high = (len(found) + 1) // 2 * HEIGHT
-    drawn = Picture(2 * WIDTH, high + 70, "Relative error of equations against seconds")
+    drawn = Picture(2 * WIDTH, high + 60, "Relative error of equations against seconds")
     for place, curves in enumerate(found):
         panel(drawn, curves, place % 2 * WIDTH, place // 2 * HEIGHT)
     drawn_names = {name for curves in found for name in curves.errors}
     for place, name in enumerate(name for name in COLOURS if name in drawn_names):
-        left, line = 20 + place % 4 * 195, high + 20 + place // 4 * 24
+        left, line = 20 + place % 3 * 260, high + place // 3 * 24
         drawn.text(left, line, name, fill=COLOURS[name], weight=600)
     return drawn.svg()
 
