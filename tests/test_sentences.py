@@ -11,6 +11,7 @@ from torch import nn
 
 import woodbury
 from woodbury import Objective, Pruner, WoodburyError
+from woodbury.estimation.gradients import one_engine
 from woodbury.fisher import Window
 from woodbury.inspection.settings_tried import sensitivity
 from woodbury.model.peeking import batches_for_step
@@ -59,6 +60,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a module in the place of batches": (
         lambda: batches_for_step(nn.ReLU(), 0),  # type: ignore[arg-type]
         "calibration is a ReLU",
+    ),
+    "an engine that is no name": (
+        lambda: one_engine([{"a": 1}]).__enter__(),  # type: ignore[list-item]
+        "engine is .*: give one of",
     ),
     "a lazy layer": (
         lambda: Objective.from_model(
