@@ -65,6 +65,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: one_engine([{"a": 1}]).__enter__(),  # type: ignore[list-item]
         "engine is .*: give one of",
     ),
+    "rows without values": (
+        lambda: woodbury.MFAC(MODEL.parameters(), window=4, device="meta"),
+        "where rows have no values",
+    ),
     "a lazy layer": (
         lambda: Objective.from_model(
             nn.Sequential(MODEL, nn.LazyLinear(2)), [(INPUTS, LABELS)], space=objective().space

@@ -19,21 +19,37 @@ NET = Path(__file__).with_name("net.py")
 ROOT = str(Path(importlib.import_module("woodbury").__file__ or "").parents[1])
 ENVIRONMENT = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
 
+HALF_MADE = """
+import time
+
+class File:
+    def __init__(self):
+        print("here", flush=True)
+        time.sleep(60)
+        self.closed = False
+
+    def __del__(self):
+        self.closed  # as a ZipFile whose making a signal ends
+
+def net():
+    File()
+"""
+
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_process_cleans_up(here: Path, sent: signal.Signals) -> None:
     if signal.getsignal(sent) is signal.SIG_IGN:
         pytest.skip("these tests themselves run under nohup")
-    Path("slow.py").write_text(
-        "import time\ndef net():\n    print('here', flush=True)\n    time.sleep(60)\n"
-    )
+    Path("slow.py").write_text(HALF_MADE)
     words = ["prune", "slow.py:net", "net.py:both", "--sparsity", "0.5", "--out", "out"]
     command = [sys.executable, "-m", "woodbury.cli", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=ENVIRONMENT) as process:
         assert process.stdout and process.stdout.readline() == b"here\n"
         assert any(".partial" in entry.name for entry in here.iterdir())
         process.send_signal(sent)
         assert process.wait(20) == 128 + sent
+        assert process.stderr and process.stderr.read() == b""
     assert not any(".partial" in entry.name for entry in here.iterdir())
     assert not Path("out").exists()
 

@@ -52,12 +52,16 @@ def main() -> None:
     """The entry point; being terminated, or left by its terminal, cleans up as Ctrl-C does."""
     signals: list[int] = []
 
-    def interrupt(received: int, _: object) -> None:
+    def note(received: int) -> None:
         signals.append(received)  # half-done imports may swallow what is raised, or wrap it
+        sys.unraisablehook = lambda _: None  # half-made objects may fail as they are freed
+
+    def interrupt(received: int, _: object) -> None:
+        note(received)
         raise KeyboardInterrupt
 
     def end(received: int, _: object) -> None:
-        signals.append(received)
+        note(received)
         sys.exit(128 + received)
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background ignores it

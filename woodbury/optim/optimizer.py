@@ -505,9 +505,12 @@ def _device_of(device: torch.device | str | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        where = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise WrongType(f"device is {device!r}: give a torch.device, or its name.") from error
+    if where.type == "meta":
+        raise WoodburyError("device is meta, where rows have no values: give another, or none.")
+    return where
 
 
 def _described(shapes: list[list[list[int]]]) -> str:
