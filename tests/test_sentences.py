@@ -40,7 +40,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "no tensor 'quick'",
     ),
     "a name that is a list": (
-        lambda: woodbury.scopes.consecutive(2).obstacle(objective().space, [1]),  # type: ignore[arg-type]
+        lambda: woodbury.scopes.consecutive(2).obstacle(
+            objective().space,
+            [1],  # type: ignore[arg-type]
+        ),
         r"no tensor \[1\]",
     ),
     "columns that are no indices": (
@@ -55,7 +58,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: woodbury.fisher.LowRank(torch.ones(1, 3), 1.0).whitened(torch.tensor([3])),
         r"must lie in \[0, 3\)",
     ),
-    "a device of a large number": (lambda: Window(4, 3, device=2**70), "give a torch.device"),  # type: ignore[arg-type]
+    "a device of a large number": (
+        lambda: Window(4, 3, device=2**70),  # type: ignore[arg-type]
+        "give a torch.device",
+    ),
     "a module in the place of an estimate": (lambda: Pruner(MODEL), "fisher is a Linear"),
     "a module in the place of batches": (
         lambda: batches_for_step(nn.ReLU(), 0),  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.padded import Padding
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks, block_bytes
-from woodbury.linalg.threads import share
+from woodbury.linalg.threads import share, threads_on
 from woodbury.memory.budget import row_bytes, sums_bytes
 
 MAX_PRIMAL_SIZE = 128
@@ -166,7 +166,7 @@ def _add_products(
     def of(run: _Run) -> None:
         sums.add_products(run.blocks, layout.columns(rows, run, scale, sums.dtype))
 
-    share(of, layout.runs, torch.get_num_threads() if sums.device.type == "cpu" else 1)
+    share(of, layout.runs, threads_on(sums.device))
 
 
 def rows_at_once(sizes: Sequence[int]) -> int:

@@ -29,7 +29,7 @@ from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.precision import dtype_name, is_wide, wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks
-from woodbury.linalg.threads import share
+from woodbury.linalg.threads import share, threads_on
 
 ROWS_AT_ONCE = 4096
 """Rows of all blocks that are worked on at once: a cache holds them."""
@@ -162,7 +162,7 @@ class Dense(Fisher):
     def _shared(self, of: Callable[[slice], None]) -> None:
         """Do work for a few blocks at a time, shared among threads where all have enough of it."""
         parts = list(self._parts())
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        threads = threads_on(self.device)
         share(of, parts, threads if len(parts) >= PARTS_PER_THREAD * threads else 1)
 
     @property

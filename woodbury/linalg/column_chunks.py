@@ -11,7 +11,7 @@ from torch import Tensor
 
 from woodbury.limits import Limits
 from woodbury.linalg.paged_rows import KeptColumns, Page, Rows, pages
-from woodbury.linalg.threads import share
+from woodbury.linalg.threads import share, threads_on
 
 COLUMNS_PER_INDEX = 1 << 20
 """Columns of a mask that become indices at once: those of all would be two more vectors."""
@@ -110,8 +110,8 @@ class _Place(NamedTuple):
 
 def _threads(rows: Rows, chunks: int) -> int:
     """Threads that share some chunks, where each has work enough."""
-    threads = torch.get_num_threads()
-    return threads if rows.device.type == "cpu" and chunks >= 2 * threads else 1
+    threads = threads_on(rows.device)
+    return threads if chunks >= 2 * threads else 1
 
 
 def _places(

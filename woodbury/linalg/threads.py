@@ -18,6 +18,22 @@ MAX_THREADS = 8
 """Threads that share one piece of work."""
 
 
+def threads_on(device: torch.device) -> int:
+    """Threads that may share work on a device: torch's own number on a CPU, else one.
+
+    Args:
+        device: Where the work is done.
+
+    Returns:
+        At least 1.
+
+    Example:
+        >>> threads_on(torch.device("cpu")) == torch.get_num_threads()
+        True
+    """
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def share(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> None:
     """Do work for all items, each in the thread that is free first.
 
