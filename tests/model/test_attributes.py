@@ -13,6 +13,8 @@ import torch
 from support.zoo_nets import storing
 from torch import Tensor, nn
 
+import woodbury
+from woodbury.model import attributes
 from woodbury.model.attributes import MOST_ENTRIES, attributes_kept, copy_of
 
 
@@ -109,3 +111,23 @@ def test_a_model_of_the_zoo_stores_without_end() -> None:
         model(torch.zeros(1, 6))
         assert len(model.cache["maps"]) == 1
     assert not model.cache["maps"]
+
+
+def test_a_write_to_a_large_tensor_that_is_no_buffer_is_a_sentence(monkeypatch) -> None:
+    monkeypatch.setattr(attributes, "MOST_NUMBERS", 10)
+    model = nn.Linear(1, 1)
+    model.queue = torch.zeros(4, 5)  # type: ignore[assignment]
+    with attributes_kept(model):
+        pass  # what only reads it goes on
+    written = pytest.raises(woodbury.WoodburyError, match=r"\(4, 5\).*register_buffer")
+    with written, attributes_kept(model):
+        model.queue[0] = 1  # type: ignore[index]
+
+
+def test_an_error_of_the_model_is_not_hidden_by_that_sentence(monkeypatch) -> None:
+    monkeypatch.setattr(attributes, "MOST_NUMBERS", 10)
+    model = nn.Linear(1, 1)
+    model.queue = torch.zeros(4, 5)  # type: ignore[assignment]
+    with pytest.raises(ZeroDivisionError), attributes_kept(model):
+        model.queue[0] = 1  # type: ignore[index]
+        _ = 1 / 0

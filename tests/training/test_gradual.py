@@ -372,6 +372,23 @@ def test_bad_input_is_refused_before_any_work(sentence: str) -> None:
     assert not optimizer._optimizer_step_post_hooks and not model[0].weight._backward_hooks  # type: ignore[union-attr]
 
 
+def test_a_weight_that_no_loss_depends_on_is_named_at_construction() -> None:
+    model = network()
+    model.add_module("unused", torch.nn.Linear(4, 4))
+    model.forward = lambda x: model[:-1](x)  # type: ignore[method-assign]
+    with pytest.raises(WoodburyError, match=r"No gradient reached 'unused.weight'.*exclude="):
+        Gradual(model, sgd(model), BATCHES, 0.8, end=3, every=1)
+    Gradual(model, sgd(model), BATCHES, 0.8, end=3, every=1, exclude="unused.weight")
+    Gradual(model, sgd(model), BATCHES, 0.8, end=3, every=1, pruner=Pruner(None, magnitude, zero))
+
+
+def test_a_gradient_of_zeros_is_no_reason_to_refuse_training() -> None:
+    model = network()
+    with torch.no_grad():
+        model[-1].weight.zero_()  # type: ignore[union-attr, operator]
+    Gradual(model, sgd(model), BATCHES, 0.8, end=3, every=1)
+
+
 def test_targets_by_name() -> None:
     model = network()
     optimizer = sgd(model)

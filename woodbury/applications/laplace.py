@@ -25,6 +25,7 @@ from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 
 DECADES = 8
 """The prior precision is sought so many decades up and down from where it is."""
@@ -171,6 +172,7 @@ class Laplace:
         best = largest_between(evidence, best - 1, best + 1)
         return start.with_prior_precision(10.0**best)
 
+    @random_kept()
     def with_prior_chosen_on(self, held_out: Iterable[Batch]) -> Laplace:
         """The prior precision under which held-out classes are most probable.
 
@@ -227,6 +229,7 @@ class Laplace:
         return self.objective.weights + draws.to(self.objective.weights)
 
     @torch.no_grad()
+    @random_kept()
     def outputs(self, draws: Tensor, inputs: Any) -> Tensor:
         """The network's outputs under draws of its weights.
 
@@ -253,6 +256,7 @@ class Laplace:
             found = [outputs_at(self.objective, draw.to(weights), inputs) for draw in draws]
         return torch.stack(found)
 
+    @random_kept()
     def predict(self, inputs: Any) -> Predicted:
         """The distribution of the linearised network's outputs, J (nF)⁻¹ Jᵀ  (eq. 85).
 

@@ -22,6 +22,7 @@ from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
 
@@ -44,6 +45,7 @@ class _Graph(NamedTuple):
 
 
 @checks_types
+@random_kept()
 def hessian_products(
     objective: Objective,
     vectors: Tensor,
@@ -156,6 +158,7 @@ def _mean_products(
 
 
 @checks_types
+@random_kept()
 def hessian_block(
     objective: Objective,
     index: Tensor,

@@ -40,6 +40,7 @@ from woodbury.memory import check_room, parse_bytes, stored_rows
 from woodbury.memory.budget import limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace, check_block_size
 from woodbury.monitor import report
 
@@ -97,6 +98,7 @@ class diagonal_fisher:
         check_damping(self.damping)
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Diagonal:
         """Estimate the Fisher at the objective's weights."""
         squares = torch.zeros_like(objective.weights, dtype=torch.float64)
@@ -145,6 +147,7 @@ class hessian_diagonal:
         check_damping(self.damping)
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Diagonal:
         """Compute the diagonal at the objective's weights."""
         generator = _generator(objective, self.seed)
@@ -216,6 +219,7 @@ class mfac:
             check_block_size(self.block)
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         if self.block is None:
@@ -327,6 +331,7 @@ class woodfisher:
         self._as_mfac()
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         return self._as_mfac()(objective)
@@ -394,6 +399,7 @@ class kfac:
         check_damping(self.damping)
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space
@@ -460,6 +466,7 @@ class gauss_newton:
         check_fields(self)
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         rows = gauss_newton_rows(objective, self.mc_samples, self.seed)

@@ -20,6 +20,7 @@ from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.io.representation import readable
 from woodbury.linalg.conversion import seeded
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 
 SMALLEST_SCALE = 1e-4
 """The least scale of a row as a share of the mean: a row that no loss depends on is not free."""
@@ -81,6 +82,7 @@ class kfac_by_rows:
             raise WoodburyError(f"ridge is {self.ridge}: give a positive, finite share.")
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective) -> Fisher:
         """Estimate the Fisher at the objective's weights."""
         space = objective.space

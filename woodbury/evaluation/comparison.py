@@ -17,6 +17,7 @@ from woodbury.memory.budget import check_holds, limits_within
 from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 from woodbury.monitor import whole
 from woodbury.pruning.prediction import check_held_back, increase_interval, warning_of
 
@@ -30,6 +31,7 @@ HeldBack = Callable[[int], Iterable[Batch] | None]
 
 
 @checks_types
+@random_kept()
 def compare(
     methods: Mapping[str, ComparedMethod],
     sparsities: Sequence[float],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from torch import Tensor, nn
 
-from woodbury.errors import NOT_OF_THE_USER
+from woodbury.errors import NOT_OF_THE_USER, WoodburyError
 
 CONTAINERS = (list, dict, set, deque)
 """Attributes of these types may be changed without being assigned."""
@@ -29,8 +29,8 @@ OWN_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 MOST_ENTRIES = 1000
 """Of a container whose entries are looked into: a vocabulary holds no features."""
 
-MOST_NUMBERS = 2**20
-"""Of a tensor that is copied, as it may be an average: a larger one is data."""
+MOST_NUMBERS = 2**22
+"""Of a tensor that is copied, as it may be an average or a queue: a larger one is data."""
 
 
 @contextmanager
@@ -40,11 +40,14 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     A forward pass may store features, masks or a history on its modules, also in containers and
     objects of its own that are there, or move an average in place. Under `torch.func` the stored
     tensors would be such that cannot live outside. Inside the context, tensors and arrays of up to
-    a million numbers are copies.
+    4 million numbers are copies.
 
     Args:
         model: The model. Parameters, buffers and submodules are not looked at, but for buffers that
             were added.
+
+    Raises:
+        WoodburyError: At the end, if a larger tensor was written to.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -64,6 +67,7 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         for now, before in buffers:
             for name in now.keys() - before:
                 del now[name]
+    kept.check_large_tensors()
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -96,14 +100,26 @@ class _Kept:
     Attributes:
         undo: Functions, each of which puts something back.
         seen: Identity -> a value and what stands for it in the meantime.
+        large: Tensors that are not copied, and how often each had been written to.
     """
 
     undo: list[Callable[[], None]] = field(default_factory=list)
     seen: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    large: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def put_back(self) -> None:
         for undo in reversed(self.undo):
             undo()
+
+    def check_large_tensors(self) -> None:
+        """Raise if one of the tensors that were not copied was written to."""
+        for tensor, version in self.large:
+            if tensor._version != version:
+                raise WoodburyError(
+                    f"A forward pass writes to a tensor of shape {tuple(tensor.shape)} that the "
+                    "model keeps as a plain attribute, too large to be put back: make it a buffer "
+                    "with register_buffer."
+                )
 
     def attributes_of(self, owner: Any) -> None:
         """Remember the attributes of a module or an object; copies stand for the tensors."""
@@ -133,7 +149,11 @@ class _Kept:
     def _stand_in(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             is_plain = type(value) is Tensor and not value.requires_grad
-            return value.clone() if is_plain and value.numel() <= MOST_NUMBERS else value
+            if is_plain and value.numel() <= MOST_NUMBERS:
+                return value.clone()
+            if is_plain and not value.is_inference():  # which count no writes
+                self.large.append((value, value._version))
+            return value
         if isinstance(value, numpy.ndarray):
             return value.copy() if value.size <= MOST_NUMBERS else value
         if isinstance(value, CONTAINERS):

@@ -22,6 +22,7 @@ from woodbury.model.batches import (
 )
 from woodbury.model.calling import call_model
 from woodbury.model.modes import eval_mode
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.sharded import whole_copy
 from woodbury.model.spread import spread_of
 from woodbury.model.wrappers import checked_model
@@ -29,6 +30,7 @@ from woodbury.model.wrappers import checked_model
 
 @torch.no_grad()
 @checks_types
+@random_kept()
 def recalibrate(model: nn.Module, batches: Iterable[Batch], *, group: object = None) -> int:
     """Set every BatchNorm's running mean and variance to their averages over some batches.
 

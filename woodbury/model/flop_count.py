@@ -18,6 +18,7 @@ from woodbury.model.calling import call_model
 from woodbury.model.hooks import ModuleCall, record_calls
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace
 from woodbury.model.wrappers import bare
 
@@ -62,7 +63,7 @@ class Flops:
 
 
 @torch.no_grad()
-@torch.random.fork_rng(devices=[])
+@random_kept()
 @checks_types
 def flops(model: nn.Module, inputs: Any) -> Flops:
     """Count the FLOPs of every parameter, by one forward pass.

@@ -304,8 +304,20 @@ def _check_every_tensor_is_curved(quadratic: Quadratic, space: ParameterSpace) -
         if not bool(curved[part].any()) and bool((quadratic.weights[part] != 0).any())
     ]
     if unreached:
-        them = repr(unreached[0]) if len(unreached) == 1 else repr(unreached)
-        raise WoodburyError(
-            f"No gradient reached {them}: unused, detached, saturated or under no_grad? "
-            f"Leave it alone with exclude={them}."
-        )
+        raise no_gradient_reached(unreached)
+
+
+def no_gradient_reached(names: Sequence[str]) -> WoodburyError:
+    """The error for tensors of which nothing is known.
+
+    Args:
+        names: Theirs, at least one.
+
+    Returns:
+        The error, which is to be raised.
+    """
+    them = repr(names[0]) if len(names) == 1 else repr(list(names))
+    return WoodburyError(
+        f"No gradient reached {them}: unused, detached, saturated or under no_grad? "
+        f"Leave it alone with exclude={them}."
+    )

@@ -17,6 +17,7 @@ from woodbury.model.calling import call_model
 from woodbury.model.hooks import record_calls
 from woodbury.model.layers import parameter_owners
 from woodbury.model.modes import eval_mode
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace
 from woodbury.runtime import products
 from woodbury.runtime.api import can_be_sparse, trial
@@ -68,6 +69,7 @@ class Latency:
 
 @checks_types
 @torch.no_grad()
+@random_kept()
 def latency(model: nn.Module, inputs: Any) -> Latency:
     """Measure what a weight of each layer costs in the runtime of `accelerate`.
 

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from woodbury.errors import WoodburyError, reason, user_code
 from woodbury.model.batches import tensors_in
 from woodbury.model.calling import call_model
+from woodbury.model.random_numbers import random_kept
 from woodbury.runtime.api import accelerate
 from woodbury.runtime.measuring import in_turns
 
@@ -51,6 +52,7 @@ class Speed:
     note: str = ""
 
 
+@random_kept()
 def speeds(
     model: nn.Module,
     inputs: Any,

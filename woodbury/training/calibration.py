@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.gradients import SAMPLES_PER_PASS
 from woodbury.estimation.recipes import gauss_newton
+from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import check_enough_data, samples_in, tensors_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.pruning.pruner import no_gradient_reached
 
 
 def samples_needed(recipe: Any) -> int:
@@ -76,3 +79,42 @@ def check_calibration(objective: Objective, needed: int, *, exactly: bool) -> No
             f"All labels of the {samples} calibration samples are {ignored}, which counts for "
             "nothing: give labels."
         )
+
+
+def check_reached(objective: Objective, needed: int) -> None:
+    """Raise if no sample's loss depends on one of the tensors: nothing is known of its weights.
+
+    A gradient of zeros is none such, as training may change it.
+
+    Args:
+        objective: The network on the calibration set.
+        needed: Samples that are read at most.
+
+    Raises:
+        WoodburyError: For tensors that are unused, or detached.
+    """
+    names = list(objective.parameters)
+    unreached = names
+    with eval_mode(objective.model), torch.enable_grad():
+        for inputs, target in objective.batches.in_batches(SAMPLES_PER_PASS, needed):
+            unreached = [] if target is None else _unreached(objective, unreached, inputs, target)
+            if not unreached:
+                break
+    ranks = Ranks.current()
+    missed = ranks.sum(torch.tensor([float(name in unreached) for name in names]))
+    by_all = [
+        name for name, count in zip(names, missed.tolist(), strict=True) if count == ranks.size
+    ]
+    if by_all:
+        raise no_gradient_reached(by_all)
+
+
+def _unreached(objective: Objective, names: list[str], inputs: Any, target: Any) -> list[str]:
+    """Those of some tensors that the loss of a batch does not depend on."""
+    parameters = {name: value.detach() for name, value in objective.parameters.items()}
+    tensors = [parameters[name].requires_grad_() for name in names]
+    loss = objective.batch_loss(parameters, inputs, target)
+    if not loss.requires_grad:
+        return names
+    slopes = torch.autograd.grad(loss, tensors, allow_unused=True)
+    return [name for name, slope in zip(names, slopes, strict=True) if slope is None]

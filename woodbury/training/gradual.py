@@ -39,7 +39,7 @@ from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
 from woodbury.pruning.undivided import divided
-from woodbury.training.calibration import check_calibration, samples_needed
+from woodbury.training.calibration import check_calibration, check_reached, samples_needed
 from woodbury.training.masks import Hold
 
 Prune = Callable[[Objective, Targets], Pruned]
@@ -203,6 +203,8 @@ class Gradual:
             objective.probe()
             needed = standard.samples if pruner is None else samples_needed(pruner)
             check_calibration(objective, needed, exactly=pruner is not None)
+            if pruner is None or rules.fisher is not None:
+                check_reached(objective, needed)
             if held_back is not None:
                 check_held_back(objective, held_back)
             self._pruner: Prune = pruner or _default_pruner(objective)

@@ -23,6 +23,7 @@ from woodbury.model.batches import tensors_in
 from woodbury.model.calling import call_model
 from woodbury.model.flop_count import flops
 from woodbury.model.modes import eval_mode
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.torch_masks import apply_masks
 from woodbury.monitor import announce
 
@@ -105,7 +106,7 @@ def compact(model: nn.Module, example: Any) -> nn.Module:
     return made.model
 
 
-@torch.random.fork_rng(devices=[])
+@random_kept()
 def compacted(model: nn.Module, example: Any) -> Compacted:
     """The same as `compact`, with what is known of the smaller network.
 

@@ -20,6 +20,7 @@ from woodbury.integrations.compaction.slicing import is_matrix_layer
 from woodbury.model.calling import call_model
 from woodbury.model.channels import channels_of
 from woodbury.model.modes import eval_mode
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.units import custom
 
@@ -57,6 +58,7 @@ class CoupledChannels:
 
 
 @checks_types
+@random_kept()
 def coupled_channels(model: nn.Module, example: Any) -> CoupledChannels:
     """Units of pruning: output channels, with all that must be removed with them.
 

@@ -31,6 +31,7 @@ from woodbury.integrations.onnx.zeros import leave_zeros_out
 from woodbury.io.file_sizes import FileSize
 from woodbury.io.folders import write_atomically
 from woodbury.model.attributes import copy_of
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.torch_masks import apply_masks
 from woodbury.model.wrappers import checked_model
 from woodbury.monitor import report
@@ -63,6 +64,7 @@ class OnnxFile:
 
 
 @checks_types
+@random_kept()
 def export_onnx(
     model: nn.Module,
     example: Any,

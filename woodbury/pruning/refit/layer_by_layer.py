@@ -16,6 +16,7 @@ from woodbury.estimation.over_ranks import fitted_over_ranks
 from woodbury.fisher.kronecker import AllRowsAtOnce, KroneckerRows
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 from woodbury.monitor import report
 from woodbury.pruning.pruned import Carried, Pruned
 from woodbury.pruning.pruner import Pruner, PruningRecipe
@@ -68,6 +69,7 @@ class LayerByLayer:
                 check_whole_number(count, name, "None for all, else their number")
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective, dense: Objective, group: object = None) -> Objective:
         """Fit every layer in its order.
 
@@ -156,6 +158,7 @@ class WithLayers:
         return self.recipe.rules
 
     @checks_types
+    @random_kept()
     def __call__(
         self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:

@@ -32,6 +32,7 @@ from woodbury.linalg.ranks import Ranks
 from woodbury.linalg.row_products import column_squares, combine
 from woodbury.memory.budget import available_bytes, bytes_in_words
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 from woodbury.model.space import ParameterSpace
 from woodbury.monitor import report
 from woodbury.pruning.refit.layer_goal import LayerTerms, Reconstruction
@@ -149,6 +150,7 @@ class Refit:
             check_whole_number(self.iterations, "iterations", meaning)
 
     @checks_types
+    @random_kept()
     def __call__(self, objective: Objective, dense: Objective, group: object = None) -> Objective:
         """Move the weights until the outputs are close to those of the dense network.
 
@@ -169,6 +171,7 @@ class Refit:
             return replace(self.run(own, dense).objective, batches=objective.batches)
 
     @checks_types
+    @random_kept()
     def run(
         self,
         objective: Objective,
@@ -203,6 +206,7 @@ class Refit:
         return Refitted(objective, distance, fisher, goal)
 
     @checks_types
+    @random_kept()
     def distance(self, objective: Objective, dense: Objective) -> float:
         """Half the mean squared residual, along directions that no step has fitted  (eq. 61).
 

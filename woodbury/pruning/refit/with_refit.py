@@ -8,6 +8,7 @@ from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.model.attributes import copy_of
 from woodbury.model.objective import Objective
+from woodbury.model.random_numbers import random_kept
 from woodbury.pruning.pruned import Carried, Pruned
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.refit.output_fit import FisherOfRows, Refit
@@ -95,6 +96,7 @@ class WithRefit:
         return self.recipe.rules
 
     @checks_types
+    @random_kept()
     def __call__(
         self, objective: Objective, sparsity: Targets, carried: Carried | None = None
     ) -> Pruned:
