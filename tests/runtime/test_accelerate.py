@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 
 import woodbury
 from woodbury.errors import MissingDependency, WoodburyError
-from woodbury.runtime import api, layers, layouts, measuring, products
+from woodbury.runtime import api, jobs, layers, layouts, measuring, products
 from woodbury.runtime.layouts import Tiling, grid_of
 from woodbury.runtime.measuring import Choice
 
@@ -354,7 +354,7 @@ def test_torch_compile_makes_its_own_products(
     x = torch.randn(2, 4, 6, 5)
     fast = woodbury.accelerate(block, x)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(products, "_run", lambda work: pytest.fail("a kernel was called"))
+    monkeypatch.setattr(products, "_multiply", lambda *_: pytest.fail("a kernel was called"))
     assert error(block, fast, x) < 1e-5
 
 
@@ -405,7 +405,7 @@ def test_work_is_shared_by_units_or_by_rows(threads: int) -> None:
     packed = layouts.pack(weight, torch.zeros(200), Tiling(1, 16))
     for units in (1, 2, 7):
         covered = torch.zeros(units, 200, dtype=torch.int)
-        for first, last, top, bottom in products._shares(packed, units, threads):
+        for first, last, top, bottom in jobs.shares(packed, units, threads):
             covered[first:last, top:bottom] += 1
             assert top % layouts.ROWS_AT_ONCE == 0
         assert (covered == 1).all()

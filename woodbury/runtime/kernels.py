@@ -16,8 +16,9 @@ import numpy as np
 from numba import carray, int64, void
 from numba.core.errors import NumbaWarning
 
-from woodbury.runtime.codegen import TILE, WIDTH, as_floats, row_products, transpose_tile
+from woodbury.runtime.codegen import WIDTH, as_longs, next_number, row_products
 from woodbury.runtime.layouts import ROWS_AT_ONCE
+from woodbury.runtime.panels import OPTIONS, gelu, pack_planes, transpose, unpack_planes
 
 VECTORS = (1, 2, 3, 4, 6, 7, 8)
 """Registers of columns that there are kernels for."""
@@ -25,7 +26,6 @@ RELU, RELU6, GELU = 1, 2, 3
 """The numbers of the activations."""
 
 _rows_1, _rows_2, _rows_3, _rows_4, _rows_6, _rows_7, _rows_8 = map(row_products, VECTORS)
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 def compiled(*signature: Any) -> Any:
@@ -33,19 +33,24 @@ def compiled(*signature: Any) -> Any:
 
     Where no folder for compiled code can be written, each process compiles its own.
     """
-
-    def decorate(function: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NumbaWarning)
-            try:
-                return numba.njit(*signature, cache=True, **_OPTIONS)(function)
-            except (RuntimeError, OSError):  # no folder, or one that cannot be written
-                return numba.njit(*signature, **_OPTIONS)(function)
-
-    return decorate
+    return lambda function: _cached(lambda **where: numba.njit(*signature, **where), function)
 
 
-@numba.njit(**_OPTIONS)
+def callback(*signature: Any) -> Any:
+    """The same for a function that C calls."""
+    return lambda function: _cached(lambda **where: numba.cfunc(*signature, **where), function)
+
+
+def _cached(decorator: Any, function: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumbaWarning)
+        try:
+            return decorator(cache=True, **OPTIONS)(function)
+        except (RuntimeError, OSError):  # no folder, or one that cannot be written
+            return decorator(**OPTIONS)(function)
+
+
+@numba.njit(**OPTIONS)
 def _multiply(vectors, *arguments):
     """Call the kernel for a number of registers of columns."""
     if vectors == 8:
@@ -64,7 +69,7 @@ def _multiply(vectors, *arguments):
         _rows_1(*arguments)
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _vectors_for(columns):
     """The fewest registers with a kernel that hold some columns."""
     needed = (columns + WIDTH - 1) // WIDTH
@@ -72,80 +77,6 @@ def _vectors_for(columns):
         if vectors >= needed:
             return vectors
     return VECTORS[-1]
-
-
-@numba.njit(**_OPTIONS)
-def _gelu(out, count):
-    """x·Φ(x) in place; erf is a ratio of polynomials, right to float32's last digits."""
-    numbers = carray(as_floats(out), count)
-    for i in range(count):
-        x = numbers[i]
-        y = x * np.float32(0.70710678)
-        y = min(max(y, np.float32(-3.925)), np.float32(3.925))
-        t = y * y
-        p = np.float32(2.046034e-06)
-        p = p * t + np.float32(2.84843059e-04)
-        p = p * t + np.float32(3.77252395e-03)
-        p = p * t + np.float32(5.27692214e-02)
-        p = p * t + np.float32(1.90593138e-01)
-        p = p * t + np.float32(1.12837911e00)
-        q = np.float32(3.80478195e-05)
-        q = q * t + np.float32(1.16385157e-03)
-        q = q * t + np.float32(1.49831465e-02)
-        q = q * t + np.float32(1.14182472e-01)
-        q = q * t + np.float32(5.02241492e-01)
-        q = q * t + np.float32(1.0)
-        half = np.float32(0.5) * x
-        numbers[i] = half + half * (y * p / q)
-
-
-@numba.njit(**_OPTIONS)
-def _copy(source, target, count):
-    """Copy floats from one address to another."""
-    a, b = carray(as_floats(source), count), carray(as_floats(target), count)
-    for i in range(count):
-        b[i] = a[i]
-
-
-@numba.njit(**_OPTIONS)
-def _transpose(source, source_stride, rows, columns, target, target_stride):
-    """Copy rows × columns floats transposed; rows lie `stride` bytes apart."""
-    whole_rows, whole_columns = rows - rows % TILE, columns - columns % TILE
-    for i in range(0, whole_rows, TILE):
-        for j in range(0, whole_columns, TILE):
-            transpose_tile(
-                source + i * source_stride + 4 * j,
-                source_stride,
-                target + j * target_stride + 4 * i,
-                target_stride,
-            )
-    a = carray(as_floats(source), (rows, source_stride // 4))
-    b = carray(as_floats(target), (columns, target_stride // 4))
-    for i in range(rows):
-        for j in range(whole_columns if i < whole_rows else 0, columns):
-            b[j, i] = a[i, j]
-
-
-@numba.njit(**_OPTIONS)
-def _pack_planes(source, sources, first, last, columns, panel, stride):
-    """Rows of a panel from planes: `columns` floats from `sources[row]` on."""
-    offsets = carray(as_floats(sources), last).view(np.int32)
-    for row in range(first, last):
-        _copy(source + 4 * int64(offsets[row]), panel + (row - first) * stride, columns)
-
-
-@numba.njit(**_OPTIONS)
-def _unpack_planes(out, stride, rows, begin, columns, target, plane, width, grid):
-    """Rows of a result into planes: of each `grid` columns the first `width` are pixels."""
-    position, end = begin, begin + columns
-    while position < end:
-        line, x = position // grid, position % grid
-        if x < width:
-            count = min(width - x, end - position)
-            place = target + 4 * (line * width + x)
-            for row in range(rows):
-                _copy(out + row * stride + 4 * (position - begin), place + 4 * row * plane, count)
-        position += grid - x
 
 
 @compiled(void(*[int64] * 24))
@@ -221,7 +152,7 @@ def multiply(
                 low_row, high_row = b * block, min((b + 1) * block, inner)
                 if b > 0 or blocks > 1 or top == first_row:
                     if sources == 0:
-                        _transpose(
+                        transpose(
                             source + 4 * (begin_column * inner + low_row),
                             4 * inner,
                             count,
@@ -231,7 +162,7 @@ def multiply(
                         )
                     else:
                         place = source + 4 * (image * source_image + begin_column)
-                        _pack_planes(place, sources, low_row, high_row, count, panel, stride)
+                        pack_planes(place, sources, low_row, high_row, count, panel, stride)
                 _multiply(
                     used,
                     values,
@@ -250,13 +181,13 @@ def multiply(
                 )
             rows = bottom - top
             if activation == GELU:
-                _gelu(result, rows * most)
+                gelu(result, rows * most)
             if sources == 0:
                 place = target + 4 * (begin_column * outer + top)
-                _transpose(result, stride, rows, count, place, 4 * outer)
+                transpose(result, stride, rows, count, place, 4 * outer)
             else:
                 place = target + 4 * (image * target_image + top * (target_image // outer))
-                _unpack_planes(
+                unpack_planes(
                     result,
                     stride,
                     rows,
@@ -267,3 +198,59 @@ def multiply(
                     width,
                     grid,
                 )
+
+
+JOB = 4
+"""Numbers of a job before the arguments of `multiply`."""
+ARGUMENTS = 24
+SOURCE, TARGET, SCRATCH = JOB, JOB + 1, JOB + 8
+"""Where a job has the addresses of a call's own."""
+
+
+@callback(void(int64))
+def take_parts(job):
+    """Do parts of a product until none is left: what each thread of a team calls.
+
+    Args:
+        job: Of the next part, and of the next thread; how many parts there are; the bytes of
+            scratch of a thread; the arguments of `multiply`, whose scratch is of all threads;
+            and first_unit, last_unit, first_row, last_row of each part. All are 64-bit.
+    """
+    parts = carray(as_longs(job), JOB)[2]
+    numbers = carray(as_longs(job), JOB + ARGUMENTS + 4 * parts)
+    a = numbers[JOB : JOB + ARGUMENTS]
+    scratch = a[8] + next_number(job + 8) * numbers[3]
+    part = next_number(job)
+    while part < parts:
+        r = numbers[JOB + ARGUMENTS + 4 * part :]
+        multiply(
+            a[0],
+            a[1],
+            a[2],
+            a[3],
+            a[4],
+            a[5],
+            a[6],
+            a[7],
+            scratch,
+            a[9],
+            a[10],
+            a[11],
+            a[12],
+            a[13],
+            a[14],
+            a[15],
+            a[16],
+            a[17],
+            a[18],
+            r[0],
+            r[1],
+            r[2],
+            r[3],
+            a[23],
+        )
+        part = next_number(job)
+
+
+take_parts_here = take_parts.ctypes
+"""The same for the calling thread alone, without Python's lock."""

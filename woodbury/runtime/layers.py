@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from woodbury.errors import WoodburyError
-from woodbury.runtime import layouts, measuring, products
+from woodbury.runtime import jobs, layouts, measuring, products
 from woodbury.runtime.layouts import Grid, Packed, Tiling
 from woodbury.runtime.measuring import Choice
 
 Signature = tuple[int, ...]
 """What of an input's shape the choice depends on."""
-BOUNDS = {nn.ReLU: products.RELU, nn.ReLU6: products.RELU6}
+BOUNDS = {nn.ReLU: jobs.RELU, nn.ReLU6: jobs.RELU6}
 MOST_SIZES = 64
 """Sizes of images whose grids a convolution keeps."""
 
@@ -228,7 +228,7 @@ def activation_of(module: nn.Module) -> str | None:
             same = torch.allclose(module(points), gelu(points), rtol=0, atol=1e-6)
     except Exception:  # it needs more than one tensor
         return None
-    return products.GELU if same else None
+    return jobs.GELU if same else None
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from woodbury.runtime import buffers
 
 PLACES = 1 << 16
 """Places in a block of the inner dimension are 16-bit numbers."""
@@ -31,7 +33,8 @@ class Tiling:
     block: int
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Packed:
     """A sparse matrix, block by block of its inner dimension and in each row by row.
 
     Attributes:
@@ -45,6 +48,7 @@ class Packed(NamedTuple):
         outer: Its rows.
         block: Columns in a block.
         vectors: Of the tiling.
+        jobs: What `products` has prepared for sizes of inputs.
     """
 
     values: np.ndarray
@@ -57,6 +61,7 @@ class Packed(NamedTuple):
     outer: int
     block: int
     vectors: int
+    jobs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 def pack(matrix: Tensor, begin: Tensor, tiling: Tiling, *, skip_unused: bool = False) -> Packed:
@@ -199,18 +204,28 @@ def planes(layer: nn.Conv2d, grid: Grid, images: Tensor) -> Tensor:
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     if grid.shared is not None:
         if grid.shared or top or bottom:
-            images = pad(images, (grid.shared, 0, top, bottom + 1))
+            images = _padded(images, (grid.shared, 0, top, bottom + 1))
         return images.contiguous()
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     if any((left, right, top, bottom)):
-        images = pad(images, (left, right, top, bottom), mode=mode)
+        sides = left, right, top, bottom
+        images = _padded(images, sides) if mode == "constant" else pad(images, sides, mode=mode)
     (vertical, horizontal), line = layer.stride, grid.line
     lines = grid.plane // line
     beyond = (0, line * horizontal - images.shape[-1], 0, lines * vertical - images.shape[-2])
     if any(beyond):
-        images = pad(images, beyond)
+        images = _padded(images, beyond)
     each = [images[:, :, a::vertical, b::horizontal] for a, b in grid.phases]
     return each[0].contiguous() if len(each) == 1 else torch.stack(each, 2)
+
+
+def _padded(images: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
+    """Images with zeros at their left, right, top and bottom."""
+    left, right, top, bottom = sides
+    *outer, high, wide = images.shape
+    result = buffers.empty(*outer, top + high + bottom, left + wide + right).zero_()
+    result[..., top : top + high, left : left + wide] = images
+    return result
 
 
 def full_matrix(layer: nn.Conv2d) -> Tensor:

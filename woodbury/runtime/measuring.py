@@ -24,6 +24,9 @@ ROUNDS = 5
 TRIAL_SECONDS = 0.2
 """About what a trial of one way may take; slow ways have fewer rounds, at least two."""
 
+PAUSE = 0.05
+"""Seconds after which threads that wait busily have gone to sleep."""
+
 VECTORS = (2, 4, 8)
 BLOCKS = (192, 384, 0)
 
@@ -85,7 +88,11 @@ def estimated(
 
 
 def in_turns(
-    ways: Mapping[Any, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = TRIAL_SECONDS
+    ways: Mapping[Any, Callable[[], Any]],
+    rounds: int = ROUNDS,
+    seconds: float = TRIAL_SECONDS,
+    *,
+    settled: bool = False,
 ) -> dict[Any, list[float]]:
     """Seconds of several ways to do the same, one after the other in each round.
 
@@ -93,6 +100,9 @@ def in_turns(
         ways: Name -> the work.
         rounds: How often each is timed, after one call that is not.
         seconds: Of one way in all; what is slower has fewer rounds, but two.
+        settled: Whether a pause and a call come before each that is timed, where torch has several
+            threads: those of other libraries wait busily for their next work, on cores that the
+            way after them needs.
 
     Returns:
         Name -> its seconds, one number a round.
@@ -109,6 +119,9 @@ def in_turns(
     for number in range(rounds):
         for name, work in ways.items():
             if number < limits[name]:
+                if settled and torch.get_num_threads() > 1:
+                    time.sleep(PAUSE)
+                    work()
                 begin = clock()
                 work()
                 result[name].append(clock() - begin)

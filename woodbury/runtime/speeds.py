@@ -64,7 +64,7 @@ def speeds(
     """Time a pruned model by torch, onnxruntime where it is installed, torch's CSR, and ours.
 
     The ways take turns, so that whatever else runs on the machine slows all of them. With one
-    thread its own time is counted, else the time that passes.
+    thread its own time is counted, else the time that passes, each after a call that is not timed.
 
     Args:
         model: The pruned model, float32 and on the CPU, in eval mode.
@@ -113,7 +113,7 @@ def speeds(
             else:
                 works[way] = work
                 result[way] = Speed(way, None, off)
-        for way, seconds in in_turns(works, rounds, SECONDS).items():
+        for way, seconds in in_turns(works, rounds, SECONDS, settled=True).items():
             result[way] = Speed(way, median(seconds), result[way].difference)
     return list(result.values())
 
