@@ -3,7 +3,9 @@
 Each cell is a step to .5 in a process of its own: WoodFisher in blocks of 50 with 64 rows, the
 diagonal, and M-FAC of 16 rows, on perceptrons whose width grows. The seconds are of the processor,
 which neighbours on the machine disturb less than those of the clock; the memory is the peak of the
-process less what it has before the step. The exponents are those of a line through the logarithms.
+process less what it has before the step. Gradients come in chunks of eight rows at every size, and
+temporaries have as many numbers as weights: pieces of equal bytes, as by default, hold all of a
+small network and little of a large one, so that memory grows less than the weights. The exponents are those of a line through the logarithms.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from woodbury.estimation.recipes import Estimate
 
 THREADS = 2
 DEPTH = 4
+CHUNK = 8
+"""Gradient rows of a chunk."""
+BUDGET = "14GiB"
 SIZES = (100_000, 400_000, 1_600_000, 6_400_000, 30_000_000)
 
 
@@ -82,7 +87,10 @@ def prune(method: Method, model: nn.Module) -> int:
     width = next(model.parameters()).shape[1]
     batches = [(torch.randn(method.samples, width), torch.arange(method.samples) % width)]
     pruner = woodbury.Pruner(method.recipe())
-    return woodbury.prune(model, batches, 0.5, pruner=pruner).objective.space.n
+    weights = sum(each.numel() for each in model.parameters() if each.ndim > 1)
+    with woodbury.Limits(gradient_chunk=2 * 4 * CHUNK * weights, temporary=weights):
+        pruned = woodbury.prune(model, batches, 0.5, pruner=pruner, memory=BUDGET)
+    return pruned.objective.space.n
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
