@@ -5,7 +5,8 @@ diagonal, and M-FAC of 16 rows, on perceptrons whose width grows. The seconds ar
 which neighbours on the machine disturb less than those of the clock; the memory is the peak of the
 process less what it has before the step. Gradients come in chunks of eight rows at every size, and
 temporaries have as many numbers as weights: pieces of equal bytes, as by default, hold all of a
-small network and little of a large one, so that memory grows less than the weights. The exponents are those of a line through the logarithms.
+small network and little of a large one, so that memory grows less than the weights. The exponents
+are those of a line through the logarithms.
 """
 
 from __future__ import annotations

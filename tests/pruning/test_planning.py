@@ -63,8 +63,16 @@ def test_less_memory_takes_less() -> None:
     roomy = woodbury.plan(model, batches, 0.7)
     tight = woodbury.plan(model, batches, 0.7, memory=roomy.held_bytes - 1)
     assert tight.held_bytes < roomy.held_bytes
-    assert roomy.structure in tight.better
-    assert not roomy.better
+    assert roomy.structure in tight.better and tight.better in tight.in_one_line()
+    assert not roomy.better and "More exact" not in roomy.in_one_line()
+
+
+def test_a_cheaper_refit_of_the_same_curvature_is_said_too() -> None:
+    model, batches = small()
+    roomy = woodbury.plan(model, batches, 0.7)
+    tight = woodbury.plan(model, batches, 0.7, memory=roomy.held_bytes * 6 // 10)
+    assert tight.structure == roomy.structure and tight.refit != roomy.refit
+    assert roomy.refit in tight.better
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:

@@ -43,6 +43,9 @@ from woodbury.pruning.undivided import divided
 ROW_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1e-9)
 """Shares of the budget for rows that are tried, until a whole run fits; the last leaves no room."""
 
+NO_LIMIT = 2**62
+"""Bytes that any choice has room in."""
+
 SPARE = 0.95
 """Share of the available memory that an explicit budget may use at most."""
 
@@ -180,7 +183,6 @@ def planned(
     resident = resident_bytes()
     retained = 0
     smallest: Plan | None = None
-    first: Plan | None = None
     for share in ROW_SHARES:
         rows = max(1, int(share * budget))
         with replace(limits, memory=min(rows, limits.memory or rows)):
@@ -189,12 +191,13 @@ def planned(
                 forecast = _forecast_of(choice)
                 retained = max(0, resident_bytes() - resident)
             made = _plan_of(choice, forecast, budget)
-        if first is None:
-            first = made
         if ranks.minimum(made.held_bytes <= budget):
             ranks.agree("the plan", {"the plan": choice.settings})
-            wish = f"with {bytes_in_words(first.held_bytes)}: {first.structure}"
-            better = "" if made is first else wish
+            with replace(limits, memory=NO_LIMIT):
+                wished = choose(objective, sparsity, effort)
+            better = ""
+            if wished.settings != choice.settings:
+                better = _in_words(_plan_of(wished, forecast, budget))
             return Planned(choice, replace(made, better=better, retained_bytes=retained))
         if smallest is None or made.held_bytes < smallest.held_bytes:
             smallest = made
@@ -208,6 +211,11 @@ def planned(
         f"{bytes_in_words(budget)}: {more}, prune fewer tensors at a time with include=…, or take "
         "Pruner(None, magnitude, zero)."
     )
+
+
+def _in_words(wished: Plan) -> str:
+    """What a run without a limit would do, and take."""
+    return f"with {bytes_in_words(wished.held_bytes)}: {wished.structure}, refit: {wished.refit}"
 
 
 @Ranks.apart()

@@ -100,11 +100,12 @@ class Plan:
     def in_one_line(self) -> str:
         """The plan in one line: the curvature, the stages, the time and the memory."""
         stages = "1 stage" if self.stages == 1 else f"{self.stages} stages"
-        return (
+        line = (
             f"{self.weights:,} weights by {self.structure}, {stages}: "
             f"about {_duration(self.seconds)}, {bytes_in_words(self.peak_bytes)} of "
             f"{bytes_in_words(self.budget_bytes)}."
         )
+        return f"{line} More exact {self.better}." if self.better else line
 
     def __str__(self) -> str:
         """The plan as a table of two columns."""
