@@ -318,9 +318,9 @@ class Objective:
             raise WoodburyError(
                 "A weight is not finite, so that none is written: raise the damping."
             )
-        write_into(self.model, self.parameters)
+        write_into(self.model, self.space.by_tensor(self.weights))
         if self.sharded is not None:
-            write_into(self.sharded, self.parameters)
+            write_into(self.sharded, self.space.by_tensor(self.weights))
 
 
 @contextmanager
