@@ -142,7 +142,8 @@ class Sharded(Fisher):
         own = self.part.own
         mine = None if gradient is None else gradient[own]
         step = self.part.compensate(keep[own], removed[own], mine)
-        sizes = [int(keep[start:stop].sum()) for start, stop in pairwise(self.part.bounds)]
+        parts = pairwise(self.part.bounds)
+        sizes = [int(keep[start:stop].count_nonzero()) for start, stop in parts]
         return self.part.ranks.all_gather_parts(step, sizes)
 
     def conditional_curvature(self, keep: Tensor) -> Tensor:

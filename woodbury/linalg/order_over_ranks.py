@@ -78,7 +78,7 @@ class SortedParts:
         return [part.tolist() for part in found.split(counts)]
 
     def _found(self, count: Callable[[np.ndarray], np.ndarray], places: Sequence[int]) -> Tensor:
-        """The smallest numbers that more than so many are at most, by halving  (eq. 93).
+        """The smallest numbers that more than so many are at most, by halving  (eq. 98).
 
         Args:
             count: (q,) limits -> how many of this rank's numbers are at most each.
@@ -118,7 +118,7 @@ class SortedParts:
 
 
 def lowest_over_ranks(scores: Tensor, ordered: SortedParts, count: int) -> Tensor:
-    """Which of this rank's numbers are among the lowest of all ranks  (eq. 93).
+    """Which of this rank's numbers are among the lowest of all ranks  (eq. 98).
 
     Args:
         scores: (k,), this rank's; those of rank 0 come first, and so on.

@@ -193,7 +193,7 @@ class ParameterSpace:
     @cached_property
     def d(self) -> int:
         """Weights that are kept."""
-        return self.n if self.kept is None else int(self.kept.sum())
+        return self.n if self.kept is None else int(self.kept.count_nonzero())
 
     @cached_property
     def kept_sizes(self) -> tuple[int, ...]:
