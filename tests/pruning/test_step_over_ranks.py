@@ -128,6 +128,14 @@ def held() -> float:
     return live.peak / (4 * space.n)
 
 
+def halves() -> torch.Tensor:
+    """The same step of a network in half precision."""
+    model = network().bfloat16()
+    batches = [(inputs.bfloat16(), labels) for inputs, labels in data()]
+    pruner = Pruner(woodbury.mfac(ROWS, 1e-2, engine=looped))
+    return woodbury.prune(model, batches, SPARSITY, pruner=pruner).weights
+
+
 def sent() -> dict[str, float]:
     with Ranks.of(None).started("a step that is counted") as ranks:
         model = network(2000).float()
@@ -143,6 +151,7 @@ def everything(rank: int) -> dict[str, Any]:
     with Ranks.of(None).started("ties"):
         found["ties"] = ties()
     found["sent"] = sent()
+    found["halves"] = halves()
     try:
         with Ranks.of(None).started("prune"):
             found["not finite"] = not_finite()
@@ -153,7 +162,7 @@ def everything(rank: int) -> dict[str, Any]:
 
 def alone() -> dict[str, Any]:
     found: dict[str, Any] = {name: pruned(each) for name, each in (PRUNERS | WHOLE).items()}
-    return found | {"held": held()}
+    return found | {"held": held(), "halves": halves()}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -189,6 +198,12 @@ def test_the_step_is_that_of_one_process(
                 for which in ("q10", "median", "q90"):
                     expected = pytest.approx(getattr(quantiles, which), rel=1e-6)
                     assert getattr(step.saliencies[tensor], which) == expected
+
+
+def test_halves_go_over_the_wire(on_several: list[dict[str, Any]], on_one: dict[str, Any]) -> None:
+    for found in on_several:
+        assert found["halves"].dtype == torch.bfloat16
+        torch.testing.assert_close(found["halves"], on_one["halves"])
 
 
 def test_equal_scores_go_by_the_index_among_all(on_several: list[dict[str, Any]]) -> None:

@@ -216,10 +216,11 @@ class Ranks:
         if self.size == 1:
             return [tensor]
         mine = self._on_wire(tensor).contiguous()
-        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        self._finish(dist.all_gather(all_of_them, mine, group=self.group, async_op=True))
-        self._count(mine.nbytes * (self.size - 1))
-        return [each.to(tensor.device) for each in all_of_them]
+        sent = mine.reshape(-1).view(torch.uint8)  # halves and bools have no wire format
+        all_of_them = [torch.empty_like(sent) for _ in range(self.size)]
+        self._finish(dist.all_gather(all_of_them, sent, group=self.group, async_op=True))
+        self._count(sent.nbytes * (self.size - 1))
+        return [each.view(mine.dtype).view(mine.shape).to(tensor.device) for each in all_of_them]
 
     def all_gather_parts(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """The parts of all ranks in one tensor, the same bits on each.
@@ -233,20 +234,18 @@ class Ranks:
         """
         if self.size == 1:
             return part
-        as_bytes = part.dtype == torch.bool
-        mine = part.view(torch.uint8) if as_bytes else part
-        whole = mine.new_empty(sum(sizes), *part.shape[1:])
+        whole = part.new_empty(sum(sizes), *part.shape[1:])
         starts = list(accumulate(sizes, initial=0))
         at_once = max(1, ELEMENTS_AT_ONCE // max(part[:1].numel(), 1))
         # In pieces: those of all ranks, padded to one length, would be a second copy of the whole.
         for first in range(0, max(sizes), at_once):
-            piece = mine[first : first + at_once]
-            padded = mine.new_zeros(min(at_once, max(sizes) - first), *part.shape[1:])
+            piece = part[first : first + at_once]
+            padded = part.new_zeros(min(at_once, max(sizes) - first), *part.shape[1:])
             padded[: len(piece)] = piece
             for theirs, start, size in zip(self.all_gather(padded), starts, sizes, strict=False):
                 here = theirs[: max(size - first, 0)]
                 whole[start + first : start + first + len(here)] = here
-        return whole.view(torch.bool) if as_bytes else whole
+        return whole
 
     def all_gather_objects(self, mine: Any) -> list[Any]:
         """What every rank has, of anything that can be pickled."""
