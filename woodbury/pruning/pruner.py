@@ -210,8 +210,6 @@ class Pruner:
         rules = StepRules(self.saliency, self.selection, self.update)
         divided = can_be_divided(rules, quadratic, budget)
         step = (divided_step if divided else whole_step)(rules, quadratic, budget, space)
-        if not bool(torch.isfinite(step.weights).all()):
-            raise WoodburyError("The update gave weights that are not finite: raise the damping.")
         pruned = objective.at(step.weights, space.restrict(step.keep))
         result = StageResult(
             sparsity=pruned.space.sparsity,

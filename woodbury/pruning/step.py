@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from woodbury.errors import user_code
+from woodbury.errors import WoodburyError, user_code
 from woodbury.linalg.conversion import as_tensor
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.space import ParameterSpace
@@ -64,10 +64,11 @@ def whole_step(
         space: Before the step.
 
     Returns:
-        The step; nothing is checked of its weights.
+        The step.
 
     Raises:
-        WoodburyError: If the user's functions fail or do not fit, or too few units can be removed.
+        WoodburyError: If the user's functions fail or do not fit, too few units can be removed, or
+            the update is not finite.
     """
     recorded: list[Tensor] = []
     saliency = _recording(rules.saliency, budget, recorded)
@@ -76,15 +77,36 @@ def whole_step(
     keep = Ranks.current().broadcast(keep.to(quadratic.weights.device))
     with user_code("The update fails on this quadratic."):
         delta = as_tensor(rules.update(quadratic, keep), "What the update gave")
+    kept = moved(quadratic.weights, delta, keep)
     predicted = None if quadratic.fisher is None else quadratic.increase(delta)
     length = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
     return Step(
         keep=keep,
-        weights=(quadratic.weights + delta)[keep],
+        weights=kept,
         predicted=predicted,
         damping_share=damping_share(quadratic, length, predicted),
         saliencies=_quantiles(recorded, budget, space),
     )
+
+
+def moved(weights: Tensor, delta: Tensor, keep: Tensor) -> Tensor:
+    """The kept weights after a step.
+
+    Args:
+        weights: (d,), before it.
+        delta: (d,), the step.
+        keep: (d,) bool, True = kept.
+
+    Returns:
+        (k,).
+
+    Raises:
+        WoodburyError: If one is not finite.
+    """
+    kept = (weights + delta)[keep]
+    if not bool(torch.isfinite(kept).all()):
+        raise WoodburyError("The update gave weights that are not finite: raise the damping.")
+    return kept
 
 
 def damping_share(quadratic: Quadratic, length: float, predicted: float | None) -> float | None:

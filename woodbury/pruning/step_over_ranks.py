@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from woodbury.errors import WoodburyError
 from woodbury.fisher.own_columns import OwnColumns
 from woodbury.fisher.sharded import Sharded
 from woodbury.linalg.order_over_ranks import SortedParts, lowest_over_ranks
@@ -17,7 +16,7 @@ from woodbury.pruning.pruned import Quantiles
 from woodbury.pruning.quadratic import Quadratic, double_dot
 from woodbury.pruning.saliencies import magnitude, obd, obs, woodtaylor
 from woodbury.pruning.selections.greedy_selection import greedy
-from woodbury.pruning.step import Step, StepRules, damping_share
+from woodbury.pruning.step import Step, StepRules, damping_share, moved
 from woodbury.pruning.updates import independent, joint, zero
 
 SALIENCIES = (magnitude, obd, obs, woodtaylor)
@@ -75,11 +74,9 @@ def divided_step(
     del scores, ordered
     keep = keep.to(own.weights.device)
     delta = rules.update(own, keep)
+    kept = moved(own.weights, delta, keep)
     predicted = _increase(own, part, delta)
     squares = _total(part, float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2)
-    kept = (own.weights + delta)[keep]
-    if not bool(torch.isfinite(kept).all()):
-        raise WoodburyError("The update gave weights that are not finite: raise the damping.")
     del delta
     widths = [stop - start for start, stop in zip(part.bounds, part.bounds[1:], strict=False)]
     return Step(
