@@ -26,7 +26,7 @@ ROWS = 32
 SPARSITY = 0.8
 
 
-def network(width: int = 12) -> nn.Module:
+def network(width: int = 12) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(10, width), nn.Tanh(), nn.Linear(width, 4)).double()
 
@@ -79,7 +79,9 @@ def pruned(pruner: Pruner, alike: bool = False, stages: int = 2) -> dict[str, An
         pruner_module.divided_step = known
     return {
         "weights": found.weights,
-        "written": torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]).detach(),
+        "written": torch.cat(
+            [each.detach().flatten() for each in model.parameters() if each.ndim > 1]
+        ),
         "steps": found.steps,
         "divided": len(taken),
     }
