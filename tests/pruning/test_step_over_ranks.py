@@ -147,6 +147,17 @@ def sent() -> dict[str, float]:
         return {"sent": ranks.traffic.sent, "d": 2000 * 14, "size": ranks.size}
 
 
+def on_meta() -> str:
+    """A model of which one layer was never loaded, or is kept elsewhere."""
+    model = network()
+    model[2] = model[2].to("meta")
+    try:
+        woodbury.prune(model, data(), SPARSITY)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def everything(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: pruned(each) for name, each in (PRUNERS | WHOLE).items()}
     found["held"] = held()
@@ -154,6 +165,7 @@ def everything(rank: int) -> dict[str, Any]:
         found["ties"] = ties()
     found["sent"] = sent()
     found["halves"] = halves()
+    found["on meta"] = on_meta()
     try:
         with Ranks.of(None).started("prune"):
             found["not finite"] = not_finite()
@@ -243,3 +255,9 @@ def test_a_score_that_is_not_finite_is_named_on_all_ranks(
         said = found["not finite"]
         assert sentence in said
         assert said.startswith(sentence if rank == last else f"Rank {last} failed in prune: ")
+
+
+def test_a_model_without_values_is_a_sentence(on_several: list[dict[str, Any]]) -> None:
+    for found in on_several:
+        assert "'2.weight' is on meta and has no values: load the weights" in found["on meta"]
+        assert found["on meta"].startswith(("WoodburyError: '2.weight'", "RankError: Rank "))
