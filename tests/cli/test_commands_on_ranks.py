@@ -123,6 +123,24 @@ def test_all_end_when_one_rank_is_killed(place: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_second_launch_into_a_folder_is_refused_and_an_interrupted_one_ends(place: Path) -> None:
+    words = ["prune", "net.py:net", "data.npz", *GRADUAL, "--out", "out"]
+    words[words.index("--epochs") + 1] = "20000"
+    started = Launched(2, [*WOODBURY, *words], place)
+    until = time.monotonic() + 150
+    while not (place / "out" / "unfinished.pt").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    code, _, err = command(place, 2, *words)
+    assert code != 0 and err.count("is writing to the output folder out") == 1, err
+    ranks = started.ranks()
+    started.process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    code, _, _ = started.ended()
+    assert code != 0 and time.monotonic() - begun < 30
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+@pytest.mark.slow
 def test_compare_hands_out_its_cells(place: Path) -> None:
     words = ["compare", "net.py:net", "data.npz", "--methods", "magnitude,woodfisher"]
     words += ["--sparsities", "0.5,0.8", "--seeds", "2", "--count", "60"]

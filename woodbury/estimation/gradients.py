@@ -445,6 +445,7 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
             _check_finite(objective, rows, done)
             done += len(rows)
             yield rows
+            del rows  # before the next are computed
     settings.check_enough(objective, done)
 
 
@@ -462,6 +463,7 @@ def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]
             _check_finite(objective, row, done)
             done += 1
             yield row
+            del row  # before the next is computed
             if done == count:
                 return
     settings.check_enough(objective, done)

@@ -16,7 +16,7 @@ from woodbury.io.fingerprint import digest
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import budget_bytes
 from woodbury.model.batches import Batch, Samples
-from woodbury.model.objective import Objective
+from woodbury.model.objective import Objective, check_usable
 from woodbury.model.parameters import is_dtensor
 from woodbury.model.sharded import is_sharded, reshard
 from woodbury.model.wrappers import checked_model
@@ -58,7 +58,8 @@ def over_ranks(
 
     Raises:
         RankError: If the ranks differ, or one does not come.
-        WoodburyError: If the parameters are sharded over ranks, and this process is alone.
+        WoodburyError: If the parameters are sharded over ranks, and this process is alone; if one
+            has no values, as on meta.
     """
     ranks = Ranks.of(group)
     if ranks.is_alone:
@@ -67,6 +68,8 @@ def over_ranks(
             yield OwnPart(batches, memory)
         return
     with ranks.started(what, facts) as ranks:
+        for name, parameter in checked_model(model).named_parameters():
+            check_usable(name, parameter)
         ranks.agree(what, {"the weights of the model": _weights_of(checked_model(model))})
         samples = Samples.of(batches).spread_over_ranks()
         yield OwnPart(samples, _shared_budget(ranks, memory, model))

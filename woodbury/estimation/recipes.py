@@ -507,8 +507,9 @@ def _rows(recipe: mfac, objective: Objective) -> Tensor:
 def _reported(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
     done = 0
     for chunk in chunks:
-        yield chunk
         done += len(chunk)
+        yield chunk
+        del chunk  # before the next is computed
         report("gradients", done, count)
 
 

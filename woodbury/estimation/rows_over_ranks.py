@@ -40,6 +40,7 @@ def own_columns(chunks: Iterable[Tensor], bounds: Sequence[int], like: Tensor) -
         if columns is None:
             return
         yield columns
+        del columns  # before the next row is computed: it is as long as all weights
 
 
 def whole_matrix(

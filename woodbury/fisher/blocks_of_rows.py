@@ -208,6 +208,10 @@ def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
             waiting, rows = [], 0
         waiting.append(chunk)
         rows += len(chunk)
+        del chunk  # before the next is computed
+        if rows >= count:
+            yield waiting
+            waiting, rows = [], 0
     if waiting:
         yield waiting
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import check_groups, check_keep, check_vector
 from woodbury.fisher.lowrank import LowRank
+from woodbury.fisher.own_columns import OwnColumns
 from woodbury.linalg.ranks import Ranks
 
 COLUMNS_AT_ONCE = 4096
@@ -22,113 +22,102 @@ COLUMNS_AT_ONCE = 4096
 class Sharded(Fisher):
     """F of which each rank holds some columns; it takes and gives vectors of all d weights.
 
-    A rank holds the rows of its own columns, or its own blocks. What it says to the others are the
-    d numbers of a result, and (m, m) or (m,) sums where the columns are coupled by rows. Every rank
-    calls the same operations in the same order, and gets the same bits.
+    It cuts a vector, asks the rank's own columns, and gathers the d numbers of the result. Every
+    rank calls the same operations in the same order, and gets the same bits. Who has no need of
+    whole vectors asks `part`.
 
     Attributes:
-        local: Of this rank's columns: a LowRank with the group's ranks, or blocks that do not reach
-            into those of another rank; None where blocks leave this rank without a weight.
-        bounds: (ranks + 1), where the columns of each rank begin; the last is d.
-        ranks: The ranks.
-        damping: λ > 0.
-        like: An empty tensor of the dtype and device of the results.
+        part: This rank's own columns.
     """
 
-    local: Fisher | None
-    bounds: tuple[int, ...]
-    ranks: Ranks
-    damping: float
-    like: Tensor
+    part: OwnColumns
 
     @classmethod
     def of(
         cls, local: Fisher | None, bounds: tuple[int, ...] | list[int], damping: float, like: Tensor
     ) -> Sharded:
         """An operator over the current ranks."""
-        return cls(local, tuple(bounds), Ranks.current(), damping, like.new_empty(0))
+        ranks = Ranks.current()
+        return cls(OwnColumns(local, tuple(bounds), ranks, damping, like.new_empty(0)))
+
+    @property
+    def damping(self) -> float:  # type: ignore[override]
+        """λ > 0."""
+        return self.part.damping
 
     @property
     def d(self) -> int:
         """The number of weights, of all ranks."""
-        return self.bounds[-1]
+        return self.part.bounds[-1]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the results."""
-        return self.like.dtype
+        return self.part.dtype
 
     @property
     def device(self) -> torch.device:
         """Of the results."""
-        return self.like.device
-
-    @property
-    def own(self) -> slice:
-        """Where this rank's columns lie."""
-        return slice(self.bounds[self.ranks.rank], self.bounds[self.ranks.rank + 1])
-
-    @property
-    def is_coupled(self) -> bool:
-        """Whether rows couple the columns of the ranks, which then sum inside each operation."""
-        return isinstance(self.local, LowRank) and self.local.group is not None
+        return self.part.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v: one sum of (m,) numbers, and d numbers that are gathered."""
         v = check_vector(v, self.d)
-        return self._joined(lambda local: local @ v[self.own], v.shape[1:])
+        return self._gathered(self.part @ v[self.part.own])
 
     def solve(self, v: Tensor) -> Tensor:
         """F⁻¹ v: sums of (m, m) once and (m,) numbers, and d numbers that are gathered."""
         v = check_vector(v, self.d)
-        return self._joined(lambda local: local.solve(v[self.own]), v.shape[1:])
+        return self._gathered(self.part.solve(v[self.part.own]))
 
     def quadratic_form(self, v: Tensor) -> float:
         """vᵀFv."""
         v = check_vector(v, self.d, columns=False)
-        return self._summed(lambda local: local.quadratic_form(v[self.own]))
+        return self.part.quadratic_form(v[self.part.own])
 
     def diagonal(self) -> Tensor:
         """diag(F), gathered."""
-        return self._joined(lambda local: local.diagonal())
+        return self._gathered(self.part.diagonal())
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹), gathered."""
-        return self._joined(lambda local: local.inverse_diagonal())
+        return self._gathered(self.part.inverse_diagonal())
 
     def inverse_blocks(self, groups: Tensor) -> Tensor:
         """[F⁻¹]_QQ: a group is computed where its columns are, or of columns that are gathered."""
         groups = check_groups(groups, self.d)
+        part, own = self.part, self.part.own
         size = groups.shape[1]
-        mine = (groups >= self.own.start) & (groups < self.own.stop)
+        mine = (groups >= own.start) & (groups < own.stop)
         blocks = torch.zeros(len(groups), size, size, dtype=self.dtype, device=self.device)
-        if self.local is not None and self.own.stop > self.own.start:
+        if part.local is not None and own.stop > own.start:
             # What lies with other ranks is read as a weight of this one, and left out afterwards.
-            here = torch.where(mine, groups - self.own.start, 0)
-            inside = mine.all(1) if self.is_coupled else mine.any(1)
-            found = self.local.inverse_blocks(here[inside])
+            here = torch.where(mine, groups - own.start, 0)
+            inside = mine.all(1) if part.is_coupled else mine.any(1)
+            found = part.local.inverse_blocks(here[inside])
             both = mine[inside][:, :, None] & mine[inside][:, None, :]
             blocks[inside] = found.masked_fill(~both, 0)
-        blocks = self.ranks.sum(blocks)
-        if self.is_coupled:
-            whole = self.ranks.sum(mine.all(1).to(torch.uint8)).bool()
+        blocks = part.ranks.sum(blocks)
+        if part.is_coupled:
+            whole = part.ranks.sum(mine.all(1).to(torch.uint8)).bool()
             if not bool(whole.all()):
                 blocks[~whole] = self._across(groups[~whole])
         return blocks
 
     def _across(self, groups: Tensor) -> Tensor:
         """The blocks of groups whose columns lie with several ranks, from columns of all."""
-        assert isinstance(self.local, LowRank)
+        part, own = self.part, self.part.own
+        assert isinstance(part.local, LowRank)
         size = groups.shape[1]
         blocks = torch.empty(len(groups), size, size, dtype=self.dtype, device=self.device)
         at_once = max(1, COLUMNS_AT_ONCE // size)
         for start in range(0, len(groups), at_once):
             chunk = groups[start : start + at_once]
             flat = chunk.flatten()
-            mine = (flat >= self.own.start) & (flat < self.own.stop)
-            columns = torch.zeros(self.local.m, len(flat), dtype=torch.float64, device=self.device)
-            columns[:, mine] = self.local.whitened(flat[mine] - self.own.start)
-            white = self.ranks.sum(columns).view(self.local.m, len(chunk), size).permute(1, 0, 2)
+            mine = (flat >= own.start) & (flat < own.stop)
+            columns = torch.zeros(part.local.m, len(flat), dtype=torch.float64, device=self.device)
+            columns[:, mine] = part.local.whitened(flat[mine] - own.start)
+            white = part.ranks.sum(columns).view(part.local.m, len(chunk), size).permute(1, 0, 2)
             identity = (chunk[:, :, None] == chunk[:, None, :]).double()
             blocks[start : start + at_once] = (identity - white.mT @ white) / self.damping
         return blocks
@@ -136,69 +125,37 @@ class Sharded(Fisher):
     def restrict(self, keep: Tensor) -> Sharded:
         """F_KK: each rank keeps its own columns of K."""
         keep = check_keep(keep, self.d)
-        sizes = self._kept(keep)
-        local = self.local
-        if local is not None:
-            keeps_some = self.is_coupled or sizes[self.ranks.rank]
-            local = local.restrict(keep[self.own]) if keeps_some else None
-        return Sharded(
-            local, tuple(accumulate(sizes, initial=0)), self.ranks, self.damping, self.like
-        )
+        return Sharded(self.part.restrict(keep[self.part.own]))
 
     def with_damping(self, damping: float) -> Sharded:
         """The same columns under another damping."""
-        local = None if self.local is None else self.local.with_damping(damping)
-        return Sharded(local, self.bounds, self.ranks, damping, self.like)
+        return Sharded(self.part.with_damping(damping))
 
     def logdet(self) -> float:
         """The logarithm of the determinant, log det F."""
-        return self._summed(lambda local: local.logdet())
+        return self.part.logdet()
 
     def compensate(self, keep: Tensor, removed: Tensor, gradient: Tensor | None = None) -> Tensor:
         """F_KK⁻¹ (F_KQ w_Q − g_K), gathered  (eq. 9, 12)."""
         keep = check_keep(keep, self.d)
         removed = check_vector(removed, self.d, columns=False)
-        sizes = self._kept(keep)
-        own = self.own
+        own = self.part.own
         mine = None if gradient is None else gradient[own]
-        step = self.like.new_zeros(0)
-        if self.local is not None and (self.is_coupled or sizes[self.ranks.rank]):
-            step = self.local.compensate(keep[own], removed[own], mine)
-        return self.ranks.all_gather_parts(step.to(self.dtype), sizes)
+        step = self.part.compensate(keep[own], removed[own], mine)
+        parts = pairwise(self.part.bounds)
+        sizes = [int(keep[start:stop].count_nonzero()) for start, stop in parts]
+        return self.part.ranks.all_gather_parts(step, sizes)
 
     def conditional_curvature(self, keep: Tensor) -> Tensor:
         """The curvature along each weight when the kept ones may move, gathered  (eq. 57)."""
         keep = check_keep(keep, self.d)
-        kept = keep[self.own]
-
-        def curvature(local: Fisher) -> Tensor:
-            if self.is_coupled or bool(kept.any()):
-                return local.conditional_curvature(kept)
-            return local.diagonal()  # nothing that is kept explains these blocks
-
-        return self._joined(curvature)
+        return self._gathered(self.part.conditional_curvature(keep[self.part.own]))
 
     def spectral(self) -> Sharded:
         """The same operator, whose inverse diagonal under another damping costs less  (eq. 60)."""
-        local = self.local.spectral() if isinstance(self.local, LowRank) else self.local
-        return Sharded(local, self.bounds, self.ranks, self.damping, self.like)
+        return Sharded(self.part.spectral())
 
-    def _kept(self, keep: Tensor) -> list[int]:
-        """How many weights of each rank are kept."""
-        return [int(keep[start:stop].sum()) for start, stop in pairwise(self.bounds)]
-
-    def _joined(self, compute: Callable[[Fisher], Tensor], columns: tuple[int, ...] = ()) -> Tensor:
+    def _gathered(self, own: Tensor) -> Tensor:
         """The results of all ranks in one tensor."""
-        sizes = [stop - start for start, stop in pairwise(self.bounds)]
-        if self.local is None:
-            part = self.like.new_zeros(0, *columns)
-        else:
-            part = compute(self.local).to(self.dtype)
-        return self.ranks.all_gather_parts(part, sizes)
-
-    def _summed(self, compute: Callable[[Fisher], float]) -> float:
-        """A number that is one sum over all ranks; those of coupled columns have summed already."""
-        value = 0.0 if self.local is None else compute(self.local)
-        if self.is_coupled:
-            return value
-        return float(self.ranks.sum(torch.tensor([value], dtype=torch.float64))[0])
+        sizes = [stop - start for start, stop in pairwise(self.part.bounds)]
+        return self.part.ranks.all_gather_parts(own, sizes)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import count, pairwise
+from itertools import accumulate, count, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 """In the text of an object without one of its own."""
+
+ELEMENTS_AT_ONCE = 1 << 20
+"""Of each rank, that are gathered at once."""
 
 MOST_WAITING = timedelta(days=30)
 """For ranks whose work takes differently long."""
@@ -213,10 +216,11 @@ class Ranks:
         if self.size == 1:
             return [tensor]
         mine = self._on_wire(tensor).contiguous()
-        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        self._finish(dist.all_gather(all_of_them, mine, group=self.group, async_op=True))
-        self._count(mine.nbytes * (self.size - 1))
-        return [each.to(tensor.device) for each in all_of_them]
+        sent = mine.reshape(-1).view(torch.uint8)  # halves and bools have no wire format
+        all_of_them = [torch.empty_like(sent) for _ in range(self.size)]
+        self._finish(dist.all_gather(all_of_them, sent, group=self.group, async_op=True))
+        self._count(sent.nbytes * (self.size - 1))
+        return [each.view(mine.dtype).view(mine.shape).to(tensor.device) for each in all_of_them]
 
     def all_gather_parts(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """The parts of all ranks in one tensor, the same bits on each.
@@ -230,13 +234,18 @@ class Ranks:
         """
         if self.size == 1:
             return part
-        as_bytes = part.dtype == torch.bool
-        padded = part.new_zeros(max(sizes), *part.shape[1:])
-        padded[: len(part)] = part
-        pieces = self.all_gather(padded.view(torch.uint8) if as_bytes else padded)
-        cut = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
-        whole = torch.cat(cut)
-        return whole.view(torch.bool) if as_bytes else whole
+        whole = part.new_empty(sum(sizes), *part.shape[1:])
+        starts = list(accumulate(sizes, initial=0))
+        at_once = max(1, ELEMENTS_AT_ONCE // max(part[:1].numel(), 1))
+        # In pieces: those of all ranks, padded to one length, would be a second copy of the whole.
+        for first in range(0, max(sizes), at_once):
+            piece = part[first : first + at_once]
+            padded = part.new_zeros(min(at_once, max(sizes) - first), *part.shape[1:])
+            padded[: len(piece)] = piece
+            for theirs, start, size in zip(self.all_gather(padded), starts, sizes, strict=False):
+                here = theirs[: max(size - first, 0)]
+                whole[start + first : start + first + len(here)] = here
+        return whole
 
     def all_gather_objects(self, mine: Any) -> list[Any]:
         """What every rank has, of anything that can be pickled."""
@@ -296,8 +305,11 @@ class Ranks:
         if not any(counts):
             return None
         widths = [stop - start for start, stop in pairwise(bounds)]
-        parts = [part.reshape(-1) for part in chunk.split(widths, dim=1)]
-        outgoing = self._on_wire(torch.cat(parts)).view(torch.uint8)  # halves have no wire format
+        if len(chunk) == 1:  # as it lies; a copy would be another vector of all weights
+            flat = chunk.reshape(-1)
+        else:
+            flat = torch.cat([part.reshape(-1) for part in chunk.split(widths, dim=1)])
+        outgoing = self._on_wire(flat).view(torch.uint8)  # halves have no wire format
         own, element = widths[self.rank], chunk.element_size()
         incoming = outgoing.new_empty(sum(counts) * own * element)
         work = dist.all_to_all_single(

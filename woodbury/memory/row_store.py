@@ -155,6 +155,7 @@ def _in_memory(chunks: Iterable[Tensor], rows: Tensor) -> Tensor:
     for chunk in chunks:
         rows[done : done + len(chunk)] = chunk
         done += len(chunk)
+        del chunk  # before the next is computed
     return rows
 
 

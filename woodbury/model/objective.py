@@ -125,7 +125,7 @@ class Objective:
         check_likelihood(likelihood)
         given = checked_model(model)
         for name, parameter in given.named_parameters():
-            _check_usable(name, parameter)
+            check_usable(name, parameter)
         check_apart(dict(given.named_parameters()))
         model = whole_copy(given)
         samples = Samples.of(batches)
@@ -318,9 +318,9 @@ class Objective:
             raise WoodburyError(
                 "A weight is not finite, so that none is written: raise the damping."
             )
-        write_into(self.model, self.parameters)
+        write_into(self.model, self.space.by_tensor(self.weights))
         if self.sharded is not None:
-            write_into(self.sharded, self.parameters)
+            write_into(self.sharded, self.space.by_tensor(self.weights))
 
 
 @contextmanager
@@ -367,8 +367,16 @@ def check_dependence(loss: Tensor, what: str = "parameters") -> None:
         )
 
 
-def _check_usable(name: str, parameter: Tensor) -> None:
-    """Raise for a parameter whose values cannot be read or exchanged."""
+def check_usable(name: str, parameter: Tensor) -> None:
+    """Raise for a parameter whose values cannot be read or exchanged.
+
+    Args:
+        name: Its name.
+        parameter: The parameter.
+
+    Raises:
+        WoodburyError: If it is lazy, of inference mode, or on meta.
+    """
     if is_lazy(parameter):
         raise WoodburyError(
             f"{name!r} has no shape yet: show the model some data once, as its layers are lazy."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -117,16 +117,16 @@ def own_shard(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def write_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def write_into(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Copy whole tensors into a model's parameters; of a sharded one, into this rank's parts.
 
     Args:
         model: The bare model.
-        tensors: Name -> tensor, the same on all ranks.
+        tensors: Names and tensors, the same on all ranks.
     """
     reshard(model)
     parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         local(parameters[name]).copy_(own_shard(tensor, parameters[name]))
 
 

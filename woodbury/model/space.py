@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -193,7 +193,14 @@ class ParameterSpace:
     @cached_property
     def d(self) -> int:
         """Weights that are kept."""
-        return self.n if self.kept is None else int(self.kept.sum())
+        return self.n if self.kept is None else int(self.kept.count_nonzero())
+
+    @cached_property
+    def kept_sizes(self) -> tuple[int, ...]:
+        """How many weights of each tensor are kept."""
+        if self.kept is None:
+            return tuple(shape.numel() for shape in self.shapes.values())
+        return tuple(int(self.kept[where].count_nonzero()) for where in self.slices.values())
 
     @property
     def keep(self) -> Tensor:
@@ -238,9 +245,28 @@ class ParameterSpace:
         self.check_vector(vector)
         if self.kept is None:
             return vector
-        full = vector.new_zeros(self.n)
-        full[self.kept.to(vector.device)] = vector
-        return full
+        # An index by the mask would take two vectors more.
+        return vector.new_zeros(self.n).masked_scatter_(self.kept.to(vector.device), vector)
+
+    def by_tensor(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """A vector of the kept weights as named tensors, one at a time.
+
+        Args:
+            vector: (d,).
+
+        Yields:
+            Name and tensor, 0 for the removed weights.
+
+        Raises:
+            WoodburyError: If the vector has another shape.
+        """
+        self.check_vector(vector)
+        parts = vector.split(self.kept_sizes)
+        for (name, where), part in zip(self.slices.items(), parts, strict=True):
+            if self.kept is not None:
+                mask = self.kept[where].to(vector.device)
+                part = vector.new_zeros(len(mask)).masked_scatter_(mask, part)
+            yield name, part.view(self.shapes[name])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector of the kept weights as named tensors.
@@ -336,11 +362,9 @@ class ParameterSpace:
         """
         if size is not None:
             check_block_size(size)
-        owner = self.tensor_index()[self.keep.cpu()]
-        kept_per_tensor = torch.bincount(owner, minlength=len(self.shapes)).tolist()
         return tuple(
             min(size or kept, kept - start)
-            for kept in kept_per_tensor
+            for kept in self.kept_sizes
             for start in range(0, kept, size or kept or 1)
         )
 
@@ -357,9 +381,10 @@ class ParameterSpace:
             WoodburyError: If `keep` is no bool mask over the d weights.
         """
         _check_mask(keep, self.d, "keep", f"the {self.d} kept weights")
-        kept = self.keep.clone()
-        kept[self.keep] = keep.to(kept.device)
-        return replace(self, kept=kept)
+        if self.kept is None:
+            return replace(self, kept=keep.clone())
+        keep = keep.to(self.kept.device)
+        return replace(self, kept=torch.zeros_like(self.kept).masked_scatter_(self.kept, keep))
 
     def _leading_dimensions(self, tensors: Mapping[str, Tensor]) -> torch.Size:
         """The dimensions before the parameters' own in all tensors; raises if they differ."""

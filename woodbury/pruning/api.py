@@ -157,7 +157,9 @@ def prune(
                 pruned = replace(pruned, settings={**pruned.settings, "undivided": words})
             if aside is not None:
                 pruned = pruned.checked_on(objective, aside)
-        Ranks.current().agree("the end of prune", {"the pruned weights": digest(pruned.weights)})
+        reached = pruned.objective
+        same = {"weights": reached.weights, "keep": reached.space.keep}
+        Ranks.current().agree("the end of prune", {"the pruned weights": digest(same)})
     pruned.write()
     return pruned
 

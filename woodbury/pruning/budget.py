@@ -47,7 +47,8 @@ class Budget:
         costs: (g,) float64, the cost of each unit.
         pools: (g,) int64, the pool of each unit.
         pool_budgets: (p,) float64, the cost to remove from each pool.
-        layers: (g,) int32, the tensor of each unit, the first of those that it is coupled with.
+        layers: (g,) int32, the tensor of each unit, the first of those that it is coupled with;
+            None for single weights without limits, which lie tensor by tensor.
         layer_limits: (l,) float64, the cost that may be removed at most from each tensor, with all
             that it is coupled with; None without a max layer sparsity.
         divisors: (g,) float64, what scores are divided by before they compete; None for nothing, as
@@ -59,7 +60,7 @@ class Budget:
     costs: Tensor
     pools: Tensor
     pool_budgets: Tensor
-    layers: Tensor
+    layers: Tensor | None
     layer_limits: Tensor | None = None
     divisors: Tensor | None = None
 
@@ -80,7 +81,7 @@ class Budget:
             scores = scores.double() / self.divisors
         pools = self.pools
         pool_budgets = self.pool_budgets
-        if self.layer_limits is not None:
+        if self.layer_limits is not None and self.layers is not None:
             # 1. Each layer offers its cheapest units, as many as it may lose.
             # 2. All others compete in one more pool, whose budget of 0 keeps them.
             offered = select(scores, self.costs, self.layers, self.layer_limits)
@@ -120,7 +121,7 @@ class Budget:
         costs = chosen(self.costs, remove)
         spent = sum_by(costs, chosen(self.pools, remove), len(self.pool_budgets))
         limits = self.layer_limits
-        if limits is not None:
+        if limits is not None and self.layers is not None:
             limits = limits - sum_by(costs, self.layers[remove], len(limits))
         return replace(
             self,
@@ -129,7 +130,7 @@ class Budget:
             costs=chosen(self.costs, left),
             pools=chosen(self.pools, left),
             pool_budgets=self.pool_budgets - spent,
-            layers=self.layers[left],
+            layers=None if self.layers is None else self.layers[left],
             layer_limits=limits,
             divisors=None if self.divisors is None else self.divisors[left],
         )
@@ -149,6 +150,19 @@ class Budget:
         # A pool without units has nothing to keep a fraction of: 0 is left, and 0 removed.
         kept_fraction = (1 - self.pool_budgets / totals).nan_to_num(0, neginf=0).clamp_min(0)
         return replace(self, pool_budgets=totals * (1 - kept_fraction ** (1 / steps)))
+
+    @property
+    def lowest_count(self) -> int | None:
+        """How many of all units are removed, where the budget is no more than a number of them.
+
+        None where units have pools, limits, or costs of their own.
+        """
+        alike = is_constant(self.costs) and is_constant(self.pools)
+        if self.groups is not None or not alike:
+            return None
+        if self.divisors is not None or self.layer_limits is not None:
+            return None
+        return lowest_count(len(self.costs), float(self.costs[0]), self.pool_budgets[self.pools[0]])
 
     @cached_property
     def _pool_costs(self) -> Tensor:
@@ -220,12 +234,14 @@ def budget_of(
     space = account.space
     keep = space.keep.cpu()
     pools = chosen(account.pools, keep)
-    layers = _tensor_index(space)
-    layers = layers if space.kept is None else layers[keep]
     with user_code("The unit fails on this space."):
         units = unit(space)
         groups = None if units is None else tuple(check_groups(each, space.d) for each in units)
-    if groups is not None:
+    layers: Tensor | None = None
+    if groups is not None or max_layer_sparsity != 1:
+        layers = _tensor_index(space)
+        layers = layers if space.kept is None else layers[keep]
+    if groups is not None and layers is not None:
         check_inside(space, groups, pools, "scopes, or two targets", "let all weights compete")
         first = torch.cat([members[:, 0] for members in groups])
         pools, layers = pools[first], layers[first]
@@ -234,7 +250,9 @@ def budget_of(
     if normalize_by is not None:
         divisors = _by_unit(weight_costs(normalize_by, space)[keep], groups)
     equal = is_constant(divisors) or bool((divisors == divisors[0]).all())
-    limits = layer_limits(account, max_layer_sparsity, layers, groups)
+    limits = None
+    if layers is not None:
+        limits = layer_limits(account, max_layer_sparsity, layers, groups)
     budget = Budget(
         d=space.d,
         groups=groups,
@@ -272,7 +290,7 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
         >>> select(scores, torch.ones(4), torch.tensor([0, 0, 0, 1]), torch.tensor([2.0, 0.0]))
         tensor([False,  True,  True, False])
     """
-    _check_finite(scores)
+    check_finite_scores(scores)
     if not bool(((costs[:1] if is_constant(costs) else costs) > 0).all()):
         raise WoodburyError("A cost is zero, negative or NaN: every unit must cost something.")
     if is_constant(costs) and is_constant(pools):
@@ -293,11 +311,22 @@ def select(scores: Tensor, costs: Tensor, pools: Tensor, pool_budgets: Tensor) -
     return remove.index_fill_(0, order[~too_dear], True)
 
 
+def lowest_count(g: int, cost: float, budget: Tensor) -> int:
+    """How many units of one cost a budget pays for.
+
+    Args:
+        g: How many there are.
+        cost: Of each.
+        budget: A scalar.
+    """
+    affordable = (budget.double() * (1 + RELATIVE_TOLERANCE) + CUMSUM_ROUNDING * g * cost) / cost
+    return min(g, int(affordable))
+
+
 def _lowest(scores: Tensor, cost: float, budget: Tensor) -> Tensor:
     """`select` for units of one cost that all compete: no order of them all is made."""
     g = len(scores)
-    affordable = (budget.double() * (1 + RELATIVE_TOLERANCE) + CUMSUM_ROUNDING * g * cost) / cost
-    count = min(g, int(affordable))
+    count = lowest_count(g, cost, budget)
     remove = torch.zeros(g, dtype=torch.bool, device=scores.device)
     if not count:
         return remove
@@ -319,13 +348,21 @@ def _tensor_index(space: ParameterSpace) -> Tensor:
     return layers
 
 
-def _check_finite(scores: Tensor) -> None:
-    """Raise for a score that is not finite, without a temporary of their number."""
+def check_finite_scores(scores: Tensor, first: int = 0) -> None:
+    """Raise for a score that is not finite, without a temporary of their number.
+
+    Args:
+        scores: (g,).
+        first: The number of the first unit.
+
+    Raises:
+        WoodburyError: If there is one.
+    """
     if not len(scores):
         return
     least, largest = scores.aminmax()  # NaN spreads
     if not bool(torch.isfinite(least) & torch.isfinite(largest)):
-        worst = int((~torch.isfinite(scores)).nonzero()[0])
+        worst = first + int((~torch.isfinite(scores)).nonzero()[0])
         raise WoodburyError(
             f"The saliency of unit {worst} is not finite: raise the damping or look at that weight."
         )
@@ -341,7 +378,7 @@ def _by_unit(values: Tensor, groups: tuple[Tensor, ...] | None) -> Tensor:
 def _most_removable(budget: Budget) -> Tensor:
     """The cost that can be removed from each pool at most, whatever the scores: (p,)."""
     count = len(budget.pool_budgets)
-    if budget.layer_limits is None:
+    if budget.layer_limits is None or budget.layers is None:
         return sum_by(budget.costs, budget.pools, count)
     # A pool and a layer in one number: what they have in common, and what the layer may lose.
     layers = len(budget.layer_limits)

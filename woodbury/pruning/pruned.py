@@ -46,9 +46,14 @@ class Quantiles:
     def of(cls, values: Tensor) -> Quantiles:
         """The quantiles of values (k,), at least one."""
         ranked = values.cpu().numpy().copy()
-        places = [round(q * (len(ranked) - 1)) for q in (0.1, 0.5, 0.9)]
+        places = cls.places(len(ranked))
         ranked.partition(places)
         return cls(*(float(ranked[place]) for place in places))
+
+    @staticmethod
+    def places(count: int) -> list[int]:
+        """Where the quantiles lie among so many values in rising order."""
+        return [round(q * (count - 1)) for q in (0.1, 0.5, 0.9)]
 
 
 @dataclass(frozen=True)

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from woodbury.argument_types import check_fields, checks_types
-from woodbury.errors import WoodburyError, WrongType, user_code
+from woodbury.errors import WoodburyError, WrongType
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.recipes import Estimate, mfac
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.checks import NEGLIGIBLE_DAMPING
+from woodbury.fisher.sharded import Sharded
 from woodbury.io.representation import readable
-from woodbury.linalg.conversion import as_tensor
-from woodbury.linalg.ranks import Ranks
 from woodbury.model.objective import Objective
 from woodbury.model.prunable import check_prunable
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.budget import Budget, budget_for, budget_of
 from woodbury.pruning.costs import Cost, weights
 from woodbury.pruning.feasibility import account_of
-from woodbury.pruning.pruned import Carried, Pruned, Quantiles, StageResult
+from woodbury.pruning.pruned import Carried, Pruned, StageResult
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency, obs
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.scopes import Scope, global_
 from woodbury.pruning.selections.greedy_selection import Selection, greedy
+from woodbury.pruning.step import StepRules, whole_step
+from woodbury.pruning.step_over_ranks import can_be_divided, divided_step
 from woodbury.pruning.units import Unit, single
 from woodbury.pruning.updates import Update, joint
 
@@ -207,25 +207,17 @@ class Pruner:
         space = objective.space
         if budget is None:
             budget = self.budget(space, sparsity)
-        recorded: list[Tensor] = []
-        saliency = _recording(self.saliency, budget, recorded)
-        with user_code("The saliency or the selection fails on this quadratic."):
-            keep = as_tensor(self.selection(quadratic, budget, saliency), "What the selection gave")
-        keep = Ranks.current().broadcast(keep.to(objective.weights.device))
-        with user_code("The update fails on this quadratic."):
-            delta = as_tensor(self.update(quadratic, keep), "What the update gave")
-        kept_weights = (quadratic.weights + delta)[keep]
-        if not bool(torch.isfinite(kept_weights).all()):
-            raise WoodburyError("The update gave weights that are not finite: raise the damping.")
-        pruned = objective.at(kept_weights, space.restrict(keep))
-        predicted = None if quadratic.fisher is None else quadratic.increase(delta)
+        rules = StepRules(self.saliency, self.selection, self.update)
+        divided = can_be_divided(rules, quadratic, budget)
+        step = (divided_step if divided else whole_step)(rules, quadratic, budget, space)
+        pruned = objective.at(step.weights, space.restrict(step.keep))
         result = StageResult(
             sparsity=pruned.space.sparsity,
-            predicted=predicted,
-            saliencies=_quantiles(recorded, budget, space),
+            predicted=step.predicted,
+            saliencies=step.saliencies,
             damping=None if quadratic.fisher is None else quadratic.fisher.damping,
             trust=1.0 if self.first_order else None,
-            damping_share=_damping_share(quadratic, delta, predicted),
+            damping_share=step.damping_share,
         )
         return Pruned(pruned, (result,))
 
@@ -254,54 +246,15 @@ class Pruner:
         return self.on_quadratic(self.quadratic(objective, fisher), objective, sparsity, budget)
 
 
-def _recording(saliency: Saliency, budget: Budget, recorded: list[Tensor]) -> Saliency:
-    """The saliency, whose scores of all units, when first asked for, are appended to `recorded`."""
-    calls = 1 if budget.groups is None else len(budget.groups)
-
-    def and_record(quadratic: Quadratic, groups: Tensor | None) -> Tensor:
-        scores = as_tensor(saliency(quadratic, groups), "What the saliency gave")
-        if len(recorded) < calls:
-            recorded.append(scores.cpu())
-        return scores
-
-    return and_record
-
-
-def _quantiles(
-    recorded: Sequence[Tensor], budget: Budget, space: ParameterSpace
-) -> dict[str, Quantiles]:
-    """The quantiles of each tensor's scores; none if those of other units were asked for."""
-    if sum(map(len, recorded)) != len(budget.layers):
-        return {}
-    scores = recorded[0] if len(recorded) == 1 else torch.cat(list(recorded))
-    if budget.groups is not None:  # by size of unit; single weights are by tensor already
-        scores = scores[budget.layers.argsort(stable=True)]
-    sizes = torch.bincount(budget.layers, minlength=len(space.shapes)).tolist()
-    return {
-        name: Quantiles.of(layer_scores)
-        for name, layer_scores in zip(space.shapes, scores.split(sizes), strict=True)
-        if len(layer_scores)
-    }
-
-
-def _damping_share(quadratic: Quadratic, delta: Tensor, predicted: float | None) -> float | None:
-    """½ λ‖δ‖² ÷ the predicted increase; None where that is not a sum of this and of a square."""
-    if quadratic.fisher is None or quadratic.gradient is not None or not predicted:
-        return None
-    length = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    return 0.5 * quadratic.fisher.damping * length**2 / predicted
-
-
 def _check_every_tensor_is_curved(quadratic: Quadratic, space: ParameterSpace) -> None:
     """An error for a tensor that no gradient reached: its removal would seem to cost nothing."""
     if quadratic.fisher is None or space.kept is not None:
         return
-    diagonal = quadratic.fisher.with_damping(NEGLIGIBLE_DAMPING).diagonal()
-    curved = diagonal > 2 * NEGLIGIBLE_DAMPING
+    curved = _curved_tensors(quadratic.fisher.with_damping(NEGLIGIBLE_DAMPING), space)
     unreached = [
         name
-        for name, part in space.slices.items()
-        if not bool(curved[part].any()) and bool((quadratic.weights[part] != 0).any())
+        for (name, part), is_curved in zip(space.slices.items(), curved, strict=True)
+        if not is_curved and bool((quadratic.weights[part] != 0).any())
     ]
     if unreached:
         raise no_gradient_reached(unreached)
@@ -321,3 +274,17 @@ def no_gradient_reached(names: Sequence[str]) -> WoodburyError:
         f"No gradient reached {them}: unused, detached, saturated or under no_grad? "
         f"Leave it alone with exclude={them}."
     )
+
+
+def _curved_tensors(fisher: Fisher, space: ParameterSpace) -> list[bool]:
+    """Whether some weight of each tensor has a curvature; over ranks, of those of any."""
+    part = fisher.part if isinstance(fisher, Sharded) else None
+    first = 0 if part is None else part.own.start
+    curved = (fisher if part is None else part).diagonal() > 2 * NEGLIGIBLE_DAMPING
+    found = torch.tensor(
+        [
+            int(curved[max(where.start - first, 0) : max(where.stop - first, 0)].any())
+            for where in space.slices.values()
+        ]
+    )
+    return (found if part is None else part.ranks.sum(found)).bool().tolist()

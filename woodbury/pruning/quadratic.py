@@ -11,7 +11,8 @@ from torch import Tensor
 from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.base import Fisher
-from woodbury.fisher.checks import check_keep
+from woodbury.fisher.checks import check_keep, check_mask
+from woodbury.fisher.own_columns import OwnColumns
 from woodbury.limits import Limits
 
 
@@ -99,6 +100,22 @@ class Quadratic:
             return weights
         return weights - fisher.solve(self.gradient.to(fisher.dtype))
 
+    def checked(self, keep: Tensor) -> Tensor:
+        """A mask of kept weights that fits.
+
+        Args:
+            keep: (d,) bool, True = kept; a rank's own columns may keep none.
+
+        Returns:
+            The mask.
+
+        Raises:
+            WoodburyError: If it does not fit, or nothing is kept.
+        """
+        if isinstance(self.fisher, OwnColumns):
+            return check_mask(keep, self.weights.shape)
+        return check_keep(keep, len(self.weights))
+
     def restrict(self, keep: Tensor) -> Quadratic:
         """The quadratic of the kept weights at their optimum without the others  (eq. 9, 12).
 
@@ -166,17 +183,22 @@ class Quadratic:
         """
         if slope is None:
             fisher = self.curvature("The increase")
-            linear = 0.0 if self.gradient is None else _double_dot(delta, self.gradient)
+            linear = 0.0 if self.gradient is None else double_dot(delta, self.gradient)
             return linear + 0.5 * fisher.quadratic_form(delta.to(fisher.dtype))
         # The slope Fδ + g holds one of the two gradients in Fδ + 2g.
-        total = _double_dot(delta, slope)
+        total = double_dot(delta, slope)
         if self.gradient is not None:
-            total += _double_dot(delta, self.gradient)
+            total += double_dot(delta, self.gradient)
         return 0.5 * total
 
 
-def _double_dot(a: Tensor, b: Tensor) -> float:
-    """The inner product in float64, without a float64 copy of either."""
+def double_dot(a: Tensor, b: Tensor) -> float:
+    """The inner product in float64, without a float64 copy of either.
+
+    Args:
+        a: (d,).
+        b: (d,).
+    """
     at_once = Limits.current().temporary
     pieces = zip(a.split(at_once), b.split(at_once), strict=True)
     return sum(float(x.double().dot(y.double())) for x, y in pieces)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from woodbury.argument_types import checks_types
-from woodbury.fisher.checks import check_keep
 from woodbury.pruning.quadratic import Quadratic
 
 Update = Callable[[Quadratic, Tensor], Tensor]
@@ -34,7 +33,7 @@ def zero(quadratic: Quadratic, keep: Tensor) -> Tensor:
         >>> zero(Quadratic(torch.tensor([1.0, 2.0])), torch.tensor([True, False]))
         tensor([ 0., -2.])
     """
-    return torch.where(check_keep(keep, len(quadratic.weights)), 0, -quadratic.weights)
+    return torch.where(quadratic.checked(keep), 0, -quadratic.weights)
 
 
 @checks_types
@@ -61,7 +60,7 @@ def independent(quadratic: Quadratic, keep: Tensor) -> Tensor:
         >>> independent(Quadratic(torch.tensor([1.0, 2.0]), fisher), torch.tensor([True, False]))
         tensor([ 1., -2.])
     """
-    keep = check_keep(keep, len(quadratic.weights))
+    keep = quadratic.checked(keep)
     fisher = quadratic.curvature("The independent update")
     weights = quadratic.weights.to(fisher.dtype)
     if quadratic.gradient is None:
@@ -96,7 +95,7 @@ def joint(quadratic: Quadratic, keep: Tensor) -> Tensor:
         >>> joint(Quadratic(torch.tensor([1.0, 2.0]), fisher), torch.tensor([True, False]))
         tensor([ 1., -2.])
     """
-    keep = check_keep(keep, len(quadratic.weights))
+    keep = quadratic.checked(keep)
     fisher = quadratic.curvature("The joint update")
     weights = quadratic.weights.to(fisher.dtype)
     gradient = None if quadratic.gradient is None else quadratic.gradient.to(fisher.dtype)
