@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.ggn import directions_after
 from woodbury.estimation.layer_problems import factored_layers
 from woodbury.estimation.row_layers import RowLayout, draw_positions, inputs_at, outputs_at
+from woodbury.linalg.conversion import seeded
 from woodbury.linalg.precision import at_least_float32
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
+from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 
@@ -35,14 +38,55 @@ class LayerEquations(NamedTuple):
     layout: RowLayout
 
 
+DIRECTIONS = 1
+"""Random directions of each sample's output that the distance is measured along."""
+
 Solve = Callable[[str, LayerEquations], Tensor]
 """solve(the weight's name, its equations) -> the weight that takes its place, as it is stored."""
+
+
+class Outputs(NamedTuple):
+    """What the network returned for all samples of this rank, before and after.
+
+    Attributes:
+        dense: At the objective's weights.
+        reached: With every layer replaced.
+        target: The labels, or None.
+    """
+
+    dense: Any
+    reached: Any
+    target: Any
+
+    def distance(self, likelihood: Likelihood) -> float | None:
+        """Half the mean squared difference along random directions of the output  (eq. 61).
+
+        Args:
+            likelihood: Of the objective.
+
+        Returns:
+            To second order the KL divergence; None where the likelihood has no directions.
+        """
+        if likelihood.directions is None:
+            return None
+        dense, reached = map(likelihood.output_tensor, (self.dense, self.reached))
+        generator = seeded(0, dense.device)
+        directions = directions_after(
+            0, len(dense), likelihood, self.dense, self.target, DIRECTIONS, generator
+        )
+        lacking = (reached - dense).double().reshape(len(dense), -1, 1)
+        flat = directions.double().reshape(len(dense), DIRECTIONS, -1)
+        along = (flat @ lacking).square()
+        ranks = Ranks.current()
+        sums = torch.tensor([float(along.sum()), along.numel()], dtype=torch.float64)
+        total, count = ranks.sum(sums).tolist()
+        return 0.5 * total / count
 
 
 @torch.no_grad()
 def replace_in_turn(
     objective: Objective, names: Collection[str], samples: int, positions: int, solve: Solve
-) -> dict[str, Tensor]:
+) -> Outputs:
     """Replace one layer's weight after the other, in the order in which the samples come to them.
 
     All samples go through the network together: once through the dense one, whose outputs are
@@ -59,7 +103,7 @@ def replace_in_turn(
             same equations.
 
     Returns:
-        Name -> new weight, of the layers that were used; the model is untouched.
+        The outputs before and after; the model is untouched.
 
     Raises:
         WoodburyError: If the samples cannot be joined, or inputs or outputs of a layer are not
@@ -73,34 +117,33 @@ def replace_in_turn(
             "shapes: pad them to one, or take another recipe."
         )
     turn = _Turn(objective, positions, solve)
-    turn.run(batches[0][0], frozenset(names))
-    return turn.found
+    inputs, target = batches[0]
+    return Outputs(*turn.run(inputs, frozenset(names)), target)
 
 
 class _Turn:
-    """What waits between the two passes, and what the second has found."""
+    """What waits between the two passes, and the weights of the second."""
 
     def __init__(self, objective: Objective, positions: int, solve: Solve) -> None:
         self.objective = objective
         self.positions = positions
         self.solve = solve
         self.goals: dict[str, Tensor] = {}
-        self.found: dict[str, Tensor] = {}
         self.parameters = {name: own.clone() for name, own in objective.parameters.items()}
 
-    def run(self, inputs: Any, names: Collection[str]) -> None:
-        """Both passes."""
+    def run(self, inputs: Any, names: Collection[str]) -> tuple[Any, Any]:
+        """Both passes, and what the network returned in each."""
         objective = self.objective
         layers = [pair for pair in factored_layers(objective) if pair[0] in names]
         with eval_mode(objective.model):
             with forward_hooks((module, self._note(name)) for name, module in layers):
-                objective.forward(objective.parameters, inputs)
+                dense = objective.forward(objective.parameters, inputs)
             with ExitStack() as stack:
                 for name, module in layers:
                     hook = self._before(name)
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
-                objective.forward(self.parameters, inputs)
+                return dense, objective.forward(self.parameters, inputs)
 
     def _note(self, name: str) -> ForwardHook:
         def hook(module: Any, positional: Any, keywords: Any, output: Tensor) -> None:
@@ -121,7 +164,6 @@ class _Turn:
             equations = self._equations(name, module, layout, given, goal)
             place = self.parameters[name]
             place.copy_(self.solve(name, equations).view(place.shape))
-            self.found[name] = place
 
         return hook
 

@@ -14,7 +14,7 @@ from woodbury.errors import WoodburyError, check_whole_number
 from woodbury.linalg.masked_solves import masked_conjugate_gradients
 
 FIRST_PENALTY = 0.03
-"""ρ of the first steps, where the moments have a diagonal of 1; larger ones fit worse (docs/log)."""
+"""ρ of the first steps, beside a diagonal of 1; larger ones fit worse (docs/log)."""
 
 PATIENCE = 3
 """Steps between two looks at how much of the support has changed."""

@@ -2,6 +2,7 @@
 
 from woodbury.pruning.api import prune as prune
 from woodbury.pruning.damping_search import DampingSearch as DampingSearch
+from woodbury.pruning.layer_sequence import LayerSequence as LayerSequence
 from woodbury.pruning.pruned import Pruned as Pruned
 from woodbury.pruning.pruner import Pruner as Pruner
 from woodbury.pruning.refit import LayerByLayer as LayerByLayer

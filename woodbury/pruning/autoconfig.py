@@ -10,20 +10,23 @@ from typing import NamedTuple
 from torch import Tensor
 
 from woodbury.estimation.gradients import Labels, observed, sampled
+from woodbury.estimation.layer_problems import factored_layers
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.estimation.row_recipes import kfac_by_rows
+from woodbury.estimation.turn_costs import MOST_COLUMNS, turn_cost
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.limits import Limits
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import row_bytes
-from woodbury.model.batches import Batch, samples_in
+from woodbury.model.batches import Batch, same_structure, samples_in
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
 from woodbury.pruning.held_back import first_samples, split_samples
+from woodbury.pruning.layer_sequence import LayerSequence
 from woodbury.pruning.prediction import HELD_BACK_SAMPLES, LEAST_HELD_BACK
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
@@ -65,6 +68,9 @@ RIDGE = "a hundredth of the inputs' mean square"
 BY_ROWS = "K-FAC by the rows of each tensor"
 """That structure, in words."""
 
+IN_TURN = "least squares of one layer after the other"
+"""The structure of a `LayerSequence`, in words."""
+
 REFIT_MC_SAMPLES = 2
 """GGN samples per input of a refit by rows; four were no better (docs/log)."""
 
@@ -83,6 +89,7 @@ class Choice:
         step: One pruning step of the recipe.
         refit: What follows each step; None for nothing.
         layers: What follows K-FAC by rows in its place.
+        sequence: What prunes one layer after the other, in place of a step and a refit; else None.
         samples: That curvature and refit are estimated from.
         dampings: That each stage tries.
         settings: What was chosen, in words.
@@ -99,6 +106,7 @@ class Choice:
     dampings: int
     settings: Mapping[str, str | int]
     beyond: list[Batch]
+    sequence: LayerSequence | None = None
 
 
 class StepChoice(NamedTuple):
@@ -124,6 +132,8 @@ class StepChoice(NamedTuple):
 
     def rows_in_words(self) -> str:
         """How many rows of which kind, for a report."""
+        if self.pruner.fisher is None:
+            return "none"
         if self.by_rows:
             return f"none, factors of {self.rows} samples"
         if self.mc_samples is None:
@@ -168,6 +178,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         sparsity: Removed ÷ all weights of the original space.
         effort: How much time to take.
 
+    Where `effort.in_turn` and the network allows it, `LayerSequence` takes the place of all five.
+
     Returns:
         The recipe, its samples, the sparsities of its stages, and the same in words.
 
@@ -191,6 +203,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     calibration, held_back = split_samples(objective, effort.held_back)
     objective = replace(objective, batches=objective.batches.read(calibration))
     samples = Ranks.current().total(_count_samples(calibration))
+    if effort.in_turn and goes_in_turn(objective, samples):
+        return _in_turn(objective, sparsity, samples, beyond)
     by_rows = _takes_kfac(objective, samples)
     refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
     # A refit by conjugate gradients corrects what a second row per input would (docs/log).
@@ -228,6 +242,53 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     return Choice(
         recipe, objective, sparsities, step, refit, layers, samples, len(dampings), settings, beyond
     )
+
+
+def _in_turn(objective: Objective, sparsity: Targets, samples: int, beyond: list[Batch]) -> Choice:
+    """One layer after the other: no rows, no stages, no dampings, no refit."""
+    sequence = LayerSequence()
+    step = StepChoice(sequence.shares, 0, IN_TURN, None)
+    settings = {
+        "rows": step.rows_in_words(),
+        "structure": step.structure,
+        "damping": RIDGE,
+        "samples_held_back": 0,
+        "stages": 1,
+        "refit_per_stage": describe_refit(None),
+    }
+    target = geometric(sparsity, 1, 0.0)
+    return Choice(
+        sequence, objective, target, step, None, None, samples, 1, settings, beyond, sequence
+    )
+
+
+@Ranks.apart()
+def goes_in_turn(objective: Objective, samples: int) -> bool:
+    """Whether a network can be pruned one layer after the other, in the memory that there is.
+
+    Args:
+        objective: The network on its calibration set.
+        samples: How many there are.
+
+    Returns:
+        True where every tensor is the weight of a layer with inputs of its own, all samples have
+        one shape and room, and no matrix is too large to decompose.
+
+    Example:
+        >>> import torch
+        >>> space = ParameterSpace.from_model(torch.nn.Linear(3, 4), min_ndim=2)
+        >>> batches = [(torch.randn(20, 3), None)]
+        >>> goes_in_turn(Objective.from_model(torch.nn.Linear(3, 4), batches, space=space), 20)
+        True
+    """
+    layers = {name for name, _ in factored_layers(objective)}
+    if objective.space.d > ROWS_UP_TO or layers != set(objective.space.shapes):
+        return False
+    first = next(iter(objective.batches), None)
+    if first is None or not all(same_structure(first, batch) for batch in objective.batches):
+        return False
+    cost = turn_cost(objective, samples, LayerSequence().positions)
+    return cost.columns <= MOST_COLUMNS and cost.bytes <= 2 * row_bytes()
 
 
 @Ranks.apart()

@@ -12,6 +12,7 @@ import torch
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import MAX_ROWS_PER_CHUNK, fastest, mean_gradient, sampled
 from woodbury.estimation.row_costs import row_cost
+from woodbury.estimation.turn_costs import turn_cost
 from woodbury.fisher.blocks_of_rows import MAX_ROWS_AT_ONCE
 from woodbury.limits import Limits
 from woodbury.linalg.dual_solve import COLUMNS_PER_ROW
@@ -22,6 +23,7 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
 from woodbury.pruning.autoconfig import Choice, StepChoice
+from woodbury.pruning.layer_sequence import LayerSequence
 from woodbury.pruning.refit.output_fit import DIAGONAL_PROBES, Refit
 from woodbury.pruning.run_plan import Phase
 from woodbury.pruning.selections import iterative_greedy
@@ -165,6 +167,15 @@ class Forecast:
         if passes:
             seconds = 2 * passes * self.samples * self.trial.forward
             yield Phase("fits of the layers", seconds, cost.bytes, 2 * passes)
+
+    def in_turn(self, choice: Choice, sequence: LayerSequence) -> Iterator[Phase]:
+        """The phases of one layer after the other."""
+        cost = turn_cost(choice.objective, self.samples, sequence.positions)
+        products = cost.equations_flops / self.rates.float32
+        products += cost.solves_flops / self.rates.float64
+        forward = 2 * self.samples * self.trial.forward
+        yield Phase("passes of all samples", UNCOUNTED * forward, cost.bytes, 2)
+        yield Phase("layers", products / PRODUCT_SHARE, cost.bytes)
 
     def refit(self, refit: Refit, step: StepChoice, d: int, stages: int) -> Phase:
         """One refit of d kept weights, in a path of so many stages."""

@@ -19,11 +19,12 @@ from woodbury.pruning.pruned import Carried, Pruned, StageResult
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.schedule import Targets
-from woodbury.pruning.scopes import layerwise
+from woodbury.pruning.scopes import global_, layerwise
+from woodbury.pruning.selections import evenly
 from woodbury.pruning.units import single
 from woodbury.pruning.updates import zero
 
-EVEN = Pruner(None, magnitude, zero, scope=layerwise)
+EVEN = Pruner(None, magnitude, zero, selection=evenly)
 """All layers to the same sparsity."""
 
 
@@ -33,7 +34,7 @@ class LayerSequence:
 
     A layer is given the inputs that the layers pruned before it leave, so that it makes up for what
     these lack. As many of its weights are kept as `shares` keeps, and `fit` chooses which. All
-    samples go through the network at once, twice. No label is read, and no gradient is taken.
+    samples go through the network at once, twice. No label is read and no gradient taken.
 
     Weights of layers other than nn.Linear, nn.Conv2d and the Conv1D of transformers are as `shares`
     leaves them.
@@ -46,7 +47,8 @@ class LayerSequence:
         positions: Of each sample that are compared, at most.
 
     Raises:
-        WoodburyError: If the unit of `shares` is not single weights, or a count is below 1.
+        WoodburyError: If the unit of `shares` is not single weights, its scope divides tensors, or a
+            count is below 1.
 
     Example:
         >>> import torch, woodbury
@@ -70,6 +72,11 @@ class LayerSequence:
                 "LayerSequence chooses single weights: leave the unit of its shares at "
                 "units.single, or prune units by a Pruner."
             )
+        if self.shares.scope not in (global_, layerwise):
+            raise WoodburyError(
+                "LayerSequence lets the weights of a whole tensor compete: give its shares "
+                "scopes.global_ or scopes.layerwise."
+            )
         check_whole_number(self.positions, "positions", "positions of each sample")
         if self.samples is not None:
             check_whole_number(self.samples, "samples", "None for all, else their number")
@@ -91,7 +98,8 @@ class LayerSequence:
             carried: What the stage before has left; None for the first.
 
         Returns:
-            The pruned objective, without a prediction; the model is untouched.
+            The pruned objective; its step has the `distance` of the outputs that is left, where the
+            likelihood has directions. The model is untouched.
 
         Raises:
             WoodburyError: As `shares`; or if the samples cannot be joined, or inputs or outputs of
@@ -115,9 +123,12 @@ class LayerSequence:
             return weights[where]
 
         samples = self.samples or 2**62
-        replace_in_turn(objective, names, samples, self.positions, solve)
+        outputs = replace_in_turn(objective, names, samples, self.positions, solve)
         kept = space.restrict(keep[space.keep.to(keep.device)])
         result = StageResult(
-            sparsity=kept.sparsity, predicted=None, saliencies=shared.steps[-1].saliencies
+            sparsity=kept.sparsity,
+            predicted=None,
+            saliencies=shared.steps[-1].saliencies,
+            distance=outputs.distance(objective.likelihood),
         )
         return Pruned(objective.at(weights[keep.to(weights.device)], kept), (result,))

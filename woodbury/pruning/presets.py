@@ -28,6 +28,9 @@ class Effort:
         held_back: The fraction of the samples, in [0, 1), on which each stage chooses among
             `dampings`; 0 takes the first of them.
         refits: Gauss–Newton steps of the refit that follows each stage; 0 for no refit.
+        in_turn: Whether one layer is pruned after the other, by a `LayerSequence` without
+            gradients, stages or refit, where every tensor is that of an nn.Linear or nn.Conv2d and
+            all samples have room at once; the other fields count elsewhere.
 
     Raises:
         WoodburyError: If a field is out of its range; the sentence names it.
@@ -45,6 +48,7 @@ class Effort:
     dampings: tuple[float, ...] = (3e-4,)
     held_back: float = 0.0
     refits: int = 1
+    in_turn: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,8 +72,8 @@ class Effort:
             check_damping(damping)
 
 
-quick = Effort(500, 1, 0.0)
-"""One stage: seconds on a small network."""
+quick = Effort(1000, 1, 0.0, in_turn=True)
+"""One layer after the other, or one stage: seconds on a small network."""
 
 
 standard = Effort(1000, 1, 0.66)
