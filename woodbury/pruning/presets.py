@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
@@ -41,6 +42,8 @@ class Effort:
         >>> replace(standard, samples=500).keep_per_stage
         0.66
     """
+
+    as_argument: ClassVar[str] = "an Effort such as woodbury.presets.quick"
 
     samples: int
     mc_samples: int
