@@ -150,7 +150,8 @@ class _Turn:
             if name not in self.goals:
                 drawn = self._drawn(module, layer_input(positional, keywords))
                 goal = outputs_at(module, output.detach(), drawn)
-                self.goals[name] = goal if module.bias is None else goal - module.bias
+                bias = getattr(module, "bias", None)
+                self.goals[name] = goal if bias is None else goal - bias
 
         return hook
 
