@@ -104,7 +104,7 @@ def test_inputs_that_are_always_zero_cost_nothing() -> None:
     assert not bool(found.keep[:, :, 2].any())
 
 
-@pytest.mark.parametrize("options", [{"ridge": 0.0}, {"ridge": float("nan")}, {"steps": 0}])
+@pytest.mark.parametrize("options", [{"ridge": 0.0}, {"ridge": float("nan")}, {"steps": -1}])
 def test_fields_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(WoodburyError):
         SparseLeastSquares(**options)  # pyright: ignore[reportArgumentType]

@@ -58,6 +58,11 @@ class Outputs(NamedTuple):
     reached: Any
     target: Any
 
+    def mean_square(self, likelihood: Likelihood) -> float:
+        """The mean squared difference of the outputs' elements."""
+        dense, reached = map(likelihood.output_tensor, (self.dense, self.reached))
+        return _mean_over_ranks((reached - dense).double().square())
+
     def distance(self, likelihood: Likelihood) -> float | None:
         """Half the mean squared difference along random directions of the output  (eq. 61).
 
@@ -76,11 +81,13 @@ class Outputs(NamedTuple):
         )
         lacking = (reached - dense).double().reshape(len(dense), -1, 1)
         flat = directions.double().reshape(len(dense), DIRECTIONS, -1)
-        along = (flat @ lacking).square()
-        ranks = Ranks.current()
-        sums = torch.tensor([float(along.sum()), along.numel()], dtype=torch.float64)
-        total, count = ranks.sum(sums).tolist()
-        return 0.5 * total / count
+        return 0.5 * _mean_over_ranks((flat @ lacking).square())
+
+
+def _mean_over_ranks(values: Tensor) -> float:
+    sums = torch.tensor([float(values.sum()), values.numel()], dtype=torch.float64)
+    total, count = Ranks.current().sum(sums).tolist()
+    return total / count
 
 
 @torch.no_grad()

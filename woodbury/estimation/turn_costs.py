@@ -33,8 +33,8 @@ ADMM_STEPS = 120
 CG_STEPS = 60
 """Steps of the conjugate gradients on both supports."""
 
-MOST_COLUMNS = 4096
-"""Inputs of one row from which on an eigendecomposition takes minutes."""
+MOST_COLUMNS = 2048
+"""Inputs of one row at most: an eigendecomposition of 3,136 took most of a minute (docs/log)."""
 
 
 class _Layer(NamedTuple):
@@ -51,7 +51,8 @@ class TurnCost:
     Attributes:
         bytes: At its fullest moment, beside the model and the data.
         equations_flops: FLOPs of the layers' moments, in float32.
-        solves_flops: FLOPs of the eigendecompositions, of ADMM and of the last solves, in float64.
+        solves_flops: FLOPs of the eigendecompositions, of ADMM and of the last solves, in those of
+            float64: of float32 half as many.
         columns: Inputs of a row, at most.
     """
 
@@ -125,4 +126,4 @@ def _equations(layer: _Layer, samples: int) -> int:
 def _solves(layout: RowLayout) -> int:
     product = 2 * layout.rows * layout.columns**2
     eigen = 2 * EIGEN_PRODUCTS * layout.groups * layout.columns**3
-    return eigen + (2 * ADMM_STEPS + CG_STEPS) * product
+    return eigen // 2 + (ADMM_STEPS + CG_STEPS) * product

@@ -55,10 +55,10 @@ class SparseLeastSquares:
     Attributes:
         ridge: λ, added to the scaled second moments, whose diagonal is 1; it holds the weights near
             where they start.
-        steps: Of ADMM at most.
+        steps: Of ADMM at most; 0 keeps the largest weights of the start.
 
     Raises:
-        WoodburyError: If the ridge is not positive, or there is no step.
+        WoodburyError: If the ridge is not positive.
 
     Example:
         >>> moments, goal = torch.eye(3)[None], torch.tensor([[[3.0, -2.0, 1.0]]])
@@ -73,7 +73,7 @@ class SparseLeastSquares:
         check_fields(self)
         if not 0 < self.ridge < math.inf:
             raise WoodburyError(f"ridge is {self.ridge}: give a positive, finite share.")
-        check_whole_number(self.steps, "steps", "the steps of ADMM")
+        check_whole_number(self.steps, "steps", "the steps of ADMM", least=0)
 
     def __call__(
         self, moments: Tensor, cross: Tensor, start: Tensor, k: int, allowed: Tensor | None = None
@@ -103,8 +103,11 @@ class SparseLeastSquares:
         if k >= int(allowed.sum()):
             return SparseWeights(_optimum(curvature, linear, allowed) * scale[:, None, :], allowed)
         by_size = _largest(scaled, k, allowed)
-        by_admm = self._support(curvature, linear, scaled, k, allowed)
-        found = [(_optimum(curvature, linear, keep), keep) for keep in (by_admm, by_size)]
+        supports = [by_size]
+        if self.steps:  # which float32 is enough to choose
+            narrow = (curvature.float(), linear.float(), scaled.float())
+            supports.insert(0, self._support(*narrow, k, allowed))
+        found = [(_optimum(curvature, linear, keep), keep) for keep in supports]
         best, keep = min(found, key=lambda pair: _loss(curvature, linear, pair[0]))
         return SparseWeights(best * scale[:, None, :], keep)
 

@@ -10,6 +10,7 @@ from woodbury.pruning.refit import Reconstruction as Reconstruction
 from woodbury.pruning.refit import Refit as Refit
 from woodbury.pruning.refit import WithRefit as WithRefit
 from woodbury.pruning.semi_structured import n_of_m as n_of_m
+from woodbury.pruning.share_search import ShareSearch as ShareSearch
 from woodbury.pruning.staged import inner_stages as inner_stages
 from woodbury.pruning.staged import run_stages as run_stages
 from woodbury.pruning.staged import stages as stages

@@ -26,7 +26,6 @@ from woodbury.pruning.costs import weights
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.feasibility import check_reachable, current_sparsity, kept_count
 from woodbury.pruning.held_back import first_samples, split_samples
-from woodbury.pruning.layer_sequence import LayerSequence
 from woodbury.pruning.prediction import HELD_BACK_SAMPLES, LEAST_HELD_BACK
 from woodbury.pruning.presets import Effort
 from woodbury.pruning.pruner import Pruner, PruningRecipe
@@ -38,6 +37,7 @@ from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count
 from woodbury.pruning.scopes import global_
 from woodbury.pruning.selections import iterative_greedy
+from woodbury.pruning.share_search import ShareSearch
 
 MAX_BLOCK_SIZE = 128
 """Weights of a diagonal block of a space that is too large for the whole matrix.
@@ -106,7 +106,7 @@ class Choice:
     dampings: int
     settings: Mapping[str, str | int]
     beyond: list[Batch]
-    sequence: LayerSequence | None = None
+    sequence: ShareSearch | None = None
 
 
 class StepChoice(NamedTuple):
@@ -178,7 +178,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         sparsity: Removed ÷ all weights of the original space.
         effort: How much time to take.
 
-    Where `effort.in_turn` and the network allows it, `LayerSequence` takes the place of all five.
+    Where `effort.in_turn` and the network allows it, `ShareSearch` takes the place of all five.
 
     Returns:
         The recipe, its samples, the sparsities of its stages, and the same in words.
@@ -246,8 +246,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
 
 def _in_turn(objective: Objective, sparsity: Targets, samples: int, beyond: list[Batch]) -> Choice:
     """One layer after the other: no rows, no stages, no dampings, no refit."""
-    sequence = LayerSequence()
-    step = StepChoice(sequence.shares, 0, IN_TURN, None)
+    sequence = ShareSearch()
+    step = StepChoice(sequence.rules, 0, IN_TURN, None)
     settings = {
         "rows": step.rows_in_words(),
         "structure": step.structure,
@@ -287,7 +287,7 @@ def goes_in_turn(objective: Objective, samples: int) -> bool:
     first = next(iter(objective.batches), None)
     if first is None or not all(same_structure(first, batch) for batch in objective.batches):
         return False
-    cost = turn_cost(objective, samples, LayerSequence().positions)
+    cost = turn_cost(objective, samples, ShareSearch().sequence.positions)
     return cost.columns <= MOST_COLUMNS and cost.bytes <= 2 * row_bytes()
 
 

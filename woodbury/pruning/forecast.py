@@ -23,10 +23,10 @@ from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
 from woodbury.pruning.autoconfig import Choice, StepChoice
-from woodbury.pruning.layer_sequence import LayerSequence
 from woodbury.pruning.refit.output_fit import DIAGONAL_PROBES, Refit
 from woodbury.pruning.run_plan import Phase
 from woodbury.pruning.selections import iterative_greedy
+from woodbury.pruning.share_search import ShareSearch
 
 TRIAL_SAMPLES = 256
 """Samples of a timed pass, at most: the speed of small networks depends on the batch."""
@@ -168,12 +168,15 @@ class Forecast:
             seconds = 2 * passes * self.samples * self.trial.forward
             yield Phase("fits of the layers", seconds, cost.bytes, 2 * passes)
 
-    def in_turn(self, choice: Choice, sequence: LayerSequence) -> Iterator[Phase]:
+    def in_turn(self, choice: Choice, search: ShareSearch) -> Iterator[Phase]:
         """The phases of one layer after the other."""
-        cost = turn_cost(choice.objective, self.samples, sequence.positions)
+        cost = turn_cost(choice.objective, self.samples, search.sequence.positions)
         products = cost.equations_flops / self.rates.float32
         products += cost.solves_flops / self.rates.float64
         forward = 2 * self.samples * self.trial.forward
+        samples = min(search.samples, self.samples)
+        tried = 2 * len(search.candidates) * samples * self.trial.forward
+        yield Phase("trials of the shares", UNCOUNTED * tried, cost.bytes)
         yield Phase("passes of all samples", UNCOUNTED * forward, cost.bytes, 2)
         yield Phase("layers", products / PRODUCT_SHARE, cost.bytes)
 

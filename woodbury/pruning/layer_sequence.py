@@ -27,6 +27,9 @@ from woodbury.pruning.updates import zero
 EVEN = Pruner(None, magnitude, zero, selection=evenly)
 """All layers to the same sparsity."""
 
+BY_MAGNITUDE = Pruner(None, magnitude, zero)
+"""As many weights of a layer as are among the largest of all layers."""
+
 
 @dataclass(frozen=True)
 class LayerSequence:
@@ -47,8 +50,8 @@ class LayerSequence:
         positions: Of each sample that are compared, at most.
 
     Raises:
-        WoodburyError: If the unit of `shares` is not single weights, its scope divides tensors, or a
-            count is below 1.
+        WoodburyError: If the unit of `shares` is not single weights, its scope divides tensors, or
+            a count is below 1.
 
     Example:
         >>> import torch, woodbury

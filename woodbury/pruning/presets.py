@@ -29,7 +29,7 @@ class Effort:
         held_back: The fraction of the samples, in [0, 1), on which each stage chooses among
             `dampings`; 0 takes the first of them.
         refits: Gauss–Newton steps of the refit that follows each stage; 0 for no refit.
-        in_turn: Whether one layer is pruned after the other, by a `LayerSequence` without
+        in_turn: Whether one layer is pruned after the other, by a `ShareSearch` without
             gradients, stages or refit, where every tensor is that of an nn.Linear or nn.Conv2d and
             all samples have room at once; the other fields count elsewhere.
 
