@@ -109,7 +109,7 @@ def digits(name: str) -> Problem:
     """A network of 21,632 weights on scikit-learn's 1,797 images of 64 pixels, 450 to test."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     x, y = torch.tensor(found.data).float() / 16, torch.tensor(found.target)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     train, test = order[450:], order[:450]

@@ -16,7 +16,7 @@ from woodbury import Objective, Pruner
 from woodbury.errors import WoodburyError
 from woodbury.linalg.sparse_least_squares import SparseLeastSquares
 from woodbury.model.batches import Batch
-from woodbury.pruning import LayerSequence
+from woodbury.pruning import LayerSequence, ShareSearch
 from woodbury.pruning.autoconfig import IN_TURN
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
@@ -193,3 +193,51 @@ def test_quick_does_what_it_planned() -> None:
     assert pruned.settings["structure"] == plan.structure == IN_TURN
     assert pruned.settings["rows"] == "none" and pruned.sparsity == 0.5
     assert pruned.predicted is not None and pruned.predicted > 0
+
+
+def test_shares_are_chosen_by_the_outputs_of_the_other_half() -> None:
+    """All weights of the head count, and a twentieth of those of the first layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 20), nn.Tanh(), nn.Linear(20, 4)).double()
+    with torch.no_grad():
+        model[0].weight.mul_(torch.where(normal(20, 60, seed=3) > 1.64, 1.0, 1e-3))  # type: ignore[index,operator]
+    x = normal(400, 60, seed=1)
+    dense = dense_of(model, x)
+    search = ShareSearch()
+    assert search.chosen(dense, 0.9) is search.candidates[1]
+    pruned = search(dense, 0.9)
+    by_hand = LayerSequence(search.candidates[1])(dense, 0.9)
+    assert torch.equal(pruned.weights, by_hand.weights)
+    others = normal(500, 60, seed=2)
+
+    def distance(recipe: LayerSequence | ShareSearch) -> float:
+        reached = recipe(dense, 0.9).objective
+        goal, found = (one.forward(one.parameters, others).detach() for one in (dense, reached))
+        return float((goal - found).norm())
+
+    assert distance(search) < distance(LayerSequence())
+    swapped = ShareSearch(candidates=search.candidates[::-1])
+    assert swapped.chosen(dense, 0.9) is swapped.candidates[0]
+
+
+def test_a_search_without_directions_or_with_few_samples_goes_by_the_outputs() -> None:
+    dense = dense_of(perceptron(), normal(12, 6, seed=1))
+    silent = replace(dense, likelihood=replace(dense.likelihood, directions=None))
+    assert ShareSearch()(silent, 0.5).sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"candidates": ()}, "candidates is empty"),
+        (
+            {"candidates": (replace(BY_MAGNITUDE, unit=woodbury.units.block(2)),)},
+            "chooses single weights",
+        ),
+        ({"samples": 1}, "samples is 1"),
+        ({"positions": 0}, "positions is 0"),
+    ],
+)
+def test_a_search_out_of_range(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(WoodburyError, match=sentence):
+        ShareSearch(**options)
