@@ -38,9 +38,6 @@ class LayerEquations(NamedTuple):
     layout: RowLayout
 
 
-DIRECTIONS = 1
-"""Random directions of each sample's output that the distance is measured along."""
-
 Solve = Callable[[str, LayerEquations], Tensor]
 """solve(the weight's name, its equations) -> the weight that takes its place, as it is stored."""
 
@@ -63,11 +60,12 @@ class Outputs(NamedTuple):
         dense, reached = map(likelihood.output_tensor, (self.dense, self.reached))
         return _mean_over_ranks((reached - dense).double().square())
 
-    def distance(self, likelihood: Likelihood) -> float | None:
+    def distance(self, likelihood: Likelihood, mc_samples: int = 1) -> float | None:
         """Half the mean squared difference along random directions of the output  (eq. 61).
 
         Args:
             likelihood: Of the objective.
+            mc_samples: Random directions of each sample.
 
         Returns:
             To second order the KL divergence; None where the likelihood has no directions.
@@ -77,10 +75,10 @@ class Outputs(NamedTuple):
         dense, reached = map(likelihood.output_tensor, (self.dense, self.reached))
         generator = seeded(0, dense.device)
         directions = directions_after(
-            0, len(dense), likelihood, self.dense, self.target, DIRECTIONS, generator
+            0, len(dense), likelihood, self.dense, self.target, mc_samples, generator
         )
         lacking = (reached - dense).double().reshape(len(dense), -1, 1)
-        flat = directions.double().reshape(len(dense), DIRECTIONS, -1)
+        flat = directions.double().reshape(len(dense), mc_samples, -1)
         return 0.5 * _mean_over_ranks((flat @ lacking).square())
 
 

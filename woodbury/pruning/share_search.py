@@ -19,6 +19,13 @@ from woodbury.pruning.pruned import Carried, Pruned
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.schedule import Targets
 
+DIRECTIONS = 8
+"""Random directions of each output that a trial is judged along."""
+
+CLEARLY = 0.75
+"""A later candidate must leave at most this share of the distance: trials differ by their samples.
+"""
+
 
 @dataclass(frozen=True)
 class ShareSearch:
@@ -26,8 +33,8 @@ class ShareSearch:
 
     No share of the layers is the best for every network: the same for all on ResNet-20, those of
     the largest weights on a perceptron (docs/log). Each candidate prunes once, on half of a few
-    samples and without ADMM. The one that leaves the outputs of the other half nearest to the dense
-    network's is taken. No label is read.
+    samples and without ADMM. The first one is taken, unless another leaves the outputs of the other
+    half clearly nearer to the dense network's. No label is read.
 
     Attributes:
         sequence: What prunes; its own shares are not read.
@@ -90,14 +97,14 @@ class ShareSearch:
         return replace(self.sequence, shares=shares)(objective, sparsity, carried)
 
     def chosen(self, objective: Objective, sparsity: Targets) -> Pruner:
-        """The candidate that leaves the outputs nearest to the dense ones.
+        """The first candidate, or one that leaves the outputs clearly nearer to the dense ones.
 
         Args:
             objective: The dense network and its samples.
             sparsity: As for `Pruner`.
 
         Returns:
-            One of the candidates, the first of equal ones.
+            One of the candidates.
         """
         if len(self.candidates) == 1:
             return self.candidates[0]
@@ -111,7 +118,8 @@ class ShareSearch:
             _distance(objective, replace(trial, shares=shares)(used, sparsity).objective, judge)
             for shares in self.candidates
         ]
-        return self.candidates[distances.index(min(distances))]
+        best = distances.index(min(distances))
+        return self.candidates[best if distances[best] < CLEARLY * distances[0] else 0]
 
 
 @torch.no_grad()
@@ -122,7 +130,7 @@ def _distance(dense: Objective, pruned: Objective, judge: list[Batch]) -> float:
         for inputs, target in judge:
             goal, reached = (one.forward(one.parameters, inputs) for one in (dense, pruned))
             outputs = Outputs(goal, reached, target)
-            distance = outputs.distance(dense.likelihood)
+            distance = outputs.distance(dense.likelihood, DIRECTIONS)
             if distance is None:
                 distance = outputs.mean_square(dense.likelihood)
             total += distance * samples_in(inputs)
