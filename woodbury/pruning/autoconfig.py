@@ -10,16 +10,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from woodbury.estimation.gradients import Labels, observed, sampled
-from woodbury.estimation.layer_problems import factored_layers
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.estimation.row_recipes import kfac_by_rows
-from woodbury.estimation.turn_costs import MOST_COLUMNS, turn_cost
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import AllRowsAtOnce
 from woodbury.limits import Limits
 from woodbury.linalg.ranks import Ranks
 from woodbury.memory.budget import row_bytes
-from woodbury.model.batches import Batch, same_structure, samples_in
+from woodbury.model.batches import Batch, samples_in
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 from woodbury.pruning.costs import weights
@@ -37,7 +35,7 @@ from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count
 from woodbury.pruning.scopes import global_
 from woodbury.pruning.selections import iterative_greedy
-from woodbury.pruning.share_search import ShareSearch
+from woodbury.pruning.share_search import ShareSearch, goes_in_turn
 
 MAX_BLOCK_SIZE = 128
 """Weights of a diagonal block of a space that is too large for the whole matrix.
@@ -203,7 +201,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     calibration, held_back = split_samples(objective, effort.held_back)
     objective = replace(objective, batches=objective.batches.read(calibration))
     samples = Ranks.current().total(_count_samples(calibration))
-    if effort.in_turn and goes_in_turn(objective, samples):
+    if effort.in_turn and goes_in_turn(objective, samples, ROWS_UP_TO):
         return _in_turn(objective, sparsity, samples, beyond)
     by_rows = _takes_kfac(objective, samples)
     refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
@@ -260,35 +258,6 @@ def _in_turn(objective: Objective, sparsity: Targets, samples: int, beyond: list
     return Choice(
         sequence, objective, target, step, None, None, samples, 1, settings, beyond, sequence
     )
-
-
-@Ranks.apart()
-def goes_in_turn(objective: Objective, samples: int) -> bool:
-    """Whether a network can be pruned one layer after the other, in the memory that there is.
-
-    Args:
-        objective: The network on its calibration set.
-        samples: How many there are.
-
-    Returns:
-        True where every tensor is the weight of a layer with inputs of its own, all samples have
-        one shape and room, and no matrix is too large to decompose.
-
-    Example:
-        >>> import torch
-        >>> space = ParameterSpace.from_model(torch.nn.Linear(3, 4), min_ndim=2)
-        >>> batches = [(torch.randn(20, 3), None)]
-        >>> goes_in_turn(Objective.from_model(torch.nn.Linear(3, 4), batches, space=space), 20)
-        True
-    """
-    layers = {name for name, _ in factored_layers(objective)}
-    if objective.space.d > ROWS_UP_TO or layers != set(objective.space.shapes):
-        return False
-    first = next(iter(objective.batches), None)
-    if first is None or not all(same_structure(first, batch) for batch in objective.batches):
-        return False
-    cost = turn_cost(objective, samples, ShareSearch().sequence.positions)
-    return cost.columns <= MOST_COLUMNS and cost.bytes <= 2 * row_bytes()
 
 
 @Ranks.apart()

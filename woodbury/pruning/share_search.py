@@ -8,9 +8,13 @@ import torch
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
+from woodbury.estimation.layer_problems import factored_layers
 from woodbury.estimation.layer_turns import Outputs
+from woodbury.estimation.turn_costs import MOST_COLUMNS, turn_cost
 from woodbury.io.representation import readable
-from woodbury.model.batches import Batch, samples_in
+from woodbury.linalg.ranks import Ranks
+from woodbury.memory.budget import row_bytes
+from woodbury.model.batches import Batch, same_structure, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.pruning.held_back import split_samples
@@ -120,6 +124,35 @@ class ShareSearch:
         ]
         best = distances.index(min(distances))
         return self.candidates[best if distances[best] < CLEARLY * distances[0] else 0]
+
+
+@Ranks.apart()
+def goes_in_turn(objective: Objective, samples: int, most: int) -> bool:
+    """Whether a network can be pruned one layer after the other, in the memory that there is.
+
+    Args:
+        objective: The network on its calibration set.
+        samples: How many there are.
+        most: Weights at most.
+
+    Returns:
+        True where every tensor is the weight of a layer with inputs of its own, all samples have
+        one shape and room, and no matrix is too large to decompose.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 4, bias=False)
+        >>> goes_in_turn(Objective.from_model(model, [(torch.randn(20, 3), None)]), 20, 10**6)
+        True
+    """
+    layers = {name for name, _ in factored_layers(objective)}
+    if objective.space.d > most or layers != set(objective.space.shapes):
+        return False
+    first = next(iter(objective.batches), None)
+    if first is None or not all(same_structure(first, batch) for batch in objective.batches):
+        return False
+    cost = turn_cost(objective, samples, ShareSearch().sequence.positions)
+    return cost.columns <= MOST_COLUMNS and cost.bytes <= 2 * row_bytes()
 
 
 @torch.no_grad()
