@@ -46,7 +46,8 @@ def test_each_layer_is_fitted_on_what_the_pruned_ones_before_it_leave() -> None:
     model, x = perceptron(), normal(50, 6, seed=1)
     dense = dense_of(model, x[:20], x[20:])
     pruned = LayerSequence()(dense, 0.6).objective.parameters
-    first, _, second = model
+    layers: Any = model
+    first, second = layers[0], layers[2]
     with torch.no_grad():
         hidden = first(x)
         weight = by_hand(first, x, hidden, 24)
