@@ -83,6 +83,11 @@ def test_every_annotation_can_be_read() -> None:
                 hints_of(thing)
 
 
+def test_the_name_of_an_effort_is_answered_with_where_it_is() -> None:
+    with pytest.raises(WrongType, match=r"effort is 'quick': .* woodbury.presets.quick"):
+        woodbury.prune(torch.nn.Linear(3, 2), [], 0.5, effort="quick")  # pyright: ignore
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
 def test_prune_answers_any_option_in_a_sentence(option: str, value: Any) -> None:

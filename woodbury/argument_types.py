@@ -202,6 +202,8 @@ def _in_words(hint: Any) -> str:
         return "a dict"
     if kind in SERIES:
         return "a list"
+    if words := getattr(kind, "as_argument", None):
+        return words
     name = getattr(kind, "__name__", str(kind))
     name = "torch.nn.Module" if name == "Module" else name
     return WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -354,6 +354,8 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "Pruned": lambda w: w.pruner(w.objective, 0.5),
     "Refit": lambda w: woodbury.Refit(1, 1, samples=12),
     "LayerByLayer": lambda w: woodbury.pruning.LayerByLayer(12, 1),
+    "LayerSequence": lambda w: woodbury.pruning.LayerSequence(samples=12),
+    "ShareSearch": lambda w: woodbury.pruning.ShareSearch(samples=12),
     "MFAC": lambda w: w.mfac,
     "LevenbergMarquardt": lambda w: woodbury.LevenbergMarquardt(w.mfac),
     "LeastSquares": lambda w: woodbury.LeastSquares(w.model, lambda u, x: u(x), w.batches[0][0]),

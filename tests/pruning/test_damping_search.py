@@ -26,6 +26,8 @@ from woodbury.pruning.saliencies import magnitude, obs, woodtaylor
 from woodbury.pruning.staged import inner_stages, run_stages, stages
 from woodbury.pruning.updates import joint, zero
 
+ONE_STAGE = replace(quick, in_turn=False)
+
 
 def data(seed: int = 0, samples: int = 60) -> list[Batch]:
     label = torch.arange(samples) % 3
@@ -142,7 +144,7 @@ def test_impossible_inner_stages_are_refused_at_once(
         inner_stages(pruner, pruner.quadratic(objective), objective, levels)
 
 
-@pytest.mark.parametrize("effort", [quick, standard, thorough])
+@pytest.mark.parametrize("effort", [ONE_STAGE, standard, thorough])
 @pytest.mark.parametrize("likelihood", [cross_entropy, Likelihood(cross_entropy.loss)])
 def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) -> None:
     model = network(15)
@@ -151,7 +153,7 @@ def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) 
     assert (
         pruned.settings["stages"]
         == len(pruned.steps)
-        == {quick: 1, standard: 3, thorough: 6}[effort]
+        == {ONE_STAGE: 1, standard: 3, thorough: 6}[effort]
     )
     assert ("Gauss–Newton" in str(pruned.settings["rows"])) == (likelihood is cross_entropy)
     assert pruned.settings["structure"] == "whole matrix"
@@ -160,7 +162,7 @@ def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) 
 
 def test_large_spaces_are_taken_in_blocks(objective: Objective, limited: Limited) -> None:
     limited(whole_matrix=100)
-    assert choose(objective, 0.5, quick).settings["structure"] == "blocks of 128"
+    assert choose(objective, 0.5, ONE_STAGE).settings["structure"] == "blocks of 128"
 
 
 def test_all_dampings_on_one_eigendecomposition() -> None:
@@ -195,7 +197,7 @@ def test_all_dampings_on_one_eigendecomposition() -> None:
 
 
 @pytest.mark.parametrize(
-    "effort", [quick, standard, thorough, replace(thorough, samples=30, held_back=0.9)]
+    "effort", [quick, ONE_STAGE, standard, thorough, replace(thorough, samples=30, held_back=0.9)]
 )
 @pytest.mark.parametrize("likelihood", [cross_entropy, replace(cross_entropy, directions=None)])
 def test_no_effort_needs_labels(effort: Effort, likelihood: Likelihood) -> None:

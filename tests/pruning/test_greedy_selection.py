@@ -21,6 +21,7 @@ from woodbury.pruning.costs import weights
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency, magnitude, obs, woodtaylor
 from woodbury.pruning.scopes import global_, layerwise
+from woodbury.pruning.selections.even_selection import evenly
 from woodbury.pruning.selections.greedy_selection import greedy, iterative_greedy, unit_scores
 from woodbury.pruning.units import output_channels, single
 from woodbury.pruning.updates import joint
@@ -217,3 +218,25 @@ def test_without_a_fisher_kept_weights_do_not_move() -> None:
 def test_zero_steps_are_refused() -> None:
     with pytest.raises(WoodburyError, match="number of inner steps"):
         iterative_greedy(0)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
+def test_evenly_takes_the_same_share_of_every_tensor_and_meets_the_whole(sparsity: float) -> None:
+    model = nn.Sequential(nn.Linear(7, 11), nn.Linear(11, 5), nn.Linear(5, 13))
+    space = ParameterSpace.from_model(model, min_ndim=2)
+    budget = budget_for(space, sparsity, single, global_, weights)
+    own = normal(space.n, seed=4) * torch.logspace(-3, 3, space.n, dtype=torch.float64)
+    keep = evenly(Quadratic(own), budget, magnitude)
+    assert int((~keep).sum()) == round(sparsity * space.n)
+    for where in space.slices.values():
+        kept, sizes = keep[where], own[where].abs()
+        assert abs(float((~kept).sum()) - sparsity * len(kept)) <= 1
+        assert sizes[kept].min() > sizes[~kept].max()
+
+
+def test_evenly_refuses_scores_that_are_not_finite() -> None:
+    budget = budget_for(SPACE, 0.5, single, global_, weights)
+    scores = normal(D, seed=1)
+    scores[3] = torch.nan
+    with pytest.raises(WoodburyError, match="unit 3 is not finite"):
+        evenly(Quadratic(normal(D)), budget, lambda quadratic, groups: scores)

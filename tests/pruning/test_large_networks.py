@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
 
 SAMPLES = 300
+ONE_STAGE = replace(woodbury.presets.quick, in_turn=False)
 
 
 def data() -> list[tuple[Tensor, Tensor]]:
@@ -62,15 +64,14 @@ def test_it_is_far_ahead_of_magnitude_without_a_row_in_memory(
 
 def test_rows_are_taken_where_they_have_room(trained: nn.Module, limited: Limited) -> None:
     limited(memory=4 * 3024 * SAMPLES)
-    pruned = woodbury.prune(copy.deepcopy(trained), data(), 0.5, effort=woodbury.presets.quick)
+    pruned = woodbury.prune(copy.deepcopy(trained), data(), 0.5, effort=ONE_STAGE)
     assert pruned.settings["structure"] == "whole matrix"
 
 
 def test_a_budget_chooses_the_structure(trained: nn.Module) -> None:
-    quick = woodbury.presets.quick
     with woodbury.Limits(memory=50_000):  # for rows, of which each sample has one of 12 kB
-        small = woodbury.prune(copy.deepcopy(trained), data(), 0.5, effort=quick)
-    large = woodbury.prune(copy.deepcopy(trained), data(), 0.5, effort=quick, memory="1GiB")
+        small = woodbury.prune(copy.deepcopy(trained), data(), 0.5, effort=ONE_STAGE)
+    large = woodbury.prune(copy.deepcopy(trained), data(), 0.5, effort=ONE_STAGE, memory="1GiB")
     assert small.settings["structure"] == BY_ROWS
     assert large.settings["structure"] == "whole matrix"
 

@@ -112,9 +112,9 @@ def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[st
     return {count: on_ranks(count, folder / str(count), everything) for count in (1, 3)}
 
 
-def close(a: Tensor, b: Tensor) -> None:
+def close(a: Tensor, b: Tensor, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     assert torch.equal(a != 0, b != 0)
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", [*PRUNERS, "layers", "as it comes", "quick"])
@@ -125,7 +125,10 @@ def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]
     one = by_ranks[1][0][name]
     for found in by_ranks[3]:
         assert torch.equal(found[name]["weights"], by_ranks[3][0][name]["weights"])
-        close(found[name]["weights"], one["weights"])
+        if name == "quick":  # the layers' moments are sums in float32, and ill conditioned
+            close(found[name]["weights"], one["weights"], rtol=1e-3, atol=1e-3)
+        else:
+            close(found[name]["weights"], one["weights"])
         assert found[name]["predicted"] == pytest.approx(one["predicted"], rel=1e-3)
 
 

@@ -64,7 +64,7 @@ def layers_in_order(objective: Objective) -> list[str]:
     with Ranks.apart():  # any sample will do
         first = list(objective.batches.in_batches(1, 1))
     for inputs, _ in first:
-        hooks = [(module, hook_of(name)) for name, module in _layers(objective)]
+        hooks = [(module, hook_of(name)) for name, module in factored_layers(objective)]
         with torch.no_grad(), eval_mode(objective.model), forward_hooks(hooks):
             objective.forward(objective.parameters, inputs)
     return list(called)
@@ -145,7 +145,7 @@ class _Comparison:
             return hook
 
         for network, hook_of in ((self.goal, record), (self.objective, compare)):
-            layers = [pair for pair in _layers(network) if pair[0] in self.names]
+            layers = [pair for pair in factored_layers(network) if pair[0] in self.names]
             hooks = [(module, hook_of(name)) for name, module in layers]
             with eval_mode(network.model), forward_hooks(hooks):
                 network.forward(network.parameters, inputs)
@@ -185,7 +185,7 @@ class _Comparison:
         problem.positions += start
 
 
-def _layers(objective: Objective) -> list[tuple[str, nn.Module]]:
+def factored_layers(objective: Objective) -> list[tuple[str, nn.Module]]:
     """The layers of the space that multiply their input by their weight, with its name."""
     return [
         (owner.names["weight"], owner.module)

@@ -89,6 +89,16 @@ class RowLayout:
         """That of the tensor as a matrix, in the order in which it is stored."""
         return (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
 
+    def by_group(self, stored: Tensor) -> Tensor:
+        """One element for each weight, in the order in which these are stored, as (g, r, i)."""
+        matrix = stored.reshape(self.shape)
+        return (matrix.T if self.transposed else matrix).reshape(self.groups, -1, self.columns)
+
+    def as_stored(self, rows: Tensor) -> Tensor:
+        """The same (g, r, i) as a vector, in the order in which weights are stored."""
+        matrix = rows.reshape(self.rows, self.columns)
+        return (matrix.T if self.transposed else matrix).flatten()
+
     def add_cross(self, sums: Tensor, inputs: Tensor, outputs: Tensor) -> None:
         """Add products of outputs (n, o) with inputs (n, g·i) to the sums (o, i)."""
         by_group = inputs.view(len(inputs), self.groups, self.columns).permute(1, 0, 2)

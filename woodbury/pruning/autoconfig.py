@@ -35,6 +35,7 @@ from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.schedule import Targets, check_targets, geometric, stage_count
 from woodbury.pruning.scopes import global_
 from woodbury.pruning.selections import iterative_greedy
+from woodbury.pruning.share_search import ShareSearch, goes_in_turn
 
 MAX_BLOCK_SIZE = 128
 """Weights of a diagonal block of a space that is too large for the whole matrix.
@@ -65,6 +66,9 @@ RIDGE = "a hundredth of the inputs' mean square"
 BY_ROWS = "K-FAC by the rows of each tensor"
 """That structure, in words."""
 
+IN_TURN = "least squares of one layer after the other"
+"""The structure of a `LayerSequence`, in words."""
+
 REFIT_MC_SAMPLES = 2
 """GGN samples per input of a refit by rows; four were no better (docs/log)."""
 
@@ -83,6 +87,7 @@ class Choice:
         step: One pruning step of the recipe.
         refit: What follows each step; None for nothing.
         layers: What follows K-FAC by rows in its place.
+        sequence: What prunes one layer after the other, in place of a step and a refit; else None.
         samples: That curvature and refit are estimated from.
         dampings: That each stage tries.
         settings: What was chosen, in words.
@@ -99,6 +104,7 @@ class Choice:
     dampings: int
     settings: Mapping[str, str | int]
     beyond: list[Batch]
+    sequence: ShareSearch | None = None
 
 
 class StepChoice(NamedTuple):
@@ -124,6 +130,8 @@ class StepChoice(NamedTuple):
 
     def rows_in_words(self) -> str:
         """How many rows of which kind, for a report."""
+        if self.pruner.fisher is None:
+            return "none"
         if self.by_rows:
             return f"none, factors of {self.rows} samples"
         if self.mc_samples is None:
@@ -168,6 +176,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         sparsity: Removed ÷ all weights of the original space.
         effort: How much time to take.
 
+    Where `effort.in_turn` and the network allows it, `ShareSearch` takes the place of all five.
+
     Returns:
         The recipe, its samples, the sparsities of its stages, and the same in words.
 
@@ -191,6 +201,8 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     calibration, held_back = split_samples(objective, effort.held_back)
     objective = replace(objective, batches=objective.batches.read(calibration))
     samples = Ranks.current().total(_count_samples(calibration))
+    if effort.in_turn and goes_in_turn(objective, samples, ROWS_UP_TO):
+        return _in_turn(objective, sparsity, samples, beyond)
     by_rows = _takes_kfac(objective, samples)
     refit = None if by_rows else _refit_of(effort, objective, samples, sparsity)
     # A refit by conjugate gradients corrects what a second row per input would (docs/log).
@@ -227,6 +239,24 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     sparsities = geometric(sparsity, stages, start if stages > 1 else 0.0)
     return Choice(
         recipe, objective, sparsities, step, refit, layers, samples, len(dampings), settings, beyond
+    )
+
+
+def _in_turn(objective: Objective, sparsity: Targets, samples: int, beyond: list[Batch]) -> Choice:
+    """One layer after the other: no rows, no stages, no dampings, no refit."""
+    sequence = ShareSearch()
+    step = StepChoice(sequence.rules, 0, IN_TURN, None)
+    settings = {
+        "rows": step.rows_in_words(),
+        "structure": step.structure,
+        "damping": RIDGE,
+        "samples_held_back": 0,
+        "stages": 1,
+        "refit_per_stage": describe_refit(None),
+    }
+    target = geometric(sparsity, 1, 0.0)
+    return Choice(
+        sequence, objective, target, step, None, None, samples, 1, settings, beyond, sequence
     )
 
 

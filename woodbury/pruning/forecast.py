@@ -12,6 +12,7 @@ import torch
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import MAX_ROWS_PER_CHUNK, fastest, mean_gradient, sampled
 from woodbury.estimation.row_costs import row_cost
+from woodbury.estimation.turn_costs import turn_cost
 from woodbury.fisher.blocks_of_rows import MAX_ROWS_AT_ONCE
 from woodbury.limits import Limits
 from woodbury.linalg.dual_solve import COLUMNS_PER_ROW
@@ -25,6 +26,7 @@ from woodbury.pruning.autoconfig import Choice, StepChoice
 from woodbury.pruning.refit.output_fit import DIAGONAL_PROBES, Refit
 from woodbury.pruning.run_plan import Phase
 from woodbury.pruning.selections import iterative_greedy
+from woodbury.pruning.share_search import ShareSearch
 
 TRIAL_SAMPLES = 256
 """Samples of a timed pass, at most: the speed of small networks depends on the batch."""
@@ -165,6 +167,18 @@ class Forecast:
         if passes:
             seconds = 2 * passes * self.samples * self.trial.forward
             yield Phase("fits of the layers", seconds, cost.bytes, 2 * passes)
+
+    def in_turn(self, choice: Choice, search: ShareSearch) -> Iterator[Phase]:
+        """The phases of one layer after the other."""
+        cost = turn_cost(choice.objective, self.samples, search.sequence.positions)
+        products = cost.equations_flops / self.rates.float32
+        products += cost.solves_flops / self.rates.float64
+        forward = 2 * self.samples * self.trial.forward
+        samples = min(search.samples, self.samples)
+        tried = 2 * len(search.candidates) * samples * self.trial.forward
+        yield Phase("trials of the shares", UNCOUNTED * tried, cost.bytes)
+        yield Phase("passes of all samples", UNCOUNTED * forward, cost.bytes, 2)
+        yield Phase("layers", products / PRODUCT_SHARE, cost.bytes)
 
     def refit(self, refit: Refit, step: StepChoice, d: int, stages: int) -> Phase:
         """One refit of d kept weights, in a path of so many stages."""

@@ -223,7 +223,7 @@ def _forecast_of(choice: Choice) -> Forecast:
     """What the model and the machine take: the same for every choice for them."""
     objective = choice.objective
     return Forecast(
-        trial=Trial.of(objective, rows=not choice.step.by_rows),
+        trial=Trial.of(objective, rows=choice.step.rows > 0 and not choice.step.by_rows),
         rates=MachineRates.measure(objective.weights.device),
         profile=ModelProfile.measure(objective),
         samples=choice.samples,
@@ -250,6 +250,9 @@ def _plan_of(choice: Choice, forecast: Forecast, budget: int) -> Plan:
 
 def _phases(choice: Choice, forecast: Forecast) -> Iterator[Phase]:
     """The phases of every stage in order."""
+    if choice.sequence is not None:
+        yield from forecast.in_turn(choice, choice.sequence)
+        return
     if choice.step.by_rows:
         yield from forecast.by_rows(choice)
         return

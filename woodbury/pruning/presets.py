@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from woodbury.argument_types import check_fields
 from woodbury.errors import WoodburyError, check_whole_number
@@ -28,6 +29,9 @@ class Effort:
         held_back: The fraction of the samples, in [0, 1), on which each stage chooses among
             `dampings`; 0 takes the first of them.
         refits: Gauss–Newton steps of the refit that follows each stage; 0 for no refit.
+        in_turn: Whether one layer is pruned after the other, by a `ShareSearch` without
+            gradients, stages or refit, where every tensor is that of an nn.Linear or nn.Conv2d and
+            all samples have room at once; the other fields count elsewhere.
 
     Raises:
         WoodburyError: If a field is out of its range; the sentence names it.
@@ -39,12 +43,15 @@ class Effort:
         0.66
     """
 
+    as_argument: ClassVar[str] = "an Effort such as woodbury.presets.quick"
+
     samples: int
     mc_samples: int
     keep_per_stage: float
     dampings: tuple[float, ...] = (3e-4,)
     held_back: float = 0.0
     refits: int = 1
+    in_turn: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,8 +75,8 @@ class Effort:
             check_damping(damping)
 
 
-quick = Effort(500, 1, 0.0)
-"""One stage: seconds on a small network."""
+quick = Effort(1000, 1, 0.0, in_turn=True)
+"""One layer after the other, or one stage: seconds on a small network."""
 
 
 standard = Effort(1000, 1, 0.66)
