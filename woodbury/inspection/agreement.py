@@ -104,6 +104,21 @@ def last_within_factor(
     return last
 
 
+def in_digits(number: float, form: str = ".2g") -> str:
+    """A number for a sentence, with a minus that is none of its hyphens.
+
+    Args:
+        number: Such as −0.0067.
+        form: Of `format`.
+
+    Example:
+        >>> in_digits(-0.0067), in_digits(1e-05)
+        ('−0.0067', '1e-05')
+    """
+    text = f"{number:{form}}"
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
 def in_percent(share: float) -> str:
     """A share for a sentence.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from woodbury.inspection.agreement import (
     NEGLIGIBLE_SHARE,
+    in_digits,
     in_percent,
     is_within_factor,
     last_within_factor,
@@ -141,7 +142,7 @@ class ForecastCalibration:
         )
         text = (
             f"{said}: the forecast held within a factor of two {first}; at "
-            f"{in_percent(wrong.sparsity)} it was {wrong.predicted:.2g} and the loss "
+            f"{in_percent(wrong.sparsity)} it was {in_digits(wrong.predicted)} and the loss "
             f"{moves(wrong.measured)}."
         )
         if (other or 0) > (own or 0):
