@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,11 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import gradient_rows, sampled
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.lowrank import LowRank
 from woodbury.inspection.choices import Choice, Chooser, mean_rows
 from woodbury.inspection.curvatures import estimate_curvatures
 from woodbury.inspection.sensitivity_report import Axis, Sensitivity, Trial
+from woodbury.inspection.settings_plans import rows_of
 from woodbury.inspection.settings_tried import sensitivity
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -115,6 +118,24 @@ def test_what_several_axes_ask_for_chooses_once(monkeypatch: pytest.MonkeyPatch)
     assert chosen[0] is curvatures.fishers["gauss_newton"]
     assert curvatures.fishers["empirical"] in chosen
     assert [done for what, done, _ in told if what == "settings"] == [*range(1, len(chosen) + 1)]
+
+
+def test_turned_rows_are_let_go_with_the_dampings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are as many numbers as a whole matrix of rows, and no other setting reads them."""
+    made: list[weakref.ref[Tensor]] = []
+    spectral = LowRank.spectral
+
+    def watched(self: LowRank) -> LowRank:
+        turned = spectral(self)
+        made.append(weakref.ref(rows_of(turned)))
+        return turned
+
+    monkeypatch.setattr(LowRank, "spectral", watched)
+    held: list[int] = []
+    with progress(lambda *_: held.append(sum(each() is not None for each in made))):
+        sensitivity(perceptron(COUNT), classes(30, 7), count=COUNT, damping=DAMPING)
+    assert max(held) == 1 and held[-1] == 0
+    assert held.count(1) <= 8, "while dampings are tried, and no longer"
 
 
 def test_means_of_rows_are_rows_of_means() -> None:
