@@ -185,7 +185,7 @@ def resnet20(bench: Any) -> Network:
         usual_rows=500,
         usual_block=128,
         kinds=("observed labels", "K-FAC", MAGNITUDE),
-        dampings=DAMPINGS[2:6],
+        dampings=DAMPINGS[1:6],
     )
 
 

@@ -179,7 +179,7 @@ GRIDS: dict[str, Sequence[Any]] = {
     "variances matched (ASR)": [MatchedVariances()],
     "layer after layer (ALPS)": [LayerAfterLayer(Admm(), even) for even in (True, False)],
     "weighted sum (MOONSHOT)": [
-        LayerAfterLayer(Admm(), even=True, share=0.9),
+        *(LayerAfterLayer(Admm(), even=True, share=share) for share in (0.9, 0.7, 0.5)),
         *(
             Moonshot(WeightedSum(share, damping), first_order=False)
             for share, damping in ((0.9, 1e-2), (0.5, 1e-2), (0.9, 1e-1))
