@@ -217,6 +217,26 @@ def test_more_gradients_help_or_not(others: list, says: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("by_blocks", "says"),
+    [(0.1, "will not help one matrix; blocks do."), (0.19, "more gradients will not help.")],
+)
+def test_rows_that_one_matrix_makes_nothing_of_may_serve_in_blocks(
+    by_blocks: float, says: str
+) -> None:
+    """As on a GPT: 12 and 100 rows of 800,000 weights are alike, and blocks far ahead of both."""
+    found = report(
+        rows=(trial("100", 1.0, 0.2), trial("12", 0.999, 0.2)),
+        block=(trial("whole", 1.0, 0.2), trial("32", 0.85, by_blocks)),
+    )
+    assert found.verdicts["rows"].endswith(says)
+
+
+def test_large_losses_have_their_digits() -> None:
+    found = report(block=(trial("whole", 1.0, 136.0), trial("32", 0.85, 8.6)))
+    assert "32 is best, with a loss 127 lower" in found.verdicts["block"]
+
+
+@pytest.mark.parametrize(
     ("apart", "says"), [(0.15, "will help"), (0.25, "the loss hardly: more gradients may not help")]
 )
 def test_what_two_halves_differ_by_is_no_reason_for_more_gradients(apart: float, says: str) -> None:

@@ -123,7 +123,7 @@ class ForecastCalibration:
             return ""
         sentences = [self._sentence(name) for name in self.points]
         negligible = NEGLIGIBLE_SHARE * abs(self.dense)
-        return " ".join([*sentences, f"Differences below {negligible:.2g} count as none."])
+        return " ".join([*sentences, f"Differences below {in_digits(negligible)} count as none."])
 
     def _sentence(self, name: str) -> str:
         points = self.points[name]
@@ -160,7 +160,7 @@ def moves(increase: float) -> str:
         >>> moves(0.25), moves(-0.02)
         ('rose by 0.25', 'fell by 0.02')
     """
-    return f"{'rose' if increase >= 0 else 'fell'} by {abs(increase):.2g}"
+    return f"{'rose' if increase >= 0 else 'fell'} by {in_digits(abs(increase))}"
 
 
 def _reach(up_to: float | None, points: Sequence[ForecastPoint]) -> str:
