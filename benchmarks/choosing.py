@@ -48,7 +48,7 @@ from woodbury.pruning.updates import zero
 from woodbury.reporting.files import versions
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-HELD_OUT, SEQUENCES = 2000, 128
+HELD_OUT, SEQUENCES = 2000, 64
 WIDTHS = (784, 2560, 2560, 512, 10)
 """Of `wide`: 9.9 million weights."""
 WHOLE = "whole"
@@ -185,7 +185,7 @@ def resnet20(bench: Any) -> Network:
         usual_rows=500,
         usual_block=128,
         kinds=("observed labels", "K-FAC", MAGNITUDE),
-        dampings=DAMPINGS[2:6],
+        dampings=DAMPINGS[1:6],
     )
 
 
@@ -203,11 +203,13 @@ def characters(bench: Any) -> Network:
         objective,
         judge=in_sequences(text.held_out, SEQUENCES, 0),
         test=in_sequences(text.test, SEQUENCES, 0),
-        sparsities=(0.5, 0.7),
-        rows=(60, 125, 250, 500),
+        sparsities=(0.5,),
+        rows=(60,),
         blocks=(32, 128, 512, None),
         usual_rows=250,
         usual_block=128,
+        kinds=("observed labels", "means of 4", "K-FAC", "diagonal", MAGNITUDE),
+        dampings=DAMPINGS[1:5],
     )
 
 
@@ -226,16 +228,18 @@ def wide(bench: Any) -> Network:
         space,
         (x, y),
         (x_test, y_test),
-        sparsities=(0.9, 0.98),
-        rows=(60, 125, 250),
-        blocks=(16, 32, 64, None),
+        sparsities=(0.9,),
+        rows=(60,),
+        blocks=(16, 32, 64),
         usual_rows=125,
         usual_block=32,
+        kinds=("observed labels", "diagonal", MAGNITUDE),  # K-FAC: minutes for a damping
+        dampings=DAMPINGS[1:5],
     )
 
 
 def trained_perceptron(x: Tensor, y: Tensor) -> nn.Module:
-    """`wide` after two epochs; it is kept in runs/. The images that judge are not trained on."""
+    """`wide` after one epoch; it is kept in runs/. The images that judge are not trained on."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(WIDTHS):
@@ -246,11 +250,10 @@ def trained_perceptron(x: Tensor, y: Tensor) -> nn.Module:
         return model.eval()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[HELD_OUT:]
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
-    for _ in range(2):
-        for part in order[torch.randperm(len(order))].split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
-            optimizer.step()
+    for part in order[torch.randperm(len(order))].split(128):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+        optimizer.step()
     keep_tensors(path, model.state_dict())
     return model.eval()
 

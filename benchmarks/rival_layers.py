@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from rival_sums import fisher_blocks, weighted
 from torch import Tensor, nn
 from ways import way
 
@@ -51,26 +52,29 @@ class Admm:
         """The weight.
 
         Args:
-            moments: S (i, i), of the inputs.
+            moments: S (i, i), of the inputs; (o, i, i) where each output has a matrix of its own.
             goal: (o, i), of the outputs to be reached with the inputs.
             weight: (o, i), from which it starts, and near which the ridge holds it.
             k: Weights kept.
         """
-        scale = moments.diagonal().clamp_min(1e-12 * moments.diagonal().max()).rsqrt()
-        curvature = scale[:, None] * moments * scale
-        curvature.diagonal().add_(self.ridge)
-        start = weight / scale
-        linear = goal * scale + self.ridge * start
+        matrices = moments.view(-1, *moments.shape[-2:])
+        diagonal = matrices.diagonal(dim1=1, dim2=2)
+        scale = diagonal.clamp_min(1e-12 * float(diagonal.max())).rsqrt()[:, None]
+        curvature = scale.mT * matrices * scale
+        curvature.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        rows = len(matrices), -1, weight.shape[1]  # of each matrix: all outputs, or one
+        start = weight.to(matrices).view(rows) / scale
+        linear = goal.to(matrices).view(rows) * scale + self.ridge * start
         keep = self._support(curvature, linear, start, k)
         solution = masked_conjugate_gradients(
-            curvature[None],
-            keep.to(curvature.dtype)[None],
-            linear[None],
-            lambda v: v / curvature.diagonal(),
+            curvature,
+            keep.to(curvature.dtype),
+            linear,
+            lambda v: v / curvature.diagonal(dim1=1, dim2=2)[:, None],
             1e-6,
             200,
         )
-        return solution.x[0] * scale
+        return (solution.x * scale).view(weight.shape)
 
     def _support(self, curvature: Tensor, linear: Tensor, start: Tensor, k: int) -> Tensor:
         values, vectors = torch.linalg.eigh(curvature)
@@ -79,7 +83,7 @@ class Admm:
         keep = sparse != 0
         for step in range(self.steps):
             wanted = linear + rho * sparse - dual
-            dense = ((wanted @ vectors) / (values + rho)) @ vectors.T
+            dense = ((wanted @ vectors) / (values[:, None] + rho)) @ vectors.mT
             free = dense + dual / rho
             kept = largest(free, k)
             sparse = torch.where(kept, free, 0)
@@ -105,17 +109,20 @@ class LayerAfterLayer:
     """ADMM for the support of each layer, in the order of the network  (ALPS, eq. 93).
 
     A layer reads what the layers pruned before it leave, and aims at its outputs in the dense
-    network.
+    network; with a share below 1 it minimises the increase of the loss by the Fisher's blocks of
+    its outputs too (MOONSHOT, eq. 94).
 
     Attributes:
         solver: Of one layer.
         even: Whether all layers reach the same sparsity; else that of the global magnitude mask.
         ratio: What a stage keeps at least; 0 for one stage.
+        share: a, of the outputs.
     """
 
     solver: Admm
     even: bool
     ratio: float = 0.0
+    share: float = 1.0
 
     @torch.no_grad()
     def __call__(self, objective: Objective, sparsity: float) -> Objective:
@@ -127,11 +134,18 @@ class LayerAfterLayer:
                 [shape.numel() for shape in space.shapes.values()]
             )
             counts = {name: int(own.sum()) for name, own in zip(space.shapes, kept, strict=True)}
-            self._stage(objective, model, counts)
+            fisher = fisher_blocks(objective) if self.share < 1 else {}
+            self._stage(objective, model, counts, fisher)
         weights = space.flatten(dict(model.named_parameters()))
         return objective.at(weights[weights != 0], space.restrict(weights != 0))
 
-    def _stage(self, dense: Objective, model: nn.Module, counts: Mapping[str, int]) -> None:
+    def _stage(
+        self,
+        dense: Objective,
+        model: nn.Module,
+        counts: Mapping[str, int],
+        fisher: Mapping[str, Tensor],
+    ) -> None:
         given = torch.cat([inputs for inputs, _ in dense.batches])
         own, goal = (stem(net, given) for net in (model, dense.model))
         pairs = zip(blocks_of(model), blocks_of(dense.model), strict=True)
@@ -144,6 +158,8 @@ class LayerAfterLayer:
                     if full in counts:
                         problem = equations(block, name, own, reached)
                         weight = layer.weight.flatten(1).double()
+                        if full in fisher:
+                            problem = weighted(*problem, fisher[full], weight, self.share)
                         found = self.solver(*problem, weight, counts[full])
                         layer.weight.copy_(found.view(layer.weight.shape))
                 own, goal = block(own), dense_block(goal)

@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rival_layers import BY_MAGNITUDE, Admm, LayerAfterLayer, MatchedVariances, blocks_of
+from rival_layers import (
+    BY_MAGNITUDE,
+    Admm,
+    LayerAfterLayer,
+    MatchedVariances,
+    blocks_of,
+)
+from rival_sums import fisher_blocks, scale_to
 from torch import Tensor, nn
 from ways import way
 
-from woodbury.estimation.gradients import gradient_chunks
 from woodbury.estimation.layer_problems import layer_problems
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
@@ -28,6 +34,7 @@ from woodbury.pruning.autoconfig import choose
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import obs
+from woodbury.pruning.scopes import global_, layerwise
 from woodbury.pruning.staged import run_stages
 from woodbury.pruning.updates import joint
 
@@ -68,26 +75,14 @@ class WeightedSum:
         shapes = objective.space.shapes
         space = ParameterSpace(shapes, channels=objective.space.channels)
         full = objective.at(objective.space.expand(objective.weights), space)
-        sums = {
-            name: torch.zeros(shape[0], shape[1:].numel(), shape[1:].numel())
-            for name, shape in shapes.items()
-        }
-        count = 0
-        for chunk in gradient_chunks(full, sum(len(target) for _, target in full.batches)):
-            parts = chunk.split([shape.numel() for shape in shapes.values()], dim=1)
-            for total, part in zip(sums.values(), parts, strict=True):
-                rows = part.view(len(part), *total.shape[:2]).transpose(0, 1)
-                total.baddbmm_(rows.mT, rows)
-            count += len(chunk)
+        sums = fisher_blocks(full)
+        count = sum(len(target) for _, target in full.batches)
         problems = layer_problems(full, full, list(shapes), count, 6144)
         diagonals = []
         for name, total in sums.items():
-            total.div_(count)
-            size = float(total.diagonal(dim1=1, dim2=2).mean())
             moments = problems[name].inputs[0]
-            total.mul_(1 - self.share).add_(
-                moments, alpha=self.share * size / float(moments.diagonal().mean())
-            )
+            of_outputs = self.share * scale_to(total, moments)
+            total.mul_(1 - self.share).add_(moments, alpha=of_outputs)
             diagonals.append(total.diagonal(dim1=1, dim2=2).flatten())
         damping = self.damping * float(torch.cat(diagonals).mean())
         fisher = BlockDiagonal(tuple(Dense(total, damping) for total in sums.values()))
@@ -103,15 +98,18 @@ class Moonshot:
         curvature: The weighted sum.
         first_order: Whether the gradient of the loss is followed.
         ratio: What a stage keeps at least; 0 for one stage.
+        even: Whether all layers reach the same sparsity.
     """
 
     curvature: WeightedSum
     first_order: bool = True
     ratio: float = 0.0
+    even: bool = False
 
     def __call__(self, objective: Objective, sparsity: float) -> Objective:
         path = way([0.5, sparsity], self.ratio) if self.ratio else [sparsity]
-        pruner = Pruner(self.curvature, obs, joint, first_order=self.first_order)
+        scope = layerwise if self.even else global_
+        pruner = Pruner(self.curvature, obs, joint, scope=scope, first_order=self.first_order)
         return run_stages(pruner, objective, path).objective
 
 
@@ -181,10 +179,12 @@ GRIDS: dict[str, Sequence[Any]] = {
     "variances matched (ASR)": [MatchedVariances()],
     "layer after layer (ALPS)": [LayerAfterLayer(Admm(), even) for even in (True, False)],
     "weighted sum (MOONSHOT)": [
+        *(LayerAfterLayer(Admm(), even=True, share=share) for share in (0.9, 0.7, 0.5)),
         *(
             Moonshot(WeightedSum(share, damping), first_order=False)
             for share, damping in ((0.9, 1e-2), (0.5, 1e-2), (0.9, 1e-1))
         ),
+        Moonshot(WeightedSum(0.9, 1e-1), first_order=False, even=True),
         *(Moonshot(WeightedSum(0.9, damping)) for damping in (1e-2, 1e-1)),
     ],
     "Adam to all blocks (Free Lunch)": [AdamToBlocks(lr) for lr in (1e-3, 3e-3)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,11 @@ from torch import Tensor
 from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import gradient_rows, sampled
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.lowrank import LowRank
 from woodbury.inspection.choices import Choice, Chooser, mean_rows
 from woodbury.inspection.curvatures import estimate_curvatures
 from woodbury.inspection.sensitivity_report import Axis, Sensitivity, Trial
+from woodbury.inspection.settings_plans import rows_of
 from woodbury.inspection.settings_tried import sensitivity
 from woodbury.model.likelihood import Likelihood, cross_entropy
 from woodbury.model.objective import Objective
@@ -117,6 +120,24 @@ def test_what_several_axes_ask_for_chooses_once(monkeypatch: pytest.MonkeyPatch)
     assert [done for what, done, _ in told if what == "settings"] == [*range(1, len(chosen) + 1)]
 
 
+def test_turned_rows_are_let_go_with_the_dampings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are as many numbers as a whole matrix of rows, and no other setting reads them."""
+    made: list[weakref.ref[Tensor]] = []
+    spectral = LowRank.spectral
+
+    def watched(self: LowRank) -> LowRank:
+        turned = spectral(self)
+        made.append(weakref.ref(rows_of(turned)))
+        return turned
+
+    monkeypatch.setattr(LowRank, "spectral", watched)
+    held: list[int] = []
+    with progress(lambda *_: held.append(sum(each() is not None for each in made))):
+        sensitivity(perceptron(COUNT), classes(30, 7), count=COUNT, damping=DAMPING)
+    assert max(held) == 1 and held[-1] == 0
+    assert held.count(1) <= 8, "while dampings are tried, and no longer"
+
+
 def test_means_of_rows_are_rows_of_means() -> None:
     objective = perceptron(COUNT)
     rows = gradient_rows(objective, 10, batch=4)
@@ -193,6 +214,26 @@ def test_more_gradients_help_or_not(others: list, says: str) -> None:
     first = trial("400", 1.0, 0.2)
     found = report(rows=(first, *(trial(*other) for other in others)))
     assert re.search(says, found.verdicts["rows"]), found.verdicts
+
+
+@pytest.mark.parametrize(
+    ("by_blocks", "says"),
+    [(0.1, "will not help one matrix; blocks do."), (0.19, "more gradients will not help.")],
+)
+def test_rows_that_one_matrix_makes_nothing_of_may_serve_in_blocks(
+    by_blocks: float, says: str
+) -> None:
+    """As on a GPT: 12 and 100 rows of 800,000 weights are alike, and blocks far ahead of both."""
+    found = report(
+        rows=(trial("100", 1.0, 0.2), trial("12", 0.999, 0.2)),
+        block=(trial("whole", 1.0, 0.2), trial("32", 0.85, by_blocks)),
+    )
+    assert found.verdicts["rows"].endswith(says)
+
+
+def test_large_losses_have_their_digits() -> None:
+    found = report(block=(trial("whole", 1.0, 136.0), trial("32", 0.85, 8.6)))
+    assert "32 is best, with a loss 127 lower" in found.verdicts["block"]
 
 
 @pytest.mark.parametrize(

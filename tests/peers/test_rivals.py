@@ -19,6 +19,7 @@ sys.path.append(str(BENCHMARKS))
 
 import rival_layers as layers  # noqa: E402
 import rival_methods as rivals  # noqa: E402
+import rival_sums as sums  # noqa: E402
 from snows import their_code  # noqa: E402
 
 
@@ -110,6 +111,45 @@ def test_layer_after_layer_keeps_the_count_and_comes_nearer_to_the_outputs(dense
     assert distance(pruned, dense) < 0.5 * distance(rivals.Removal()(dense, 0.6), dense)
     after = dense.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_admm_takes_a_matrix_for_each_output():
+    """Outputs and loss together: the minimum on the support, by a dense solver for each output."""
+    _, moments, weight = layer_problem(12, 5)
+    rows = torch.randn(40, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    fisher, share = torch.einsum("moi,moj->oij", rows, rows) / 40, 0.3
+    matrices, goal = sums.weighted(moments, weight @ moments, fisher, weight, share)
+    size = fisher.diagonal(dim1=1, dim2=2).mean() / moments.diagonal().mean()
+    torch.testing.assert_close(matrices, (1 - share) * fisher + share * size * moments)
+    found = layers.Admm(ridge=1e-12)(matrices, goal, weight, 25)
+    assert int((found != 0).sum()) == 25
+    for row, mask in enumerate(found != 0):
+        kept = torch.linalg.solve(matrices[row][mask][:, mask], goal[row, mask])
+        torch.testing.assert_close(found[row, mask], kept, rtol=1e-3, atol=1e-4)
+    change = torch.einsum("oi,oij,oj->", weight - found, matrices, weight - found)
+    least = torch.where(layers.largest(weight, 25), 0, weight)
+    assert change < torch.einsum("oi,oij,oj->", least, matrices, least)
+
+
+def test_the_fisher_of_outputs_is_that_of_the_rows(dense):
+    rows = woodbury.estimation.gradients.gradient_rows(dense, 40).double()
+    for part, own in zip(rows.split(144, dim=1), sums.fisher_blocks(dense).values(), strict=True):
+        of_rows = torch.einsum("moi,moj->oij", *(2 * [part.view(40, 4, 36)])) / 40
+        torch.testing.assert_close(own.double(), of_rows, rtol=1e-3, atol=1e-9)
+
+
+def test_layers_with_a_share_of_the_fisher_keep_the_count_and_move_otherwise(dense):
+    by_outputs = layers.LayerAfterLayer(layers.Admm(), even=True)(dense, 0.6)
+    pruned = layers.LayerAfterLayer(layers.Admm(), even=True, share=0.5)(dense, 0.6)
+    assert pruned.space.d == by_outputs.space.d
+    assert distance(pruned, dense) < distance(rivals.Removal()(dense, 0.6), dense)
+    nearly = layers.LayerAfterLayer(layers.Admm(), even=True, share=1 - 1e-6)(dense, 0.6)
+    torch.testing.assert_close(full(nearly), full(by_outputs), rtol=0.05, atol=0.02)
+    assert (full(pruned) - full(by_outputs)).norm() > 2 * (full(nearly) - full(by_outputs)).norm()
+
+
+def full(objective) -> torch.Tensor:
+    return objective.space.expand(objective.weights)
 
 
 def distance(objective, dense) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,33 @@ def test_the_page_has_every_section(found: Inspection) -> None:
     assert found.hessian is not None
     assert f"{found.hessian.matches['kfac_swapped'].cosine:.3f}" in page
     assert "Left out" not in page
+
+
+def test_negative_numbers_have_a_minus_and_names_have_room(found: Inspection) -> None:
+    """Also in sentences and in what a point says; a name that is cut tells nothing."""
+    assert found.hessian is not None
+    known = {
+        name: replace(match, cosine=-0.125, scale=-0.25)
+        for name, match in found.hessian.matches.items()
+    }
+    blocks = tuple(
+        replace(block, matches={name: replace(m, cosine=-0.5) for name, m in block.matches.items()})
+        for block in found.hessian.blocks
+    )
+    spectrum = replace(found.hessian.hessian, least=-4.5)
+    hessian = replace(found.hessian, hessian=spectrum, matches=known, blocks=blocks)
+    steps = tuple(
+        replace(step, measured=tuple(-value - 0.01 for value in step.measured))
+        for step in found.along
+    )
+    page = page_of(replace(found, hessian=hessian, along=steps))
+    shown = re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+    texts = re.findall(r">([^<]+)<", shown)
+    assert [text for text in texts if re.search(r"(?<![\w.])-\.?\d", text)] == []
+    for number in ("−0.125 ±", "−0.500", "−0.12", "−4.5", "× −0.25", "at 0.125: −"):
+        assert any(number in text for text in texts), number
+    labels = re.findall(r'<text x="100%"[^>]*>([^<]*)<', shown)
+    assert "K-FAC, swapped" in labels and not any("…" in label for label in labels)
 
 
 def test_an_interrupted_inspection_has_what_is_known(found: Inspection) -> None:

@@ -146,7 +146,8 @@ def test_bars_and_ranges_are_shares_of_one_axis() -> None:
 
 def test_numbers_of_a_column_have_the_same_decimals() -> None:
     assert aligned([0.0123, 12.5, None]) == ["0.012", "12.500", "–"]
-    assert aligned([1.0, 1e-9]) == ["1.000000", "0.000000"]
+    assert aligned([1.0, 1e-9]) == ["1.00", "0.00"]  # six decimals would not show it either
+    assert aligned([1.0, 1e-5]) == ["1.000000", "0.000010"]
     assert aligned([1e-9, -3e-7]) == ["1.00e-09", "−3.00e-07"]
     assert aligned([0.0, None]) == ["0", "–"] and aligned([float("nan"), 1.0]) == ["nan", "1.00"]
 

@@ -104,6 +104,23 @@ def last_within_factor(
     return last
 
 
+def in_digits(number: float, form: str = ".2g") -> str:
+    """A number for a sentence: its minus is no hyphen, and a large one has all its digits.
+
+    Args:
+        number: Such as −0.0067.
+        form: Of `format`.
+
+    Example:
+        >>> in_digits(-0.0067), in_digits(1e-05), in_digits(127.3)
+        ('−0.0067', '1e-05', '127')
+    """
+    text = f"{number:{form}}"
+    if "e+" in text:
+        text = f"{number:,.0f}"
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
 def in_percent(share: float) -> str:
     """A share for a sentence.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from woodbury.inspection.agreement import (
     NEGLIGIBLE_SHARE,
+    in_digits,
     in_percent,
     is_within_factor,
     last_within_factor,
@@ -122,7 +123,7 @@ class ForecastCalibration:
             return ""
         sentences = [self._sentence(name) for name in self.points]
         negligible = NEGLIGIBLE_SHARE * abs(self.dense)
-        return " ".join([*sentences, f"Differences below {negligible:.2g} count as none."])
+        return " ".join([*sentences, f"Differences below {in_digits(negligible)} count as none."])
 
     def _sentence(self, name: str) -> str:
         points = self.points[name]
@@ -141,7 +142,7 @@ class ForecastCalibration:
         )
         text = (
             f"{said}: the forecast held within a factor of two {first}; at "
-            f"{in_percent(wrong.sparsity)} it was {wrong.predicted:.2g} and the loss "
+            f"{in_percent(wrong.sparsity)} it was {in_digits(wrong.predicted)} and the loss "
             f"{moves(wrong.measured)}."
         )
         if (other or 0) > (own or 0):
@@ -159,7 +160,7 @@ def moves(increase: float) -> str:
         >>> moves(0.25), moves(-0.02)
         ('rose by 0.25', 'fell by 0.02')
     """
-    return f"{'rose' if increase >= 0 else 'fell'} by {abs(increase):.2g}"
+    return f"{'rose' if increase >= 0 else 'fell'} by {in_digits(abs(increase))}"
 
 
 def _reach(up_to: float | None, points: Sequence[ForecastPoint]) -> str:

@@ -12,7 +12,7 @@ from woodbury.argument_types import checks_types
 from woodbury.errors import check_whole_number
 from woodbury.estimation.hessian_products import held_hessian, hessian_block
 from woodbury.fisher.base import Fisher
-from woodbury.inspection.agreement import in_percent
+from woodbury.inspection.agreement import in_digits, in_percent
 from woodbury.inspection.curvatures import (
     WORDS,
     Curvatures,
@@ -85,23 +85,25 @@ class HessianComparison:
         best = self.nearest
         match = self.matches[best]
         text = (
-            f"{WORDS.get(best, best)} is nearest to the Hessian: cosine {match.cosine:.2f} ± "
-            f"{match.cosine_error:.2f}, and times {match.scale:.2g} it is off by "
-            f"{in_percent(match.error_scaled)}."
+            f"{WORDS.get(best, best)} is nearest to the Hessian: cosine "
+            f"{in_digits(match.cosine, '.2f')} ± {match.cosine_error:.2f}, and times "
+            f"{in_digits(match.scale)} it is off by {in_percent(match.error_scaled)}."
         )
         if "empirical" in self.matches and best != "empirical":
             other = self.matches["empirical"]
             text += (
-                f" The empirical Fisher has cosine {other.cosine:.2f} and is the Hessian only "
-                f"times {other.scale:.2g}."
+                f" The empirical Fisher has cosine {in_digits(other.cosine, '.2f')} and is the "
+                f"Hessian only times {in_digits(other.scale)}."
             )
         if "kfac_swapped" in self.matches and "kfac" in self.matches:
-            right, wrong = self.matches["kfac"].cosine, self.matches["kfac_swapped"].cosine
-            text += f" K-FAC has {right:.2f}, with its factors swapped {wrong:.2f}."
+            right, wrong = (
+                in_digits(self.matches[name].cosine, ".2f") for name in ("kfac", "kfac_swapped")
+            )
+            text += f" K-FAC has {right}, with its factors swapped {wrong}."
         if self.hessian.least < -0.1 * abs(self.hessian.top[0]):
             text += (
-                f" The Hessian's least eigenvalue is {self.hessian.least:.2g}: the network is far "
-                "from a minimum, where no Fisher is the Hessian."
+                f" The Hessian's least eigenvalue is {in_digits(self.hessian.least)}: the network "
+                "is far from a minimum, where no Fisher is the Hessian."
             )
         return text
 

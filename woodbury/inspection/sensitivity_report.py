@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from woodbury.inspection.agreement import NEGLIGIBLE_SHARE, in_percent
+from woodbury.inspection.agreement import NEGLIGIBLE_SHARE, in_digits, in_percent
 
 SAME_CHOICE = 0.99
 """The share of removed weights in common from which on two choices are the same."""
@@ -118,7 +118,7 @@ class Sensitivity:
         if self.damping < self.least_resolved_damping:
             text += (
                 f" The damping {self.damping:g} is below what float{_bits(self.dtype_resolution)} "
-                f"resolves beside the largest eigenvalue {self.largest_eigenvalue:.2g}: "
+                f"resolves beside the largest eigenvalue {in_digits(self.largest_eigenvalue)}: "
                 f"{self.least_resolved_damping:.1g} is the least that counts."
             )
         return text
@@ -132,17 +132,19 @@ class Sensitivity:
             and _difference(trial, reference) <= self._negligible
         ]
         if enough:
-            return (
+            text = (
                 f"From {enough[0].value} rows to {axis.reference} the choice of weights changes by "
-                "less than 1 % and the loss hardly: more gradients will not help."
+                "less than 1 % and the loss hardly: more gradients will not help"
             )
+            # One matrix may know too little of so many weights, whatever the rows are.
+            return f"{text} one matrix; blocks do." if self._blocks_help else f"{text}."
         last = axis.others[-1]
         moved = 1 - (last.shared or 0.0)
         share = _at_least_one_percent(moved)
         gained = _difference(last, reference)
         change = f"From {last.value} rows to {axis.reference} the choice changes by {share}"
         if gained > self._negligible:
-            return f"{change} and the loss falls by {gained:.2g}: more gradients will help."
+            return f"{change} and the loss falls by {in_digits(gained)}: more gradients will help."
         return f"{change}, and the loss hardly: more gradients may not help."
 
     def _of_samples(self, axis: Axis) -> str:
@@ -151,7 +153,8 @@ class Sensitivity:
         apart = abs(_difference(other, axis.trials[0]))
         return (
             f"Two halves of the samples choose {_at_least_one_percent(moved)} of the weights "
-            f"differently, and their losses differ by {apart:.2g}: smaller differences are noise."
+            f"differently, and their losses differ by {in_digits(apart)}: smaller differences are "
+            "noise."
         )
 
     def _of_other(self, axis: Axis) -> str:
@@ -166,8 +169,16 @@ class Sensitivity:
         gained = _difference(reference, best)
         if best is reference or gained <= self._negligible:
             return f"{choice}, and no value is much better than {axis.reference}."
-        return (
-            f"{choice}; {best.value} is best, with a loss {gained:.2g} lower than {axis.reference}."
+        lower = f"a loss {in_digits(gained)} lower than {axis.reference}"
+        return f"{choice}; {best.value} is best, with {lower}."
+
+    @property
+    def _blocks_help(self) -> bool:
+        """Whether blocks leave a loss that is much lower than that of the whole matrix."""
+        return any(
+            axis.best is not None and _difference(axis.trials[0], axis.best) > self._negligible
+            for axis in self.axes
+            if axis.name == "block"
         )
 
     @property

@@ -93,7 +93,8 @@ def sensitivity(
     kinds = kinds_known(objective, count, damping, curvatures, has_labels, seed)
     rows = KnownRows(objective, damping, kinds)
     plans = list(plans_of(rows, dampings, blocks, batches, seed))
-    made = _Made(chooser, Counter(each.fisher for plan in plans for each in plan.tries))
+    uses = Counter(each.fisher for plan in plans for each in plan.tries)
+    made = _Made(chooser, uses, len(uses))
     axes = []
     while plans:  # what an axis holds beside the rows is not held any longer than it takes
         axes.append(_axis(plans.pop(0), made))
@@ -115,28 +116,35 @@ class _Made:
 
     Attributes:
         chooser: Which makes them.
-        uses: How often each Fisher is asked for.
+        uses: How often each Fisher is still asked for. What is not any more is not held here: it
+            may hold rows of its own.
+        total: Fishers that choose.
         done: Fishers that have chosen.
         known: The choices of those that are asked for again.
     """
 
     chooser: Chooser
     uses: Counter[Callable[[], Fisher]]
+    total: int
     done: int = 0
     known: dict[Callable[[], Fisher], Choice | str] = field(default_factory=dict)
 
     def choice(self, trial: Try) -> Choice | str:
         """What a setting chooses, or why it is refused."""
+        self.uses[trial.fisher] -= 1
+        is_last = not self.uses[trial.fisher]
+        if is_last:
+            del self.uses[trial.fisher]
         if trial.fisher in self.known:
-            return self.known[trial.fisher]
+            return self.known.pop(trial.fisher) if is_last else self.known[trial.fisher]
         try:
             found: Choice | str = self.chooser.choice(trial.fisher())
         except WoodburyError as error:
             found = str(error)
-        if self.uses[trial.fisher] > 1:
+        if not is_last:
             self.known[trial.fisher] = found
         self.done += 1
-        report("settings", self.done, len(self.uses))
+        report("settings", self.done, self.total)
         return found
 
 

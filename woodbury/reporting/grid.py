@@ -233,13 +233,16 @@ def aligned(
         (['0.012', '−1.500', '–'], ['1.00e-09', '2.00e-05'])
         >>> aligned([2e-4], beside=[1e-7]), aligned([1e-7], beside=[2e-4])
         (['2.00e-04'], ['1.00e-07'])
+        >>> aligned([136.2, 96.6, 4e-9])  # what six decimals do not show asks for none
+        ['136', '97', '0']
     """
     both = [abs(value) for value in (*values, *beside) if value and math.isfinite(value)]
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if not sizes:
         return [MISSING if value is None else f"{value:g}" for value in values]
     decimals = digits - 1 - math.floor(math.log10(max(sizes)))
-    needed = max(decimals, 1 - math.floor(math.log10(min(sizes))), 0)
+    shown = [size for size in sizes if size >= 10.0 ** (1 - MOST_DECIMALS)] or sizes
+    needed = max(decimals, 1 - math.floor(math.log10(min(shown))), 0)
     is_lost = bool(beside) and min(both) < 10.0 ** (1 - MOST_DECIMALS) and max(both) < 0.01
     has_decimals = max(sizes) >= SMALL and not is_lost
     form = f".{min(needed, MOST_DECIMALS)}f" if has_decimals else f".{digits - 1}e"

@@ -12,7 +12,7 @@ from woodbury.inspection.matches import BlockMatch
 from woodbury.inspection.sensitivity_report import Axis as Setting
 from woodbury.reporting.axes import Axis, decades, linear, sparsities
 from woodbury.reporting.charts import Chart, Line, styles
-from woodbury.reporting.grid import percent
+from woodbury.reporting.grid import percent, with_minus
 from woodbury.reporting.plots import Value, points_of
 
 ROOM_ABOVE = 1.5
@@ -51,7 +51,7 @@ def along_step(found: LossAlong, *, scaled: bool) -> Chart:
         f"by local quadratic models{with_scale}. What is above the chart is drawn at its top."
     )
     title = f"Along {found.direction}{', scaled' if scaled else ''}"
-    return Chart(title, words, x, y, _lines(found.fractions, curves, x, y, "at {x:g}: {y:.3g}"))
+    return Chart(title, words, x, y, _lines(found.fractions, curves, x, y, "at {x:g}: {y}"))
 
 
 def spectra(block: BlockMatch) -> Chart | None:
@@ -80,7 +80,7 @@ def spectra(block: BlockMatch) -> Chart | None:
         f"Eigenvalues by {block.weights} weights of {block.tensor}, the largest first. Those "
         "that are not positive, or a millionth of the largest, are left out."
     )
-    lines = _lines(numbers, positive, x, y, "number {x:g}: {y:.3g}")
+    lines = _lines(numbers, positive, x, y, "number {x:g}: {y}")
     return Chart(f"Spectra by {block.tensor}", words, x, y, lines)
 
 
@@ -113,7 +113,7 @@ def losses_over(setting: Setting) -> Chart | None:
         f"{setting.name}."
     )
     title = f"Loss by the {setting.name}"
-    return Chart(title, words, x, y, _lines(places, curves, x, y, "{x:g}: {y:.3g}"))
+    return Chart(title, words, x, y, _lines(places, curves, x, y, "{x:g}: {y}"))
 
 
 def forecasts(name: str, points: Sequence[ForecastPoint]) -> Chart | None:
@@ -164,7 +164,7 @@ def _lines(
     lines = []
     for name, style in styles(list(curves)).items():
         values = (
-            Value(place, value, f"{name}, " + words.format(x=place, y=value))
+            Value(place, value, f"{name}, " + words.format(x=place, y=with_minus(f"{value:.3g}")))
             for place, value in zip(at, curves[name], strict=False)
         )
         lines.append(Line(name, style, points_of(values, x, y)))

@@ -10,7 +10,7 @@ from woodbury.inspection.findings import Inspection
 from woodbury.reporting import inspection_charts as charts
 from woodbury.reporting import inspection_tables as tables
 from woodbury.reporting.charts import Chart
-from woodbury.reporting.grid import Grid, percent
+from woodbury.reporting.grid import Grid, percent, with_minus
 from woodbury.reporting.page import Code, Figure, Page, Section, section
 from woodbury.reporting.pages import folded
 
@@ -83,11 +83,11 @@ def _figures(found: Inspection) -> Iterator[Figure]:
     """The numbers that come first."""
     if found.hessian is not None:
         best = found.hessian.nearest
-        match = found.hessian.matches[best]
-        yield Figure(f"{match.cosine:.2f}", "cosine to the Hessian", charts.in_words(best))
+        cosine = with_minus(f"{found.hessian.matches[best].cosine:.2f}")
+        yield Figure(cosine, "cosine to the Hessian", charts.in_words(best))
         if "empirical" in found.hessian.matches:
-            scale = found.hessian.matches["empirical"].scale
-            yield Figure(f"× {scale:.2g}", "from the empirical Fisher to the Hessian")
+            scale = with_minus(f"{found.hessian.matches['empirical'].scale:.2g}")
+            yield Figure(f"× {scale}", "from the empirical Fisher to the Hessian")
     if found.forecast is not None and found.forecast.points:
         name = next(iter(found.forecast.points))
         own = found.forecast.held_up_to(name)

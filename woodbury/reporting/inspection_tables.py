@@ -80,7 +80,7 @@ def matches(found: HessianComparison) -> Grid:
     known = [found.matches[name] for name in names]
     spectra = [found.spectra[name] for name in names]
     own = found.hessian
-    cosines = [f"{match.cosine:.3f} ± {match.cosine_error:.3f}" for match in known]
+    cosines = [with_minus(f"{match.cosine:.3f} ± {match.cosine_error:.3f}") for match in known]
     columns = [
         ["1", *cosines],
         [MISSING, *aligned([match.scale for match in known])],
@@ -120,7 +120,7 @@ def blocks(found: Sequence[BlockMatch]) -> Grid:
     names = list(found[0].matches)
     rows = []
     for block in found:
-        cosines = [f"{block.matches[name].cosine:.3f}" for name in names]
+        cosines = [with_minus(f"{block.matches[name].cosine:.3f}") for name in names]
         rows.append((block.tensor, f"{block.weights}", *cosines))
     return Grid(
         "Some weights of some tensors, exactly",
@@ -173,7 +173,7 @@ def _share(trial: Trial) -> str:
 
 def _correlation(trial: Trial) -> str:
     known = trial.rank_correlation
-    return MISSING if known is None else f"{known:.4f}"
+    return MISSING if known is None else with_minus(f"{known:.4f}")
 
 
 def forecasts(found: ForecastCalibration) -> Grid:

@@ -10,7 +10,7 @@ from woodbury.evaluation.results import Result, Summary, summary
 from woodbury.reporting import axes
 from woodbury.reporting.axes import Axis, decades, linear, percentages, sparsities
 from woodbury.reporting.charts import Chart, Line, Point, Rule, styles
-from woodbury.reporting.grid import percent, percent_with_error
+from woodbury.reporting.grid import percent, percent_with_error, with_minus
 from woodbury.reporting.records import EpochNumbers, GradualNumbers, StageNumbers
 
 BEFORE, AFTER = 1, 6
@@ -195,7 +195,11 @@ def _line(
 ) -> Line:
     """The increases of one kind, over the stages."""
     values = (
-        Value(stage.sparsity, increase, f"{name} at {percent(stage.sparsity, 1)}: {increase:.3g}")
+        Value(
+            stage.sparsity,
+            increase,
+            f"{name} at {percent(stage.sparsity, 1)}: {with_minus(f'{increase:.3g}')}",
+        )
         for stage, increase in zip(numbers, increases, strict=True)
     )
     return Line(name, style, points_of(values, x, y))
