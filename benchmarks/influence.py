@@ -19,6 +19,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from measured import bench_data, spread
@@ -95,7 +96,15 @@ def area_under_roc(scores: Tensor, positive: Tensor) -> float:
 
 
 def retrained(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.Namespace):
-    """Which samples each half holds (halves, n), and the test losses (halves, t)."""
+    """Which samples each half holds (halves, n), and the test losses (halves, t).
+
+    They are kept in a file of `--runs`, as nothing but the sizes decides them.
+    """
+    sizes = f"{len(y)}_{len(test[1])}_{args.halves}_{args.epochs}"
+    file = args.runs / f"influence_{sizes}.pt"
+    if file.exists():
+        return torch.load(file)
+    start = time.process_time()
     held = torch.zeros(args.halves, len(y), dtype=torch.float64)
     places = []
     for half in range(args.halves):
@@ -103,15 +112,17 @@ def retrained(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.
         places.append(order[: len(y) // 2])
         held[half, places[-1]] = 1
     models = trained(x, y, places, args.epochs, range(args.halves))
-    return held, torch.stack([losses(model, *test) for model in models])
+    measured = torch.stack([losses(model, *test) for model in models])
+    print(f"{args.halves} halves trained in {time.process_time() - start:.0f} s", flush=True)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    torch.save((held, measured), file)
+    return held, measured
 
 
 def datamodelling(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.Namespace):
     """The score of each network, and of the average of all so far; a line for each, as they come:
     a run that is ended early has said what it reached."""
-    start = time.process_time()
     held, measured = retrained(x, y, test, args)
-    print(f"{args.halves} halves trained in {time.process_time() - start:.0f} s", flush=True)
     kinds: dict[str, Callable[[Influence], Tensor]] = {
         "scores": lambda found: found.scores,
         "leave one out": lambda found: found.leave_one_out,
@@ -173,6 +184,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=10)
     parser.add_argument("--wrong", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args()
     x, y, x_test, y_test = bench_data(args.threads).mnist()
     generator = torch.Generator().manual_seed(0)

@@ -59,7 +59,20 @@ class InnerProducts:
         Raises:
             WoodburyError: If they overflow.
         """
-        matrix = gram_of(rows, dtype)
+        return cls.checked(gram_of(rows, dtype), curvature, dtype)
+
+    @classmethod
+    def checked(cls, matrix: Tensor, curvature: slice, dtype: torch.dtype) -> InnerProducts:
+        """Products that are known already.
+
+        Args:
+            matrix: (N, N) float64.
+            curvature: Which of the rows are J.
+            dtype: What they were taken in.
+
+        Raises:
+            WoodburyError: If they overflow.
+        """
         if not bool(torch.isfinite(matrix).all()):
             raise WoodburyError(
                 f"The squares of the gradients overflow {dtype_name(dtype)}: scale the loss down."
