@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import woodbury
 from woodbury import Laplace, Objective, WoodburyError, likelihoods
+from woodbury.applications.inverse_forms import FormsByDamping
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import gradient_rows
 from woodbury.fisher import BlockDiagonal, Dense, Diagonal, LowRank
@@ -189,3 +190,21 @@ def test_what_does_not_fit_is_said_in_one_sentence() -> None:
     layer = Objective.from_model(nn.Linear(60, 60), [(torch.randn(30, 60), torch.arange(30))])
     with pytest.raises(WoodburyError, match=r"Kronecker.* of 3600 weights is too large to draw"):
         Laplace(large, layer).sample(1)
+
+
+@pytest.mark.parametrize("kind", ["rows", "weighted rows", "diagonal"])
+def test_forms_of_several_dampings_are_those_of_the_dense_inverse(kind: str) -> None:
+    rows, weights = normal(9, 6, seed=5), torch.arange(1, 10).double()
+    curvature = rows.mT @ rows / 9
+    fisher, matrix = {
+        "rows": (LowRank(rows, 0.3), curvature),
+        "weighted rows": (LowRank(rows, 0.3, weights), rows.mT @ (weights[:, None] * rows) / 9),
+        "diagonal": (Diagonal(curvature.diagonal(), 0.3), curvature.diagonal().diag()),
+    }[kind]
+    vectors, dampings = normal(4, 2, 6, seed=6), (1e-6, 1e-2, 10.0)
+    eye = torch.eye(6, dtype=torch.float64)
+    for damping, form in zip(
+        dampings, FormsByDamping(fisher, dampings).between(vectors), strict=True
+    ):
+        expected = vectors @ torch.linalg.inv(matrix + damping * eye) @ vectors.mT
+        torch.testing.assert_close(form, expected, rtol=1e-8, atol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +22,14 @@ class Dual(NamedTuple):
 
     dtype: torch.dtype
     factor: Tensor
+
+
+class Spectrum(NamedTuple):
+    """What products with the rows are taken in, and S G Gᵀ S = V diag(e) Vᵀ  (eq. 6)."""
+
+    dtype: torch.dtype
+    values: Tensor
+    basis: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +73,75 @@ class InverseForms:
 
     @cached_property
     def _dual(self) -> Dual:
-        """By products in float64 where those in float32 would lose the smallest forms."""
         fisher = self.fisher
         assert isinstance(fisher, LowRank)
-        gram, dtype = fisher.gram, fisher.dtype
-        largest = float(torch.linalg.eigvalsh(gram)[-1])
-        if fisher.damping < LEAST_FLOAT32_SHARE * largest:
-            dtype = torch.float64
-            gram = ScaledRows(fisher.rows, fisher.weights, fisher.group).gram(dtype)
+        gram, dtype = resolving_gram(fisher, fisher.damping)
         return Dual(dtype, damped_cholesky(gram, fisher.damping))
+
+
+@dataclass(frozen=True, eq=False)
+class FormsByDamping:
+    """J F⁻¹ Jᵀ for some vectors J and several dampings of F, by one product with its rows.
+
+    Attributes:
+        fisher: F, any operator; its own damping does not matter.
+        dampings: λ of each result.
+
+    Example:
+        >>> fisher = LowRank(torch.tensor([[1.0, 0.0]]), damping=1.0)
+        >>> list(FormsByDamping(fisher, (1.0, 3.0)).between(torch.ones(1, 1, 2)))
+        [tensor([[[1.5000]]]), tensor([[[0.5833]]])]
+    """
+
+    fisher: Fisher
+    dampings: Sequence[float]
+
+    def between(self, vectors: Tensor) -> Iterator[Tensor]:
+        """J F⁻¹ Jᵀ of each group.
+
+        Args:
+            vectors: (b, k, d), k vectors in each group.
+
+        Returns:
+            (b, k, k) for each damping, symmetric.
+        """
+        fisher = self.fisher
+        if not isinstance(fisher, LowRank):
+            for damping in self.dampings:
+                yield InverseForms(fisher.with_damping(damping)).between(vectors)
+            return
+        dtype, values, basis = self._spectrum
+        b, k, d = vectors.shape
+        vectors = vectors.to(dtype)
+        scaled = ScaledRows(fisher.rows, fisher.weights, fisher.group)
+        seen = basis.mT @ scaled.times(vectors.reshape(-1, d).mT)  # (m, b·k)
+        along = seen.view(-1, b, k).permute(1, 2, 0)
+        own = (vectors @ vectors.mT).double()
+        for damping in self.dampings:
+            explained = along / (values + damping) @ along.mT
+            yield ((own - explained) / damping).to(fisher.dtype)
+
+    @cached_property
+    def _spectrum(self) -> Spectrum:
+        assert isinstance(self.fisher, LowRank)
+        gram, dtype = resolving_gram(self.fisher, min(self.dampings))
+        values, basis = torch.linalg.eigh(gram)
+        return Spectrum(dtype, values.clamp_min(0), basis)
+
+
+def resolving_gram(fisher: LowRank, damping: float) -> tuple[Tensor, torch.dtype]:
+    """S G Gᵀ S, by products in float64 where those in float32 would lose the smallest forms.
+
+    Args:
+        fisher: With the rows G and their weights S.
+        damping: λ that is added to it.
+
+    Returns:
+        (m, m) float64, and what products with the rows are to be taken in.
+    """
+    gram, dtype = fisher.gram, fisher.dtype
+    largest = float(torch.linalg.eigvalsh(gram)[-1])
+    if damping < LEAST_FLOAT32_SHARE * largest:
+        dtype = torch.float64
+        gram = ScaledRows(fisher.rows, fisher.weights, fisher.group).gram(dtype)
+    return gram, dtype
