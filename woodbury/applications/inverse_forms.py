@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from woodbury.applications.inner_products import LEAST_FLOAT32_SHARE
+from woodbury.applications.vector_groups import VectorGroups
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
 from woodbury.fisher.scaled_rows import ScaledRows
@@ -40,18 +41,19 @@ class InverseForms:
         fisher: F, any operator.
 
     Example:
+        >>> from woodbury.applications.vector_groups import DenseGroups
         >>> forms = InverseForms(LowRank(torch.tensor([[1.0, 0.0]]), damping=1.0))
-        >>> forms.between(torch.ones(1, 1, 2))
+        >>> forms.between(DenseGroups(torch.ones(1, 1, 2)))
         tensor([[[1.5000]]])
     """
 
     fisher: Fisher
 
-    def between(self, vectors: Tensor) -> Tensor:
+    def between(self, vectors: VectorGroups) -> Tensor:
         """J F⁻¹ Jᵀ of each group.
 
         Args:
-            vectors: (b, k, d), k vectors in each group.
+            vectors: b groups of k.
 
         Returns:
             (b, k, k), symmetric.
@@ -59,16 +61,15 @@ class InverseForms:
         fisher = self.fisher
         b, k, d = vectors.shape
         if not isinstance(fisher, LowRank):
-            solved = fisher.solve(vectors.reshape(-1, d).mT).mT.reshape(b, k, d)
-            form = vectors @ solved.mT
+            dense = vectors.dense()
+            solved = fisher.solve(dense.reshape(-1, d).mT).mT.reshape(b, k, d)
+            form = dense @ solved.mT
             return (form + form.mT) / 2
         dtype, factor = self._dual
-        vectors = vectors.to(dtype)
-        scaled = ScaledRows(fisher.rows, fisher.weights, fisher.group)
-        seen = scaled.times(vectors.reshape(-1, d).mT)  # (m, b·k)
+        seen = vectors.seen(ScaledRows(fisher.rows, fisher.weights, fisher.group), dtype)
         white = torch.linalg.solve_triangular(factor, seen, upper=False)
         white = white.view(-1, b, k).permute(1, 2, 0)
-        left = (vectors @ vectors.mT).double() - white @ white.mT
+        left = vectors.squares(dtype) - white @ white.mT
         return (left / fisher.damping).to(fisher.dtype)
 
     @cached_property
@@ -88,19 +89,20 @@ class FormsByDamping:
         dampings: λ of each result.
 
     Example:
+        >>> from woodbury.applications.vector_groups import DenseGroups
         >>> fisher = LowRank(torch.tensor([[1.0, 0.0]]), damping=1.0)
-        >>> list(FormsByDamping(fisher, (1.0, 3.0)).between(torch.ones(1, 1, 2)))
+        >>> list(FormsByDamping(fisher, (1.0, 3.0)).between(DenseGroups(torch.ones(1, 1, 2))))
         [tensor([[[1.5000]]]), tensor([[[0.5833]]])]
     """
 
     fisher: Fisher
     dampings: Sequence[float]
 
-    def between(self, vectors: Tensor) -> Iterator[Tensor]:
+    def between(self, vectors: VectorGroups) -> Iterator[Tensor]:
         """J F⁻¹ Jᵀ of each group.
 
         Args:
-            vectors: (b, k, d), k vectors in each group.
+            vectors: b groups of k.
 
         Returns:
             (b, k, k) for each damping, symmetric.
@@ -111,12 +113,11 @@ class FormsByDamping:
                 yield InverseForms(fisher.with_damping(damping)).between(vectors)
             return
         dtype, values, basis = self._spectrum
-        b, k, d = vectors.shape
-        vectors = vectors.to(dtype)
-        scaled = ScaledRows(fisher.rows, fisher.weights, fisher.group)
-        seen = basis.mT @ scaled.times(vectors.reshape(-1, d).mT)  # (m, b·k)
+        b, k, _ = vectors.shape
+        rows = ScaledRows(fisher.rows, fisher.weights, fisher.group)
+        seen = basis.mT @ vectors.seen(rows, dtype)  # (m, b·k)
         along = seen.view(-1, b, k).permute(1, 2, 0)
-        own = (vectors @ vectors.mT).double()
+        own = vectors.squares(dtype)
         for damping in self.dampings:
             explained = along / (values + damping) @ along.mT
             yield ((own - explained) / damping).to(fisher.dtype)
