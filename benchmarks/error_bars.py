@@ -29,6 +29,9 @@ from torch.nn.functional import cross_entropy
 import woodbury
 
 BINS = 15
+STRUCTURES = {"all": "kron", "last_layer": "full"}
+"""Of laplace-torch, by the weights that it takes."""
+
 Data = tuple[Tensor, Tensor]
 
 
@@ -77,7 +80,7 @@ def tempered(model: nn.Module, held_out: Data, inputs: Tensor) -> Tensor:
     return (model(inputs) / best).softmax(1)
 
 
-def rivals(model: nn.Module, train: Data, held_out: Data) -> Iterator[Rival]:
+def rivals(model: nn.Module, train: Data, held_out: Data, subsets: list[str]) -> Iterator[Rival]:
     """laplace-torch's posteriors, by the same two ways to choose the prior."""
     if importlib.util.find_spec("laplace") is None:
         print("laplace-torch is left out: it is not installed.")
@@ -88,7 +91,8 @@ def rivals(model: nn.Module, train: Data, held_out: Data) -> Iterator[Rival]:
     def loader(data: Data) -> DataLoader:
         return DataLoader(TensorDataset(*data), batch_size=50)
 
-    for weights, structure in (("all", "kron"), ("last_layer", "full")):
+    for weights in subsets:
+        structure = STRUCTURES[weights]
         for method in ("marglik", "gridsearch"):
             start = time.process_time()
             found = laplace.Laplace(
@@ -112,6 +116,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rivals", nargs="*", default=list(STRUCTURES), choices=STRUCTURES)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     x, y, x_test, y_test = bench_data(args.threads).mnist()
@@ -144,7 +149,7 @@ def main() -> None:
             result = (*measures(torch.cat(parts), y_test), seconds)
             found[name].append(result)
             print(seed, name, f"prior {posterior.prior_precision:.3g}", result, flush=True)
-        for rival in rivals(model, (x[own].flatten(1), y[own]), held):
+        for rival in rivals(model, (x[own].flatten(1), y[own]), held, args.rivals):
             start = time.process_time()
             with torch.no_grad():
                 parts = [rival.probabilities(part) for part in x_test.split(50)]
