@@ -4,7 +4,8 @@
 1. The linear datamodelling score: each network of `--halves` is trained on a random half of the
    samples with a seed of its own. For each test sample the sums of scores over the halves are
    ranked against the measured losses (Spearman), and the mean over test samples is reported, for
-   one network's scores and for the average of `--networks`.
+   one network's scores and for the average of `--networks`. The damping is `--share` times that
+   of cross-validation on the training samples.
 2. Mislabelled samples: a share of labels is replaced by another class, a network is trained on
    them, and self-influence tells them apart (area under the ROC curve, beside the loss alone).
 
@@ -19,6 +20,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from measured import bench_data, spread
@@ -95,7 +97,15 @@ def area_under_roc(scores: Tensor, positive: Tensor) -> float:
 
 
 def retrained(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.Namespace):
-    """Which samples each half holds (halves, n), and the test losses (halves, t)."""
+    """Which samples each half holds (halves, n), and the test losses (halves, t).
+
+    They are kept in a file of `--runs`, as nothing but the sizes decides them.
+    """
+    sizes = f"{len(y)}_{len(test[1])}_{args.halves}_{args.epochs}"
+    file = args.runs / f"influence_{sizes}.pt"
+    if file.exists():
+        return torch.load(file)
+    start = time.process_time()
     held = torch.zeros(args.halves, len(y), dtype=torch.float64)
     places = []
     for half in range(args.halves):
@@ -103,40 +113,54 @@ def retrained(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.
         places.append(order[: len(y) // 2])
         held[half, places[-1]] = 1
     models = trained(x, y, places, args.epochs, range(args.halves))
-    return held, torch.stack([losses(model, *test) for model in models])
+    measured = torch.stack([losses(model, *test) for model in models])
+    print(f"{args.halves} halves trained in {time.process_time() - start:.0f} s", flush=True)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    torch.save((held, measured), file)
+    return held, measured
+
+
+def averaged(several: list[Tensor]) -> dict[str, Tensor]:
+    """The mean of the networks' scores, and of these with the length 1 for each test sample: else
+    the networks that have a large loss there count most."""
+    units = [scores / scores.norm(dim=1, keepdim=True).clamp_min(1e-30) for scores in several]
+    return {"mean": torch.stack(several).mean(0), "mean of lengths 1": torch.stack(units).mean(0)}
 
 
 def datamodelling(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], args: argparse.Namespace):
     """The score of each network, and of the average of all so far; a line for each, as they come:
     a run that is ended early has said what it reached."""
-    start = time.process_time()
     held, measured = retrained(x, y, test, args)
-    print(f"{args.halves} halves trained in {time.process_time() - start:.0f} s", flush=True)
     kinds: dict[str, Callable[[Influence], Tensor]] = {
         "scores": lambda found: found.scores,
         "leave one out": lambda found: found.leave_one_out,
     }
-    columns = [f"{name}, {of}" for name in kinds for of in ("this one", "average")]
+    columns = [
+        f"{name}, {of}" for name in kinds for of in ("this one", *averaged([torch.ones(1, 1)]))
+    ]
     print(f"| networks | {' | '.join(columns)} | damping | s |")
     print("|---" * (len(columns) + 3) + "|", flush=True)
 
     def lds(scores: Tensor) -> float:
-        return float(spearman(scores.cpu() @ held.mT, -measured.mT.double()).mean())
+        return float(spearman(scores.cpu().double() @ held.mT, -measured.mT.double()).mean())
 
-    several: list[Influence] = []
-    alone = defaultdict(list)
+    found: defaultdict[str, list[Tensor]] = defaultdict(list)
+    alone: defaultdict[str, list[float]] = defaultdict(list)
     everything = [torch.arange(len(y))] * args.networks
-    for model in trained(x, y, everything, args.epochs, range(1000, 1000 + args.networks)):
+    models = trained(x, y, everything, args.epochs, range(1000, 1000 + args.networks))
+    for number, model in enumerate(models, 1):
         start = time.process_time()
-        several.append(influence(model, [(x, y)], [test]))
+        one = influence(model, [(x, y)], [test])
+        if args.share != 1:
+            one = influence(model, [(x, y)], [test], damping=args.share * one.damping)
         seconds = time.process_time() - start
-        mean = Influence.averaged(several)
         cells = []
         for name, read in kinds.items():
-            alone[name].append(lds(read(several[-1])))
-            cells += [f"{alone[name][-1]:.3f}", f"{lds(read(mean)):.3f}"]
-        damping = f"{several[-1].damping:.1e}"
-        print(f"| {len(several)} | {' | '.join(cells)} | {damping} | {seconds:.0f} |", flush=True)
+            found[name].append(read(one).float())
+            alone[name].append(lds(found[name][-1]))
+            means = averaged(found[name]).values()
+            cells += [f"{each:.3f}" for each in (alone[name][-1], *map(lds, means))]
+        print(f"| {number} | {' | '.join(cells)} | {one.damping:.1e} | {seconds:.0f} |", flush=True)
     for name, values in alone.items():
         print(f"{name}, one network: {spread(values, 3)} (n = {len(values)})")
 
@@ -171,8 +195,10 @@ def main() -> None:
     parser.add_argument("--halves", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--networks", type=int, default=10)
+    parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--wrong", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args()
     x, y, x_test, y_test = bench_data(args.threads).mnist()
     generator = torch.Generator().manual_seed(0)

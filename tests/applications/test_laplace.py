@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 import woodbury
 from woodbury import Laplace, Objective, WoodburyError, likelihoods
+from woodbury.applications.inverse_forms import FormsByDamping
+from woodbury.applications.linearised_outputs import linearised, outputs_at
+from woodbury.applications.vector_groups import DenseGroups, OuterGroups
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import gradient_rows
 from woodbury.fisher import BlockDiagonal, Dense, Diagonal, LowRank
+from woodbury.memory.row_store import stored_rows
 
 N, WIDTH, SCALE, PRECISION = 25, 4, 0.7, 2.5
 
@@ -189,3 +193,39 @@ def test_what_does_not_fit_is_said_in_one_sentence() -> None:
     layer = Objective.from_model(nn.Linear(60, 60), [(torch.randn(30, 60), torch.arange(30))])
     with pytest.raises(WoodburyError, match=r"Kronecker.* of 3600 weights is too large to draw"):
         Laplace(large, layer).sample(1)
+
+
+@pytest.mark.parametrize("kind", ["rows", "weighted rows", "diagonal"])
+def test_forms_of_several_dampings_are_those_of_the_dense_inverse(kind: str) -> None:
+    rows, weights = normal(9, 6, seed=5), torch.arange(1, 10).double()
+    curvature = rows.mT @ rows / 9
+    fisher, matrix = {
+        "rows": (LowRank(rows, 0.3), curvature),
+        "weighted rows": (LowRank(rows, 0.3, weights), rows.mT @ (weights[:, None] * rows) / 9),
+        "diagonal": (Diagonal(curvature.diagonal(), 0.3), curvature.diagonal().diag()),
+    }[kind]
+    vectors, dampings = normal(4, 2, 6, seed=6), (1e-6, 1e-2, 10.0)
+    eye = torch.eye(6, dtype=torch.float64)
+    for damping, form in zip(
+        dampings, FormsByDamping(fisher, dampings).between(DenseGroups(vectors)), strict=True
+    ):
+        expected = vectors @ torch.linalg.inv(matrix + damping * eye) @ vectors.mT
+        torch.testing.assert_close(form, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_predictions_by_outer_products_are_those_of_the_written_jacobian(on_disk: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    objective = Objective.from_model(model, [(normal(150, 4), torch.arange(150) % 3)])
+    rows = gradient_rows(objective, 150)
+    stored = stored_rows([rows], (150, 51), torch.float64, memory=1 if on_disk else "1MiB")
+    found = Laplace(LowRank(stored, 0.1), objective).predict(normal(5, 4, seed=1))
+    linear = linearised(objective, normal(5, 4, seed=1), torch.float64)
+    assert isinstance(linear.jacobian, OuterGroups)
+    jacobian = torch.func.jacrev(lambda w: outputs_at(objective, w, normal(5, 4, seed=1)))(
+        objective.weights
+    )
+    torch.testing.assert_close(linear.jacobian.dense(), jacobian)
+    inverse = torch.linalg.inv(rows.mT @ rows / 150 + 0.1 * torch.eye(51).double())
+    torch.testing.assert_close(found.covariance, jacobian @ inverse @ jacobian.mT / 150)

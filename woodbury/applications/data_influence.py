@@ -176,6 +176,6 @@ def influence(
         products = rows.products()
         if not isinstance(damping, float):
             damping = best_damping(search, products, rows.parts)
-        if products.needs_float64(damping):
+        if not rows.in_float64 and products.needs_float64(damping):
             products = rows.products(torch.float64)
         return Influence(*rows.scored(products, damping), damping)

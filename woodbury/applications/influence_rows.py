@@ -14,8 +14,10 @@ from torch.utils.data import RandomSampler
 from woodbury.applications.inner_products import InnerProducts
 from woodbury.applications.ridge_choice import Parts
 from woodbury.errors import WoodburyError
+from woodbury.estimation.factored_gradients import factored_rows
 from woodbury.estimation.ggn import gauss_newton_rows
 from woodbury.estimation.gradients import gradient_chunks
+from woodbury.linalg.factored_rows import FactoredRows
 from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import wide_dtype
 from woodbury.memory.budget import bytes_in_words, row_bytes
@@ -43,14 +45,16 @@ class InfluenceRows:
     """The rows of a search and of the scores, in one store.
 
     Attributes:
-        rows: (N, d).
+        rows: (N, d), the last of which is the weights; or N − 1 gradients as outer products.
+        weights: (d,).
         curvature: Where the rows of the curvature lie.
         per_sample: How many of them a training sample has.
         test: Where the gradients of the test samples lie.
         parts: Where the others lie.
     """
 
-    rows: Rows
+    rows: Rows | FactoredRows
+    weights: Tensor
     curvature: slice
     per_sample: int
     test: slice
@@ -104,14 +108,20 @@ class InfluenceRows:
         total = sum(count for _, _, count in kinds) + 1
         _check_room(total)
         weights = data["train"].weights
-        store = stored_rows(
-            _chunks(kinds, weights, total), (total, space.d), weights.dtype, device=weights.device
-        )
-        return cls._of(store, kinds, mc_samples)
+        rows = factored_rows([(objective, count) for _, objective, count in kinds])
+        if rows is None:
+            chunks = _chunks(kinds, weights, total)
+            shape = (total, space.d)
+            rows = stored_rows(chunks, shape, weights.dtype, device=weights.device)
+        return cls._of(rows, weights, kinds, mc_samples)
 
     @classmethod
     def _of(
-        cls, rows: Rows, kinds: list[tuple[str, Objective, int]], mc_samples: int | None
+        cls,
+        rows: Rows | FactoredRows,
+        weights: Tensor,
+        kinds: list[tuple[str, Objective, int]],
+        mc_samples: int | None,
     ) -> InfluenceRows:
         places: dict[str, slice] = {}
         start = 0
@@ -127,18 +137,24 @@ class InfluenceRows:
             slice(start, start + 1),
         )
         curvature = places.get("train curvature", places["train"])
-        return cls(rows, curvature, mc_samples or 1, places["test"], parts)
+        return cls(rows, weights, curvature, mc_samples or 1, places["test"], parts)
 
     def products(self, dtype: torch.dtype | None = None) -> InnerProducts:
         """The inner products of all rows.
 
         Args:
-            dtype: What they are taken in; None for that of the rows, float32 at least.
+            dtype: What they are taken in; None for that of the rows, float32 at least. Outer
+                products are taken in float64 always, which costs them little.
 
         Raises:
             WoodburyError: If they overflow, or no training or no test sample has a gradient.
         """
-        found = InnerProducts.of(self.rows, self.curvature, dtype or wide_dtype(self.rows.dtype))
+        if isinstance(self.rows, FactoredRows):
+            matrix = _with_weights(self.rows, self.weights)
+            found = InnerProducts.checked(matrix, self.curvature, torch.float64)
+        else:
+            dtype = dtype or wide_dtype(self.rows.dtype)
+            found = InnerProducts.of(self.rows, self.curvature, dtype)
         squares = found.matrix.diagonal()
         for part, name in ((self.parts.train, "train"), (self.test, "test")):
             if not bool(squares[part].any()):
@@ -152,6 +168,11 @@ class InfluenceRows:
                 "rows by labels (mc_samples=None)."
             )
         return found
+
+    @property
+    def in_float64(self) -> bool:
+        """Whether products are taken in float64 whatever is asked for."""
+        return isinstance(self.rows, FactoredRows) or self.rows.dtype == torch.float64
 
     def scored(self, products: InnerProducts, damping: float) -> Scored:
         """The scores from the inner products.
@@ -175,6 +196,15 @@ class InfluenceRows:
         eye = torch.eye(k, dtype=inner.dtype, device=inner.device)
         step = torch.linalg.solve(eye - inner, pull)[:, :, 0]
         return scores + torch.einsum("tnk,nk->tn", reach.view(-1, n, k), step)
+
+
+def _with_weights(rows: FactoredRows, weights: Tensor) -> Tensor:
+    """The Gram matrix (N, N) of gradients, and the weights as one row more."""
+    matrix = weights.new_empty(rows.m + 1, rows.m + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = rows.gram()
+    matrix[-1, :-1] = matrix[:-1, -1] = rows.times(weights)
+    matrix[-1, -1] = weights.double().square().sum()
+    return matrix
 
 
 def _chunks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
+from woodbury.linalg.cholesky import damped_cholesky
 from woodbury.linalg.gram import gram_of
 from woodbury.linalg.paged_rows import Rows
 from woodbury.linalg.precision import dtype_name
@@ -23,6 +24,14 @@ class Eigen(NamedTuple):
 
     values: Tensor
     vectors: Tensor
+
+
+class Basis(NamedTuple):
+    """V and w with V diag(w) Vᵀ = (J Jᵀ + m·damping·I)⁻¹; what is kept of it is under its name."""
+
+    vectors: Tensor
+    weights: Tensor
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +52,7 @@ class InnerProducts:
 
     matrix: Tensor
     curvature: slice
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, rows: Rows, curvature: slice, dtype: torch.dtype) -> InnerProducts:
@@ -59,7 +69,20 @@ class InnerProducts:
         Raises:
             WoodburyError: If they overflow.
         """
-        matrix = gram_of(rows, dtype)
+        return cls.checked(gram_of(rows, dtype), curvature, dtype)
+
+    @classmethod
+    def checked(cls, matrix: Tensor, curvature: slice, dtype: torch.dtype) -> InnerProducts:
+        """Products that are known already.
+
+        Args:
+            matrix: (N, N) float64.
+            curvature: Which of the rows are J.
+            dtype: What they were taken in.
+
+        Raises:
+            WoodburyError: If they overflow.
+        """
         if not bool(torch.isfinite(matrix).all()):
             raise WoodburyError(
                 f"The squares of the gradients overflow {dtype_name(dtype)}: scale the loss down."
@@ -81,15 +104,6 @@ class InnerProducts:
         values, vectors = torch.linalg.eigh(self.matrix[self.curvature, self.curvature])
         return Eigen(values.clamp_min(0), vectors)
 
-    @cached_property
-    def _projected(self) -> Tensor:
-        """(N, m): the products of all rows with J's, along the eigenvectors."""
-        return self.matrix[:, self.curvature] @ self.eigen.vectors
-
-    def _inverse(self, damping: float) -> Tensor:
-        """(m,): 1/(eigenvalue + m·damping)."""
-        return 1 / (self.eigen.values + self.m * damping)
-
     def solved(self, left: slice, right: slice, damping: float) -> Tensor:
         """X F⁻¹ Yᵀ; where Y is J, in the range form, in which nothing cancels.
 
@@ -101,17 +115,21 @@ class InnerProducts:
         Returns:
             (x, y) float64.
         """
-        scaled = self._projected[left] * self._inverse(damping)
+        basis = self._basis(damping)
+        scaled = self._projected(left, basis) * basis.weights
         if right == self.curvature:
-            return self.m * scaled @ self.eigen.vectors.mT
-        return (self.matrix[left, right] - scaled @ self._projected[right].mT) / damping
+            return self.m * scaled @ basis.vectors.mT
+        return (self.matrix[left, right] - scaled @ self._projected(right, basis).mT) / damping
 
     def solved_diagonal(self, rows: slice, damping: float) -> Tensor:
         """The diagonal of X F⁻¹ Xᵀ: (x,)."""
+        basis = self._basis(damping)
+        if rows == self.curvature and "eigen" in vars(self):
+            return self.m * (basis.vectors.square() @ (self.eigen.values * basis.weights))
         if rows == self.curvature:
-            shares = self.eigen.values * self._inverse(damping)
-            return self.m * (self.eigen.vectors.square() @ shares)
-        explained = self._projected[rows].square() @ self._inverse(damping)
+            free = self.m * damping * basis.vectors.square().sum(1)
+            return self.m * (1 - free).clamp_min(0)
+        explained = self._projected(rows, basis).square() @ basis.weights
         return (self.matrix.diagonal()[rows] - explained) / damping
 
     def solved_with_own(self, rows: slice, damping: float, k: int) -> Tensor:
@@ -125,7 +143,29 @@ class InnerProducts:
         Returns:
             (n, x, k) float64.
         """
+        if k == 1 and rows == self.curvature:
+            return self.solved_diagonal(rows, damping).view(-1, 1, 1)
         n = self.m // k
-        scaled = self._projected[rows] * self._inverse(damping)
-        own = self.eigen.vectors.view(n, k, self.m)
+        basis = self._basis(damping)
+        scaled = self._projected(rows, basis) * basis.weights
+        own = basis.vectors.view(n, k, self.m)
         return self.m * scaled.view(n, -1, self.m) @ own.mT
+
+    def _basis(self, damping: float) -> Basis:
+        """Of the eigenvectors where they are known, else of a Cholesky factor, which is faster."""
+        if "eigen" in vars(self):
+            values, vectors = self.eigen
+            return Basis(vectors, 1 / (values + self.m * damping), "eigen")
+        known = self._known
+        if (key := f"factor {damping}") not in known:
+            factor = damped_cholesky(self.matrix[self.curvature, self.curvature], self.m * damping)
+            eye = torch.eye(self.m, dtype=factor.dtype, device=factor.device)
+            known[key] = torch.linalg.solve_triangular(factor, eye, upper=False).mT
+        return Basis(known[key], torch.ones_like(known[key][0]), key)
+
+    def _projected(self, rows: slice, basis: Basis) -> Tensor:
+        """(x, m): the products of rows with J's, along the basis."""
+        key = f"{basis.name}, rows {rows.start} to {rows.stop}"
+        if key not in self._known:
+            self._known[key] = self.matrix[rows, self.curvature] @ basis.vectors
+        return self._known[key]

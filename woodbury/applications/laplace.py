@@ -13,7 +13,7 @@ from torch import Tensor
 
 from woodbury.applications.gaussian_draws import gaussian_draws
 from woodbury.applications.golden_section import largest_between
-from woodbury.applications.inverse_forms import InverseForms
+from woodbury.applications.inverse_forms import FormsByDamping, InverseForms
 from woodbury.applications.linearised_outputs import linearised, outputs_at
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
@@ -190,23 +190,22 @@ class Laplace:
         Raises:
             WoodburyError: If there are no samples, or no labels.
         """
-        fisher = self.fisher.spectral() if isinstance(self.fisher, LowRank) else self.fisher
-        start = self._with_fisher(fisher)
         steps = range(-HALF_DECADES, HALF_DECADES + 1)
-        priors = [self.prior_precision * 10 ** (step / 2) for step in steps]
-        under = [start.with_prior_precision(precision) for precision in priors]
-        losses = [0.0] * len(priors)
+        dampings = [self.fisher.damping * 10 ** (step / 2) for step in steps]
+        forms = FormsByDamping(self.fisher, dampings)
+        losses = [0.0] * len(dampings)
         samples = 0
         for inputs, target in Samples.of(held_out).in_batches(HELD_OUT_AT_ONCE):
             mean, jacobian = linearised(self.objective, inputs, self.fisher.dtype)
             samples += len(mean)
-            for index, each in enumerate(under):
-                logits = _moderated(mean, each._inverse.between(jacobian) / self.n)
+            for index, form in enumerate(forms.between(jacobian)):
+                logits = _moderated(mean, form / self.n)
                 loss = self.objective.likelihood.checked_loss(logits, target)
                 losses[index] += len(mean) * float(loss)
         if not samples:
             raise WoodburyError("held_out holds no samples: give at least one.")
-        return under[min(range(len(losses)), key=losses.__getitem__)]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        return self._with_fisher(self.fisher.with_damping(dampings[best]))
 
     @checks_types
     def sample(self, count: int, *, seed: int = 0) -> Tensor:

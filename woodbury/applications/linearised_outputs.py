@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from woodbury.applications.vector_groups import DenseGroups, OuterGroups, VectorGroups
+from woodbury.estimation.factored_gradients import factored_rows
 from woodbury.estimation.ggn import repeat_per_direction
 from woodbury.estimation.gradients import gradient_rows
 from woodbury.model.batches import Samples
@@ -21,11 +23,11 @@ class Linearised(NamedTuple):
 
     Attributes:
         outputs: (b, k).
-        jacobian: (b, k, d).
+        jacobian: Of b samples, k outputs and d weights.
     """
 
     outputs: Tensor
-    jacobian: Tensor
+    jacobian: VectorGroups
 
 
 def outputs_at(objective: Objective, weights: Tensor, inputs: Any) -> Tensor:
@@ -44,12 +46,14 @@ def outputs_at(objective: Objective, weights: Tensor, inputs: Any) -> Tensor:
 
 
 def linearised(objective: Objective, inputs: Any, dtype: torch.dtype) -> Linearised:
-    """The outputs of a batch and their Jacobian, by one gradient row for each output.
+    """The outputs of a batch and their Jacobian, by one gradient for each output.
+
+    Where the layers are linear, gradients are not written out  (eq. 81).
 
     Args:
         objective: The network at its weights.
         inputs: The batch's inputs.
-        dtype: Of the Jacobian.
+        dtype: Of the Jacobian where it is written out.
 
     Returns:
         Both, with all outputs of a sample in one dimension.
@@ -65,4 +69,8 @@ def linearised(objective: Objective, inputs: Any, dtype: torch.dtype) -> Lineari
         batches=Samples([repeat_per_direction(inputs, directions)], trusted=True),
         likelihood=Likelihood(objective.likelihood.directional),
     )
-    return Linearised(flat, gradient_rows(along, b * k).to(dtype).view(b, k, -1))
+    factored = factored_rows([(along, b * k)])
+    if factored is not None:
+        return Linearised(flat, OuterGroups(factored, k, dtype))
+    rows = gradient_rows(along, b * k).to(dtype)
+    return Linearised(flat, DenseGroups(rows.view(b, k, -1)))

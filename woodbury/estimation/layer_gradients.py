@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +49,51 @@ def hooked(objective: Objective, inputs: Any, target: Any) -> Tensor:
         tensor([[-1., -2.],
                 [-3., -4.]])
     """
+    layers = list(known_layers(objective.model, objective.space.shapes))
+    slopes = layer_slopes(objective, layers, inputs, target, objective.space.shapes)
+    rows = objective.weights.new_empty(samples_in(inputs), objective.space.d)
+    columns = _kept_columns(objective)
+    with torch.no_grad():
+        for name, (use, of_copies) in slopes.items():
+            _fill(rows, columns[name], use, of_copies)
+    return rows
+
+
+def layer_slopes(
+    objective: Objective,
+    layers: Iterable[tuple[str, MatrixLayer]],
+    inputs: Any,
+    target: Any,
+    needed: Iterable[str],
+) -> dict[str, LayerSlopes]:
+    """The inputs of layers, and the gradients of each sample by their outputs.
+
+    Args:
+        objective: The loss and the weights.
+        layers: Each under a name of its own.
+        inputs: The inputs of c samples, of which those in a row that are equal share a forward
+            pass.
+        target: Their labels.
+        needed: Names of layers that must be used.
+
+    Returns:
+        By name; of each layer that was used.
+
+    Raises:
+        WoodburyError: If a layer is used twice, or without the samples along dimension 0, or its
+            input is overwritten, or a needed one is not used.
+    """
     copies = _copies(inputs)
     distinct = _every(inputs, copies)
     size = samples_in(distinct)
-    uses: dict[str, _Use] = {}
+    uses: dict[str, LayerUse] = {}
     parameters = {name: tensor.detach() for name, tensor in objective.parameters.items()}
-    layers = list(known_layers(objective.model, objective.space.shapes))
     hooks = [(layer, _noting(uses, name, size)) for name, layer in layers]
-    slopes: list[tuple[Tensor, ...]] = []
+    slopes: list[tuple[Tensor | None, ...]] = []
     with torch.enable_grad():
         with _frozen(objective.model), forward_hooks(hooks):
             output = objective.forward(parameters, distinct)
-        _check_uses(objective, uses)
+        _check_uses(uses, needed)
         probes = [use.probe for use in uses.values()]
         for copy in range(copies):
             labels = _every(target, copies, copy)
@@ -70,16 +103,14 @@ def hooked(objective: Objective, inputs: Any, target: Any) -> Tensor:
             more = copy + 1 < copies
             slopes.append(torch.autograd.grad(loss, probes, retain_graph=more, allow_unused=True))
     by_layer = zip(uses.items(), zip(*slopes, strict=True), strict=True)
-    rows = objective.weights.new_empty(size * copies, objective.space.d)
-    columns = _kept_columns(objective)
-    with torch.no_grad():
-        for (name, use), of_copies in by_layer:
-            _fill(rows, columns[name], use, [_or_zero(slope, use) for slope in of_copies])
-    return rows
+    return {
+        name: LayerSlopes(use, [_or_zero(slope, use) for slope in of_copies])
+        for (name, use), of_copies in by_layer
+    }
 
 
 @dataclass(frozen=True)
-class _Use:
+class LayerUse:
     """One use of a layer.
 
     Attributes:
@@ -93,6 +124,19 @@ class _Use:
     given: Tensor
     version: int
     probe: Tensor
+
+
+class LayerSlopes(NamedTuple):
+    """A layer's input, and the gradients by its output.
+
+    Attributes:
+        use: The input of c/k samples.
+        slopes: k gradients by the layer's output, of the 1st, 2nd … of k samples that share an
+            input.
+    """
+
+    use: LayerUse
+    slopes: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -129,7 +173,7 @@ def _every(batch: Any, step: int, start: int = 0) -> Any:
     return tree_map(lambda leaf: leaf[start::step] if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def _noting(uses: dict[str, _Use], name: str, size: int) -> ForwardHook:
+def _noting(uses: dict[str, LayerUse], name: str, size: int) -> ForwardHook:
     def note(
         layer: MatrixLayer, positional: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
     ) -> Tensor:
@@ -143,7 +187,7 @@ def _noting(uses: dict[str, _Use], name: str, size: int) -> ForwardHook:
         zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         probe = zero.expand_as(output)
         kept = given.detach().to(output.dtype)  # autocast multiplies in another precision
-        uses[name] = _Use(layer, kept, kept._version, probe)
+        uses[name] = LayerUse(layer, kept, kept._version, probe)
         return output + probe
 
     return note
@@ -164,8 +208,8 @@ class _frozen:
             parameter.requires_grad_(True)
 
 
-def _check_uses(objective: Objective, uses: dict[str, _Use]) -> None:
-    for name in objective.space.shapes:
+def _check_uses(uses: Mapping[str, LayerUse], needed: Iterable[str]) -> None:
+    for name in needed:
         if name not in uses or uses[name].given._version != uses[name].version:
             raise WoodburyError(
                 f"{name!r} is not the weight of a Linear or an ungrouped Conv2d whose input is "
@@ -173,7 +217,7 @@ def _check_uses(objective: Objective, uses: dict[str, _Use]) -> None:
             )
 
 
-def _or_zero(slope: Tensor | None, use: _Use) -> Tensor:
+def _or_zero(slope: Tensor | None, use: LayerUse) -> Tensor:
     return torch.zeros_like(use.probe) if slope is None else slope
 
 
@@ -191,7 +235,7 @@ def _kept_columns(objective: Objective) -> dict[str, _Columns]:
     return columns
 
 
-def _fill(rows: Tensor, columns: _Columns, use: _Use, slopes: list[Tensor]) -> None:
+def _fill(rows: Tensor, columns: _Columns, use: LayerUse, slopes: list[Tensor]) -> None:
     """The gradients of one tensor, Σ_t g_t a_tᵀ over the positions t, into their columns."""
     layer, copies = use.layer, len(slopes)
     by_copy = torch.stack([by_position(layer, slope) for slope in slopes], 2)  # (b, T, k, o)
