@@ -53,6 +53,7 @@ class Budget:
             that it is coupled with; None without a max layer sparsity.
         divisors: (g,) float64, what scores are divided by before they compete; None for nothing, as
             between equal units.
+        sizes: How many units each tensor has, where `layers` does not say.
     """
 
     d: int
@@ -63,6 +64,13 @@ class Budget:
     layers: Tensor | None
     layer_limits: Tensor | None = None
     divisors: Tensor | None = None
+    sizes: tuple[int, ...] = ()
+
+    def tensors(self) -> Tensor:
+        """The tensor of each unit, (g,) whole numbers."""
+        if self.layers is not None:
+            return self.layers
+        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
 
     def cheapest(self, scores: Tensor) -> Tensor:
         """The units to remove by their scores  (eq. 18, 51).
@@ -133,6 +141,7 @@ class Budget:
             layers=None if self.layers is None else self.layers[left],
             layer_limits=limits,
             divisors=None if self.divisors is None else self.divisors[left],
+            sizes=_counted(left, self.sizes),
         )
 
     def first_step_of(self, steps: int) -> Budget:
@@ -262,6 +271,7 @@ def budget_of(
         layers=layers if limits is None else limits.layers,
         layer_limits=None if limits is None else limits.costs,
         divisors=None if equal else divisors,
+        sizes=space.kept_sizes if layers is None else (),
     )
     check_enough(budget.pool_budgets, _most_removable(budget), costs)
     return budget
@@ -338,6 +348,11 @@ def _lowest(scores: Tensor, cost: float, budget: Tensor) -> Tensor:
     # Equal scores in the order of their index.
     equal = (scores == threshold).nonzero()[:, 0][: count - int(remove.count_nonzero())]
     return remove.index_fill_(0, equal, True)
+
+
+def _counted(left: Tensor, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """How many of each of some parts are left."""
+    return tuple(int(part.count_nonzero()) for part in left.split(sizes)) if sizes else ()
 
 
 def _tensor_index(space: ParameterSpace) -> Tensor:

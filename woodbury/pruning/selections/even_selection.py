@@ -41,8 +41,9 @@ def evenly(quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
     """
     scores = unit_scores(quadratic, budget, saliency)
     ranks = torch.full((len(scores),), torch.nan, dtype=torch.float64)
-    for layer in budget.layers.unique().tolist():
-        own = (budget.layers == layer).nonzero()[:, 0]
+    tensors = budget.tensors()
+    for tensor in tensors.unique().tolist():
+        own = (tensors == tensor).nonzero()[:, 0]
         order = own[scores[own].argsort(stable=True)]
         ranks[order] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
     ranks[~torch.isfinite(scores)] = torch.nan  # which `cheapest` refuses
