@@ -2,12 +2,12 @@
 characters ...] [--rows NAME ...] [--sparsities S ...] [--seeds 3] [--out FILE.json]
 
 `effort=quick`, one layer after the other, beside one stage of rows with a refit, which quick was
-before. Each cell is one run from the dense network in a process of its own: accuracy on the test
-set (of `characters` nats a token of the test text), seconds of the processor, and the most memory
-that the process took beyond what it held before. The seed draws the calibration set of 1,000
-samples (of `characters` 256 sequences). Finished cells are kept in FILE.json. Needs ../shared/bench
-(all but digits and characters), scikit-learn (digits), and the network of
-benchmarks/language_models.py (characters).
+before, and beside itself with two steps of a refit after it. Each cell is one run from the dense
+network in a process of its own: accuracy on the test set (of `characters` nats a token of the test
+text), seconds of the processor, and the most memory that the process took beyond what it held
+before. The seed draws the calibration set of 1,000 samples (of `characters` 256 sequences).
+Finished cells are kept in FILE.json. Needs ../shared/bench (all but digits and characters),
+scikit-learn (digits), and the network of benchmarks/language_models.py (characters).
 """
 
 from __future__ import annotations
@@ -36,10 +36,16 @@ from woodbury.evaluation.metrics import accuracy
 from woodbury.evaluation.resources import measured
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
+from woodbury.pruning import Reconstruction, Refit, ShareSearch, WithRefit
 from woodbury.pruning.presets import Effort, quick
 from woodbury.reporting.files import versions
 
-ROWS = {"quick": quick, "one stage of rows, 500 samples": Effort(500, 1, 0.0)}
+REFITTED = "then two steps of a refit"
+ROWS = {
+    "quick": quick,
+    "one stage of rows, 500 samples": Effort(500, 1, 0.0),
+    REFITTED: Refit(steps=2, mc_samples=2, reconstruction=Reconstruction()),
+}
 COUNT = 1000
 
 
@@ -157,20 +163,28 @@ def cell(name: str, row: str, sparsity: float, seed: int) -> dict[str, Any]:
     model, sample, judge, options = NETWORKS[name].problem(name)
     batches = sample(seed)
     before, begun = resident(), time.process_time()
-    pruned, cost = measured(
-        lambda: woodbury.prune(model, batches, sparsity, effort=ROWS[row], **options)
-    )
+    way = ROWS[row]
+    chosen: dict[str, Any] = {"effort": way}
+    if isinstance(way, Refit):
+        space = woodbury.ParameterSpace.for_pruning(model, options.get("include"))
+        likelihood = options.get("likelihood", woodbury.cross_entropy)
+        dense = Objective.from_model(model, batches, likelihood, space)
+        chosen = {"pruner": WithRefit.around(ShareSearch(), dense, way)}
+    pruned, cost = measured(lambda: woodbury.prune(model, batches, sparsity, **chosen, **options))
     spent = time.process_time() - begun
-    assert pruned.plan is not None
-    return {
+    result = {
         "value": judge(pruned.objective),
         "sparsity": pruned.sparsity,
         "CPU seconds": spent,
-        "planned seconds": pruned.plan.seconds,
         "MB": cost.memory - before,
-        "planned MB": pruned.plan.held_bytes / 2**20,
-        "structure": pruned.plan.structure,
     }
+    if pruned.plan is not None:
+        result |= {
+            "planned seconds": pruned.plan.seconds,
+            "planned MB": pruned.plan.held_bytes / 2**20,
+            "structure": pruned.plan.structure,
+        }
+    return result
 
 
 def show(name: str, cells: Mapping[str, Any], console: Console) -> None:
