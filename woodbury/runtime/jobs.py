@@ -74,21 +74,25 @@ def job(
     room = (min(packed.block, packed.inner) + packed.outer) * packed.vectors * kernels.WIDTH
     activations = {None: 0, RELU: kernels.RELU, RELU6: kernels.RELU6, GELU: kernels.GELU}
     numbers = [
-        *(0, 0, len(parts), 4 * room),
-        *(0, 0),
+        0,  # the next part
+        0,  # the next thread
+        len(parts),
+        4 * room,
+        0,  # the source,
+        0,  # and the target of a call
         packed.values.ctypes.data,
         packed.places.ctypes.data,
         packed.starts.ctypes.data,
         packed.order.ctypes.data,
         packed.begin.ctypes.data,
         0 if sources is None else sources.ctypes.data,
-        0,
+        0,  # the scratch of a call
         packed.inner,
         packed.outer,
         packed.block,
         packed.vectors,
         *geometry[:-1],
-        *(0, 0, 0, 0),
+        *(0, 0, 0, 0),  # of each part, below
         activations[geometry.activation],
         *(number for part in parts for number in part),
     ]
