@@ -158,3 +158,13 @@ def test_no_flipped_bit_of_the_values_passes(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(WoodburyError, match="is damaged"):
             read_checkpoint(path)
+
+
+def test_a_damaged_name_in_a_checkpoint_breaks_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data\n_re3.pkl", b"0123456789" * 10)
+    path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123456780"))
+    with pytest.raises(WoodburyError, match="is damaged") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import resource
@@ -219,5 +220,34 @@ def test_a_state_that_cannot_be_written_leaves_the_last(
         with monkeypatch.context() as patch, pytest.raises(WoodburyError, match="disk full"):
             patch.setattr(os, "fsync", fail)
             folder.save(state(2))
+    with run_folder(tmp_path / "run", resume=True) as folder:
+        assert folder.saved is not None and folder.saved["step"] == 1
+
+
+class Interrupted(io.BytesIO):
+    """A file in whose write a signal comes."""
+
+    def write(self, data: Any) -> int:
+        raise KeyboardInterrupt
+
+
+def test_a_signal_in_a_write_leaves_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Any] = []
+    save = torch.save
+
+    def noted(content: Any, place: Any) -> None:
+        places.append(place)
+        save(content, place)
+
+    with run_folder(tmp_path / "run") as folder:
+        folder.save(state(1))
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(torch, "save", noted)
+            patched.setattr(Path, "open", lambda *_: Interrupted())
+            folder.save(state(2))
+    # torch's writer ends the process if the file is closed before it has ended.
+    assert len(places) == 1 and not isinstance(places[0], Interrupted)
     with run_folder(tmp_path / "run", resume=True) as folder:
         assert folder.saved is not None and folder.saved["step"] == 1

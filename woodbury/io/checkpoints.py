@@ -222,7 +222,8 @@ def check_zip(path: str | os.PathLike) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
         damaged = str(error)
     if damaged:
-        raise WoodburyError(f"{path} is damaged ({damaged}): copy or write it again.")
+        shown = "".join(letter if letter.isprintable() else "?" for letter in damaged)
+        raise WoodburyError(f"{path} is damaged ({shown}): copy or write it again.")
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from woodbury.errors import user_code
-from woodbury.io.folders import WRITABLE, write_atomically
+from woodbury.io.folders import WRITABLE, torch_bytes, write_atomically
 from woodbury.io.sparse_files import check_storable
 
 
@@ -29,7 +28,7 @@ def save_safetensors(path: str | os.PathLike, state_dict: Mapping[str, Tensor]) 
         WrongType: For an entry that is no tensor, or a dtype that safetensors does not have.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from safetensors.torch import load_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_safetensors(f"{folder}/model.safetensors", {"bias": torch.ones(2)})
@@ -57,7 +56,7 @@ def save_torch(path: str | os.PathLike, state_dict: Mapping[str, Any]) -> None:
         WoodburyError: For a place that cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_torch(f"{folder}/model.pt", {"bias": torch.ones(2)})
         ...     torch.load(f"{folder}/model.pt", weights_only=True)
@@ -65,8 +64,7 @@ def save_torch(path: str | os.PathLike, state_dict: Mapping[str, Any]) -> None:
     """
 
     def write(partial: Path) -> None:
-        # torch has errors of its own for a full disk.
-        with user_code(f"{path} cannot be written: {WRITABLE}."), partial.open("wb") as file:
-            torch.save(state_dict, file)
+        with user_code(f"{path} cannot be written: {WRITABLE}."):
+            partial.write_bytes(torch_bytes(state_dict))
 
     write_atomically(Path(path), write)

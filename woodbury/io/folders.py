@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 
 from woodbury.errors import WoodburyError
@@ -298,3 +300,25 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def torch_bytes(content: Any) -> memoryview:
+    """What `torch.save` writes, in memory.
+
+    A signal that ends a write to a file would leave torch's writer in the middle of it, which then
+    ends the whole process; nothing ends one to memory.
+
+    Args:
+        content: What `torch.save` takes.
+
+    Returns:
+        The bytes.
+
+    Example:
+        >>> import io, torch
+        >>> torch.load(io.BytesIO(torch_bytes({"a": 1})), weights_only=True)
+        {'a': 1}
+    """
+    written = io.BytesIO()
+    torch.save(content, written)
+    return written.getbuffer()

@@ -22,6 +22,7 @@ from woodbury.io.folders import (
     claimed,
     new_folders,
     resolve_output,
+    torch_bytes,
     unwritable_explained,
 )
 from woodbury.io.locks import LOCK_FILE
@@ -63,8 +64,8 @@ class RunFolder:
         partial = self.path / PARTIAL_STATE
         try:
             with user_code(f"The output folder {self.path} cannot be written: {WRITABLE}."):
-                with partial.open("wb") as file:  # torch has errors of its own for a full disk
-                    torch.save(content, file)
+                with partial.open("wb") as file:
+                    file.write(torch_bytes(content))
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(self.path / STATE_FILE)
