@@ -242,3 +242,9 @@ def test_a_search_without_directions_or_with_few_samples_goes_by_the_outputs() -
 def test_a_search_out_of_range(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WoodburyError, match=sentence):
         ShareSearch(**options)
+
+
+def test_a_search_of_shares_on_no_objective_is_a_sentence() -> None:
+    wrong: Any = torch.ones(3)
+    with pytest.raises(WoodburyError, match="objective is a Tensor"):
+        ShareSearch().chosen(wrong, 0.5)

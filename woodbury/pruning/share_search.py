@@ -100,6 +100,7 @@ class ShareSearch:
         shares = self.chosen(objective, sparsity)
         return replace(self.sequence, shares=shares)(objective, sparsity, carried)
 
+    @checks_types
     def chosen(self, objective: Objective, sparsity: Targets) -> Pruner:
         """The first candidate, or one that leaves the outputs clearly nearer to the dense ones.
 
