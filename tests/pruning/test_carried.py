@@ -17,7 +17,6 @@ from woodbury.estimation.recipes import Estimate, gauss_newton, mfac
 from woodbury.fisher.base import Fisher
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
-from woodbury.pruning.autoconfig import EveryNthRow
 from woodbury.pruning.damping_search import DampingSearch
 from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.pruner import Pruner
@@ -25,6 +24,7 @@ from woodbury.pruning.refit.layer_goal import Reconstruction
 from woodbury.pruning.refit.output_fit import Refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.staged import run_stages, stages
+from woodbury.pruning.step_choice import EveryNthRow
 
 FISHER = mfac(40, 1e-2, block=5)
 REFIT = Refit(mc_samples=2, damping=1e-2, reconstruction=Reconstruction())

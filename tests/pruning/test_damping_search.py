@@ -26,7 +26,7 @@ from woodbury.pruning.saliencies import magnitude, obs, woodtaylor
 from woodbury.pruning.staged import inner_stages, run_stages, stages
 from woodbury.pruning.updates import joint, zero
 
-ONE_STAGE = replace(quick, in_turn=False)
+ONE_STAGE, SEVERAL = (replace(effort, in_turn=None) for effort in (quick, standard))
 
 
 def data(seed: int = 0, samples: int = 60) -> list[Batch]:
@@ -144,7 +144,7 @@ def test_impossible_inner_stages_are_refused_at_once(
         inner_stages(pruner, pruner.quadratic(objective), objective, levels)
 
 
-@pytest.mark.parametrize("effort", [ONE_STAGE, standard, thorough])
+@pytest.mark.parametrize("effort", [ONE_STAGE, SEVERAL, thorough])
 @pytest.mark.parametrize("likelihood", [cross_entropy, Likelihood(cross_entropy.loss)])
 def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) -> None:
     model = network(15)
@@ -153,7 +153,7 @@ def test_an_effort_reports_its_settings(effort: Effort, likelihood: Likelihood) 
     assert (
         pruned.settings["stages"]
         == len(pruned.steps)
-        == {ONE_STAGE: 1, standard: 3, thorough: 6}[effort]
+        == {ONE_STAGE: 1, SEVERAL: 3, thorough: 6}[effort]
     )
     assert ("Gauss–Newton" in str(pruned.settings["rows"])) == (likelihood is cross_entropy)
     assert pruned.settings["structure"] == "whole matrix"

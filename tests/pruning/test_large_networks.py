@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 import woodbury
 from woodbury import Pruner, WoodburyError
-from woodbury.pruning.autoconfig import BY_ROWS
 from woodbury.pruning.saliencies import magnitude
+from woodbury.pruning.step_choice import BY_ROWS
 from woodbury.pruning.updates import zero
 
 SAMPLES = 300
-ONE_STAGE = replace(woodbury.presets.quick, in_turn=False)
+ONE_STAGE = replace(woodbury.presets.quick, in_turn=None)
+IN_STAGES = replace(woodbury.presets.standard, in_turn=None)
 
 
 def data() -> list[tuple[Tensor, Tensor]]:
@@ -53,7 +54,7 @@ def test_it_is_far_ahead_of_magnitude_without_a_row_in_memory(
 ) -> None:
     ours, theirs = copy.deepcopy(trained), copy.deepcopy(trained)
     limited(memory=4 * 3024 * (SAMPLES - 1))  # a row of 3,024 weights fewer than there are samples
-    pruned = woodbury.prune(ours, data(), 0.7)
+    pruned = woodbury.prune(ours, data(), 0.7, effort=IN_STAGES)
     woodbury.prune(theirs, data(), 0.7, pruner=Pruner(None, magnitude, zero))
     assert pruned.settings["structure"] == BY_ROWS
     assert pruned.settings["stages"] == 1

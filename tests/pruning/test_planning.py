@@ -15,6 +15,8 @@ from woodbury.memory import budget_bytes
 from woodbury.pruning.presets import quick, standard
 from woodbury.pruning.run_plan import Phase, Plan
 
+IN_STAGES = replace(standard, in_turn=None)
+
 
 def small() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
@@ -60,8 +62,9 @@ def test_a_plan_changes_nothing() -> None:
 
 def test_less_memory_takes_less() -> None:
     model, batches = small()
-    roomy = woodbury.plan(model, batches, 0.7)
-    tight = woodbury.plan(model, batches, 0.7, memory=roomy.held_bytes - 1)
+    roomy = woodbury.plan(model, batches, 0.7, effort=IN_STAGES)
+    less = roomy.held_bytes - 1
+    tight = woodbury.plan(model, batches, 0.7, effort=IN_STAGES, memory=less)
     assert tight.held_bytes < roomy.held_bytes
     assert roomy.structure in tight.better and tight.better in tight.in_one_line()
     assert not roomy.better and "More exact" not in roomy.in_one_line()
@@ -69,8 +72,9 @@ def test_less_memory_takes_less() -> None:
 
 def test_a_cheaper_refit_of_the_same_curvature_is_said_too() -> None:
     model, batches = small()
-    roomy = woodbury.plan(model, batches, 0.7)
-    tight = woodbury.plan(model, batches, 0.7, memory=roomy.held_bytes * 6 // 10)
+    roomy = woodbury.plan(model, batches, 0.7, effort=IN_STAGES)
+    less = roomy.held_bytes * 6 // 10
+    tight = woodbury.plan(model, batches, 0.7, effort=IN_STAGES, memory=less)
     assert tight.structure == roomy.structure and tight.refit != roomy.refit
     assert roomy.refit in tight.better
 
@@ -105,7 +109,7 @@ def test_a_table_and_a_line() -> None:
 
 def test_every_damping_that_is_tried_is_in_the_plan() -> None:
     model, batches = small()
-    thorough = replace(standard, held_back=0.25, dampings=(1e-4, 1e-3, 1e-2, 1e-1) * 50)
+    thorough = replace(IN_STAGES, held_back=0.25, dampings=(1e-4, 1e-3, 1e-2, 1e-1) * 50)
     several = choice_seconds(woodbury.plan(model, batches, 0.7, effort=thorough))
     one = choice_seconds(
         woodbury.plan(model, batches, 0.7, effort=replace(thorough, dampings=(1e-3,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,12 +30,15 @@ from woodbury.estimation.gradients import sampled
 from woodbury.estimation.layer_equations import POSITIONS
 from woodbury.estimation.row_recipes import kfac_by_rows
 from woodbury.fisher.kronecker import AllRowsAtOnce
-from woodbury.pruning.autoconfig import EveryNthRow
+from woodbury.pruning.presets import standard
 from woodbury.pruning.refit.solver_choice import choose_refit
 from woodbury.pruning.refit.with_refit import WithRefit
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.scopes import layerwise
+from woodbury.pruning.step_choice import EveryNthRow
 from woodbury.pruning.updates import independent, zero
+
+IN_STAGES = replace(standard, in_turn=None)
 
 
 def data(samples: int = 40) -> list[tuple[Tensor, Tensor]]:
@@ -55,9 +59,9 @@ def test_fewer_samples_than_the_effort_takes_are_enough() -> None:
     assert int((model[0].weight == 0).sum() + (model[2].weight == 0).sum()) == 40
 
 
-def test_the_standard_effort_is_two_stages_of_ggn_rows_and_a_refit() -> None:
+def test_stages_are_of_ggn_rows_with_a_refit_after_each() -> None:
     first, second = network(), network()
-    woodbury.prune(first, data(19), 0.5)
+    woodbury.prune(first, data(19), 0.5, effort=IN_STAGES)
     dense = Objective.from_model(
         copy.deepcopy(second), [], space=ParameterSpace.from_model(second, min_ndim=2)
     )
@@ -107,7 +111,9 @@ def wide(
 )
 def test_the_solver_of_refits_is_one_that_the_model_allows(model: nn.Module, refit: str) -> None:
     [(x, y)] = data(500)
-    pruned = woodbury.prune(model, [(x.to(next(model.parameters()).dtype), y)], 0.05)
+    pruned = woodbury.prune(
+        model, [(x.to(next(model.parameters()).dtype), y)], 0.05, effort=IN_STAGES
+    )
     assert pruned.settings["refit_per_stage"] == f"{refit}, with the outputs of layers"
     assert pruned.sparsity == pytest.approx(0.05, abs=1e-3)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
@@ -199,7 +205,7 @@ def test_outputs_of_another_precision_than_the_weights(limited: Limited) -> None
     limited(equations_per_weight=float("inf"))
     torch.manual_seed(0)
     model, x = DoubleOutput(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2)), data(400)[0]
-    pruned = woodbury.prune(model, [x], 0.5)
+    pruned = woodbury.prune(model, [x], 0.5, effort=IN_STAGES)
     refit = str(pruned.settings["refit_per_stage"])
     assert "conjugate gradients" in refit and "layers" in refit
     assert pruned.sparsity == 0.5
@@ -267,7 +273,7 @@ def test_a_tensor_that_no_gradient_reaches_is_named() -> None:
             return self.head(self.back(x).detach())
 
     with pytest.raises(WoodburyError, match=r"No gradient reached 'back\.weight'"):
-        woodbury.prune(Detached(), data(), 0.5)
+        woodbury.prune(Detached(), data(), 0.5, effort=IN_STAGES)
     woodbury.prune(Detached(), data(), 0.5, exclude="back.weight")
 
 
@@ -287,15 +293,15 @@ class Excited(nn.Module):
         return self.head((x * gate).mean((2, 3)))
 
 
-@pytest.mark.parametrize("by_rows", [False, True], ids=["the default", "that of large networks"])
+@pytest.mark.parametrize("by_rows", [False, True], ids=["in stages", "that of large networks"])
 def test_what_the_sentence_says_leaves_a_saturated_gate_alone(by_rows: bool) -> None:
     torch.manual_seed(0)
     model = Excited()
     before = model.fc1.weight.detach().clone()
     batches = [(torch.randn(40, 2, 5, 5), torch.arange(40) % 2)]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"effort": IN_STAGES}
     if by_rows:
-        options["pruner"] = Pruner(kfac_by_rows(40, approximation=AllRowsAtOnce()))
+        options = {"pruner": Pruner(kfac_by_rows(40, approximation=AllRowsAtOnce()))}
     with pytest.raises(WoodburyError, match="No gradient reached") as refused:
         woodbury.prune(model, batches, 0.5, **options)
     said = str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,8 +74,10 @@ def pruned(name: str) -> dict[str, Any]:
     return {"weights": found.weights, "predicted": found.predicted}
 
 
-def as_it_comes(effort: woodbury.presets.Effort) -> dict[str, Any]:
-    found = woodbury.prune(network(), data(), 0.7, effort=effort)
+def as_it_comes(
+    effort: woodbury.presets.Effort = woodbury.presets.standard, sparsity: float = 0.7
+) -> dict[str, Any]:
+    found = woodbury.prune(network(), data(), sparsity, effort=effort)
     return {"weights": found.weights, "predicted": found.predicted, "settings": found.settings}
 
 
@@ -101,8 +104,9 @@ def everything(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: pruned(name) for name in (*PRUNERS, "layers")}
     found["counted"] = counted()
     found["planned"] = planned_and_fitted()
-    found["as it comes"] = as_it_comes(woodbury.presets.standard)
-    found["quick"] = as_it_comes(woodbury.presets.quick)
+    found["stages"] = as_it_comes(replace(woodbury.presets.standard, in_turn=None))
+    found["as it comes"] = as_it_comes()
+    found["as it comes, to .9"] = as_it_comes(sparsity=0.9)
     return found
 
 
@@ -117,7 +121,9 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", [*PRUNERS, "layers", "as it comes", "quick"])
+@pytest.mark.parametrize(
+    "name", [*PRUNERS, "layers", "stages", "as it comes", "as it comes, to .9"]
+)
 def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]]) -> None:
     for found in by_ranks.values():
         for one in found:
@@ -125,7 +131,9 @@ def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]
     one = by_ranks[1][0][name]
     for found in by_ranks[3]:
         assert torch.equal(found[name]["weights"], by_ranks[3][0][name]["weights"])
-        if name == "quick":  # the layers' moments are sums in float32, and ill conditioned
+        if name.startswith(
+            "as it comes"
+        ):  # the layers' moments are sums in float32, and ill conditioned
             close(found[name]["weights"], one["weights"], rtol=1e-3, atol=1e-3)
         else:
             close(found[name]["weights"], one["weights"])

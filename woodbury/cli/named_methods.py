@@ -22,8 +22,8 @@ from woodbury.estimation.recipes import (
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.kronecker import Elements, exact, upper_bound
 from woodbury.model.objective import Objective
-from woodbury.pruning.autoconfig import block_size
 from woodbury.pruning.saliencies import Saliency, magnitude, obd, obs, woodtaylor
+from woodbury.pruning.step_choice import block_size
 
 WOODFISHER_BLOCK = 2000
 """Weights per block that woodfisher usually has."""

@@ -22,11 +22,12 @@ from woodbury.model.batches import Batch, Samples, samples_in, slice_samples
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.model.profile import ModelProfile
-from woodbury.pruning.autoconfig import Choice, StepChoice
+from woodbury.pruning.autoconfig import Choice
 from woodbury.pruning.refit.output_fit import DIAGONAL_PROBES, Refit
 from woodbury.pruning.run_plan import Phase
 from woodbury.pruning.selections import iterative_greedy
 from woodbury.pruning.share_search import ShareSearch
+from woodbury.pruning.step_choice import StepChoice
 
 TRIAL_SAMPLES = 256
 """Samples of a timed pass, at most: the speed of small networks depends on the batch."""

@@ -238,7 +238,7 @@ def _plan_of(choice: Choice, forecast: Forecast, budget: int) -> Plan:
         weights=objective.space.n,
         samples=choice.samples,
         rows=0 if choice.step.by_rows else choice.step.rows,
-        structure=choice.step.structure,
+        structure=str(choice.settings["structure"]),
         dtype=dtype_name(objective.weights.dtype),
         stages=len(choice.sparsities),
         refit=describe_refit(choice.refit) if choice.layers is None else choice.layers.in_words(),
@@ -250,16 +250,17 @@ def _plan_of(choice: Choice, forecast: Forecast, budget: int) -> Plan:
 
 def _phases(choice: Choice, forecast: Forecast) -> Iterator[Phase]:
     """The phases of every stage in order."""
+    space = choice.objective.space
+    kept: Sequence[int] = [int(kept_count(space, target)) for target in choice.sparsities]
+    start = space.d
     if choice.sequence is not None:
         yield from forecast.in_turn(choice, choice.sequence)
-        return
+        start, *kept = kept
     if choice.step.by_rows:
         yield from forecast.by_rows(choice)
         return
-    space = choice.objective.space
-    kept: Sequence[int] = [int(kept_count(space, target)) for target in choice.sparsities]
     rows_are_reused = choice.refit is not None and choice.refit.iterations is None
-    for stage, (before, after) in enumerate(zip([space.d, *kept], kept, strict=False)):
+    for stage, (before, after) in enumerate(zip([start, *kept], kept, strict=False)):
         if stage and rows_are_reused and choice.refit is not None:
             m = choice.refit.mc_samples * choice.samples
             m = m if choice.step.block else min(m, choice.step.rows)

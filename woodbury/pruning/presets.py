@@ -11,6 +11,37 @@ from woodbury.fisher.checks import check_damping
 
 
 @dataclass(frozen=True)
+class InTurn:
+    """How far one layer is pruned after the other, before stages of all layers follow.
+
+    The stages begin at `until`, or where twice as many weights are left as are to be kept,
+    whichever is the sparser.
+
+    Attributes:
+        until: Sparsity in (0, 1]; 1 for no stages.
+        keep_per_stage: The least fraction of the weights that a stage after it keeps, in [0, 1).
+
+    Raises:
+        WoodburyError: If a field is out of its range; the sentence names it.
+
+    Example:
+        >>> InTurn().until
+        0.8
+    """
+
+    as_argument: ClassVar[str] = "an InTurn such as woodbury.presets.InTurn(0.8)"
+
+    until: float = 0.8
+    keep_per_stage: float = 0.84
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 < self.until <= 1:
+            raise WoodburyError(f"until is {self.until}: it is a sparsity and must lie in (0, 1].")
+        _check_share(self.keep_per_stage, "keep_per_stage")
+
+
+@dataclass(frozen=True)
 class Effort:
     """How much time one call of `prune` may take.
 
@@ -29,9 +60,9 @@ class Effort:
         held_back: The fraction of the samples, in [0, 1), on which each stage chooses among
             `dampings`; 0 takes the first of them.
         refits: Gauss–Newton steps of the refit that follows each stage; 0 for no refit.
-        in_turn: Whether one layer is pruned after the other, by a `ShareSearch` without
-            gradients, stages or refit, where every tensor is that of an nn.Linear or nn.Conv2d and
-            all samples have room at once; the other fields count elsewhere.
+        in_turn: How far one layer is pruned after the other at first, by a `ShareSearch` without
+            gradients or refit, where every tensor is that of an nn.Linear or nn.Conv2d and all
+            samples have room at once; None for stages from the start, as elsewhere.
 
     Raises:
         WoodburyError: If a field is out of its range; the sentence names it.
@@ -51,7 +82,7 @@ class Effort:
     dampings: tuple[float, ...] = (3e-4,)
     held_back: float = 0.0
     refits: int = 1
-    in_turn: bool = False
+    in_turn: InTurn | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -61,26 +92,28 @@ class Effort:
             check_whole_number(
                 self.refits, "refits", "0 for no refit, else its number of steps", most=1000
             )
-        for name, fraction in (
-            ("keep_per_stage", self.keep_per_stage),
-            ("held_back", self.held_back),
-        ):
-            if not 0 <= fraction < 1:
-                raise WoodburyError(
-                    f"{name} is {fraction}: it is a fraction and must lie in [0, 1)."
-                )
+        _check_share(self.keep_per_stage, "keep_per_stage")
+        _check_share(self.held_back, "held_back")
         if not self.dampings:
             raise WoodburyError("dampings is empty: give at least one damping.")
         for damping in self.dampings:
             check_damping(damping)
 
 
-quick = Effort(1000, 1, 0.0, in_turn=True)
+def _check_share(share: float, name: str) -> None:
+    if not 0 <= share < 1:
+        raise WoodburyError(f"{name} is {share}: it is a fraction and must lie in [0, 1).")
+
+
+quick = Effort(1000, 1, 0.0, in_turn=InTurn(1.0))
 """One layer after the other, or one stage: seconds on a small network."""
 
 
-standard = Effort(1000, 1, 0.66)
-"""Stages that keep at least 66 % of the weights each."""
+standard = Effort(1000, 1, 0.66, in_turn=InTurn())
+"""One layer after the other up to 80 %, then stages that keep at least 84 % of the weights each.
+
+Stages from the start that keep at least 66 % each where the layers cannot be pruned in turn.
+"""
 
 
 thorough = Effort(4000, 2, 0.85, (1e-5, 1e-4, 1e-3, 1e-2), 0.2, 2)

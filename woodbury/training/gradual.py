@@ -31,13 +31,13 @@ from woodbury.model.prunable import check_prunable
 from woodbury.model.sharded import own_shard
 from woodbury.model.space import ParameterSpace, Patterns
 from woodbury.model.wrappers import bare
-from woodbury.pruning.autoconfig import best_step
 from woodbury.pruning.feasibility import check_reachable, current_sparsity
 from woodbury.pruning.prediction import IncreaseInterval, check_held_back
 from woodbury.pruning.presets import standard
 from woodbury.pruning.pruned import Pruned
 from woodbury.pruning.pruner import Pruner, PruningRecipe
 from woodbury.pruning.schedule import Targets, check_targets, polynomial, pruning_steps
+from woodbury.pruning.step_choice import best_step
 from woodbury.pruning.undivided import divided
 from woodbury.training.calibration import check_calibration, check_reached, samples_needed
 from woodbury.training.masks import Hold
