@@ -106,8 +106,8 @@ def plan(
         >>> import torch, woodbury
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2))
         >>> batches = [(torch.randn(64, 8), torch.arange(64) % 2)]
-        >>> woodbury.plan(model, batches, sparsity=0.75).stages
-        4
+        >>> woodbury.plan(model, batches, sparsity=0.9).stages
+        5
         >>> woodbury.plan(model, batches, sparsity=0.75, memory=1000)
         Traceback (most recent call last):
             ...

@@ -52,7 +52,7 @@ class Plan:
         >>> batches = [(torch.randn(64, 8), torch.arange(64) % 2)]
         >>> plan = woodbury.plan(torch.nn.Linear(8, 2), batches, sparsity=0.5)
         >>> plan.weights, plan.structure, plan.stages
-        (16, 'whole matrix', 2)
+        (16, 'least squares of one layer after the other', 1)
     """
 
     weights: int
