@@ -121,7 +121,7 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", [*PRUNERS, "layers", "stages", "in turn", "in turn, to .9"])
+@pytest.mark.parametrize("name", [*PRUNERS, "layers", "stages", "in turn"])
 def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]]) -> None:
     for found in by_ranks.values():
         for one in found:
@@ -131,13 +131,20 @@ def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]
         assert torch.equal(found[name]["weights"], by_ranks[3][0][name]["weights"])
         if name == "in turn":  # the layers' moments are sums in float32, and ill conditioned
             close(found[name]["weights"], one["weights"], rtol=1e-3, atol=1e-3)
-        elif name == "in turn, to .9":  # so that the stages after it may keep other weights
-            same = (found[name]["weights"] != 0) == (one["weights"] != 0)
-            assert float(same.double().mean()) > 0.98
         else:
             close(found[name]["weights"], one["weights"])
-        rel = 0.1 if name == "in turn, to .9" else 1e-3
-        assert found[name]["predicted"] == pytest.approx(one["predicted"], rel=rel)
+        assert found[name]["predicted"] == pytest.approx(one["predicted"], rel=1e-3)
+
+
+def test_layers_in_turn_and_then_stages_agree_on_all_ranks(
+    by_ranks: dict[int, list[dict[str, Any]]],
+) -> None:
+    """One process may take other shares: they are tried on a few samples of each rank."""
+    first, *others = (found["in turn, to .9"] for found in by_ranks[3])
+    assert first["settings"]["stages"] == 5
+    for one in others:
+        assert torch.equal(one["weights"], first["weights"])
+        assert one["predicted"] == first["predicted"]
 
 
 def test_rows_are_sent_once_and_little_else(by_ranks: dict[int, list[dict[str, Any]]]) -> None:

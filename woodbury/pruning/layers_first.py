@@ -33,7 +33,8 @@ class LayersFirst:
         >>> import torch, woodbury
         >>> from woodbury.pruning import LayerSequence, run_stages
         >>> model = torch.nn.Linear(4, 8, bias=False)
-        >>> dense = woodbury.Objective.from_model(model, [(torch.randn(20, 4), torch.arange(20) % 8)])
+        >>> batches = [(torch.randn(20, 4), torch.arange(20) % 8)]
+        >>> dense = woodbury.Objective.from_model(model, batches)
         >>> recipe = LayersFirst(LayerSequence(), woodbury.Pruner(woodbury.mfac(20)), 16)
         >>> [step.damping for step in run_stages(recipe, dense, [0.5, 0.75]).steps]
         [None, 1e-05]
