@@ -199,9 +199,10 @@ def test_quick_does_what_it_planned() -> None:
 def test_shares_are_chosen_by_the_outputs_of_the_other_half() -> None:
     """All weights of the head count, and a twentieth of those of the first layer."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(60, 20), nn.Tanh(), nn.Linear(20, 4)).double()
+    first = nn.Linear(60, 20)
+    model = nn.Sequential(first, nn.Tanh(), nn.Linear(20, 4)).double()
     with torch.no_grad():
-        model[0].weight.mul_(torch.where(normal(20, 60, seed=3) > 1.64, 1.0, 1e-3))  # type: ignore[index,operator]
+        first.weight.mul_(torch.where(normal(20, 60, seed=3) > 1.64, 1.0, 1e-3))
     x = normal(400, 60, seed=1)
     dense = dense_of(model, x)
     search = ShareSearch()

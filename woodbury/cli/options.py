@@ -215,7 +215,8 @@ class StageOptions:
 
     Attributes:
         stages: Stages on the way to the sparsity, each with fresh gradients.  [default: 1; for
-            gauss-newton without `--epochs` as many as keep 66 % each]
+            gauss-newton without `--epochs` those of `woodbury.prune`, or, with options about the
+            method, as many as keep 66 % each]
         refit: Steps of output reconstruction after every stage; with `--epochs`, towards the
             outputs before each pruning step.  [default: 0; for gauss-newton without `--epochs`
             and `--first-order` 1 where it has room]

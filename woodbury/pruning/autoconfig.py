@@ -135,7 +135,7 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
     if effort.in_turn is not None and goes_in_turn(objective, samples, ROWS_UP_TO):
         begun = in_turn_to(sparsity, effort.in_turn.until)
         if begun == sparsity:
-            return _all_in_turn(objective, sparsity, samples, beyond)
+            return _all_in_turn(objective, sparsity, samples, held_back, beyond)
     if takes_kfac(objective, samples):
         return _by_rows(objective, sparsity, effort, samples, held_back, beyond)
     return _in_stages(objective, sparsity, effort, samples, held_back, beyond, begun)
@@ -246,7 +246,11 @@ def _sparsities(
 
 
 def _all_in_turn(
-    objective: Objective, sparsity: Targets, samples: int, beyond: list[Batch]
+    objective: Objective,
+    sparsity: Targets,
+    samples: int,
+    held_back: list[Batch],
+    beyond: list[Batch],
 ) -> Choice:
     """One layer after the other: no rows, no stages, no dampings, no refit."""
     sequence = ShareSearch()
@@ -255,7 +259,7 @@ def _all_in_turn(
         "rows": step.rows_in_words(),
         "structure": step.structure,
         "damping": RIDGE,
-        "samples_held_back": 0,
+        "samples_held_back": _count_samples(held_back),
         "stages": 1,
         "refit_per_stage": describe_refit(None),
     }

@@ -62,7 +62,8 @@ class Effort:
         refits: Gauss–Newton steps of the refit that follows each stage; 0 for no refit.
         in_turn: How far one layer is pruned after the other at first, by a `ShareSearch` without
             gradients or refit, where every tensor is that of an nn.Linear or nn.Conv2d and all
-            samples have room at once; None for stages from the start, as elsewhere.
+            samples have room at once; None for stages from the start, as elsewhere. All other
+            fields but `samples` and `held_back` are about stages.
 
     Raises:
         WoodburyError: If a field is out of its range; the sentence names it.
