@@ -17,7 +17,7 @@ from woodbury.estimation.recipes import gauss_newton
 from woodbury.linalg.ranks import Ranks
 from woodbury.pruning.refit.layer_by_layer import LayerByLayer, WithLayers
 
-SAMPLES = 48
+SAMPLES = 96
 
 
 def network() -> nn.Module:
@@ -121,7 +121,7 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", [*PRUNERS, "layers", "stages", "in turn"])
+@pytest.mark.parametrize("name", [*PRUNERS, "layers", "stages", "in turn", "in turn, to .9"])
 def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]]) -> None:
     for found in by_ranks.values():
         for one in found:
@@ -129,22 +129,11 @@ def test_any_number_of_ranks(name: str, by_ranks: dict[int, list[dict[str, Any]]
     one = by_ranks[1][0][name]
     for found in by_ranks[3]:
         assert torch.equal(found[name]["weights"], by_ranks[3][0][name]["weights"])
-        if name == "in turn":  # the layers' moments are sums in float32, and ill conditioned
-            close(found[name]["weights"], one["weights"], rtol=1e-3, atol=1e-3)
-        else:
-            close(found[name]["weights"], one["weights"])
+        if name.startswith("in turn"):  # their supports hang on the last bit
+            assert torch.equal(found[name]["weights"] != 0, one["weights"] != 0)
+        far = name == "in turn, to .9"  # five stages, each from the weights of the one before
+        close(found[name]["weights"], one["weights"], *((1e-3, 1e-4) if far else ()))
         assert found[name]["predicted"] == pytest.approx(one["predicted"], rel=1e-3)
-
-
-def test_layers_in_turn_and_then_stages_agree_on_all_ranks(
-    by_ranks: dict[int, list[dict[str, Any]]],
-) -> None:
-    """One process may take other shares: they are tried on a few samples of each rank."""
-    first, *others = (found["in turn, to .9"] for found in by_ranks[3])
-    assert first["settings"]["stages"] == 5
-    for one in others:
-        assert torch.equal(one["weights"], first["weights"])
-        assert one["predicted"] == first["predicted"]
 
 
 def test_rows_are_sent_once_and_little_else(by_ranks: dict[int, list[dict[str, Any]]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -16,10 +16,19 @@ from woodbury.estimation.row_layers import RowLayout, draw_positions, inputs_at,
 from woodbury.linalg.conversion import seeded
 from woodbury.linalg.precision import at_least_float32
 from woodbury.linalg.ranks import Ranks
+from woodbury.model.batches import samples_in
 from woodbury.model.hooks import ForwardHook, forward_hooks, layer_input
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
+from woodbury.model.spread import runs_of
+
+BITS = 20
+"""Binary digits of the equations that ranks use, relative to the mean squares that they multiply.
+
+Sums over other numbers of ranks differ in the last digits of float64. The weights that are kept may
+hang on any digit, and must not differ.
+"""
 
 
 class LayerEquations(NamedTuple):
@@ -121,16 +130,17 @@ def replace_in_turn(
             f"One layer after the other takes all samples at once, and they come in {len(batches)} "
             "shapes: pad them to one, or take another recipe."
         )
-    turn = _Turn(objective, positions, solve)
     inputs, target = batches[0]
+    turn = _Turn(objective, samples_in(inputs), positions, solve)
     return Outputs(*turn.run(inputs, frozenset(names)), target)
 
 
 class _Turn:
     """What waits between the two passes, and the weights of the second."""
 
-    def __init__(self, objective: Objective, positions: int, solve: Solve) -> None:
+    def __init__(self, objective: Objective, samples: int, positions: int, solve: Solve) -> None:
         self.objective = objective
+        self.samples = samples
         self.positions = positions
         self.solve = solve
         self.goals: dict[str, Tensor] = {}
@@ -152,11 +162,16 @@ class _Turn:
 
     def _note(self, name: str) -> ForwardHook:
         def hook(module: Any, positional: Any, keywords: Any, output: Tensor) -> None:
-            if name not in self.goals:
-                drawn = self._drawn(module, layer_input(positional, keywords))
-                goal = outputs_at(module, output.detach(), drawn)
-                bias = getattr(module, "bias", None)
-                self.goals[name] = goal if bias is None else goal - bias
+            if name in self.goals:
+                return
+            given, goals = layer_input(positional, keywords), output.detach()
+            bias = getattr(module, "bias", None)
+            found = [
+                outputs_at(module, goals[run], self._drawn(module, given[run]))
+                for run in self._runs(given)
+            ]
+            goal = torch.cat(found) if len(found) > 1 else found[0]
+            self.goals[name] = goal if bias is None else goal - bias
 
         return hook
 
@@ -178,13 +193,18 @@ class _Turn:
     ) -> LayerEquations:
         groups, columns = layout.groups, layout.columns
         like = at_least_float32(self.objective.weights[:0])
-        moments = like.new_zeros(groups, columns, columns)
-        cross = like.new_zeros(layout.rows, columns)
+        moments = like.new_zeros(groups, columns, columns, dtype=torch.float64)
+        cross = like.new_zeros(layout.rows, columns, dtype=torch.float64)
         start = 0
-        for chunk in inputs_at(module, given, self._drawn(module, given)):
-            layout.add(moments, chunk)
-            layout.add_cross(cross, chunk, goal[start : start + len(chunk)])
-            start += len(chunk)
+        for run in self._runs(given):
+            here = torch.zeros_like(moments, dtype=like.dtype)
+            there = torch.zeros_like(cross, dtype=like.dtype)
+            for chunk in inputs_at(module, given[run], self._drawn(module, given[run])):
+                layout.add(here, chunk)
+                layout.add_cross(there, chunk, goal[start : start + len(chunk)])
+                start += len(chunk)
+            moments += here
+            cross += there
         ranks = Ranks.current()
         count = max(1, ranks.total(start))
         moments, cross = ranks.sum(moments).div_(count), ranks.sum(cross).div_(count)
@@ -193,9 +213,38 @@ class _Turn:
                 f"The layer of {name!r} has inputs or outputs that are not finite: "
                 "look at the data."
             )
+        cross = cross.view(groups, -1, columns)
+        if not ranks.is_alone:
+            moments, cross = _rounded(moments, cross)
         weight = layout.by_group(self.parameters[name])
-        return LayerEquations(moments, cross.view(groups, -1, columns), weight, layout)
+        return LayerEquations(moments.to(like.dtype), cross.to(like.dtype), weight, layout)
+
+    def _runs(self, given: Tensor) -> Iterator[slice]:
+        """Where the runs of samples lie in a layer's input, if it has as many entries of each."""
+        entries, rest = divmod(len(given), self.samples)
+        if rest or not entries:
+            yield slice(None)
+            return
+        for run in runs_of(0, self.samples):
+            yield slice(entries * run.start, entries * run.stop)
 
     def _drawn(self, module: nn.Module, given: Tensor) -> Tensor:
         """The same positions in both passes."""
         return draw_positions(module, given, self.positions, torch.Generator().manual_seed(0))
+
+
+def _rounded(moments: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments (g, i, i) and cross products (g, r, i) of `BITS` digits, in powers of two."""
+    scale = _power_of_two(moments.diagonal(dim1=1, dim2=2).sqrt())
+    outer = scale[:, :, None] * scale[:, None, :]
+    by_input = cross / scale[:, None, :]
+    of_row = _power_of_two(by_input.abs().amax(2, keepdim=True))
+    unit = 2.0**-BITS
+    rounded = (by_input / (of_row * unit)).round_().mul_(of_row * unit)
+    return (moments / (outer * unit)).round_().mul_(outer * unit), rounded * scale[:, None, :]
+
+
+def _power_of_two(values: Tensor) -> Tensor:
+    """The next smaller powers of two; 1 for 0 and what is not finite."""
+    usable = torch.where(values.isfinite() & (values > 0), values, torch.ones_like(values))
+    return usable.log2().floor_().exp2_()
