@@ -21,7 +21,7 @@ from woodbury.pruning.costs import weights
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency, magnitude, obs, woodtaylor
 from woodbury.pruning.scopes import global_, layerwise
-from woodbury.pruning.selections.even_selection import evenly
+from woodbury.pruning.selections.even_selection import by_size, evenly
 from woodbury.pruning.selections.greedy_selection import greedy, iterative_greedy, unit_scores
 from woodbury.pruning.units import output_channels, single
 from woodbury.pruning.updates import joint
@@ -232,6 +232,32 @@ def test_evenly_takes_the_same_share_of_every_tensor_and_meets_the_whole(sparsit
         kept, sizes = keep[where], own[where].abs()
         assert abs(float((~kept).sum()) - sparsity * len(kept)) <= 1
         assert sizes[kept].min() > sizes[~kept].max()
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("power", [0.0, 0.125, 0.5, 1.0])
+def test_by_size_keeps_shares_in_proportion_to_a_power_of_the_size(
+    sparsity: float, power: float
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 40), nn.Linear(40, 30))
+    space = ParameterSpace.from_model(model, min_ndim=2)
+    budget = budget_for(space, sparsity, single, global_, weights)
+    own = normal(space.n, seed=4)
+    keep = by_size(power)(Quadratic(own), budget, magnitude)
+    assert int((~keep).sum()) == round(sparsity * space.n)
+    constants = []
+    for where in space.slices.values():
+        kept, sizes = keep[where], own[where].abs()
+        if not kept.all():
+            constants.append(float(kept.sum() + 0.5) * len(kept) ** (power - 1))
+            assert sizes[kept].min() > sizes[~kept].max()
+    assert max(constants) < 1.2 * min(constants)
+
+
+@pytest.mark.parametrize("power", [-0.1, 1.1, float("nan")])
+def test_a_power_out_of_range_is_refused(power: float) -> None:
+    with pytest.raises(WoodburyError, match="from 0 to 1"):
+        by_size(power)
 
 
 def test_evenly_refuses_scores_that_are_not_finite() -> None:

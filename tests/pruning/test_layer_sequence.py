@@ -21,7 +21,7 @@ from woodbury.pruning.autoconfig import IN_TURN
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.updates import zero
 
-BY_MAGNITUDE = Pruner(None, magnitude, zero, selection=woodbury.selections.evenly)
+EVEN = Pruner(None, magnitude, zero, selection=woodbury.selections.evenly)
 QUICK = woodbury.presets.quick
 
 
@@ -77,7 +77,7 @@ def test_kernels_groups_and_layers_used_twice_come_closer_than_by_magnitude() ->
     model, x = Shared(), normal(200, 2, 4, 4, seed=1)
     dense = dense_of(model, x)
     before = copy.deepcopy(model.state_dict())
-    ours, theirs = (recipe(dense, 0.7) for recipe in (LayerSequence(), BY_MAGNITUDE))
+    ours, theirs = (recipe(dense, 0.7) for recipe in (LayerSequence(EVEN), EVEN))
     assert ours.sparsity == pytest.approx(0.7, abs=1e-3)
     goal, *found = (
         one.forward(one.parameters, x) for one in (dense, ours.objective, theirs.objective)
@@ -104,7 +104,7 @@ def test_zeros_stay_where_they_are() -> None:
 
 def test_the_shares_say_how_many_weights_each_tensor_keeps() -> None:
     dense = dense_of(perceptron(), normal(50, 6, seed=1))
-    shares = replace(BY_MAGNITUDE, selection=woodbury.selections.greedy)
+    shares = replace(EVEN, selection=woodbury.selections.greedy)
     pruned = LayerSequence(shares)(dense, {"0.*": 0.25, "*": 0.75})
     weights = pruned.objective.parameters
     assert int((weights["0.weight"] == 0).sum()) == 15
@@ -139,9 +139,9 @@ def test_inputs_that_are_not_finite_name_their_layer() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"shares": replace(BY_MAGNITUDE, unit=woodbury.units.block(2))}, "chooses single weights"),
+        ({"shares": replace(EVEN, unit=woodbury.units.block(2))}, "chooses single weights"),
         (
-            {"shares": replace(BY_MAGNITUDE, scope=woodbury.scopes.consecutive(4))},
+            {"shares": replace(EVEN, scope=woodbury.scopes.consecutive(4))},
             "scopes.global_ or scopes.layerwise",
         ),
         ({"positions": 0}, "positions is 0"),
@@ -233,7 +233,7 @@ def test_a_search_without_directions_or_with_few_samples_goes_by_the_outputs() -
     [
         ({"candidates": ()}, "candidates is empty"),
         (
-            {"candidates": (replace(BY_MAGNITUDE, unit=woodbury.units.block(2)),)},
+            {"candidates": (replace(EVEN, unit=woodbury.units.block(2)),)},
             "chooses single weights",
         ),
         ({"samples": 1}, "samples is 1"),

@@ -20,12 +20,12 @@ from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.saliencies import magnitude
 from woodbury.pruning.schedule import Targets
 from woodbury.pruning.scopes import global_, layerwise
-from woodbury.pruning.selections import evenly
+from woodbury.pruning.selections import by_size
 from woodbury.pruning.units import single
 from woodbury.pruning.updates import zero
 
-EVEN = Pruner(None, magnitude, zero, selection=evenly)
-"""All layers to the same sparsity."""
+BY_SIZE = Pruner(None, magnitude, zero, selection=by_size(1 / 8))
+"""Layers of one size to the same sparsity, small ones to less (docs/log)."""
 
 BY_MAGNITUDE = Pruner(None, magnitude, zero)
 """As many weights of a layer as are among the largest of all layers."""
@@ -61,7 +61,7 @@ class LayerSequence:
         0.5
     """
 
-    shares: Pruner = field(default_factory=lambda: EVEN)
+    shares: Pruner = field(default_factory=lambda: BY_SIZE)
     fit: SparseLeastSquares = field(default_factory=SparseLeastSquares)
     samples: int | None = None
     positions: int = 64

@@ -18,7 +18,7 @@ from woodbury.model.batches import Batch, same_structure, samples_in
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective
 from woodbury.pruning.held_back import split_samples
-from woodbury.pruning.layer_sequence import BY_MAGNITUDE, EVEN, LayerSequence
+from woodbury.pruning.layer_sequence import BY_MAGNITUDE, BY_SIZE, LayerSequence
 from woodbury.pruning.pruned import Carried, Pruned
 from woodbury.pruning.pruner import Pruner
 from woodbury.pruning.schedule import Targets
@@ -35,10 +35,10 @@ CLEARLY = 0.75
 class ShareSearch:
     """A `LayerSequence` whose shares are those that a short trial is best with.
 
-    No share of the layers is the best for every network: the same for all on ResNet-20, those of
-    the largest weights on a perceptron (docs/log). Each candidate prunes once, on half of a few
-    samples and without ADMM. The first one is taken, unless another leaves the outputs of the other
-    half clearly nearer to the dense network's. No label is read.
+    No share of the layers is the best for every network: nearly the same for all on ResNet-20,
+    those of the largest weights on a perceptron (docs/log). Each candidate prunes once, on half of
+    a few samples and without ADMM. The first one is taken, unless another leaves the outputs of the
+    other half clearly nearer to the dense network's. No label is read.
 
     Attributes:
         sequence: What prunes; its own shares are not read.
@@ -60,7 +60,7 @@ class ShareSearch:
     """
 
     sequence: LayerSequence = field(default_factory=LayerSequence)
-    candidates: tuple[Pruner, ...] = (EVEN, BY_MAGNITUDE)
+    candidates: tuple[Pruner, ...] = (BY_SIZE, BY_MAGNITUDE)
     samples: int = 256
     positions: int = 16
 

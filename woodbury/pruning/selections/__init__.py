@@ -1,5 +1,6 @@
 """Selections: how the saliencies of units become the weights that are kept."""
 
+from woodbury.pruning.selections.even_selection import by_size as by_size
 from woodbury.pruning.selections.even_selection import evenly as evenly
 from woodbury.pruning.selections.greedy_selection import Selection as Selection
 from woodbury.pruning.selections.greedy_selection import greedy as greedy
