@@ -66,21 +66,22 @@ def images(name: str) -> Data:
     task = TASKS[name](bench_data(1))
     x, y = task.train
     pool = torch.randperm(len(y), generator=torch.Generator().manual_seed(2020))[HELD_OUT:]
-    parts = [pool[:1000], pool[1000 : 1000 + HELD_BACK_SAMPLES], pool[2000:5000]]
-    test = tuple(part[:: len(task.test[1]) // 1000] for part in task.test)
+    parts = (pool[:1000], pool[1000 : 1000 + HELD_BACK_SAMPLES], pool[2000:5000])
+    sample, held_back, others = ((x[part], y[part]) for part in parts)
+    every = len(task.test[1]) // 1000  # images may lie in the order of their classes
+    test = task.test[0][::every], task.test[1][::every]
     sparsities = (0.7, 0.8, 0.9) if name == "resnet20" else (0.8, 0.9, 0.95)
-    drawn = [(x[part], y[part]) for part in parts]
-    return Data(task.model, *drawn, test, sparsities, cross_entropy, list(task.space.shapes))
+    include = list(task.space.shapes)
+    return Data(task.model, sample, held_back, others, test, sparsities, cross_entropy, include)
 
 
 def characters(name: str) -> Data:
     text = LANGUAGES[name].text()
-    drawn = [
-        calibration(text.train, count, seed)
-        for seed, count in enumerate((COUNT, HELD_BACK_SAMPLES, 1500))
-    ]
-    test = calibration(text.test, 500, 3)
-    return Data(trained(name), *drawn, test, (0.3, 0.5, 0.7), LIKELIHOOD, "layers.*")
+    sample = calibration(text.train, COUNT, 0)
+    held_back = calibration(text.train, HELD_BACK_SAMPLES, 1)
+    others, test = calibration(text.train, 1500, 2), calibration(text.test, 500, 3)
+    sparsities = (0.3, 0.5, 0.7)
+    return Data(trained(name), sample, held_back, others, test, sparsities, LIKELIHOOD, "layers.*")
 
 
 NETWORKS: Mapping[str, Callable[[str], Data]] = {

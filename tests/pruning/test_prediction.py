@@ -16,7 +16,14 @@ import woodbury
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
-from woodbury.pruning import DampingSearch, LayerByLayer, WithRefit, prediction
+from woodbury.pruning import (
+    DampingSearch,
+    LayerByLayer,
+    LayerSequence,
+    ShareSearch,
+    WithRefit,
+    prediction,
+)
 from woodbury.pruning.held_back import split_samples
 from woodbury.pruning.planning import pruning_objective
 from woodbury.pruning.prediction import IncreaseInterval, increase_interval, warning_of
@@ -66,6 +73,9 @@ ROUTES: dict[str, Callable[[Objective], Pruned]] = {
     "chosen damping": lambda dense: DampingSearch(pruner())(dense, 0.5),
     "refit": lambda dense: WithRefit.around(pruner(), dense)(dense, 0.5),
     "layers": lambda dense: WithLayers(pruner(), dense, LayerByLayer())(dense, 0.5),
+    "layer sequence": lambda dense: LayerSequence()(dense, 0.5),
+    "quick": lambda dense: ShareSearch()(dense, 0.5),
+    "quick, then a refit": lambda dense: WithRefit.around(ShareSearch(), dense)(dense, 0.5),
     "stages": lambda dense: woodbury.pruning.run_stages(pruner(), dense, [0.25, 0.5]),
 }
 

@@ -104,6 +104,12 @@ def test_every_number_of_the_tables_is_in_its_row(found: Inspection) -> None:
         *("exact Hessian", "Gauss–Newton", "empirical Fisher", "K-FAC", "diagonal"),
         "K-FAC, swapped",
     ]
+    cosines, errors = tables.blocks(found.hessian.blocks), tables.block_errors(found.hessian.blocks)
+    for block, cosine, error in zip(found.hessian.blocks, cosines.cells, errors.cells, strict=True):
+        assert cosine[0] == error[0] == block.tensor
+        matches = list(block.matches.values())
+        assert cosine[2:] == tuple(f"{m.cosine:.3f}".replace("-", "−") for m in matches)
+        assert error[1:] == tuple(f"{100 * m.error:.0f} %" for m in matches)
     for name, points in found.forecast.points.items():
         rows = tables.forecasts(name, points, found.forecast.samples).cells
         assert [row[0] for row in rows] == ["29.2 %", "60.4 %"]

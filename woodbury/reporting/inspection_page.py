@@ -54,8 +54,8 @@ def inspection_page(
     if found.hessian is not None:
         sections.append(section(tables.matches(found.hessian)))
         if blocks := found.hessian.blocks:
-            grid = tables.blocks(blocks)
-            sections.append(_section(grid.title, [grid, *map(charts.spectra, blocks)]))
+            grid, errors = tables.blocks(blocks), tables.block_errors(blocks)
+            sections.append(_section(grid.title, [grid, errors, *map(charts.spectra, blocks)]))
     for step in found.along:
         parts: list[Grid | Chart | None] = [charts.along_step(step, scaled=False)]
         if step.scales:

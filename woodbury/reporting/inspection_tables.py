@@ -160,6 +160,26 @@ def blocks(found: Sequence[BlockMatch]) -> Grid:
     )
 
 
+def block_errors(found: Sequence[BlockMatch]) -> Grid:
+    """How far each estimate is from parts of the Hessian that are exact.
+
+    Args:
+        found: The parts.
+    """
+    names = list(found[0].matches)
+    rows = [
+        (block.tensor, *(percent(block.matches[name].error, 0) for name in names))
+        for block in found
+    ]
+    return Grid(
+        "How far off they are",
+        ("tensor", *map(in_words, names)),
+        tuple(rows),
+        note="What each estimate is off by, as a share of the Hessian by these weights, without a "
+        "factor: 100 % is as far as no estimate.",
+    )
+
+
 def setting(axis: Axis) -> Grid:
     """The trials of one setting, with bars for what they choose in common.
 
