@@ -187,7 +187,7 @@ def setting(axis: Axis) -> Grid:
         axis: The setting.
     """
     trials = _in_order(axis)
-    increases = aligned([trial.increase for trial in trials])
+    increases = aligned([trial.increase for trial in trials], digits=4)
     rows = []
     marks: list[Mark | None] = []
     for trial, increase in zip(trials, increases, strict=True):
