@@ -34,6 +34,7 @@ from woodbury.pruning.refit.layer_by_layer import WithLayers
 INPUTS, NOISE = 6, 0.5
 FEW = replace(quick, samples=64)
 INTERVAL = IncreaseInterval(0.01, 0.02, 0.04, 0.95, 256, 0.3)
+BELOW = IncreaseInterval(-0.04, -0.02, -0.01, 0.95, 256, 0.1)
 
 
 def linear_data(samples: int, seed: int) -> list[Batch]:
@@ -248,8 +249,7 @@ def test_a_network_that_diverged_is_not_finite_on_other_samples() -> None:
 )
 def test_a_prediction_beyond_twice_an_end_is_refuted(predicted: float, refuted: bool) -> None:
     assert replace(INTERVAL, dense_loss=0.1).refutes(predicted) == refuted
-    below = IncreaseInterval(-0.04, -0.02, -0.01, 0.95, 256, 0.1)
-    assert below.refutes(-predicted) == refuted
+    assert BELOW.refutes(-predicted) == refuted
 
 
 def test_a_hundredth_of_the_dense_loss_is_negligible() -> None:
@@ -268,6 +268,7 @@ def test_a_hundredth_of_the_dense_loss_is_negligible() -> None:
         (1e-5, INTERVAL, "why", "1e-05 does not hold: on other samples it is 0.01 to 0.04"),
         (0.03, None, "", "0.03 is not checked, as no sample was held back: do this."),
         (0.03, None, "why", "0.03 is no forecast: why; do this."),
+        (-0.5, BELOW, "", "of −0.5 does not hold: on other samples it is −0.04 to −0.01 ("),
     ],
 )
 def test_the_warning(
