@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from language_models import LANGUAGES, LIKELIHOOD, calibration, trained
+from language_models import LANGUAGES, LIKELIHOOD, calibration, classes_first, trained
 from measured import bench_data, finished, keep
 from one_shot import HELD_OUT, TASKS
 from rich.console import Console
@@ -79,7 +79,7 @@ def characters(name: str) -> Data:
     text = LANGUAGES[name].text()
     sample = calibration(text.train, COUNT, 0)
     held_back = calibration(text.train, HELD_BACK_SAMPLES, 1)
-    others, test = calibration(text.train, 1500, 2), calibration(text.test, 500, 3)
+    others, test = calibration(text.train, 1000, 2), calibration(text.test, 300, 3)
     sparsities = (0.3, 0.5, 0.7)
     return Data(trained(name), sample, held_back, others, test, sparsities, LIKELIHOOD, "layers.*")
 
@@ -98,10 +98,11 @@ def batches(data: Batch) -> list[Batch]:
 @torch.no_grad()
 def losses(model: nn.Module, data: Batch) -> Tensor:
     """(samples,) float64, of a sequence the sum over its characters."""
-    found = [
-        nn.functional.cross_entropy(model(x), y, reduction="none").double().reshape(len(y), -1)
-        for x, y in batches(data)
-    ]
+    found = []
+    for x, y in batches(data):
+        scores = model(x) if y.ndim == 1 else classes_first(model(x))
+        each = nn.functional.cross_entropy(scores, y, reduction="none").double()
+        found.append(each.reshape(len(y), -1))
     return torch.cat(found).sum(1)
 
 
