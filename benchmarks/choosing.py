@@ -236,7 +236,7 @@ def wide(bench: Any) -> Network:
         usual_rows=125,
         usual_block=32,
         kinds=("observed labels", "diagonal", MAGNITUDE),  # K-FAC: minutes for a damping
-        dampings=(1e-7, 1e-6, 1e-5),  # larger ones are worse: it is hardly curved
+        dampings=(1e-7, *DAMPINGS[:5]),
     )
 
 
