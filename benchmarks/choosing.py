@@ -1,5 +1,6 @@
 """Which damping, rows, block and curvature: python benchmarks/choosing.py
 [mlpnet|resnet20|characters|wide ...] [--axes rows blocks kinds] [--seeds 1] [--seconds 3300]
+[--without PART ...]
 
 One step and the joint update. For each number of rows, in the usual blocks, for each block, with
 the usual rows, and for each kind of curvature, in both, every damping is judged on held-out
@@ -7,7 +8,8 @@ training data; the best one is measured on the test data. `rows` and `blocks` ar
 rows; a kind that averages samples in a row has fewer rows of as many samples. `characters` is the
 GPT of benchmarks/language_models.py, `wide` a perceptron of ten million weights on MNIST; both are
 trained first where they are not in runs/ yet. Finished cells are kept in the file of --out; no cell
-is begun after `--seconds`. All but `characters` need ../shared/bench.
+is begun after `--seconds`, and none whose name contains a PART of `--without`, such as
+"characters / Gauss–Newton / 250 rows / 512". All but `characters` need ../shared/bench.
 """
 
 from __future__ import annotations
@@ -234,7 +236,7 @@ def wide(bench: Any) -> Network:
         usual_rows=125,
         usual_block=32,
         kinds=("observed labels", "diagonal", MAGNITUDE),  # K-FAC: minutes for a damping
-        dampings=DAMPINGS[1:5],
+        dampings=(1e-7, *DAMPINGS[:5]),
     )
 
 
@@ -318,20 +320,19 @@ def judged(network: Network, pruner: Pruner, dense: Objective) -> dict[str, Judg
     return found
 
 
-def fill(
-    names: Sequence[str], axes: Sequence[str], seeds: int, seconds: float, out: Path, bench: Any
-) -> None:
+def fill(asked: argparse.Namespace, names: Sequence[str], bench: Any) -> None:
     """Measure the cells that are not in the file, as long as there is time."""
-    end = time.monotonic() + seconds
+    end, out = time.monotonic() + asked.seconds, asked.out
     for name in names:
         network = NETWORKS[name](bench)
-        for axis in axes:
-            for seed in range(seeds):
+        for axis in asked.axes:
+            for seed in range(asked.seeds):
                 for setting in network.settings(axis):
                     cells = finished(out)
                     of_kind, rows, block = setting
                     key = f"{name} / {of_kind} / {rows} rows / {block or WHOLE} / {seed}"
-                    if key in cells or time.monotonic() > end:
+                    left_out = any(part in key for part in asked.without)
+                    if key in cells or left_out or time.monotonic() > end:
                         continue
                     print(f"{key} …", flush=True)
                     made = cell(network, setting, seed)
@@ -432,6 +433,7 @@ def main() -> None:
     parser.add_argument("--axes", nargs="*", choices=AXES, default=list(AXES))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3300.0)
+    parser.add_argument("--without", nargs="*", default=[], metavar="PART")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RUNS / "choosing.json")
     asked = parser.parse_args()
@@ -440,7 +442,7 @@ def main() -> None:
         parser.error(f"unknown network {', '.join(unknown)}: choose from {', '.join(NETWORKS)}")
     torch.set_num_threads(asked.threads)
     bench = None if names == ["characters"] else bench_data(asked.threads)
-    fill(names, asked.axes, asked.seeds, asked.seconds, asked.out, bench)
+    fill(asked, names, bench)
     console, cells = Console(width=170), list(finished(asked.out).values())
     for name in names:
         show(name, [made for made in cells if made["network"] == name], console)

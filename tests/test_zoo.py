@@ -279,6 +279,18 @@ def planned(case: Case) -> None:
         assert woodbury.plan(case.model, case.batches, 0.5, **given).weights == space.n
 
 
+def inspected(case: Case) -> None:
+    """As `prune`: the same models and data are taken, and the same are refused."""
+    given = {"likelihood": case.row.likelihood, **case.row.options}
+    space = ParameterSpace.for_pruning(case.model, **case.row.options)
+    batches = list(case.batches) * 4
+    with unchanged(case.model, batches):
+        found = woodbury.inspect(case.model, batches, count=16, sparsities=(0.5,), **given)
+    assert found.is_complete and found.weights == space.n
+    assert all(each.measured for each in found.along)
+    assert found.hessian is not None or "hessian" in found.left_out
+
+
 def flops(case: Case) -> None:
     with unchanged(case.model, case.batches):
         counted = woodbury.costs.flops(case.model, case.batches[0][0])
@@ -341,6 +353,7 @@ ENTRIES = {
     "prune, large": Entry(without_room_for_rows, PRUNING),
     "compare": Entry(compared, PRUNING),
     "plan": Entry(planned, PRUNING),
+    "inspect": Entry(inspected, PRUNING),
     "MFAC": Entry(mfac_optimizer, ("loss",), trains=True),
     "Preconditioner": Entry(preconditioner, ("curvature", "loss"), trains=True),
     "Gradual": Entry(gradual, PRUNING, trains=True),

@@ -91,7 +91,7 @@ def along(**changes) -> LossAlong:
 def test_the_verdict_names_the_nearest_and_the_farthest() -> None:
     assert along().verdict == (
         "Along a step the loss rises by 2 at the full step; the exact second order is within a "
-        "factor of two up to 1 of the step. Along it K-FAC has 0.5 times the Hessian's curvature, "
+        "factor of two up to 1 of the step. Along it K-FAC has 0.50 times the Hessian's curvature, "
         "diagonal 10."
     )
 

@@ -145,6 +145,8 @@ def test_the_verdict_answers_the_questions() -> None:
     )
     far = Spectrum(3.0, 0.1, (2.0, 1.0), (0.0, 0.0), -0.5)
     assert "far from a minimum" in comparison(hessian=far).verdict
+    alone = {"empirical": comparison().matches["empirical"]}
+    assert comparison(matches=alone).verdict.startswith("Empirical Fisher is nearest")
 
 
 @pytest.mark.parametrize(

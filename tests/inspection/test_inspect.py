@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -144,6 +145,34 @@ def test_bad_requests_are_named(changes: dict[str, Any], says: str) -> None:
     given = {"batches": classes(80, 0), **changes}
     with unchanged(model, given["batches"]), pytest.raises(WoodburyError, match=says):
         woodbury.inspect(model, **given)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batches": []},
+        {"batches": [(normal(20, 7), torch.arange(20) % 3)]},
+        {"batches": [(normal(20, 4).float(), torch.arange(20) % 3)]},
+        {"batches": [(normal(20, 4), torch.zeros(20))]},
+        {"batches": [(normal(20, 4), torch.full((20,), 7))]},
+        {"batches": [(normal(20, 4), torch.arange(19) % 3)]},
+        {"batches": iter(classes(80, 0))},
+        {"batches": 3},
+        {"likelihood": nn.functional.cross_entropy},
+        {"model": trained},
+        {"include": "nothing*"},
+        {"exclude": "*"},
+        {"memory": "many"},
+    ],
+)
+def test_what_prune_refuses_is_refused_by_the_same_sentence(changes: dict[str, Any]) -> None:
+    def sentence(call: Callable[..., Any]) -> tuple[type, str]:
+        given = {"model": trained(), "batches": classes(80, 0), "sparsity": 0.5, **changes}
+        with pytest.raises(WoodburyError) as refused:
+            call(**given)
+        return type(refused.value), str(refused.value).replace("inspect", "prune")
+
+    assert sentence(woodbury.inspect) == sentence(woodbury.prune)
 
 
 def test_a_small_memory_takes_fewer_rows(limited: Limited) -> None:

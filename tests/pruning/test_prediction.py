@@ -16,7 +16,14 @@ import woodbury
 from woodbury.errors import WoodburyError
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective
-from woodbury.pruning import DampingSearch, LayerByLayer, WithRefit, prediction
+from woodbury.pruning import (
+    DampingSearch,
+    LayerByLayer,
+    LayerSequence,
+    ShareSearch,
+    WithRefit,
+    prediction,
+)
 from woodbury.pruning.held_back import split_samples
 from woodbury.pruning.planning import pruning_objective
 from woodbury.pruning.prediction import IncreaseInterval, increase_interval, warning_of
@@ -27,6 +34,7 @@ from woodbury.pruning.refit.layer_by_layer import WithLayers
 INPUTS, NOISE = 6, 0.5
 FEW = replace(quick, samples=64)
 INTERVAL = IncreaseInterval(0.01, 0.02, 0.04, 0.95, 256, 0.3)
+BELOW = IncreaseInterval(-0.04, -0.02, -0.01, 0.95, 256, 0.1)
 
 
 def linear_data(samples: int, seed: int) -> list[Batch]:
@@ -66,6 +74,9 @@ ROUTES: dict[str, Callable[[Objective], Pruned]] = {
     "chosen damping": lambda dense: DampingSearch(pruner())(dense, 0.5),
     "refit": lambda dense: WithRefit.around(pruner(), dense)(dense, 0.5),
     "layers": lambda dense: WithLayers(pruner(), dense, LayerByLayer())(dense, 0.5),
+    "layer sequence": lambda dense: LayerSequence()(dense, 0.5),
+    "quick": lambda dense: ShareSearch()(dense, 0.5),
+    "quick, then a refit": lambda dense: WithRefit.around(ShareSearch(), dense)(dense, 0.5),
     "stages": lambda dense: woodbury.pruning.run_stages(pruner(), dense, [0.25, 0.5]),
 }
 
@@ -238,8 +249,7 @@ def test_a_network_that_diverged_is_not_finite_on_other_samples() -> None:
 )
 def test_a_prediction_beyond_twice_an_end_is_refuted(predicted: float, refuted: bool) -> None:
     assert replace(INTERVAL, dense_loss=0.1).refutes(predicted) == refuted
-    below = IncreaseInterval(-0.04, -0.02, -0.01, 0.95, 256, 0.1)
-    assert below.refutes(-predicted) == refuted
+    assert BELOW.refutes(-predicted) == refuted
 
 
 def test_a_hundredth_of_the_dense_loss_is_negligible() -> None:
@@ -258,6 +268,7 @@ def test_a_hundredth_of_the_dense_loss_is_negligible() -> None:
         (1e-5, INTERVAL, "why", "1e-05 does not hold: on other samples it is 0.01 to 0.04"),
         (0.03, None, "", "0.03 is not checked, as no sample was held back: do this."),
         (0.03, None, "why", "0.03 is no forecast: why; do this."),
+        (-0.5, BELOW, "", "of −0.5 does not hold: on other samples it is −0.04 to −0.01 ("),
     ],
 )
 def test_the_warning(

@@ -104,15 +104,56 @@ def test_every_number_of_the_tables_is_in_its_row(found: Inspection) -> None:
         *("exact Hessian", "Gauss–Newton", "empirical Fisher", "K-FAC", "diagonal"),
         "K-FAC, swapped",
     ]
-    rows = tables.forecasts(found.forecast).cells
-    assert len(rows) == 10 and {row[1] for row in rows} == {"29.2 %", "60.4 %"}
-    assert [row[0] for row in rows[-4:]] == ["diagonal", "diagonal", "magnitude", "magnitude"]
-    assert rows[-1][2:4] == ("–", "–")
-    assert float(rows[-1][4].replace("−", "-")) == pytest.approx(
-        found.forecast.magnitude[-1].measured, rel=0.01
-    )
+    cosines, errors = tables.blocks(found.hessian.blocks), tables.block_errors(found.hessian.blocks)
+    for block, cosine, error in zip(found.hessian.blocks, cosines.cells, errors.cells, strict=True):
+        assert cosine[0] == error[0] == block.tensor
+        matches = list(block.matches.values())
+        assert cosine[2:] == tuple(f"{m.cosine:.3f}".replace("-", "−") for m in matches)
+        assert error[1:] == tuple(f"{100 * m.error:.0f} %" for m in matches)
+    for name, points in found.forecast.points.items():
+        rows = tables.forecasts(name, points, found.forecast.samples).cells
+        assert [row[0] for row in rows] == ["29.2 %", "60.4 %"]
+        for row, point in zip(rows, points, strict=True):
+            shown = [float(text.replace("−", "-")) for text in row[1:]]
+            known = [point.predicted, point.held_back, point.measured]
+            assert shown == pytest.approx(known, rel=0.006, abs=6e-7)
+    by_magnitude = tables.without_forecast(found.forecast)
+    assert by_magnitude is not None
+    for row, own in zip(by_magnitude.cells, found.forecast.magnitude, strict=True):
+        best = found.forecast.best_at(own.sparsity)
+        assert best is not None and row[3] == charts.in_words(best)
+        least = next(p.measured for p in found.forecast.points[best] if p.sparsity == own.sparsity)
+        assert [float(text.replace("−", "-")) for text in row[1:3]] == pytest.approx(
+            [own.measured, least], rel=0.006, abs=6e-7
+        )
     step = tables.along_step(found.along[1])
     assert step.cells[0][0] == "measured" and step.cells[0][1] == "–"
+
+
+def test_a_curvature_without_a_forecast_says_why(found: Inspection) -> None:
+    assert found.forecast is not None
+    assert tables.refused(found.forecast) is None
+    grid = tables.refused(replace(found.forecast, refused={"kfac": "It has no room."}))
+    assert grid is not None and grid.cells == (("K-FAC", "It has no room."),)
+    assert tables.without_forecast(replace(found.forecast, magnitude=())) is None
+    never = replace(found.forecast, points={})
+    grid = tables.without_forecast(never)
+    assert grid is not None and {row[2:] for row in grid.cells} == {("–", "–")}
+
+
+def test_every_number_has_its_key_and_its_function(found: Inspection) -> None:
+    facts = inspection_facts(found)
+    sources = tables.sources(found)
+    assert len(sources.cells) == 8
+    for _, key, function in sources.cells:
+        value = facts
+        for part in key.split("."):
+            value = value[part]
+        assert value, key
+        where = woodbury if function == "inspect" else woodbury.inspection
+        assert callable(getattr(where, function)), function
+    early = replace(found, along=(), sensitivity=None, forecast=None)
+    assert {row[2] for row in tables.sources(early).cells} == {"inspect", "compare_with_hessian"}
 
 
 def test_what_is_refused_has_no_number_and_says_why() -> None:

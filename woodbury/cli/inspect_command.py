@@ -18,7 +18,7 @@ from woodbury.cli.console import (
     print_plain,
     progress_bars,
 )
-from woodbury.cli.invocation import repeating
+from woodbury.cli.invocation import command_line, repeating
 from woodbury.cli.names import LabelsName, parse_sparsities
 from woodbury.cli.option_values import as_asked, settings_of
 from woodbury.cli.options import (
@@ -46,6 +46,7 @@ from woodbury.inspection.questions import Prepared, answers, prepared
 from woodbury.io.run_folder import REPORT_FILE
 from woodbury.reporting.inspection_charts import in_words
 from woodbury.reporting.inspection_page import inspection_facts, inspection_page
+from woodbury.reporting.page import Code
 
 
 @Parameter(name="*", group=MOST_USED)
@@ -123,7 +124,7 @@ def inspect(
             arguments = as_asked(asked, parameters, inputs, resources)
             write_run_file(folder, "inspect", {"model": model, "data": data, **arguments})
         with if_there_is_room(folder / "report.html") as page:
-            codes = [repeating(place / RUN_FILE)]
+            codes = [repeating(place / RUN_FILE), Code("As it was typed:", command_line())]
             title = f"The curvature of {Path(model).name}"
             lead = _lead(found, data, interrupted)
             inspection_page(title, lead, found, facts, codes).write(page)

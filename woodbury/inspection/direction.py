@@ -14,7 +14,7 @@ from woodbury.errors import WoodburyError
 from woodbury.estimation.gradients import mean_gradient
 from woodbury.estimation.hessian_products import hessian_products
 from woodbury.fisher.base import Fisher
-from woodbury.inspection.agreement import last_within_factor
+from woodbury.inspection.agreement import in_digits, last_within_factor
 from woodbury.inspection.curvatures import WORDS, Curvatures, without_damping
 from woodbury.linalg.conversion import as_tensor
 from woodbury.model.batches import Batch, Samples, samples_in
@@ -99,10 +99,11 @@ class LossAlong:
         """What it says, in one or two sentences."""
         rise = self._at_full_step()
         moves = "rises" if rise >= 0 else "falls"
-        end = f"Along {self.direction} the loss {moves} by {abs(rise):.3g} at the full step"
+        by = in_digits(abs(rise), ".3g")
+        end = f"Along {self.direction} the loss {moves} by {by} at the full step"
         if self.hessian is None:
             said = ", ".join(
-                f"{WORDS.get(name, name)} says {0.5 * value:.3g}"
+                f"{WORDS.get(name, name)} says {in_digits(0.5 * value, '.3g')}"
                 for name, value in self.curvatures.items()
             )
             return f"{end}; {said}."
@@ -117,8 +118,9 @@ class LossAlong:
         ratios = self.ratios
         best = min(ratios, key=lambda name: _distance(ratios[name]))
         worst = max(ratios, key=lambda name: _distance(ratios[name]))
-        nearest = f"{WORDS.get(best, best)} has {ratios[best]:.2g} times the Hessian's curvature"
-        farthest = f", {WORDS.get(worst, worst)} {ratios[worst]:.2g}" if worst != best else ""
+        texts = {name: in_digits(ratio, "#.2g").rstrip(".") for name, ratio in ratios.items()}
+        nearest = f"{WORDS.get(best, best)} has {texts[best]} times the Hessian's curvature"
+        farthest = f", {WORDS.get(worst, worst)} {texts[worst]}" if worst != best else ""
         return f"{end}; {reach}. Along it {nearest}{farthest}."
 
     def _at_full_step(self) -> float:

@@ -83,9 +83,9 @@ class HessianComparison:
     def verdict(self) -> str:
         """What it says, in one or two sentences."""
         best = self.nearest
-        match = self.matches[best]
+        match, said = self.matches[best], WORDS.get(best, best)
         text = (
-            f"{WORDS.get(best, best)} is nearest to the Hessian: cosine "
+            f"{said[:1].upper()}{said[1:]} is nearest to the Hessian: cosine "
             f"{in_digits(match.cosine, '.2f')} ± {match.cosine_error:.2f}, and times "
             f"{in_digits(match.scale)} it is off by {in_percent(match.error_scaled)}."
         )

@@ -129,7 +129,7 @@ class Sensitivity:
             trial
             for trial in axis.others
             if (trial.shared or 0.0) >= SAME_CHOICE
-            and _difference(trial, reference) <= self._negligible
+            and _difference(trial, reference) <= self._slight
         ]
         if enough:
             text = (
@@ -145,6 +145,11 @@ class Sensitivity:
         change = f"From {last.value} rows to {axis.reference} the choice changes by {share}"
         if gained > self._negligible:
             return f"{change} and the loss falls by {in_digits(gained)}: more gradients will help."
+        if gained > self._slight:
+            return (
+                f"{change} and the loss falls by {in_digits(gained)}, which two halves of the "
+                "samples differ by as well: more gradients may help."
+            )
         return f"{change}, and the loss hardly: more gradients may not help."
 
     def _of_samples(self, axis: Axis) -> str:
@@ -187,7 +192,12 @@ class Sensitivity:
         halves = [axis for axis in self.axes if axis.name == "samples" and axis.others]
         noise = [abs(_difference(axis.others[0], axis.trials[0])) for axis in halves]
         known = [apart for apart in noise if math.isfinite(apart)]
-        return max(NEGLIGIBLE_SHARE * abs(self.dense), *known, 0.0)
+        return max(self._slight, *known, 0.0)
+
+    @property
+    def _slight(self) -> float:
+        """A difference of losses that does not count, however well it is known."""
+        return NEGLIGIBLE_SHARE * abs(self.dense)
 
 
 def _at_least_one_percent(share: float) -> str:

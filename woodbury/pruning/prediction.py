@@ -73,7 +73,7 @@ class IncreaseInterval:
 
     def ends(self) -> str:
         """Where it begins and ends."""
-        return f"{self.low:.3g} to {self.high:.3g}"
+        return f"{_in_digits(self.low)} to {_in_digits(self.high)}"
 
     def in_words(self) -> str:
         """A sentence for a report."""
@@ -210,7 +210,7 @@ def warning_of(
         return ""
     if not math.isfinite(predicted):
         return "The predicted increase is not finite: raise the damping."
-    the_prediction = f"The predicted increase of {predicted:.3g}"
+    the_prediction = f"The predicted increase of {_in_digits(predicted)}"
     if interval is None:
         if doubt:
             return f"{the_prediction} is no forecast: {doubt}; {how_to_hold_back}."
@@ -222,6 +222,12 @@ def warning_of(
     if interval.refutes(predicted):
         return f"{the_prediction} does not hold: {elsewhere}."
     return f"{the_prediction} is no forecast: {doubt}; {elsewhere}." if doubt else ""
+
+
+def _in_digits(number: float) -> str:
+    """Three digits; a minus is no hyphen, which could be read as a range."""
+    text = f"{number:.3g}"
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def _groups(dense: Objective, pruned: Objective, groups: Iterable[Batch]) -> Iterator[_Group]:

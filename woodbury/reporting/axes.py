@@ -17,6 +17,8 @@ MOST_EPOCHS = 8
 """Ticks on an axis of epochs."""
 MOST_DECADES = 7
 """Ticks on a logarithmic axis; with more decades some have none."""
+HARDLY = 0.02
+"""Of the distance of two ticks: a value that is no farther beyond one has its place at it."""
 NEAR = 0.06
 """Ticks of sparsities that are closer, as a fraction of the axis, share one text."""
 NEAR_ON_A_PHONE = 0.16
@@ -84,7 +86,7 @@ def linear(title: str, values: Iterable[float], unit: float = 1.0) -> Axis:
     if low == high:
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
     step = _step((high - low) / 4)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.floor(low / step + HARDLY), math.ceil(high / step - HARDLY)
     places = range(first, last + 1)
     texts = _tick_texts([number * step for number in places])
     ticks = tuple(
@@ -108,6 +110,28 @@ def epochs(values: Iterable[float]) -> Axis:
     step = max(1, round(_step(last / MOST_EPOCHS)))
     ticks = tuple(Tick(number / last, f"{number}") for number in range(0, int(last) + 1, step))
     return Axis("epoch", 0.0, last, ticks)
+
+
+def up_to_the_last(title: str, values: Iterable[float]) -> Axis:
+    """An axis from the first value to the last, with ticks at round numbers between them.
+
+    Args:
+        title: What it shows.
+        values: What must have a place on it, at least two.
+
+    Example:
+        >>> [tick.text for tick in up_to_the_last("share", [0.0, 0.5, 1.25]).ticks]
+        ['0', '0.25', '0.5', '0.75', '1', '1.25']
+    """
+    low, high = min(values := list(values)), max(values)
+    step = _step((high - low) / 6)
+    places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    texts = _tick_texts([number * step for number in places])
+    ticks = tuple(
+        Tick((number * step - low) / (high - low), text)
+        for number, text in zip(places, texts, strict=True)
+    )
+    return Axis(title, low, high, ticks)
 
 
 def decades(title: str, values: Iterable[float]) -> Axis:

@@ -249,6 +249,42 @@ def aligned(
     return [MISSING if value is None else with_minus(f"{value:{form}}") for value in values]
 
 
+def each_rounded(values: Sequence[float | None], digits: int = 3) -> list[str]:
+    """Numbers of one column that differ by orders of magnitude, each with its own decimals.
+
+    Args:
+        values: The column; None for a number that there is none of.
+        digits: Of each number that are shown, and all before the point.
+
+    Returns:
+        Their texts, with six decimals at most, or with exponents where all are small.
+
+    Example:
+        >>> each_rounded([0.00023241, -0.51457, 12.56379, 1730.7, None])
+        ['0.000232', '−0.515', '12.6', '1731', '–']
+        >>> each_rounded([1e-9, 0.0])
+        ['1.00e-09', '0']
+    """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    if sizes and max(sizes) < SMALL:
+        return [_with_exponent(value, digits) for value in values]
+    return [MISSING if value is None else _rounded(value, digits) for value in values]
+
+
+def _with_exponent(value: float | None, digits: int) -> str:
+    if not value:
+        return MISSING if value is None else "0"
+    return with_minus(f"{value:.{digits - 1}e}")
+
+
+def _rounded(value: float, digits: int) -> str:
+    if not value or not math.isfinite(value):
+        return with_minus(f"{value:g}")
+    decimals = digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    text = f"{value:.{min(max(decimals, 0), MOST_DECIMALS)}f}"
+    return with_minus(text) if float(text) else "0"
+
+
 def with_minus(text: str) -> str:
     """The text of a number with a minus as wide as a plus, if it begins with one.
 

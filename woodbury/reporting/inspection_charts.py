@@ -10,7 +10,7 @@ from woodbury.inspection.direction import LossAlong
 from woodbury.inspection.forecast_report import ForecastPoint
 from woodbury.inspection.matches import BlockMatch
 from woodbury.inspection.sensitivity_report import Axis as Setting
-from woodbury.reporting.axes import Axis, decades, linear, sparsities
+from woodbury.reporting.axes import Axis, decades, linear, sparsities, up_to_the_last
 from woodbury.reporting.charts import Chart, Line, styles
 from woodbury.reporting.grid import percent, with_minus
 from woodbury.reporting.plots import Value, points_of
@@ -43,7 +43,7 @@ def along_step(found: LossAlong, *, scaled: bool) -> Chart:
     finite = [value for value in found.measured if math.isfinite(value)]
     top = ROOM_ABOVE * max(map(abs, finite), default=1.0)
     shown = [value for curve in curves.values() for value in curve if abs(value) <= top]
-    x = linear("share of the step", found.fractions)
+    x = up_to_the_last("share of the step", found.fractions)
     y = linear("increase of the loss", shown)
     with_scale = ", each curvature times its scale to the Hessian" if scaled else ""
     words = (
@@ -73,7 +73,7 @@ def spectra(block: BlockMatch) -> Chart | None:
         name: [value if value > floor else math.nan for value in curve]
         for name, curve in curves.items()
     }
-    x = linear("eigenvalue number", [1.0, float(block.weights)])
+    x = up_to_the_last("eigenvalue number", [0.0, float(block.weights)])
     y = decades("eigenvalue", [v for c in positive.values() for v in c if math.isfinite(v)])
     numbers = [float(number) for number in range(1, block.weights + 1)]
     words = (

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from woodbury.inspection.findings import Inspection
+from woodbury.inspection.forecast_report import ForecastCalibration
 from woodbury.reporting import inspection_charts as charts
 from woodbury.reporting import inspection_tables as tables
 from woodbury.reporting.charts import Chart
@@ -53,8 +54,8 @@ def inspection_page(
     if found.hessian is not None:
         sections.append(section(tables.matches(found.hessian)))
         if blocks := found.hessian.blocks:
-            grid = tables.blocks(blocks)
-            sections.append(_section(grid.title, [grid, *map(charts.spectra, blocks)]))
+            grid, errors = tables.blocks(blocks), tables.block_errors(blocks)
+            sections.append(_section(grid.title, [grid, errors, *map(charts.spectra, blocks)]))
     for step in found.along:
         parts: list[Grid | Chart | None] = [charts.along_step(step, scaled=False)]
         if step.scales:
@@ -66,17 +67,25 @@ def inspection_page(
             grid = tables.setting(axis)
             sections.append(_section(grid.title, [chart, grid]))
     if found.forecast is not None and found.forecast.points:
-        parts = [charts.forecasts(*each) for each in found.forecast.points.items()]
-        grid = tables.forecasts(found.forecast)
-        sections.append(_section(grid.title, [*parts, grid]))
+        sections.append(
+            _section("Forecasts of the loss after one step", _forecasts(found.forecast))
+        )
     if found.left_out:
         sections.append(section(tables.left_out(found.left_out)))
-    sections.append(Section("Use it again", tuple(codes)))
+    sections.append(Section("Use it again", (*codes, tables.sources(found))))
     return Page(title, lead, list(_figures(found)), sections, folded(settings))
 
 
 def _section(title: str, parts: Sequence[Grid | Chart | None]) -> Section:
     return Section(title, tuple(part for part in parts if part is not None))
+
+
+def _forecasts(found: ForecastCalibration) -> list[Grid | Chart | None]:
+    """Of each curvature a chart and a table, and then magnitude pruning."""
+    parts: list[Grid | Chart | None] = []
+    for name, points in found.points.items():
+        parts += [charts.forecasts(name, points), tables.forecasts(name, points, found.samples)]
+    return [*parts, tables.without_forecast(found), tables.refused(found)]
 
 
 def _figures(found: Inspection) -> Iterator[Figure]:
@@ -92,7 +101,7 @@ def _figures(found: Inspection) -> Iterator[Figure]:
         name = next(iter(found.forecast.points))
         own = found.forecast.held_up_to(name)
         other = found.forecast.held_up_to(name, held_back=True)
-        remark = f"by rows held back up to {_or_nowhere(other)}"
+        remark = f"{charts.in_words(name)}; by rows held back up to {_or_nowhere(other)}"
         yield Figure(_or_nowhere(own), "the forecast holds up to", remark)
     if found.sensitivity is not None:
         halves = [axis for axis in found.sensitivity.axes if axis.name == "samples" and axis.others]

@@ -10,7 +10,7 @@ from woodbury.inspection.forecast_report import ForecastCalibration, ForecastPoi
 from woodbury.inspection.hessian_comparison import HessianComparison
 from woodbury.inspection.matches import BlockMatch
 from woodbury.inspection.sensitivity_report import Axis, Trial
-from woodbury.reporting.grid import MISSING, Grid, Mark, aligned, percent, with_minus
+from woodbury.reporting.grid import MISSING, Grid, Mark, aligned, each_rounded, percent, with_minus
 from woodbury.reporting.inspection_charts import in_words
 
 
@@ -34,6 +34,36 @@ def left_out(reasons: Mapping[str, str]) -> Grid:
     return Grid("Left out", ("what", "why"), rows)
 
 
+def sources(found: Inspection) -> Grid:
+    """Where each number of the page is in report.json, and which function alone gives it.
+
+    Args:
+        found: What is known.
+    """
+    rows = [("In words", "verdicts", "inspect")]
+    if found.hessian is not None:
+        rows += [
+            ("Fisher, Gauss–Newton, Hessian", "hessian.matches", "compare_with_hessian"),
+            ("its spectra", "hessian.spectra", "compare_with_hessian"),
+            ("Some weights, exactly", "hessian.blocks", "compare_with_hessian"),
+        ]
+    if found.along:
+        rows.append(("Along a step", "along", "loss_along"))
+    if found.sensitivity is not None:
+        rows.append(("Settings", "sensitivity.axes", "sensitivity"))
+    if found.forecast is not None:
+        rows += [
+            ("Forecasts", "forecast.points", "calibrate_forecast"),
+            ("Magnitude pruning", "forecast.magnitude", "calibrate_forecast"),
+        ]
+    return Grid(
+        "Where each number is from",
+        ("part of the page", "key of report.json", "function of woodbury.inspection"),
+        tuple(rows),
+        note="One run of the command gives all of them; the function gives one part in Python.",
+    )
+
+
 def along_step(found: LossAlong) -> Grid:
     """The curvature along a step, by each estimate.
 
@@ -50,7 +80,7 @@ def along_step(found: LossAlong) -> Grid:
         None if form is None or scale is None else 0.5 * form * scale
         for form, scale in zip(forms, scales, strict=True)
     ]
-    columns = map(aligned, (forms, ratios, scales, increases, scaled))
+    columns = map(each_rounded, (forms, ratios, scales, increases, scaled))
     models = ("measured", "exact Hessian", *map(in_words, names))
     return Grid(
         f"Curvature along {found.direction}",
@@ -130,6 +160,26 @@ def blocks(found: Sequence[BlockMatch]) -> Grid:
     )
 
 
+def block_errors(found: Sequence[BlockMatch]) -> Grid:
+    """How far each estimate is from parts of the Hessian that are exact.
+
+    Args:
+        found: The parts.
+    """
+    names = list(found[0].matches)
+    rows = [
+        (block.tensor, *(percent(block.matches[name].error, 0) for name in names))
+        for block in found
+    ]
+    return Grid(
+        "How far off they are",
+        ("tensor", *map(in_words, names)),
+        tuple(rows),
+        note="What each estimate is off by, as a share of the Hessian by these weights, without a "
+        "factor: 100 % is as far as no estimate.",
+    )
+
+
 def setting(axis: Axis) -> Grid:
     """The trials of one setting, with bars for what they choose in common.
 
@@ -137,7 +187,7 @@ def setting(axis: Axis) -> Grid:
         axis: The setting.
     """
     trials = _in_order(axis)
-    increases = aligned([trial.increase for trial in trials])
+    increases = aligned([trial.increase for trial in trials], digits=4)
     rows = []
     marks: list[Mark | None] = []
     for trial, increase in zip(trials, increases, strict=True):
@@ -176,31 +226,72 @@ def _correlation(trial: Trial) -> str:
     return MISSING if known is None else with_minus(f"{known:.4f}")
 
 
-def forecasts(found: ForecastCalibration) -> Grid:
-    """Forecasts beside measured increases.
+def forecasts(name: str, points: Sequence[ForecastPoint], samples: int) -> Grid:
+    """Forecasts by one curvature beside measured increases.
 
     Args:
-        found: All of them.
+        name: Of the curvature.
+        points: Of rising sparsity.
+        samples: That the loss is measured on.
     """
-    rows: list[tuple[str, ForecastPoint]] = [
-        (in_words(name), point) for name, points in found.points.items() for point in points
-    ]
-    without = [None for _ in found.magnitude]
-    columns = [
-        aligned([*(point.predicted for _, point in rows), *without]),
-        aligned([*(point.held_back for _, point in rows), *without]),
-        aligned([*(p.measured for _, p in rows), *(p.measured for p in found.magnitude)]),
-    ]
-    places = [(name, point.sparsity) for name, point in rows]
-    places += [("magnitude", point.sparsity) for point in found.magnitude]
-    cells = (
-        (name, percent(sparsity, 1), *numbers)
-        for (name, sparsity), numbers in zip(places, zip(*columns, strict=True), strict=True)
+    columns = (
+        each_rounded([point.predicted for point in points]),
+        each_rounded([point.held_back for point in points]),
+        each_rounded([point.measured for point in points]),
     )
-    refused = [f"{in_words(name)}: {why}" for name, why in found.refused.items()]
+    places = [percent(point.sparsity, 1) for point in points]
     return Grid(
-        "Forecasts of the loss after one step",
-        ("curvature", "sparsity", "forecast", "by rows held back", "measured"),
-        tuple(cells),
-        note=" ".join([f"The loss on {found.samples} samples held back.", *refused]),
+        f"Forecasts by {in_words(name)}",
+        ("sparsity", "by its own rows", "by rows held back", "measured"),
+        tuple(zip(places, *columns, strict=True)),
+        note=f"By {in_words(name)}, on {samples} samples held back.",
     )
+
+
+def without_forecast(found: ForecastCalibration) -> Grid | None:
+    """Magnitude pruning beside the best estimate.
+
+    Args:
+        found: All forecasts.
+
+    Returns:
+        None where it was not measured.
+    """
+    if not found.magnitude:
+        return None
+    names = [found.best_at(point.sparsity) for point in found.magnitude]
+    least = [
+        None if name is None else _measured(found.points[name], point.sparsity)
+        for name, point in zip(names, found.magnitude, strict=True)
+    ]
+    columns = (
+        each_rounded([point.measured for point in found.magnitude]),
+        each_rounded(least),
+        [MISSING if name is None else in_words(name) for name in names],
+    )
+    places = [percent(point.sparsity, 1) for point in found.magnitude]
+    return Grid(
+        "Magnitude pruning",
+        ("sparsity", "magnitude", "best estimate", "which"),
+        tuple(zip(places, *columns, strict=True)),
+        note="Measured increases of the loss, by magnitude pruning and by the best estimate of the "
+        "curvature.",
+    )
+
+
+def _measured(points: Sequence[ForecastPoint], sparsity: float) -> float:
+    """The measured increase at a sparsity."""
+    return next(point.measured for point in points if point.sparsity == sparsity)
+
+
+def refused(found: ForecastCalibration) -> Grid | None:
+    """The estimates without a forecast, or without all of them.
+
+    Args:
+        found: All forecasts.
+
+    Returns:
+        None where there are none.
+    """
+    rows = tuple((in_words(name), why) for name, why in found.refused.items())
+    return Grid("Without a forecast", ("curvature", "why"), rows) if rows else None
