@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 SECONDS = 60
+PRELOADED = ["woodbury", "torch.distributed.fsdp", "torch.distributed.tensor"]
+"""Imported once, by the server of the processes, and no more by each of them."""
 
 
 def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -35,8 +41,21 @@ def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments:
     """
     folder.mkdir(parents=True, exist_ok=True)
     given = count, str(folder), function, arguments
-    mp.spawn(_work, given, nprocs=count)  # type: ignore[attr-defined]
+    mp.start_processes(  # type: ignore[attr-defined]
+        _work, given, nprocs=count, start_method=_start_method()
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _start_method() -> str:
+    """Forks of a server that is started here, where the system has it; else new processes."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with patch.dict(os.environ, threads):  # NumPy starts its threads when it is imported
+        forkserver.ensure_running()
+    return "forkserver"
 
 
 def _work(
