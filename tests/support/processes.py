@@ -51,6 +51,7 @@ def on_ranks(
     started = mp.start_processes(  # type: ignore[attr-defined]
         _work, given, nprocs=count, join=False, start_method=_start_method()
     )
+    assert started is not None  # as it is not joined
     if killed:
         for process in started.processes:
             process.join()  # started.join() would end all of them with the first
