@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from support.torchrun import Launched
 import woodbury
 
 WOODBURY = ["-m", "woodbury.cli"]
+SCRIPT = Path(sys.executable).with_name("woodbury")
 NETWORK = """
 import os
 
@@ -75,6 +77,17 @@ def test_two_ranks_prune_together_and_one_writes(place: Path) -> None:
     assert made == {"data.npz", "net.py", "out"}
     report: dict[str, Any] = json.loads((place / "out" / "report.json").read_text())
     assert report["sparsity"] == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the package is not installed")
+def test_the_console_script_is_launched_too(place: Path) -> None:
+    words = ["prune", "net.py:net", "data.npz", "--sparsity", "0.7", "--out", "out"]
+    code, out, err = Launched(2, ["--no-python", str(SCRIPT), *words], place).ended()
+    assert code == 0, err
+    assert out.count("Load it with") == 1 and (place / "out" / "weights.safetensors").exists()
+    steps = [line for line in err.splitlines() if "gradient" in line]
+    assert len(steps) == len(set(steps)), err  # one rank alone tells how far it is
 
 
 @pytest.mark.slow

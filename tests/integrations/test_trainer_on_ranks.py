@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.torchrun import Launched
+from support.torchrun import ACCELERATE, TORCHRUN, Launched
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate, which the Trainer needs, is not installed")
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_trainer_end_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_of_a_trainer_end_with_the_same_weights(
+    launcher: list[str], tmp_path: Path
+) -> None:
     here = Path(__file__).parent
-    code, _, err = Launched(2, ["trainer_on_ranks.py", str(tmp_path)], here).ended()
+    words = ["trainer_on_ranks.py", str(tmp_path)]
+    code, _, err = Launched(2, words, here, launcher).ended()
     assert code == 0, err[-2000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first["size"] == 2 and first["steps"] == 3

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 SECONDS = 60
+PRELOADED = ["woodbury", "torch.distributed.fsdp", "torch.distributed.tensor"]
+"""Imported once, by the server of the processes, and no more by each of them."""
 
 
-def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def on_ranks(
+    count: int,
+    folder: Path,
+    function: Callable[..., Any],
+    *arguments: Any,
+    killed: tuple[int, ...] = (),
+) -> list[Any]:
     """What a function gives on each rank; an exception is given in its place.
 
     The processes meet by a file, so that no port is taken. They leave the group only when all have
@@ -29,18 +41,47 @@ def on_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments:
         folder: An empty one, for the file and the results.
         function: Of a module, called as function(rank, *arguments).
         arguments: Picklable.
+        killed: Ranks that end without a result; no other may.
 
     Returns:
-        A result or an exception for each rank.
+        A result or an exception for each rank; None for one that was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    given = count, str(folder), function, arguments
-    mp.spawn(_work, given, nprocs=count)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+    given = count, str(folder), function, arguments, killed
+    started = mp.start_processes(  # type: ignore[attr-defined]
+        _work, given, nprocs=count, join=False, start_method=_start_method()
+    )
+    assert started is not None  # as it is not joined
+    if killed:
+        for process in started.processes:
+            process.join()  # started.join() would end all of them with the first
+    else:
+        while not started.join():
+            pass
+    return [
+        torch.load(file, weights_only=False) if file.exists() or rank not in killed else None
+        for rank, file in enumerate(folder / f"{rank}.pt" for rank in range(count))
+    ]
+
+
+def _start_method() -> str:
+    """Forks of a server that is started here, where the system has it; else new processes."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with patch.dict(os.environ, threads):  # NumPy starts its threads when it is imported
+        forkserver.ensure_running()
+    return "forkserver"
 
 
 def _work(
-    rank: int, count: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    count: int,
+    folder: str,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    killed: tuple[int, ...],
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -59,7 +100,8 @@ def _work(
     torch.save(found, place / f"{rank}.partial")
     (place / f"{rank}.partial").rename(place / f"{rank}.pt")
     until = time.monotonic() + SECONDS
-    while not all((place / f"{each}.pt").exists() for each in range(count)):
+    expected = [place / f"{each}.pt" for each in range(count) if each not in killed]
+    while not all(file.exists() for file in expected):
         if time.monotonic() > until:
             break
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Commands that torchrun starts in several processes."""
+"""Commands that torchrun, or another launcher, starts in several processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ SECONDS = 600
 """No test takes a tenth of it alone; many at once on few cores may."""
 
 
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+ACCELERATE = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+ACCELERATE += ["--dynamo_backend", "no", "--main_process_port", "0"]
+ACCELERATE += ["--multi_gpu", "--num_processes"]  # on processors too: else it asks for MPI
+
+
 class Launched:
     """A command in several processes of one machine, which meet at a free port.
 
@@ -19,15 +25,17 @@ class Launched:
         count: How many processes.
         words: Of the command: a script with its arguments, or "-m" and a module.
         folder: Where it runs.
+        launcher: A module with its options, to which the number of processes is added.
     """
 
-    def __init__(self, count: int, words: list[str], folder: Path) -> None:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(count)]
+    def __init__(
+        self, count: int, words: list[str], folder: Path, launcher: list[str] | None = None
+    ) -> None:
+        before = [sys.executable, "-m", *(launcher or TORCHRUN), str(count)]
         paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
         paths.append(os.environ.get("PYTHONPATH", ""))
         self.process = subprocess.Popen(
-            [*launcher, *words],
+            [*before, *words],
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
             stdout=subprocess.PIPE,
