@@ -85,11 +85,11 @@ def test_stages_after_layers_in_turn_beat_either_alone(trained: nn.Sequential) -
     [(x, y)] = data(seed=5, samples=1000)
 
     def loss(effort: woodbury.presets.Effort) -> float:
-        return pruned(trained, 0.9, effort).objective.loss([(x, y)])
+        return pruned(trained, 0.95, effort).objective.loss([(x, y)])
 
     default, in_turn = loss(standard), loss(quick)
     in_stages = loss(replace(standard, in_turn=None))
-    assert default < in_turn and default < 1.02 * in_stages
+    assert default < 0.9 * in_turn and default < 0.9 * in_stages
 
 
 def test_a_sparsity_for_each_layer_has_its_own_way_there(trained: nn.Sequential) -> None:
