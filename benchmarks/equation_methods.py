@@ -40,7 +40,10 @@ class Method:
 
 def least_squares(problem: Problem, _: None) -> Steps:
     """Ours; it ends where no step decreases the loss."""
-    fit = woodbury.LeastSquares(problem.model, problem.equation.residuals, problem.points)
+    points: dict[str, Any] = problem.points
+    if problem.equation.candidates is not None:
+        points = {name: lambda _, name=name: problem.points[name] for name in points}
+    fit = woodbury.LeastSquares(problem.model, problem.equation.residuals, points)
     while fit.step().decreased:
         yield
 
@@ -177,22 +180,28 @@ class _Residuals(nn.Module):
         return torch.vmap(at)(points)
 
 
+def _with_scales(points: dict[str, Tensor]) -> Tensor:
+    """All points (n, k + groups), each with its scale in every group."""
+    rows = []
+    for place, each in enumerate(points.values()):
+        scales = torch.zeros(len(each), len(points))
+        scales[:, place] = len(each) ** -0.5
+        rows.append(torch.cat([each, scales], 1))
+    inputs = torch.cat(rows)
+    inputs[:, -len(rows) :] *= len(inputs) ** 0.5  # the package divides by their number
+    return inputs
+
+
 def torch_levenberg_marquardt(problem: Problem, damping: float) -> Steps:
     """LevenbergMarquardtModule of torch-levenberg-marquardt, its damping free to go to 1e-20."""
     from torch_levenberg_marquardt.damping import StandardDampingStrategy
     from torch_levenberg_marquardt.training import LevenbergMarquardtModule
 
-    rows = []
-    for place, points in enumerate(problem.points.values()):
-        scales = torch.zeros(len(points), len(problem.points))
-        scales[:, place] = len(points) ** -0.5
-        rows.append(torch.cat([points, scales], 1))
-    inputs = torch.cat(rows)
-    inputs[:, -len(rows) :] *= len(inputs) ** 0.5  # the package divides by their number
     strategy = StandardDampingStrategy(starting_value=damping, min_value=1e-20)
     module = LevenbergMarquardtModule(_Residuals(problem), damping_strategy=strategy)
-    targets = torch.zeros(len(inputs), 1)
     for _ in itertools.count():
+        inputs = _with_scales(problem.points)
+        targets = torch.zeros(len(inputs), 1)
         _, _, stop, _ = module.training_step(inputs, targets)
         if stop:
             return

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
+import burgers
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -41,6 +41,8 @@ class Equation:
         draw: The points of each group.
         exact: The solution at points (n, k).
         judged: Points (n, k) at which the error is measured.
+        around: The perceptron -> a network that holds what is known at the boundary by itself.
+        candidates: What the points of "interior" are drawn anew from, where that is done.
     """
 
     sizes: tuple[int, ...]
@@ -48,6 +50,8 @@ class Equation:
     draw: Draw
     exact: Callable[[Tensor], Tensor]
     judged: Callable[[], Tensor]
+    around: Callable[[nn.Module], nn.Module] = lambda perceptron: perceptron
+    candidates: Callable[[torch.Generator], Tensor] | None = None
 
 
 @dataclass
@@ -58,11 +62,13 @@ class Problem:
         equation: What they are of.
         model: The network at its start.
         points: Of each group.
+        generator: Of the points, those to come among them.
     """
 
     equation: Equation
     model: nn.Module
     points: dict[str, Tensor]
+    generator: torch.Generator
 
     @classmethod
     def of(cls, name: str, seed: int) -> Problem:
@@ -72,8 +78,21 @@ class Problem:
         layers: list[nn.Module] = []
         for inputs, outputs in zip(equation.sizes, equation.sizes[1:], strict=False):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
-        points = equation.draw(torch.Generator().manual_seed(seed))
-        return cls(equation, nn.Sequential(*layers[:-1]), points)
+        generator = torch.Generator().manual_seed(seed)
+        model = equation.around(nn.Sequential(*layers[:-1]))
+        return cls(equation, model, equation.draw(generator), generator)
+
+    @torch.no_grad()
+    def redraw(self) -> None:
+        """Draw the points inside anew by |residual| plus its mean (Wu et al. 2023)."""
+        if self.equation.candidates is None:
+            return
+        found = self.equation.candidates(self.generator)
+        residual = self.equation.residuals["interior"]
+        sizes = vmap(lambda x: residual(lambda y: self.model(y[None])[0, 0], x))(found).abs()
+        count = len(self.points["interior"])
+        chosen = torch.multinomial(sizes + sizes.mean(), count, generator=self.generator)
+        self.points["interior"] = found[chosen]
 
     def residuals(self, weights: Mapping[str, Tensor]) -> Tensor:
         """All residuals (m,), scaled so that half their squares are the loss."""
@@ -199,49 +218,6 @@ def heat_points(draw: torch.Generator) -> dict[str, Tensor]:
     return {"interior": inside, "edge": torch.cat([sides, start])}
 
 
-VISCOSITY = 0.01 / math.pi
-NODES = 120
-"""Of the Gauss–Hermite quadrature in the solution by Cole and Hopf."""
-
-
-def burgers_solution(x: Tensor) -> Tensor:
-    """Burgers' equation from −sin πx at (x, t), by the transform of Cole and Hopf."""
-    nodes, weights = (torch.as_tensor(each) for each in np.polynomial.hermite.hermgauss(NODES))
-    shifted = x[:, :1] - nodes * (4 * VISCOSITY * x[:, 1:]).sqrt()
-    exponent = -torch.cos(math.pi * shifted) / (2 * math.pi * VISCOSITY)
-    share = weights * torch.exp(exponent - exponent.amax(1, keepdim=True))
-    return -(share * torch.sin(math.pi * shifted)).sum(1) / share.sum(1)
-
-
-def burgers_inside(u: Network, x: Tensor) -> Tensor:
-    """∂u/∂t + u ∂u/∂x − ν ∂²u/∂x²."""
-    slope = derivative(u, x, 0)
-    return derivative(u, x, 1) + u(x) * slope - VISCOSITY * second_derivative(u, x, 0)
-
-
-def burgers_points(draw: torch.Generator) -> dict[str, Tensor]:
-    """1,200 points inside x ∈ [−1, 1], t ∈ [0, 1], 80 on its sides and 120 at its beginning."""
-    inside = torch.rand(1200, 2, generator=draw)
-    inside[:, 0] = 2 * inside[:, 0] - 1
-    sides = torch.rand(80, 2, generator=draw)
-    sides[:, 0] = (torch.arange(80) % 2).to(sides.dtype) * 2 - 1
-    start = torch.rand(120, 2, generator=draw)
-    start[:, 0] = 2 * start[:, 0] - 1
-    start[:, 1] = 0
-    return {"interior": inside, "edge": torch.cat([sides, start])}
-
-
-def burgers_edge(u: Network, x: Tensor) -> Tensor:
-    """U + sin πx at the beginning, and u on the sides, where the sine is zero."""
-    return u(x) + torch.sin(math.pi * x[0])
-
-
-@cache
-def grid_of_burgers() -> Tensor:
-    """A grid on [−1, 1] × [0, 1]."""
-    return torch.cartesian_prod(torch.linspace(-1, 1, 101), torch.linspace(0, 1, 41))
-
-
 EQUATIONS = {
     "Poisson, 2-D": Equation(
         (2, 64, 1),
@@ -266,9 +242,18 @@ EQUATIONS = {
     ),
     "Burgers": Equation(
         (2, 20, 20, 20, 1),
-        {"interior": burgers_inside, "edge": burgers_edge},
-        burgers_points,
-        burgers_solution,
-        grid_of_burgers,
+        {"interior": burgers.inside, "edge": burgers.edge},
+        burgers.points,
+        burgers.solution,
+        burgers.grid,
+    ),
+    "Burgers, half": Equation(
+        (2, 10, 10, 10, 1),
+        {"interior": burgers.inside},
+        burgers.half_points,
+        burgers.solution,
+        burgers.half_grid,
+        burgers.FromSine,
+        burgers.half_candidates,
     ),
 }
