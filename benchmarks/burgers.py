@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,12 @@ def inside(u: Network, x: Tensor) -> Tensor:
     """∂u/∂t + u ∂u/∂x − ν ∂²u/∂x², u and ∂u/∂x being by-products of the second derivative."""
     along_x, along_t = torch.eye(2, dtype=x.dtype)
 
-    def with_slope(y: Tensor) -> tuple[Tensor, Tensor]:
+    def with_slope(y: Tensor) -> Any:
         return jvp(u, (y,), (along_x,))
 
-    (value, slope), (_, second) = jvp(with_slope, (x,), (along_x,))
+    values, derivatives = jvp(with_slope, (x,), (along_x,))[:2]
+    value, slope = values
+    second = derivatives[1]
     return jvp(u, (x,), (along_t,))[1] + value * slope - VISCOSITY * second
 
 
