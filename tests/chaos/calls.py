@@ -202,6 +202,7 @@ VALUES: dict[str, Callable[[World], Any]] = {
     "cost": lambda w: woodbury.costs.weights,
     "per_weight": lambda w: {"0.weight": 1.0, "2.weight": 2.0},
     "steps": lambda w: 2,
+    "by_size.power": lambda w: 0.5,
     "finetune.steps": lambda w: range(1, 3),
     "max_steps": lambda w: 3,
     "samples": lambda w: 12,
