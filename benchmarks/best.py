@@ -48,6 +48,7 @@ def rows(setting: Setting) -> Mapping[str, Any]:
     )
     return {
         "woodbury.prune as it comes": AsItComes(standard),
+        "woodbury.prune, stages from the start": AsItComes(replace(standard, in_turn=None)),
         "woodbury.prune without room for rows": AsItComes(standard, rows=1),
         "magnitude": OneStage(Pruner(None, magnitude, zero)),
         "WoodFisher, papers' update, 1 stage": OneStage(

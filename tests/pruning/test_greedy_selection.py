@@ -21,7 +21,7 @@ from woodbury.pruning.costs import weights
 from woodbury.pruning.quadratic import Quadratic
 from woodbury.pruning.saliencies import Saliency, magnitude, obs, woodtaylor
 from woodbury.pruning.scopes import global_, layerwise
-from woodbury.pruning.selections.even_selection import by_size, evenly
+from woodbury.pruning.selections.by_tensor_size import by_size, evenly
 from woodbury.pruning.selections.greedy_selection import greedy, iterative_greedy, unit_scores
 from woodbury.pruning.units import output_channels, single
 from woodbury.pruning.updates import joint

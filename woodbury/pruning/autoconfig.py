@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from woodbury.estimation.gradients import observed, sampled
 from woodbury.linalg.ranks import Ranks
@@ -124,33 +125,47 @@ def choose(objective: Objective, sparsity: Targets, effort: Effort) -> Choice:
         '20 Gauss–Newton rows, 1 per input'
     """
     check_reachable(objective.space, check_targets(sparsity), global_, weights)
+    given = _given(objective, effort)
+    begun: Targets | None = None
+    if effort.in_turn is not None and goes_in_turn(given.objective, given.samples, ROWS_UP_TO):
+        begun = in_turn_to(sparsity, effort.in_turn.until)
+        if begun == sparsity:
+            return _all_in_turn(given, sparsity)
+    if takes_kfac(given.objective, given.samples):
+        return _by_rows(given, sparsity, effort)
+    return _in_stages(given, sparsity, effort, begun)
+
+
+class _Given(NamedTuple):
+    """What an effort takes of the calibration set.
+
+    Attributes:
+        objective: The dense network on the samples that are pruned by.
+        samples: How many these are, on all ranks.
+        held_back: Those that a damping is chosen on.
+        beyond: Those that come after.
+    """
+
+    objective: Objective
+    samples: int
+    held_back: list[Batch]
+    beyond: list[Batch]
+
+
+def _given(objective: Objective, effort: Effort) -> _Given:
     used, beyond = first_samples(
         objective.batches, effort.samples, HELD_BACK_SAMPLES, LEAST_HELD_BACK
     )
     objective = replace(objective, batches=objective.batches.read(used))
     calibration, held_back = split_samples(objective, effort.held_back)
-    objective = replace(objective, batches=objective.batches.read(calibration))
     samples = Ranks.current().total(_count_samples(calibration))
-    begun: Targets | None = None
-    if effort.in_turn is not None and goes_in_turn(objective, samples, ROWS_UP_TO):
-        begun = in_turn_to(sparsity, effort.in_turn.until)
-        if begun == sparsity:
-            return _all_in_turn(objective, sparsity, samples, held_back, beyond)
-    if takes_kfac(objective, samples):
-        return _by_rows(objective, sparsity, effort, samples, held_back, beyond)
-    return _in_stages(objective, sparsity, effort, samples, held_back, beyond, begun)
+    objective = replace(objective, batches=objective.batches.read(calibration))
+    return _Given(objective, samples, held_back, beyond)
 
 
-def _in_stages(
-    objective: Objective,
-    sparsity: Targets,
-    effort: Effort,
-    samples: int,
-    held_back: list[Batch],
-    beyond: list[Batch],
-    begun: Targets | None,
-) -> Choice:
+def _in_stages(given: _Given, sparsity: Targets, effort: Effort, begun: Targets | None) -> Choice:
     """Stages on gradient rows with refits, from the start or after layers in turn to `begun`."""
+    objective, samples, held_back, beyond = given
     refit = _refit_of(effort, objective, samples, sparsity)
     # A refit by conjugate gradients corrects what a second row per input would (docs/log).
     mc_samples = 1 if refit is not None and refit.iterations is not None else effort.mc_samples
@@ -177,61 +192,63 @@ def _in_stages(
         recipe = LayersFirst(sequence, recipe, int(kept_count(objective.space, begun)))
         structure = f"{IN_TURN}, then {step.structure}"
     settings = {
+        **_settings(given, step, len(sparsities), describe_refit(refit)),
         "rows": step.rows_in_words() + carried,
         "structure": structure,
         "damping": ", ".join(f"{damping:g}" for damping in dampings),
-        "samples_held_back": _count_samples(held_back),
-        "stages": len(sparsities),
-        "refit_per_stage": describe_refit(refit),
     }
     return Choice(
         recipe,
         objective,
         sparsities,
         step,
+        samples,
+        settings,
+        beyond,
         refit=refit,
-        samples=samples,
-        dampings=len(dampings),
-        settings=settings,
-        beyond=beyond,
         sequence=sequence,
+        dampings=len(dampings),
     )
 
 
-def _by_rows(
-    objective: Objective,
-    sparsity: Targets,
-    effort: Effort,
-    samples: int,
-    held_back: list[Batch],
-    beyond: list[Batch],
-) -> Choice:
+def _by_rows(given: _Given, sparsity: Targets, effort: Effort) -> Choice:
     """One stage of K-FAC by rows in inner steps, and a fit of the layers."""
+    objective, samples, held_back, beyond = given
     step = step_by_rows(objective, samples)
     one_stage = not effort.keep_per_stage
     recipe: PruningRecipe = _with_inner_steps(step.pruner, objective, sparsity, one_stage)
-    layers = None
+    layers, fit = None, describe_refit(None)
     if effort.refits:
         layers = LayerByLayer(passes=1 if one_stage else LAYER_PASSES)
-        recipe = WithLayers(recipe, objective, layers)
+        recipe, fit = WithLayers(recipe, objective, layers), layers.in_words()
+    settings = _settings(given, step, 1, fit)
+    dampings = len(effort.dampings) if held_back else 1
+    stages = one_shot(sparsity)
     return Choice(
-        recipe,
-        objective,
-        one_shot(sparsity),
-        step,
-        layers=layers,
-        samples=samples,
-        dampings=len(effort.dampings) if held_back else 1,
-        settings={
-            "rows": step.rows_in_words(),
-            "structure": step.structure,
-            "damping": RIDGE,
-            "samples_held_back": _count_samples(held_back),
-            "stages": 1,
-            "refit_per_stage": describe_refit(None) if layers is None else layers.in_words(),
-        },
-        beyond=beyond,
+        recipe, objective, stages, step, samples, settings, beyond, layers=layers, dampings=dampings
     )
+
+
+def _all_in_turn(given: _Given, sparsity: Targets) -> Choice:
+    """One layer after the other: no rows, no stages, no dampings, no refit."""
+    objective, samples, _, beyond = given
+    sequence = ShareSearch()
+    step = StepChoice(sequence.rules, 0, IN_TURN, None)
+    settings = _settings(given, step, 1, describe_refit(None))
+    stages = one_shot(sparsity)
+    return Choice(sequence, objective, stages, step, samples, settings, beyond, sequence=sequence)
+
+
+def _settings(given: _Given, step: StepChoice, stages: int, refit: str) -> dict[str, str | int]:
+    """What was chosen, in words, with the damping of least squares by the inputs."""
+    return {
+        "rows": step.rows_in_words(),
+        "structure": step.structure,
+        "damping": RIDGE,
+        "samples_held_back": _count_samples(given.held_back),
+        "stages": stages,
+        "refit_per_stage": refit,
+    }
 
 
 def _sparsities(
@@ -243,36 +260,6 @@ def _sparsities(
         return geometric(sparsity, count, start if count > 1 else 0.0)
     count = stage_count(sparsity, begun, effort.in_turn.keep_per_stage)
     return [begun, *geometric(sparsity, count, begun)]
-
-
-def _all_in_turn(
-    objective: Objective,
-    sparsity: Targets,
-    samples: int,
-    held_back: list[Batch],
-    beyond: list[Batch],
-) -> Choice:
-    """One layer after the other: no rows, no stages, no dampings, no refit."""
-    sequence = ShareSearch()
-    step = StepChoice(sequence.rules, 0, IN_TURN, None)
-    settings = {
-        "rows": step.rows_in_words(),
-        "structure": step.structure,
-        "damping": RIDGE,
-        "samples_held_back": _count_samples(held_back),
-        "stages": 1,
-        "refit_per_stage": describe_refit(None),
-    }
-    return Choice(
-        sequence,
-        objective,
-        one_shot(sparsity),
-        step,
-        samples=samples,
-        settings=settings,
-        beyond=beyond,
-        sequence=sequence,
-    )
 
 
 def _with_inner_steps(

@@ -1,7 +1,7 @@
 """Selections: how the saliencies of units become the weights that are kept."""
 
-from woodbury.pruning.selections.even_selection import by_size as by_size
-from woodbury.pruning.selections.even_selection import evenly as evenly
+from woodbury.pruning.selections.by_tensor_size import by_size as by_size
+from woodbury.pruning.selections.by_tensor_size import evenly as evenly
 from woodbury.pruning.selections.greedy_selection import Selection as Selection
 from woodbury.pruning.selections.greedy_selection import greedy as greedy
 from woodbury.pruning.selections.greedy_selection import iterative_greedy as iterative_greedy

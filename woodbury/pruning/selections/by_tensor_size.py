@@ -41,8 +41,8 @@ def evenly(quadratic: Quadratic, budget: Budget, saliency: Saliency) -> Tensor:
         >>> evenly(quadratic, budget, woodbury.saliencies.magnitude)
         tensor([False, False,  True,  True,  True,  True, False, False])
     """
-    removed_up_to = _places(quadratic, budget, saliency)
-    return budget.keep(replace(budget, divisors=None).cheapest(removed_up_to))
+    places = _places(quadratic, budget, saliency)
+    return budget.keep(replace(budget, divisors=None).cheapest(places))
 
 
 @dataclass(frozen=True)
