@@ -39,7 +39,7 @@ def kilobytes(model: nn.Module) -> str:
         dense, sparse = Path(folder, "dense.pt"), Path(folder, "sparse.safetensors")
         torch.save(model.state_dict(), dense)
         save_sparse(sparse, model.state_dict())
-        return "; ".join(f"{file.stat().st_size / 1024:,.0f}" for file in (dense, sparse))
+        return "; ".join(f"{file.stat().st_size / 1000:,.0f}" for file in (dense, sparse))
 
 
 def milliseconds(model: nn.Module, batch: int) -> str:
