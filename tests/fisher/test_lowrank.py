@@ -116,13 +116,16 @@ def test_rows_that_float32_cannot_tell_apart_are_found_early(
     rows, asked = normal(400, 900).float(), []
     rows[twin] = rows[0]  # within the first quarter, or beyond
 
-    def recorded(rows: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
-        asked.append((len(rows), dtype))
-        return gram_of(rows, dtype, keep)
+    def recorded(
+        rows: Tensor, dtype: torch.dtype, keep: Tensor | None = None, known: int = 0
+    ) -> Tensor:
+        asked.append((len(rows), known, dtype))
+        return gram_of(rows, dtype, keep, known)
 
     monkeypatch.setattr(scaled_rows, "gram_of", recorded)
     result = LowRank(rows, 1e-6).inverse_diagonal().double()
-    assert asked == [(100, torch.float32), *[(400, torch.float32)] * wasted, (400, torch.float64)]
+    float32 = [(100, 0, torch.float32), *[(400, 100, torch.float32)] * wasted]
+    assert asked == [*float32, (400, 0, torch.float64)]
     torch.testing.assert_close(
         result, torch.linalg.inv(dense.low_rank(rows, 1e-6)).diagonal(), rtol=1e-3, atol=0
     )

@@ -145,17 +145,24 @@ class ScaledRows:
         """S⁻¹ c for c (m,) or (m, k)."""
         return _scale_rows(1 / self.scale, c)
 
-    def gram(self, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
+    def gram(
+        self, dtype: torch.dtype, keep: Tensor | None = None, leading: Tensor | None = None
+    ) -> Tensor:
         """S G Gᵀ S over all ranks, summed in float64.
 
         Args:
             dtype: What the products are taken in.
             keep: (d,) bool, the columns that count; None for all.
+            leading: (k, k) float64, what is known of it: that of the first k rows.
 
         Returns:
             (m, m) float64.
         """
-        return self._scaled_gram(gram_of(self.rows, dtype, keep))
+        known = 0 if leading is None else len(leading)
+        gram = self._scaled_gram(gram_of(self.rows, dtype, keep, known))
+        if leading is not None:
+            gram[:known, :known] = leading
+        return gram
 
     def gram_and_times(self, keep: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """S G_K G_Kᵀ S of some columns and S G v of all, in one read of rows on a disk.
@@ -186,16 +193,15 @@ class ScaledRows:
         Returns:
             The Gram matrix, its factor, and whether float64 was needed.
         """
-        exact = self.needs_float64(damping, keep)
-        gram = self.gram(torch.float64 if exact else self.dtype, keep)
+        exact, quarter = self._probed(damping, keep)
+        gram = self.gram(torch.float64, keep) if exact else self.gram(self.dtype, keep, quarter)
         return self.refactor_if_inexact(gram, exact, damping, keep)
 
     def needs_float64(self, damping: float, keep: Tensor | None = None) -> bool:
         """Whether it is known beforehand that float32 products will not do.
 
         The share of a row that is new depends on its predecessors only, so that what holds of a
-        quarter of the rows holds of all. It costs a sixteenth, and mostly spares the float32
-        products.
+        quarter of the rows holds of all.
 
         Args:
             damping: λ > 0.
@@ -204,18 +210,22 @@ class ScaledRows:
         Returns:
             True for float64 rows, and for rows of which a quarter tells.
         """
+        return self._probed(damping, keep)[0]
+
+    def _probed(self, damping: float, keep: Tensor | None) -> tuple[bool, Tensor | None]:
+        """Whether float32 products will not do, and the Gram matrix of the rows that told."""
         if self._is_beyond_float32(damping, keep):
-            return True
+            return True, None
         quarter = self.m // 4
         if quarter < MIN_PROBED_ROWS:
-            return False
+            return False, None
         rows = leading(self.rows, quarter)
         if rows is None:  # from a disk a quarter takes as long as all
-            return False
+            return False, None
         gram = self._scaled_gram(gram_of(rows, self.dtype, keep))
         if not bool(torch.isfinite(gram).all()):
-            return True
-        return _least_new_share(damped_cholesky(gram, damping)) < MIN_NEW_SHARE
+            return True, None
+        return _least_new_share(damped_cholesky(gram, damping)) < MIN_NEW_SHARE, gram
 
     def _is_beyond_float32(self, damping: float, keep: Tensor | None) -> bool:
         """Whether the numbers of rows and weights, or the damping, ask for float64 products."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -11,30 +9,27 @@ from woodbury.linalg.column_chunks import LANES, each_chunk
 from woodbury.linalg.paged_rows import KeptColumns, Rows, pages
 from woodbury.linalg.row_products import full_precision, times
 
-COLUMNS_PER_TRIANGLE = 1024
-"""Columns that a triangle is multiplied by at once on a CPU: products that stay in its cache."""
+WHOLE_ON_CPU, WHOLE_ON_GPU = 64, 512
+"""Rows up to which a triangle is multiplied as a square: half of that is waste, but one call."""
 
+COLUMNS_ON_CPU, NUMBERS_ON_CPU = 2048, 1 << 21
+"""Columns that a triangle is multiplied by at once, and numbers of that product, on a CPU."""
 
 MAX_ROWS_IN_LANES = 1024
 """Rows up to which each lane has a Gram matrix of its own: products of more divide well."""
 
 
-def _panels(m: int, height: int) -> Iterator[tuple[int, int]]:
-    """Row panels of a lower triangle: narrow enough to skip most of the upper half, yet fast."""
-    for start in range(0, m, height):
-        yield start, min(start + height, m)
-
-
-def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None) -> Tensor:
+def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None, known: int = 0) -> Tensor:
     """The Gram matrix G Gᵀ, half of it computed, summed in float64 over column chunks.
 
     Args:
         rows: G (m, d), any float dtype.
         dtype: What the products of a chunk are taken in.
         keep: (d,) bool, the columns that count; None for all.
+        known: The first rows, whose products with each other are known and left out.
 
     Returns:
-        (m, m) float64, symmetric.
+        (m, m) float64, symmetric; zero where it is known.
 
     Example:
         >>> import torch
@@ -47,7 +42,9 @@ def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None) -> Tenso
     sums = torch.zeros(lanes, m, m, dtype=torch.float64, device=rows.device)
 
     def add(lane: int, _: slice, chunk: Tensor) -> None:
-        _add_lower_triangle(sums[lane], chunk)
+        new, gram = chunk[known:], sums[lane, known:]
+        gram[:, :known] += new @ chunk[:known].mT
+        _add_lower_triangle(gram[:, known:], new, _whole(chunk))
 
     with full_precision(rows.device):
         each_chunk(rows, dtype, add, keep, lanes)
@@ -83,16 +80,38 @@ def gram_and_times(rows: Rows, keep: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
     return gram, product
 
 
-def _add_lower_triangle(gram: Tensor, chunk: Tensor) -> None:
-    for start, end in _panels(len(gram), min(max(len(gram) // 4, 64), 512)):
-        gram[start:end, :end] += chunk[start:end] @ chunk[:end].mT
+def _whole(chunk: Tensor) -> int:
+    return WHOLE_ON_CPU if chunk.device.type == "cpu" else WHOLE_ON_GPU
+
+
+def _add_lower_triangle(gram: Tensor, chunk: Tensor, whole: int) -> None:
+    """Add chunk · chunkᵀ below the diagonal: a square of half the size, and two triangles."""
+    if len(chunk) <= whole:
+        gram += chunk @ chunk.mT
+        return
+    half = len(chunk) // 2
+    first, second = chunk[:half], chunk[half:]
+    _add_lower_triangle(gram[:half, :half], first, whole)
+    gram[half:, :half] += second @ first.mT
+    _add_lower_triangle(gram[half:, half:], second, whole)
+
+
+def _triangular_product(triangle: Tensor, chunk: Tensor, whole: int, out: Tensor) -> None:
+    """The product of a lower triangle and a chunk, into `out`."""
+    if len(chunk) <= whole:
+        torch.mm(triangle, chunk, out=out)
+        return
+    half = len(chunk) // 2
+    _triangular_product(triangle[:half, :half], chunk[:half], whole, out[:half])
+    _triangular_product(triangle[half:, half:], chunk[half:], whole, out[half:])
+    out[half:].addmm_(triangle[half:, :half], chunk[:half])
 
 
 def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
     """The column sums of (whitener @ chunk)², without storing the product.
 
     Args:
-        whitener: (m, m), of which the lower triangle is read.
+        whitener: (m, m), lower triangular.
         chunk: (m, c), in the dtype of the whitener.
 
     Returns:
@@ -104,11 +123,13 @@ def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:
         tensor([10.])
     """
     m, columns = chunk.shape
-    width = COLUMNS_PER_TRIANGLE if chunk.device.type == "cpu" else columns
-    sums = torch.zeros(columns, dtype=chunk.dtype, device=chunk.device)
+    width = columns
+    if chunk.device.type == "cpu":
+        width = min(columns, COLUMNS_ON_CPU, max(NUMBERS_ON_CPU // m, 1))
+    sums, product = chunk.new_empty(columns), chunk.new_empty(m, width)
     for first in range(0, columns, width):
-        part = slice(first, first + width)
-        for start, end in _panels(m, min(max(m // 8, 128), 512)):
-            # No name for the product: the next one would have to be made beside it.
-            sums[part] += (whitener[start:end, :end] @ chunk[:end, part]).square_().sum(0)
+        part = chunk[:, first : first + width]
+        made = product[:, : part.shape[1]]
+        _triangular_product(whitener, part, _whole(chunk), made)
+        torch.sum(made.square_(), 0, out=sums[first : first + width])
     return sums
