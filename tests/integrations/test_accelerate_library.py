@@ -65,3 +65,20 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     assert resumed[4].history == whole[4].history
     for name, tensor in whole[1].state_dict().items():
         assert torch.equal(resumed[1].state_dict()[name], tensor), name
+
+
+def test_an_offloaded_model_is_refused_until_its_weights_are_in_memory() -> None:
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_submodules
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    before = [parameter.clone() for parameter in model.parameters()]
+    batches = [(torch.randn(24, 6), torch.arange(24) % 3)]
+    cpu_offload(model)
+    for call in (woodbury.prune, woodbury.plan):
+        with pytest.raises(woodbury.WoodburyError, match=r"'0.weight' is on meta.*remove_hook"):
+            call(model, batches, 0.5)
+    remove_hook_from_submodules(model)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert woodbury.prune(model, batches, 0.5).sparsity == 0.5

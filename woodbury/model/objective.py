@@ -387,7 +387,10 @@ def check_usable(name: str, parameter: Tensor) -> None:
             "torch.no_grad()."
         )
     if parameter.is_meta:
-        raise WoodburyError(f"{name!r} is on meta and has no values: load the weights first.")
+        raise WoodburyError(
+            f"{name!r} is on meta and has no values: load the weights first, or take an offloaded "
+            "model into memory by accelerate.hooks.remove_hook_from_submodules."
+        )
 
 
 def _check_dtypes(parameters: Mapping[str, Tensor]) -> None:
