@@ -47,11 +47,11 @@ def test_losses_are_means_over_the_networks_that_have_not_seen_a_sample() -> Non
         found = unseen_losses(models, seen, train)
     for sample in range(9):
         terms = [
-            cross_entropy(model(x), y, reduction="none")[sample]
+            cross_entropy(model(x), y, reduction="none")[sample].item()
             for model, own in zip(models, seen, strict=True)
             if sample not in own.tolist()
         ]
-        assert found[sample].item() == pytest.approx(float(sum(terms)) / len(terms))
+        assert found[sample].item() == pytest.approx(sum(terms) / len(terms))
     errors = unseen_losses(models, seen, [(x, models[1](x).detach())], likelihood=squared_error)
     assert errors[8] == 0  # only network 1 has not seen it, and the targets are its outputs
     half = (models[0](x[7]) - models[1](x[7])).square().sum().item() / 2
