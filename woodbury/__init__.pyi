@@ -10,9 +10,11 @@ from woodbury import training as training
 from woodbury.applications.consolidation import Consolidation as Consolidation
 from woodbury.applications.data_influence import Influence as Influence
 from woodbury.applications.data_influence import influence as influence
+from woodbury.applications.halves import complementary_halves as complementary_halves
 from woodbury.applications.laplace import Laplace as Laplace
 from woodbury.applications.retraining import counterfactual as counterfactual
 from woodbury.applications.ridge_choice import RidgeSearch as RidgeSearch
+from woodbury.applications.unseen import unseen_losses as unseen_losses
 from woodbury.errors import MissingDependency as MissingDependency
 from woodbury.errors import RankError as RankError
 from woodbury.errors import WoodburyError as WoodburyError

@@ -236,13 +236,52 @@ def test_a_counterfactual_measures_by_retraining() -> None:
     assert checked.measured > checked.predicted > 0  # to first order, and without their curvature
 
 
-def test_an_average_is_the_mean_of_the_scores() -> None:
-    several = [influence(classifier(s), batches(20), batches(8, 1), damping=0.1) for s in (0, 1)]
-    mean = Influence.averaged(several)
-    torch.testing.assert_close(mean.scores, (several[0].scores + several[1].scores) / 2)
-    torch.testing.assert_close(
-        mean.self_influence, (several[0].self_influence + several[1].self_influence) / 2
-    )
+def dense_scores(model: nn.Module, data: Any, test: Any, count: int) -> Tensor:
+    """(t, count), with the inverse of the matrix written out; damping 0.1."""
+    train = gradient_rows(woodbury.Objective.from_model(model, data), count)
+    tests = gradient_rows(woodbury.Objective.from_model(model, test), 8)
+    matrix = train.mT @ train / count + 0.1 * torch.eye(train.shape[1], dtype=torch.float64)
+    return tests @ torch.linalg.solve(matrix, train.mT) / count
+
+
+def test_in_an_average_each_network_counts_the_same() -> None:
+    models = [classifier(0), classifier(1)]
+    models[1][2].weight.data.mul_(5)  # pyright: ignore[reportIndexIssue]  # larger gradients
+    test = batches(8, 1)
+    mean = Influence.averaged([influence(m, batches(20), test, damping=0.1) for m in models])
+    dense = [dense_scores(model, batches(20), test, 20) for model in models]
+    for sample in range(8):
+        lengths = [scores[sample].norm() for scores in dense]
+        unit = (dense[0][sample] / lengths[0] + dense[1][sample] / lengths[1]) / 2
+        expected = unit * (lengths[0] + lengths[1]) / 2
+        torch.testing.assert_close(mean.scores[sample], expected, rtol=1e-8, atol=1e-12)
+    assert not torch.allclose(mean.scores, (dense[0] + dense[1]) / 2, rtol=0.01)
+
+
+def test_networks_of_halves_are_averaged_by_the_places_of_their_samples() -> None:
+    x, y = normal(20, 4), torch.arange(20) * 7 % 3
+    halves = [torch.tensor([*range(8), 19]), torch.arange(5, 20).flip(0)]
+    test = batches(8, 1)
+    several = [
+        influence(classifier(seed), [(x[own], y[own])], test, damping=0.1)
+        for seed, own in enumerate(halves)
+    ]
+    mean = Influence.averaged(several, halves)
+    dense = [
+        dense_scores(classifier(seed), [(x[own], y[own])], test, len(own))
+        for seed, own in enumerate(halves)
+    ]
+    lengths = [scores.norm(dim=1) for scores in dense]
+    own = several[0].self_influence, several[1].self_influence
+    for sample in range(20):
+        terms, sizes = [], []
+        for k, places in enumerate(halves):
+            for at in (places == sample).nonzero().flatten().tolist():
+                terms.append(dense[k][:, at] / lengths[k])
+                sizes.append(own[k][at])
+        expected = sum(terms) / len(terms) * (lengths[0] + lengths[1]) / 2
+        torch.testing.assert_close(mean.scores[:, sample], expected, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(mean.self_influence[sample], sum(sizes) / len(sizes))
 
 
 def _nan_inputs() -> list[tuple[Tensor, Tensor]]:
@@ -290,8 +329,19 @@ def test_a_search_refuses_what_it_cannot_use() -> None:
 def test_scores_of_other_data_are_refused() -> None:
     found = influence(classifier(), batches(20), batches(8, 1), damping=0.1)
     other = influence(classifier(), batches(14), batches(8, 1), damping=0.1)
-    with pytest.raises(WoodburyError, match="of the same test and training samples"):
+    with pytest.raises(WoodburyError, match="of the same test samples, and of the same training"):
         Influence.averaged([found, other])
+    halves = [torch.arange(20), torch.arange(14)]
+    with pytest.raises(WoodburyError, match="Network 0 has scores of 20 training samples and 14"):
+        Influence.averaged([found, other], halves[::-1])
+    with pytest.raises(WoodburyError, match="places of 1 networks, and there are 2"):
+        Influence.averaged([found, other], halves[:1])
+    with pytest.raises(WoodburyError, match="Training sample 20 belongs to no network"):
+        Influence.averaged([found, other], [torch.arange(20), torch.arange(14) + 21])
+    with pytest.raises(WoodburyError, match="places of network 1 are negative or repeat"):
+        Influence.averaged([found, other], [torch.arange(20), torch.zeros(14).long()])
+    with pytest.raises(WrongType, match="trained_on is no list of places"):
+        Influence.averaged([found], [torch.ones(20) > 0])
     with pytest.raises(WrongType, match="no list of Influence"):
         Influence.averaged([found.scores])  # pyright: ignore[reportArgumentType]
     with pytest.raises(WoodburyError, match="k is 21"):

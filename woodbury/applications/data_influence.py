@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from woodbury.applications.halves import check_places, mean_by_sample
 from woodbury.applications.influence_rows import InfluenceRows
 from woodbury.applications.ridge_choice import RidgeSearch, best_damping
 from woodbury.argument_types import checks_types
@@ -68,39 +69,71 @@ class Influence:
         return self.scores.topk(k, dim=1, largest=not harmful).indices
 
     @classmethod
-    def averaged(cls, several: Sequence[Influence]) -> Influence:
+    def averaged(
+        cls, several: Sequence[Influence], trained_on: Sequence[Tensor] | None = None
+    ) -> Influence:
         """The mean over networks that were trained alike, which is less noisy than any of them.
 
+        Each network counts the same for each test sample: its scores there are divided by their
+        length, and their mean is given the mean length. Else those with a large loss would decide.
+
         Args:
-            several: Of networks trained on the same samples, with the same test samples.
+            several: Of the networks, with the same test samples.
+            trained_on: For each network the places (int64) of its training samples among all, in
+                the order that `influence` was given them; None where all had the same.
 
         Returns:
-            Mean scores, and the mean damping.
+            For each training sample the mean over the networks that had it; and the mean damping.
 
         Raises:
-            WoodburyError: If there is none, or their numbers of samples differ.
+            WoodburyError: If there is none, their numbers of samples differ, or a training sample
+                belongs to no network.
 
         Example:
-            >>> one = Influence(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(2), 0.1)
+            >>> scores = torch.tensor([[3.0, 4.0]])
+            >>> one = Influence(scores, scores, torch.zeros(2), 0.1)
             >>> Influence.averaged([one, one]).scores
-            tensor([[1., 1.]])
+            tensor([[3., 4.]])
+            >>> Influence.averaged([one, one], [torch.tensor([0, 1]), torch.tensor([2, 1])]).scores
+            tensor([[3., 4., 3.]])
         """
         if not isinstance(several, (list, tuple)) or not all(
             isinstance(each, Influence) for each in several
         ):
             raise WrongType("several is no list of Influence: give what influence() returned.")
         shapes = {tuple(each.scores.shape) for each in several}
-        if len(shapes) != 1:
+        tests = {shape[0] for shape in shapes}
+        if len(tests) != 1 or (trained_on is None and len(shapes) != 1):
             raise WoodburyError(
                 f"The scores have the shapes {sorted(shapes)}: give at least one Influence, all of "
-                "the same test and training samples."
+                "the same test samples, and of the same training samples without trained_on=."
             )
+        samples = [each.scores.shape[1] for each in several]
+        if trained_on is None:
+            trained_on = [torch.arange(count) for count in samples]
+        check_places(trained_on, len(several))
+        for number, (places, count) in enumerate(zip(trained_on, samples, strict=True)):
+            if len(places) != count:
+                raise WoodburyError(
+                    f"Network {number} has scores of {count} training samples and {len(places)} "
+                    "places: give the places of the data that influence() was given."
+                )
         return cls(
-            torch.stack([each.scores for each in several]).mean(0),
-            torch.stack([each.leave_one_out for each in several]).mean(0),
-            torch.stack([each.self_influence for each in several]).mean(0),
+            _mean_direction([each.scores for each in several], trained_on),
+            _mean_direction([each.leave_one_out for each in several], trained_on),
+            mean_by_sample([each.self_influence for each in several], trained_on),
             sum(each.damping for each in several) / len(several),
         )
+
+
+def _mean_direction(several: list[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """(t, n): the mean of the rows once each has the length 1, times their mean length."""
+    lengths = [scores.norm(dim=1, keepdim=True) for scores in several]
+    least = torch.finfo(several[0].dtype).tiny
+    units = [
+        scores / length.clamp_min(least) for scores, length in zip(several, lengths, strict=True)
+    ]
+    return mean_by_sample(units, places) * torch.stack(lengths).mean(0)
 
 
 @checks_types
