@@ -128,6 +128,7 @@ def main() -> None:
         if importlib.util.find_spec(METHODS[method].module) is None:
             print(f"{method} is left out: {METHODS[method].module} is not installed.")
             continue
+        curve(asked.equation, method, METHODS[method].settings[0], TUNING_SEED, 0.01)
         setting = chosen(asked.equation, method, asked.seconds, asked.out)
         for seed in asked.seeds:
             cells = finished(asked.out)
