@@ -87,13 +87,13 @@ class FromSine(nn.Module):
 
 
 def half_points(draw: torch.Generator) -> dict[str, Tensor]:
-    """600 points inside the unit square."""
-    return {"interior": torch.rand(600, 2, generator=draw)}
+    """2,000 points inside the unit square."""
+    return {"interior": torch.rand(2000, 2, generator=draw)}
 
 
 def half_candidates(draw: torch.Generator) -> Tensor:
-    """1,800 points of it, of which 600 are drawn by their residuals."""
-    return torch.rand(1800, 2, generator=draw)
+    """8,000 points of it, of which 2,000 are drawn by their residuals."""
+    return torch.rand(8000, 2, generator=draw)
 
 
 @cache

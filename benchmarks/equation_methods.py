@@ -49,15 +49,20 @@ def least_squares(problem: Problem, _: None) -> Steps:
 
 
 def lbfgs(problem: Problem, _: None) -> Steps:
-    """torch's L-BFGS, twenty iterations at a time."""
-    optimizer = torch.optim.LBFGS(
-        problem.model.parameters(),
-        history_size=100,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0,
-        tolerance_change=0,
-    )
-    return _with_closure(problem, optimizer, 1)
+    """torch's L-BFGS, twenty iterations at a time; new points begin a new history."""
+    while True:
+        optimizer = torch.optim.LBFGS(
+            problem.model.parameters(),
+            history_size=100,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=0,
+            tolerance_change=0,
+        )
+        points = problem.points["interior"]
+        for _ in _with_closure(problem, optimizer, 1):
+            yield
+            if problem.points["interior"] is not points:
+                break
 
 
 def adam(problem: Problem, lr: float) -> Steps:

@@ -31,8 +31,9 @@ SHARES = 1 / 30, 1 / 15, 0.1, 1 / 6, 0.25, 1 / 3, 0.5, 2 / 3, 1.0
 
 TUNING_SEED = 100
 
-REDRAWN = 10
-"""Outer steps between two draws of points, for the equations whose points are drawn anew."""
+REDRAWN = 2.0
+"""Seconds between two draws of points, for the equations whose points are drawn anew: all methods
+have as many."""
 
 
 def curve(equation: str, method: str, setting: Any, seed: int, seconds: float) -> dict[str, Any]:
@@ -40,13 +41,14 @@ def curve(equation: str, method: str, setting: Any, seed: int, seconds: float) -
     problem = Problem.of(equation, seed)
     marks = [share * seconds for share in SHARES]
     errors: list[float] = []
-    spent, taken, last = 0.0, 0, problem.error()
+    spent, drawn, taken, last = 0.0, 0.0, 0, problem.error()
     steps = METHODS[method].steps(problem, setting)
     while spent < seconds:
         begun = time.process_time()
         more = next(steps, steps) is None
-        if (taken + 1) % REDRAWN == 0:
+        if spent - drawn >= REDRAWN:
             problem.redraw()
+            drawn = spent
         spent += (time.process_time() - begun) / torch.get_num_threads()
         while len(errors) < len(marks) and spent > marks[len(errors)]:
             errors.append(last)  # of the last step that ended before
