@@ -1,7 +1,7 @@
 """How exact is the solution of an equation after so many seconds: python benchmarks/equations.py
 [--equation "Poisson, 2-D"] [--seconds 30] [--threads 1] [--seeds 3 4 5] [--methods NAME ...]
 
-Five problems with a known solution, in float64 (`residual_problems.py`). The first is experiment
+Six problems with a known solution, in float64 (`residual_problems.py`). The first is experiment
 exp09 of f-dangel/kfac-pinns-experiments (Dangel, Müller & Zeinhofer 2024), whose published numbers
 are from a GPU: −Δu = 2π² sin πx sin πy on the unit square, 900 points inside, 120 on the edge, a
 perceptron 2–64–1 of tanh (257 weights).

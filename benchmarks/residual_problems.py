@@ -250,6 +250,15 @@ EQUATIONS = {
         burgers.solution,
         burgers.grid,
     ),
+    "Burgers, exact at its edge": Equation(
+        (2, 10, 10, 10, 1),
+        {"interior": burgers.inside},
+        burgers.whole_points,
+        burgers.solution,
+        lambda: burgers.grid(201),
+        burgers.whole,
+        burgers.whole_candidates,
+    ),
     "Burgers, half": Equation(
         (2, 10, 10, 10, 1),
         {"interior": burgers.inside},
