@@ -1,8 +1,8 @@
-"""Burgers' equation from −sin πx, ν = .01/π, for `residual_problems.py`: whole, and half of it.
+"""Burgers' equation from −sin πx, ν = .01/π, for `residual_problems.py`: on [−1, 1] with its edge in
+the loss or exact by the network's form, and on half of that.
 
-The solution is odd in x, so that [0, 1] with u = 0 at x = 0 says all. There the network is
-−sin πx + t x (1 − x) n(x, t), which is right at the beginning and on both sides, and the front
-at x = 0 cannot be elsewhere.
+The solution is odd in x, so that [0, 1] with u = 0 at x = 0 says all: there the front at x = 0
+cannot be elsewhere. On [−1, 1] nothing tells the network where it is.
 """
 
 from __future__ import annotations
@@ -64,36 +64,56 @@ def edge(u: Network, x: Tensor) -> Tensor:
 
 
 @cache
-def grid() -> Tensor:
-    """A grid on [−1, 1] × [0, 1]."""
-    return torch.cartesian_prod(torch.linspace(-1, 1, 101), torch.linspace(0, 1, 41))
+def grid(across: int = 101) -> Tensor:
+    """A grid on [−1, 1] × [0, 1], of so many points in x."""
+    return torch.cartesian_prod(torch.linspace(-1, 1, across), torch.linspace(0, 1, 41))
 
 
 class FromSine(nn.Module):
-    """−sin πx + t x (1 − x) n(x, t), which is 0 at x = 0 and x = 1.
+    """−sin πx + t (1 − x) (x − left) n(x, t), right at the beginning and on both sides.
 
     Args:
         inner: n.
+        left: Where x begins.
     """
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, left: float = 0.0) -> None:
         super().__init__()
         self.inner = inner
+        self.left = left
 
     def forward(self, at: Tensor) -> Tensor:
         """(n, 2) -> (n, 1)."""
         x, t = at[:, :1], at[:, 1:]
-        return t * x * (1 - x) * self.inner(at) - torch.sin(math.pi * x)
+        inner = self.inner(at)
+        return t * (1 - x) * (x - self.left) * inner - torch.sin(math.pi * x)
+
+
+def whole(inner: nn.Module) -> FromSine:
+    """That network on [−1, 1]."""
+    return FromSine(inner, -1.0)
+
+
+def whole_points(draw: torch.Generator) -> dict[str, Tensor]:
+    """2,500 points inside [−1, 1] × [0, 1]."""
+    return {"interior": whole_candidates(draw, 2500)}
+
+
+def whole_candidates(draw: torch.Generator, count: int = 10000) -> Tensor:
+    """10,000 points of it, of which 2,500 are drawn by their residuals."""
+    found = torch.rand(count, 2, generator=draw)
+    found[:, 0] = 2 * found[:, 0] - 1
+    return found
 
 
 def half_points(draw: torch.Generator) -> dict[str, Tensor]:
-    """600 points inside the unit square."""
-    return {"interior": torch.rand(600, 2, generator=draw)}
+    """2,000 points inside the unit square."""
+    return {"interior": torch.rand(2000, 2, generator=draw)}
 
 
 def half_candidates(draw: torch.Generator) -> Tensor:
-    """1,800 points of it, of which 600 are drawn by their residuals."""
-    return torch.rand(1800, 2, generator=draw)
+    """8,000 points of it, of which 2,000 are drawn by their residuals."""
+    return torch.rand(8000, 2, generator=draw)
 
 
 @cache

@@ -49,20 +49,30 @@ def least_squares(problem: Problem, _: None) -> Steps:
 
 
 def lbfgs(problem: Problem, _: None) -> Steps:
-    """torch's L-BFGS, twenty iterations at a time."""
-    optimizer = torch.optim.LBFGS(
-        problem.model.parameters(),
-        history_size=100,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0,
-        tolerance_change=0,
-    )
-    return _with_closure(problem, optimizer, 1)
+    """torch's L-BFGS, twenty iterations at a time; new points begin a new history."""
+    while True:
+        optimizer = torch.optim.LBFGS(
+            problem.model.parameters(),
+            history_size=100,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=0,
+            tolerance_change=0,
+        )
+        points = problem.points["interior"]
+        for _ in _with_closure(problem, optimizer, 1):
+            yield
+            if problem.points["interior"] is not points:
+                break
 
 
 def adam(problem: Problem, lr: float) -> Steps:
     """Adam on all points."""
     return _with_closure(problem, torch.optim.Adam(problem.model.parameters(), lr), 20)
+
+
+def adamw(problem: Problem, lr: float) -> Steps:
+    """AdamW on all points, with torch's weight decay of .01."""
+    return _with_closure(problem, torch.optim.AdamW(problem.model.parameters(), lr), 20)
 
 
 def soap(problem: Problem, lr: float) -> Steps:
@@ -103,16 +113,28 @@ def _with_closure(problem: Problem, optimizer: Any, at_once: int) -> Steps:
         yield
 
 
+@dataclass(frozen=True)
+class _PresentPoints:
+    """One batch for K-FAC: the points of now, with targets that its squared error does not use."""
+
+    problem: Problem
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch."""
+        inputs = torch.cat(list(self.problem.points.values()))
+        yield inputs, torch.zeros(len(inputs), 1)
+
+
 def kfac(problem: Problem, setting: tuple[float, float]) -> Steps:
     """SGD with momentum .9 behind K-FAC of the network's own output, estimated every 50 steps."""
     lr, damping = setting
     optimizer = torch.optim.SGD(problem.model.parameters(), lr, momentum=0.9)
-    inputs = torch.cat(list(problem.points.values()))
+    samples = sum(len(points) for points in problem.points.values())
     woodbury.Preconditioner(
         optimizer,
         problem.model,
-        woodbury.kfac(len(inputs), damping=damping),
-        [(inputs, torch.zeros(len(inputs), 1))],
+        woodbury.kfac(samples, damping=damping),
+        _PresentPoints(problem),
         every=50,
         likelihood=woodbury.squared_error,
     )
@@ -221,4 +243,5 @@ METHODS: dict[str, Method] = {
     "Shampoo": Method(shampoo, (0.1, 0.03, 0.01, 0.003), "pytorch_optimizer"),
     "K-FAC before SGD": Method(kfac, ((1e-1, 1e-1), (1e-2, 1e-1), (1e-2, 1e-2), (1e-3, 1e-2))),
     "Adam": Method(adam, LEARNING_RATES),
+    "AdamW": Method(adamw, LEARNING_RATES),
 }

@@ -1,7 +1,7 @@
 """How exact is the solution of an equation after so many seconds: python benchmarks/equations.py
 [--equation "Poisson, 2-D"] [--seconds 30] [--threads 1] [--seeds 3 4 5] [--methods NAME ...]
 
-Five problems with a known solution, in float64 (`residual_problems.py`). The first is experiment
+Six problems with a known solution, in float64 (`residual_problems.py`). The first is experiment
 exp09 of f-dangel/kfac-pinns-experiments (Dangel, Müller & Zeinhofer 2024), whose published numbers
 are from a GPU: −Δu = 2π² sin πx sin πy on the unit square, 900 points inside, 120 on the edge, a
 perceptron 2–64–1 of tanh (257 weights).
@@ -31,8 +31,9 @@ SHARES = 1 / 30, 1 / 15, 0.1, 1 / 6, 0.25, 1 / 3, 0.5, 2 / 3, 1.0
 
 TUNING_SEED = 100
 
-REDRAWN = 10
-"""Outer steps between two draws of points, for the equations whose points are drawn anew."""
+REDRAWN = 2.0
+"""Seconds between two draws of points, for the equations whose points are drawn anew: all methods
+have as many."""
 
 
 def curve(equation: str, method: str, setting: Any, seed: int, seconds: float) -> dict[str, Any]:
@@ -40,13 +41,14 @@ def curve(equation: str, method: str, setting: Any, seed: int, seconds: float) -
     problem = Problem.of(equation, seed)
     marks = [share * seconds for share in SHARES]
     errors: list[float] = []
-    spent, taken, last = 0.0, 0, problem.error()
+    spent, drawn, taken, last = 0.0, 0.0, 0, problem.error()
     steps = METHODS[method].steps(problem, setting)
     while spent < seconds:
         begun = time.process_time()
         more = next(steps, steps) is None
-        if (taken + 1) % REDRAWN == 0:
+        if spent - drawn >= REDRAWN:
             problem.redraw()
+            drawn = spent
         spent += (time.process_time() - begun) / torch.get_num_threads()
         while len(errors) < len(marks) and spent > marks[len(errors)]:
             errors.append(last)  # of the last step that ended before
@@ -128,6 +130,7 @@ def main() -> None:
         if importlib.util.find_spec(METHODS[method].module) is None:
             print(f"{method} is left out: {METHODS[method].module} is not installed.")
             continue
+        curve(asked.equation, method, METHODS[method].settings[0], TUNING_SEED, 0.01)
         setting = chosen(asked.equation, method, asked.seconds, asked.out)
         for seed in asked.seeds:
             cells = finished(asked.out)

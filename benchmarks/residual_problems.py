@@ -63,12 +63,14 @@ class Problem:
         model: The network at its start.
         points: Of each group.
         generator: Of the points, those to come among them.
+        judged: Points at which the error is measured, and the solution there.
     """
 
     equation: Equation
     model: nn.Module
     points: dict[str, Tensor]
     generator: torch.Generator
+    judged: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, name: str, seed: int) -> Problem:
@@ -80,7 +82,9 @@ class Problem:
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         generator = torch.Generator().manual_seed(seed)
         model = equation.around(nn.Sequential(*layers[:-1]))
-        return cls(equation, model, equation.draw(generator), generator)
+        judged = equation.judged()
+        points = equation.draw(generator)
+        return cls(equation, model, points, generator, (judged, equation.exact(judged)))
 
     @torch.no_grad()
     def redraw(self) -> None:
@@ -131,8 +135,7 @@ class Problem:
     @torch.no_grad()
     def error(self) -> float:
         """The relative error of u in L²."""
-        points = self.equation.judged()
-        exact = self.equation.exact(points)
+        points, exact = self.judged
         return float((self.model(points)[:, 0] - exact).norm() / exact.norm())
 
 
@@ -246,6 +249,15 @@ EQUATIONS = {
         burgers.points,
         burgers.solution,
         burgers.grid,
+    ),
+    "Burgers, exact at its edge": Equation(
+        (2, 10, 10, 10, 1),
+        {"interior": burgers.inside},
+        burgers.whole_points,
+        burgers.solution,
+        lambda: burgers.grid(201),
+        burgers.whole,
+        burgers.whole_candidates,
     ),
     "Burgers, half": Equation(
         (2, 10, 10, 10, 1),

@@ -22,6 +22,7 @@ COLOURS = {
     "Shampoo": "#be185d",
     "K-FAC before SGD": "#0f766e",
     "Adam": "#6b7280",
+    "AdamW": "#111827",
 }
 WIDTH, HEIGHT = 400, 280
 LEFT, RIGHT, TOP, BOTTOM = 60, 380, 50, 220
