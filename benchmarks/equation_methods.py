@@ -234,7 +234,7 @@ LEARNING_RATES = 0.03, 0.01, 0.003, 0.001
 
 METHODS: dict[str, Method] = {
     "woodbury.least_squares": Method(least_squares),
-    "dense Gauss–Newton (ENGD)": Method(dense_gauss_newton, (1e-15, 1e-10, 1e-6)),
+    "dense Gauss–Newton (ENGD)": Method(dense_gauss_newton, (1e-15, 1e-10, 1e-6, 1e-3)),
     "torch-levenberg-marquardt": Method(
         torch_levenberg_marquardt, (1e-1, 1e-3, 1e-5), "torch_levenberg_marquardt"
     ),
