@@ -1,5 +1,5 @@
-"""Burgers' equation from −sin πx, ν = .01/π, for `residual_problems.py`: on [−1, 1] with its edge in
-the loss or exact by the network's form, and on half of that.
+"""Burgers' equation from −sin πx, ν = .01/π, for `residual_problems.py`: on [−1, 1] with its edge
+in the loss or exact by the network's form, and on half of that.
 
 The solution is odd in x, so that [0, 1] with u = 0 at x = 0 says all: there the front at x = 0
 cannot be elsewhere. On [−1, 1] nothing tells the network where it is.
