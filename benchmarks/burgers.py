@@ -2,7 +2,7 @@
 in the loss or exact by the network's form, and on half of that.
 
 The solution is odd in x, so that [0, 1] with u = 0 at x = 0 says all: there the front at x = 0
-cannot be elsewhere. On [−1, 1] nothing tells the network where it is.
+cannot be elsewhere. On [−1, 1] the form does not fix it.
 """
 
 from __future__ import annotations

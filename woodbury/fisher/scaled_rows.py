@@ -213,7 +213,7 @@ class ScaledRows:
         return self._probed(damping, keep)[0]
 
     def _probed(self, damping: float, keep: Tensor | None) -> tuple[bool, Tensor | None]:
-        """Whether float32 products will not do, and the Gram matrix of the rows that told."""
+        """Whether float64 products are needed, and the Gram matrix of the rows that were probed."""
         if self._is_beyond_float32(damping, keep):
             return True, None
         quarter = self.m // 4
