@@ -21,6 +21,7 @@ from woodbury.estimation.layer_gradients import hooked
 from woodbury.limits import Limits
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.ranks import Ranks
+from woodbury.linalg.reused_memory import ReusedMemory
 from woodbury.model.batches import (
     Batch,
     check_enough_data,
@@ -430,7 +431,7 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
     chunk_size = max(1, min(MAX_ROWS_PER_CHUNK, fitting))
     engine = settings.engine
     if engine is None and objective.space.n >= WEIGHTS_TO_LOOP and _on_cpu(objective):
-        engine, chunk_size = looped, 1
+        engine, chunk_size = _one_by_one(ReusedMemory()), 1
     done = 0
     with eval_mode(objective.model):
         chunk_size = settings.at_once(chunk_size)
@@ -469,9 +470,20 @@ def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]
     settings.check_enough(objective, done)
 
 
+def _one_by_one(memory: ReusedMemory) -> Engine:
+    """`looped` for one sample at a time, whose row takes the memory of one that is used no more."""
+
+    def one(objective: Objective, inputs: Any, target: Any) -> Tensor:
+        return _mean_gradient(objective, inputs, target, memory)[None]
+
+    return one
+
+
 @torch.enable_grad()
-def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
-    """The gradient of one batch's mean loss, (d,)."""
+def _mean_gradient(
+    objective: Objective, inputs: Any, target: Any, memory: ReusedMemory | None = None
+) -> Tensor:
+    """The gradient of one batch's mean loss, (d,), in some memory or in new one."""
     parameters = {
         name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()
     }
@@ -479,7 +491,8 @@ def _mean_gradient(objective: Objective, inputs: Any, target: Any) -> Tensor:
     check_dependence(loss)
     slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     dense = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
-    return objective.space.flatten(dict(zip(parameters, dense, strict=True))).detach()
+    named = {name: slope.detach() for name, slope in zip(parameters, dense, strict=True)}
+    return objective.space.flatten(named, memory)
 
 
 def _on_cpu(objective: Objective) -> bool:

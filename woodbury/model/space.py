@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import accumulate
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number
 from woodbury.linalg.precision import dtype_name
+from woodbury.linalg.reused_memory import ReusedMemory
 from woodbury.model.channels import Channels, channels_of
 from woodbury.model.layers import memory_of
 from woodbury.model.left_out import HOW_TO_TAKE_IN, embeddings_and_heads, left_out_in_words
@@ -212,12 +213,14 @@ class ParameterSpace:
         """Removed ÷ all n weights."""
         return 1 - self.d / self.n
 
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def flatten(self, tensors: Mapping[str, Tensor], memory: ReusedMemory | None = None) -> Tensor:
         """Named tensors as one vector, without the removed weights.
 
         Args:
             tensors: Name -> (…, *shape) for every tensor of the space. Leading dimensions, such as
                 samples, are equal for all.
+            memory: Where the vector is made, if all are on the CPU and without leading dimensions;
+                None for new memory.
 
         Returns:
             (…, d).
@@ -227,8 +230,14 @@ class ParameterSpace:
         """
         lead = self._leading_dimensions(tensors)
         flat = [tensors[name].reshape(*lead, -1) for name in self.shapes]
-        vector = torch.cat(flat, dim=-1)
-        return vector if self.kept is None else vector[..., self.kept.to(vector.device)]
+        if memory is None:
+            vector = torch.cat(flat, dim=-1)
+            return vector if self.kept is None else vector[..., self.kept.to(vector.device)]
+        dtype = reduce(torch.promote_types, (part.dtype for part in flat))
+        vector = torch.cat(flat, out=memory.empty(self.n, dtype))
+        if self.kept is None:
+            return vector
+        return torch.masked_select(vector, self.kept, out=memory.empty(self.d, dtype))
 
     def expand(self, vector: Tensor) -> Tensor:
         """A vector of the kept weights as one of all weights.
