@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from woodbury.kernels.loading import row_kernels
 from woodbury.linalg.column_chunks import LANES, each_chunk
 from woodbury.linalg.paged_rows import KeptColumns, Rows, pages
 from woodbury.linalg.row_products import full_precision, times
@@ -37,18 +41,23 @@ def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None, known: i
         tensor([[5., 6.],
                 [6., 9.]], dtype=torch.float64)
     """
-    m = rows.shape[0]
+    m, d = rows.shape
     lanes = LANES if m <= MAX_ROWS_IN_LANES and rows.device.type == "cpu" else 1
-    sums = torch.zeros(lanes, m, m, dtype=torch.float64, device=rows.device)
+    kernels = row_kernels(rows.device, dtype, m**2 * d) if lanes > 1 else None
+    size = m if kernels is None else kernels.gram_rows(m)
+    sums = torch.zeros(lanes, size, size, dtype=torch.float64, device=rows.device)
 
     def add(lane: int, _: slice, chunk: Tensor) -> None:
+        if kernels is not None:
+            kernels.add_gram(chunk, sums[lane], known)
+            return
         new, gram = chunk[known:], sums[lane, known:]
         gram[:, :known] += new @ chunk[:known].mT
         _add_lower_triangle(gram[:, known:], new, _whole(chunk))
 
     with full_precision(rows.device):
         each_chunk(rows, dtype, add, keep, lanes)
-    gram = sums.sum(0)
+    gram = sums.sum(0)[:m, :m]
     return gram.tril() + gram.tril(-1).mT
 
 
@@ -105,6 +114,22 @@ def _triangular_product(triangle: Tensor, chunk: Tensor, whole: int, out: Tensor
     _triangular_product(triangle[:half, :half], chunk[:half], whole, out[:half])
     _triangular_product(triangle[half:, half:], chunk[half:], whole, out[half:])
     out[half:].addmm_(triangle[half:, :half], chunk[:half])
+
+
+def column_squares(whitener: Tensor, columns: int) -> Callable[[Tensor], Tensor]:
+    """What computes the column sums of (whitener @ chunk)² for chunks of rows.
+
+    Args:
+        whitener: (m, m), lower triangular.
+        columns: Of all chunks together.
+
+    Returns:
+        chunk (m, c) in the dtype of the whitener -> (c,).
+    """
+    kernels = row_kernels(whitener.device, whitener.dtype, len(whitener) ** 2 * columns)
+    if kernels is not None:
+        return kernels.Triangle(whitener).squared_columns
+    return partial(squared_columns, whitener)
 
 
 def squared_columns(whitener: Tensor, chunk: Tensor) -> Tensor:

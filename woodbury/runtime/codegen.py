@@ -7,62 +7,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-FLOAT = ir.FloatType()
-LONG = ir.IntType(64)
-WORD = ir.IntType(32)
-HALF = ir.IntType(16)
+from woodbury.kernels.vectors import (
+    FLOAT,
+    HALF,
+    LONG,
+    WIDTH,
+    WORD,
+    bytes_of,
+    load,
+    multiply_add,
+    splat,
+    store,
+)
+
 TILE = 8
 """Rows and columns of a tile that is transposed in registers."""
 
 ACCUMULATORS_IN_FLIGHT = 8
 """A multiply-add takes four cycles and two begin in each, on the CPUs of the last ten years."""
-
-
-def vector_width() -> int:
-    """Floats in a vector register of this machine: 16 of AVX-512, 8 of AVX, 4 of NEON and SSE."""
-    has = binding.get_host_cpu_features()
-    if has.get("avx512f"):
-        return 16
-    return 8 if has.get("avx") else 4
-
-
-WIDTH = vector_width()
-
-
-def pointer_to(builder: ir.IRBuilder, address: Any, kind: Any, *offsets: Any) -> Any:
-    """A pointer to a kind of value at an address and offsets in bytes."""
-    for offset in offsets:
-        address = builder.add(address, offset)
-    return builder.inttoptr(address, kind.as_pointer())
-
-
-def load(builder: ir.IRBuilder, address: Any, kind: Any, *offsets: Any) -> Any:
-    """Load a value that is aligned as its elements are."""
-    align = 2 if kind == HALF else 4
-    return builder.load(pointer_to(builder, address, kind, *offsets), align=align)
-
-
-def store(builder: ir.IRBuilder, value: Any, address: Any, *offsets: Any) -> None:
-    """Store a value that is aligned as its elements are."""
-    builder.store(value, pointer_to(builder, address, value.type, *offsets), align=4)
-
-
-def splat(builder: ir.IRBuilder, value: Any, width: int) -> Any:
-    """A vector whose elements are all one value."""
-    vector = ir.VectorType(FLOAT, width)
-    lane = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(WORD, 0))
-    zeros = ir.Constant(ir.VectorType(WORD, width), [0] * width)
-    return builder.shuffle_vector(lane, ir.Constant(vector, ir.Undefined), zeros)
-
-
-def multiply_add(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
-    """A·b + c, in one instruction where the machine has it."""
-    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
 
 def row_products(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
@@ -127,7 +94,7 @@ def emit_rows(builder: ir.IRBuilder, vectors: int, width: int, arguments: Any) -
         with builder.if_else(goes_on) as (then, otherwise):
             with then:
                 for u, slot in enumerate(slots):
-                    builder.store(load(builder, target, vector, _bytes(u, width)), slot)
+                    builder.store(load(builder, target, vector, bytes_of(u, width)), slot)
             with otherwise:
                 value = splat(builder, load(builder, begin, FLOAT, builder.mul(row, four)), width)
                 for slot in slots:
@@ -139,7 +106,7 @@ def emit_rows(builder: ir.IRBuilder, vectors: int, width: int, arguments: Any) -
             below = builder.fcmp_ordered("<", total, low)
             total = builder.select(below, low, total)
             above = builder.fcmp_ordered(">", total, high)
-            store(builder, builder.select(above, high, total), target, _bytes(u, width))
+            store(builder, builder.select(above, high, total), target, bytes_of(u, width))
 
 
 def emit_row(
@@ -194,7 +161,7 @@ def _loop(
                 multiply_add(
                     builder,
                     factor,
-                    load(builder, panel, phi.type, source, _bytes(u, width)),
+                    load(builder, panel, phi.type, source, bytes_of(u, width)),
                     phi,
                 )
                 for u, phi in enumerate(each)
@@ -207,10 +174,6 @@ def _loop(
     builder.branch(head)
     builder.position_at_end(after)
     return index, phis
-
-
-def _bytes(vectors: int, width: int) -> Any:
-    return ir.Constant(LONG, 4 * width * vectors)
 
 
 @intrinsic
@@ -249,17 +212,6 @@ def transposed(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
     ]
     low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
     return [shuffle(fours[n], fours[n + 4], order) for order in (low, high) for n in range(4)]
-
-
-@intrinsic
-def as_floats(typingcontext, address):
-    """A pointer to floats at an address."""
-    signature = types.CPointer(types.float32)(types.int64)
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], FLOAT.as_pointer())
-
-    return signature, generate
 
 
 @intrinsic

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 # Numba's decorators and LLVM's builders say nothing of types, and need not be installed.
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
-import warnings
-from typing import Any
-
 import numba
 import numpy as np
 from numba import carray, int64, void
-from numba.core.errors import NumbaWarning
 
-from woodbury.runtime.codegen import WIDTH, as_longs, next_number, row_products
+from woodbury.kernels.compiling import OPTIONS, callback, compiled
+from woodbury.kernels.vectors import WIDTH
+from woodbury.runtime.codegen import as_longs, next_number, row_products
 from woodbury.runtime.layouts import ROWS_AT_ONCE
-from woodbury.runtime.panels import OPTIONS, gelu, pack_planes, transpose, unpack_planes
+from woodbury.runtime.panels import gelu, pack_planes, transpose, unpack_planes
 
 VECTORS = (1, 2, 3, 4, 6, 7, 8)
 """Registers of columns that there are kernels for."""
@@ -26,28 +24,6 @@ RELU, RELU6, GELU = 1, 2, 3
 """The numbers of the activations."""
 
 _rows_1, _rows_2, _rows_3, _rows_4, _rows_6, _rows_7, _rows_8 = map(row_products, VECTORS)
-
-
-def compiled(*signature: Any) -> Any:
-    """A decorator: compile now, or load from the disk what an earlier process compiled.
-
-    Where no folder for compiled code can be written, each process compiles its own.
-    """
-    return lambda function: _cached(lambda **where: numba.njit(*signature, **where), function)
-
-
-def callback(*signature: Any) -> Any:
-    """The same for a function that C calls."""
-    return lambda function: _cached(lambda **where: numba.cfunc(*signature, **where), function)
-
-
-def _cached(decorator: Any, function: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NumbaWarning)
-        try:
-            return decorator(cache=True, **OPTIONS)(function)
-        except (RuntimeError, OSError):  # no folder, or one that cannot be written
-            return decorator(**OPTIONS)(function)
 
 
 @numba.njit(**OPTIONS)

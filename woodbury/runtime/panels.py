@@ -4,16 +4,13 @@ from __future__ import annotations
 
 # Numba's decorators say nothing of types, and Numba need not be installed.
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
-from typing import Any
-
 import numba
 import numpy as np
 from numba import carray, int64
 
-from woodbury.runtime.codegen import TILE, as_floats, transpose_tile
-
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-"""Of all compiled functions."""
+from woodbury.kernels.compiling import OPTIONS
+from woodbury.kernels.vectors import as_floats
+from woodbury.runtime.codegen import TILE, transpose_tile
 
 
 @numba.njit(**OPTIONS)
