@@ -72,3 +72,36 @@ def as_floats(typingcontext, address):
         return builder.inttoptr(arguments[0], FLOAT.as_pointer())
 
     return signature, generate
+
+
+@intrinsic
+def as_longs(typingcontext, address):
+    """A pointer to 64-bit whole numbers at an address."""
+    signature = types.CPointer(types.int64)(types.int64)
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], LONG.as_pointer())
+
+    return signature, generate
+
+
+@intrinsic
+def as_doubles(typingcontext, address):
+    """A pointer to doubles at an address."""
+    signature = types.CPointer(types.float64)(types.int64)
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.DoubleType().as_pointer())
+
+    return signature, generate
+
+
+@intrinsic
+def as_bytes(typingcontext, address):
+    """A pointer to bytes at an address."""
+    signature = types.CPointer(types.uint8)(types.int64)
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return signature, generate

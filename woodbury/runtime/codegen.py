@@ -215,17 +215,6 @@ def transposed(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def as_longs(typingcontext, address):
-    """A pointer to 64-bit whole numbers at an address."""
-    signature = types.CPointer(types.int64)(types.int64)
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], LONG.as_pointer())
-
-    return signature, generate
-
-
-@intrinsic
 def next_number(typingcontext, address):
     """The number at an address, which is one more for whoever asks next, in whatever thread."""
     signature = types.int64(types.int64)

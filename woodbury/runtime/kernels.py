@@ -13,8 +13,8 @@ import numpy as np
 from numba import carray, int64, void
 
 from woodbury.kernels.compiling import OPTIONS, callback, compiled
-from woodbury.kernels.vectors import WIDTH
-from woodbury.runtime.codegen import as_longs, next_number, row_products
+from woodbury.kernels.vectors import WIDTH, as_longs
+from woodbury.runtime.codegen import next_number, row_products
 from woodbury.runtime.layouts import ROWS_AT_ONCE
 from woodbury.runtime.panels import gelu, pack_planes, transpose, unpack_planes
 
