@@ -272,6 +272,6 @@ def test_sums_that_overflow_are_named() -> None:
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=8), count=st.integers(1, 6))
 def test_gathered_rows_are_all_rows_in_their_order(lengths: list[int], count: int) -> None:
     rows = normal(sum(lengths), 2)
-    chunks = list(gathered(rows.split(lengths), count))
+    chunks = list(gathered(rows.split(lengths), lambda first: count))
     assert torch.equal(torch.cat([torch.cat(several) for several in chunks]), rows)
     assert all(len(several) == 1 or sum(map(len, several)) <= count for several in chunks)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
+from woodbury.fisher.block_layout import Layout, Sums
 from woodbury.fisher.checks import (
     as_tensor,
     check_damping,
@@ -23,10 +20,9 @@ from woodbury.fisher.checks import (
 )
 from woodbury.fisher.dense import Dense
 from woodbury.fisher.lowrank import LowRank
-from woodbury.fisher.padded import Padding
+from woodbury.linalg.packed_blocks import PackedBlocks, packed_bytes
 from woodbury.linalg.precision import wide_dtype
-from woodbury.linalg.symmetric_blocks import SymmetricBlocks, block_bytes
-from woodbury.linalg.threads import share, threads_on
+from woodbury.linalg.symmetric_blocks import block_bytes
 from woodbury.memory.budget import row_bytes, sums_bytes
 
 MAX_PRIMAL_SIZE = 128
@@ -36,9 +32,6 @@ DUAL_SECONDS = 1.5
 """Seconds of a multiplication through (m, m) matrices, in those of one of (s, s) matrices: these
 are summed in float32 and once, in batches; measured at 100, 400 and 1,000 rows. At equal seconds
 the (s, s) matrices hold a sixth of the bytes."""
-
-COLUMNS_AT_ONCE = 8192
-"""Columns of the rows that are worked on at once: those of all would not fit a cache."""
 
 MIN_ROWS_AT_ONCE = 8
 """Rows that are added to the sums at once at least, if they have room."""
@@ -142,18 +135,16 @@ def summed_blocks(
         >>> summed_blocks(chunks, sizes=(2,), damping=1.0).diagonal()
         tensor([2., 2.])
     """
-    size = max(sizes)
     m = 0
-    sums: SymmetricBlocks | None = None
-    layout: _Layout | None = None
+    sums: Sums | None = None
+    layout: Layout | None = None
     dtype = torch.float32
-    for rows in gathered(chunks, rows_at_once(sizes)):
+    for rows in gathered(chunks, lambda first: rows_at_once(sizes, first)):
         if sums is None or layout is None:  # only the first chunk tells device and dtype
-            layout = _Layout.of(sizes, rows[0].device)
+            layout = Layout.of(sizes, rows[0])
             dtype = wide_dtype(rows[0].dtype)
-            sums_in = sums_dtype(rows, layout, damping, scale)
-            sums = SymmetricBlocks.zeros(len(sizes), size, sums_in, rows[0].device)
-        _add_products(sums, rows, layout, scale)
+            sums = layout.zeros(sums_dtype(rows, layout, damping, scale))
+        layout.add_products(sums, rows, scale)
         m += sum(len(chunk) for chunk in rows)
         del rows  # before the next are computed
     assert sums is not None and layout is not None  # no row is an error of whoever makes them
@@ -162,51 +153,46 @@ def summed_blocks(
     return Dense(sums, damping, layout.padding.valid, dtype)
 
 
-def _add_products(
-    sums: SymmetricBlocks, rows: Sequence[Tensor], layout: _Layout, scale: Tensor | None
-) -> None:
-    """Add Σ g gᵀ of some rows to all blocks, a few blocks in each thread."""
-
-    def of(run: _Run) -> None:
-        sums.add_products(run.blocks, layout.columns(rows, run, scale, sums.dtype))
-
-    share(of, layout.runs, threads_on(sums.device))
-
-
-def rows_at_once(sizes: Sequence[int]) -> int:
+def rows_at_once(sizes: Sequence[int], rows: Tensor) -> int:
     """Rows that are added to the sums at once: each time the sums are read and written.
 
     Args:
         sizes: The lengths of the blocks.
+        rows: Some rows (c, d) like those that are added.
 
     Returns:
         As many as take half of what the sums take in float32, between `MIN_ROWS_AT_ONCE` and
         `MAX_ROWS_AT_ONCE`, if they have room beside them.
     """
-    sums = block_bytes(len(sizes), max(sizes), torch.float32)
+    count, size = len(sizes), max(sizes)
+    packed = PackedBlocks.pay(count, size, wide_dtype(rows.dtype), rows.device)
+    sums = packed_bytes(count, size) if packed else block_bytes(count, size, torch.float32)
     d = sum(sizes)
     per_row = 4 * d
     wanted = min(MAX_ROWS_AT_ONCE, max(MIN_ROWS_AT_ONCE, sums // (2 * per_row)))
+    if packed:  # products are fast from the first row on
+        wanted = MAX_ROWS_AT_ONCE
     return max(1, min(wanted, (sums_bytes(d) - sums) // per_row))
 
 
-def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
+def gathered(chunks: Iterable[Tensor], count_of: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:
     """Chunks of rows, several small ones at a time.
 
     Args:
         chunks: Rows (c, d).
-        count: The most rows of several chunks together.
+        count_of: The first chunk -> the most rows of several chunks together.
 
     Yields:
         Chunks that follow each other, of `count` rows at most or one chunk.
 
     Example:
-        >>> [len(chunks) for chunks in gathered([torch.ones(1, 2)] * 5, 2)]
+        >>> [len(chunks) for chunks in gathered([torch.ones(1, 2)] * 5, lambda first: 2)]
         [2, 2, 1]
     """
     waiting: list[Tensor] = []
-    rows = 0
+    rows = count = 0
     for chunk in chunks:
+        count = count or count_of(chunk)
         if waiting and rows + len(chunk) > count:
             yield waiting
             waiting, rows = [], 0
@@ -221,7 +207,7 @@ def gathered(chunks: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
 
 
 def sums_dtype(
-    rows: Sequence[Tensor], layout: _Layout, damping: float, scale: Tensor | None
+    rows: Sequence[Tensor], layout: Layout, damping: float, scale: Tensor | None
 ) -> torch.dtype:
     """The dtype that sums over rows like these need.
 
@@ -242,71 +228,9 @@ def sums_dtype(
     some = [chunk[::step] for chunk in rows]
     scale = None if scale is None else scale[::step]
     count = sum(len(chunk) for chunk in some)
-    traces = [
-        layout.columns(some, run, scale, torch.float32).square().sum((0, 2)).max() / count
-        for run in layout.runs
-    ]
     allowed = MAX_ROUNDING * damping / torch.finfo(torch.float32).eps
-    if float(torch.stack(traces).max()) <= allowed:
+    if layout.largest_trace(some, scale) <= allowed * count:
         return torch.float32
     padding = layout.padding
     exact = block_bytes(padding.blocks, padding.size, torch.float64)
     return torch.float64 if exact <= row_bytes() else torch.float32
-
-
-class _Run(NamedTuple):
-    """A few blocks of one length that follow each other.
-
-    Attributes:
-        blocks: Which.
-        columns: Their weights.
-        length: Weights of each.
-    """
-
-    blocks: slice
-    columns: slice
-    length: int
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the weights of the blocks are.
-
-    Attributes:
-        padding: Of the blocks.
-        runs: The blocks, a few at a time.
-    """
-
-    padding: Padding
-    runs: tuple[_Run, ...]
-
-    @classmethod
-    def of(cls, sizes: Sequence[int], device: torch.device) -> _Layout:
-        """The layout of blocks with some lengths."""
-        size = max(sizes)
-        valid = torch.arange(size, device=device) < torch.tensor(sizes, device=device)[:, None]
-        padding = Padding(len(sizes), size, None if bool(valid.all()) else valid, device)
-        at_once = max(1, COLUMNS_AT_ONCE // size)
-        runs = []
-        begin = first = 0
-        for length, equal in groupby(sizes):
-            last = first + len(list(equal))
-            for start in range(first, last, at_once):
-                blocks = slice(start, min(start + at_once, last))
-                end = begin + (blocks.stop - blocks.start) * length
-                runs.append(_Run(blocks, slice(begin, end), length))
-                begin = end
-            first = last
-        return cls(padding, tuple(runs))
-
-    def columns(
-        self, rows: Sequence[Tensor], run: _Run, scale: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        """The columns (m, c, s) of a few blocks in a dtype, zeros in the padding."""
-        parts = [chunk[:, run.columns] for chunk in rows]
-        columns = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
-        if scale is not None:
-            columns = columns * scale.to(dtype)[:, None]
-        columns = columns.unflatten(1, (-1, run.length))
-        missing = self.padding.size - run.length
-        return pad(columns, (0, missing)) if missing else columns

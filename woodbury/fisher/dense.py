@@ -13,6 +13,7 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.fisher.base import Fisher
+from woodbury.fisher.block_layout import Sums
 from woodbury.fisher.checks import (
     RESOLVED_SHARE,
     as_tensor,
@@ -27,6 +28,7 @@ from woodbury.fisher.checks import (
 from woodbury.fisher.padded import KeptBlocks, Padding
 from woodbury.limits import Limits
 from woodbury.linalg.cholesky import damped_cholesky
+from woodbury.linalg.packed_blocks import PackedBlocks
 from woodbury.linalg.precision import dtype_name, is_wide, wide_dtype
 from woodbury.linalg.symmetric_blocks import SymmetricBlocks
 from woodbury.linalg.threads import share, threads_on
@@ -37,6 +39,10 @@ ROWS_AT_ONCE = 4096
 
 PARTS_PER_THREAD = 4
 """Pieces of work of each thread at least, so that all end at about one time."""
+
+
+PACKED_ROWS_AT_ONCE = 1 << 15
+"""The same for compiled kernels, which hold a few blocks of them at a time."""
 
 
 GROUPS_AT_ONCE = 1 << 16
@@ -52,8 +58,8 @@ class Dense(Fisher):
     Stork 1992), many are WoodFisher (Singh & Alistarh 2020).
 
     Attributes:
-        curvature: (d, d), or (b, s, s) for b blocks of s weights each, or `SymmetricBlocks` of
-            such, which nothing is checked of; any float dtype.
+        curvature: (d, d), or (b, s, s) for b blocks of s weights each, or `SymmetricBlocks` or
+            `PackedBlocks` of such, which nothing is checked of; any float dtype.
         damping: λ > 0, added to the diagonal.
         valid: (b, s) bool, False where a block is padded with zeros; the d weights are the valid
             ones in order. None where nothing is padded.
@@ -76,14 +82,14 @@ class Dense(Fisher):
         tensor([2.])
     """
 
-    curvature: Tensor | SymmetricBlocks
+    curvature: Tensor | Sums
     damping: float
     valid: Tensor | None = None
     result: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "damping", check_damping(self.damping))
-        if not isinstance(self.curvature, SymmetricBlocks):
+        if not isinstance(self.curvature, (SymmetricBlocks, PackedBlocks)):
             curvature = as_tensor(self.curvature, "The dense curvature")
             object.__setattr__(self, "curvature", curvature)
             self._check_curvature(curvature)
@@ -115,8 +121,8 @@ class Dense(Fisher):
                 raise WoodburyError("The dense curvature is not symmetric: give (1/m) Σ g gᵀ.")
 
     @cached_property
-    def _blocks(self) -> SymmetricBlocks:
-        if isinstance(self.curvature, SymmetricBlocks):
+    def _blocks(self) -> Sums:
+        if not isinstance(self.curvature, Tensor):
             return self.curvature
         return SymmetricBlocks.of(
             self.curvature if self.curvature.ndim == 3 else self.curvature[None]
@@ -153,17 +159,40 @@ class Dense(Fisher):
         """(c, s, s), the curvature of some blocks."""
         return self._blocks.matrices(which, dtype)
 
-    def _parts(self, count: int | None = None) -> Iterator[slice]:
-        """Slices of a few blocks, of all or of `count`, as large as temporaries may be."""
-        at_once = self._blocks_at_once
-        for start in range(0, len(self._blocks) if count is None else count, at_once):
-            yield slice(start, start + at_once)
+    def _parts(self, of: slice | None = None, at_once: int = 0) -> Iterator[slice]:
+        """Slices of a few blocks, of all or of some, as large as temporaries may be."""
+        first, end = (0, len(self._blocks)) if of is None else (of.start, of.stop)
+        at_once = at_once or self._blocks_at_once
+        for start in range(first, end, at_once):
+            yield slice(start, min(start + at_once, end))
 
-    def _shared(self, of: Callable[[slice], None]) -> None:
+    def _shared(self, of: Callable[[slice], None], at_once: int = 0) -> None:
         """Do work for a few blocks at a time, shared among threads where all have enough of it."""
-        parts = list(self._parts())
+        parts = list(self._parts(at_once=at_once))
         threads = threads_on(self.device)
         share(of, parts, threads if len(parts) >= PARTS_PER_THREAD * threads else 1)
+
+    def _fill(
+        self,
+        out: Tensor,
+        by_torch: Callable[[slice], None],
+        by_kernel: Callable[[PackedBlocks, slice], Tensor | None],
+    ) -> None:
+        """Fill `out` a few blocks at a time; by torch where no kernel resolves all of them."""
+        blocks = self._blocks
+        if not isinstance(blocks, PackedBlocks):
+            self._shared(by_torch)
+            return
+
+        def of(part: slice) -> None:
+            found = by_kernel(blocks, part)
+            if found is not None:
+                out[part] = found.to(out.dtype)
+                return
+            for few in self._parts(part):
+                by_torch(few)
+
+        self._shared(of, max(1, PACKED_ROWS_AT_ONCE // blocks.size))
 
     @property
     def _blocks_at_once(self) -> int:
@@ -206,7 +235,13 @@ class Dense(Fisher):
         def of(part: slice) -> None:
             result[part] = self._matrices(part, self._wide) @ columns[part]
 
-        self._shared(of)
+        def by_kernel(blocks: PackedBlocks, part: slice) -> Tensor:
+            return blocks.products(part, columns[part, :, 0])[..., None]
+
+        if columns.shape[2] == 1:
+            self._fill(result, of, by_kernel)
+        else:
+            self._shared(of)
         return check_held(self._gather(result.add_(columns, alpha=self.damping), v), "F v")
 
     def solve(self, v: Tensor) -> Tensor:
@@ -218,7 +253,14 @@ class Dense(Fisher):
         def of(part: slice) -> None:
             result[part] = torch.cholesky_solve(columns[part].double(), self._factor(part))
 
-        self._shared(of)
+        def by_kernel(blocks: PackedBlocks, part: slice) -> Tensor | None:
+            found = blocks.solves(part, self.damping, RESOLVED_SHARE, columns[part, :, 0])
+            return None if found is None else found[..., None]
+
+        if columns.shape[2] == 1:
+            self._fill(result, of, by_kernel)
+        else:
+            self._shared(of)
         return check_held(self._gather(result, v), "F⁻¹v")
 
     def diagonal(self) -> Tensor:
@@ -241,7 +283,10 @@ class Dense(Fisher):
             inverse = torch.linalg.solve_triangular(self._factor(part), eye, upper=False)
             diagonal[part] = inverse.square_().sum(1).to(self.dtype)
 
-        self._shared(of)
+        def by_kernel(blocks: PackedBlocks, part: slice) -> Tensor | None:
+            return blocks.inverse_diagonals(part, self.damping, RESOLVED_SHARE)
+
+        self._fill(diagonal, of, by_kernel)
         diagonal = self._padding.gather(diagonal)
         return check_held(diagonal, "The inverse diagonal", positive=True)
 
@@ -285,7 +330,7 @@ class Dense(Fisher):
         width = int(mask.sum(1).max())
         blocks = SymmetricBlocks.zeros(len(used), width, self._blocks.dtype, self.device)
         valid = mask.new_empty(len(used), width)
-        for part in self._parts(len(used)):
+        for part in self._parts(slice(0, len(used))):
             whole = self._matrices(used[part], self._blocks.dtype)
             kept = KeptBlocks.of(whole, mask[part], width)
             blocks.set(part, kept.matrix)
@@ -346,7 +391,12 @@ class Dense(Fisher):
             solved = torch.cholesky_solve(kept.gather(force)[..., None], factor)[..., 0]
             step[part].scatter_(1, kept.order, solved.to(step.dtype))
 
-        self._shared(of)
+        def by_kernel(blocks: PackedBlocks, part: slice) -> Tensor | None:
+            slopes = None if slope is None else slope[part, :, 0]
+            given = mask[part], values[part, :, 0], slopes
+            return blocks.compensated(part, self.damping, RESOLVED_SHARE, *given)
+
+        self._fill(step, of, by_kernel)
         return check_held(self._padding.gather(step)[keep], "The update")
 
 

@@ -88,9 +88,7 @@ def emit_products(
     numbers = ir.Constant(ir.VectorType(LONG, width), list(range(width)))
     for r in range(rows):
         # Row r is r rows of the triangle further on, each one longer than that before it.
-        steps = builder.add(
-            builder.mul(row, bytes_of(r, 1)), ir.Constant(LONG, 2 * r * (r + 1))
-        )
+        steps = builder.add(builder.mul(row, bytes_of(r, 1)), ir.Constant(LONG, 2 * r * (r + 1)))
         begin = builder.add(target, steps)
         for v in range(vectors - 1):
             old = load(builder, begin, vector, bytes_of(v, width))

@@ -68,7 +68,10 @@ def rows_of(builder: ir.IRBuilder, begin: Any, stride: Any) -> list[Any]:
 
 
 def looped(
-    builder: ir.IRBuilder, count: Any, values: list[Any], step: Callable[[Any, list[Any]], list[Any]]
+    builder: ir.IRBuilder,
+    count: Any,
+    values: list[Any],
+    step: Callable[[Any, list[Any]], list[Any]],
 ) -> list[Any]:
     """Emit a loop over elements that keeps values in registers.
 
@@ -133,7 +136,9 @@ def _constant(number: float) -> Any:
 
 
 @emitted(4)
-def factor_diagonal(builder: ir.IRBuilder, begin: Any, stride: Any, before: Any, least: Any) -> None:
+def factor_diagonal(
+    builder: ir.IRBuilder, begin: Any, stride: Any, before: Any, least: Any
+) -> None:
     """Factor the diagonal tile of rows, whose columns before it are those of the factor already.
 
     `least` has two elements: the share of the diagonal that a pivot has at least, and one that is
@@ -260,8 +265,10 @@ def solve_forward(builder: ir.IRBuilder, begin: Any, stride: Any, before: Any, v
 
 
 @emitted(4)
-def solve_backward(builder: ir.IRBuilder, begin: Any, stride: Any, before: Any, vector: Any) -> None:
-    """One more tile of rows of L⁻ᵀv from the last on, in place of v, and what they add to others."""
+def solve_backward(
+    builder: ir.IRBuilder, begin: Any, stride: Any, before: Any, vector: Any
+) -> None:
+    """A tile of rows of L⁻ᵀv, the last first, in place of v; and what they add to the others."""
     rows = rows_of(builder, begin, stride)
     tile = builder.mul(before, place(1))
     x = [read(builder, vector, tile, place(t)) for t in range(TILE)]

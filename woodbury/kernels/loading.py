@@ -35,15 +35,34 @@ def row_kernels(
     """
     if device.type != "cpu" or dtype != torch.float32 or multiplications < MIN_PRODUCTS:
         return None
-    return _triangles()
+    return _kernels("triangles")
+
+
+def block_kernels(device: torch.device, dtype: torch.dtype, multiplications: float) -> bool:
+    """Whether there are kernels for many small blocks, and they pay.
+
+    Args:
+        device: Where the blocks are.
+        dtype: What they are summed in.
+        multiplications: Of all the work.
+
+    Returns:
+        As for `row_kernels`.
+
+    Example:
+        >>> block_kernels(torch.device("cpu"), torch.float64, 1e12)
+        False
+    """
+    if device.type != "cpu" or dtype != torch.float32 or multiplications < MIN_PRODUCTS:
+        return False
+    return _kernels("small_blocks") is not None and _kernels("block_sums") is not None
 
 
 @cache
-def _triangles() -> ModuleType | None:
+def _kernels(name: str) -> ModuleType | None:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        from woodbury.kernels import triangles
+        return importlib.import_module(f"woodbury.kernels.{name}")
     except Exception:  # of LLVM, of a Numba that does not fit this NumPy, …: torch is slower
         return None
-    return triangles

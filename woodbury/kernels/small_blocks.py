@@ -218,9 +218,7 @@ def _scratch(size: int) -> Tensor:
     return torch.empty(elements * LANES, dtype=torch.float64)
 
 
-def inverse_diagonals(
-    triangles: Tensor, size: int, damping: float, share: float
-) -> Tensor | None:
+def inverse_diagonals(triangles: Tensor, size: int, damping: float, share: float) -> Tensor | None:
     """The diagonals of (block + damping·I)⁻¹, in float64.
 
     Args:
