@@ -49,7 +49,7 @@ def test_blocks_are_those_of_a_dense_matrix(sizes: tuple[int, ...], m: int, comp
     fisher, matrix = made(rows, sizes, compiled), truth(rows, sizes)
     inverse = torch.linalg.inv(matrix)
     v = normal(d, seed=1).float()
-    close = dict(rtol=2e-4, atol=2e-4)
+    close = {"rtol": 2e-4, "atol": 2e-4}
     torch.testing.assert_close(fisher.diagonal().double(), matrix.diagonal(), **close)
     torch.testing.assert_close((fisher @ v).double(), matrix @ v.double(), **close)
     columns = normal(d, 3, seed=2).float()
