@@ -33,6 +33,10 @@ def truth(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return torch.block_diag(*blocks) + DAMPING * torch.eye(sum(sizes), dtype=torch.float64)
 
 
+def assert_near(found: Tensor, expected: Tensor, within: float = 2e-4) -> None:
+    torch.testing.assert_close(found, expected, rtol=within, atol=within)
+
+
 def made(rows: Tensor, sizes: tuple[int, ...], compiled: bool) -> Dense:
     """The blocks of rows that come 5 at a time."""
     fisher = summed_blocks(rows.split(5), sizes, DAMPING)
@@ -49,16 +53,15 @@ def test_blocks_are_those_of_a_dense_matrix(sizes: tuple[int, ...], m: int, comp
     fisher, matrix = made(rows, sizes, compiled), truth(rows, sizes)
     inverse = torch.linalg.inv(matrix)
     v = normal(d, seed=1).float()
-    close = {"rtol": 2e-4, "atol": 2e-4}
-    torch.testing.assert_close(fisher.diagonal().double(), matrix.diagonal(), **close)
-    torch.testing.assert_close((fisher @ v).double(), matrix @ v.double(), **close)
+    assert_near(fisher.diagonal().double(), matrix.diagonal())
+    assert_near((fisher @ v).double(), matrix @ v.double())
     columns = normal(d, 3, seed=2).float()
-    torch.testing.assert_close((fisher @ columns).double(), matrix @ columns.double(), **close)
+    assert_near((fisher @ columns).double(), matrix @ columns.double())
     scale = float(inverse.diagonal().max())
     found = fisher.inverse_diagonal().double()
-    torch.testing.assert_close(found / scale, inverse.diagonal() / scale, **close)
+    assert_near(found / scale, inverse.diagonal() / scale)
     found = fisher.solve(v).double()
-    torch.testing.assert_close(found / scale, inverse @ v.double() / scale, **close)
+    assert_near(found / scale, inverse @ v.double() / scale)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: str(sizes[0]))
@@ -79,21 +82,21 @@ def test_updates_are_those_of_a_dense_matrix(
     expected = torch.linalg.solve(matrix[keep][:, keep], force)
     found = fisher.compensate(keep, removed, gradient).double()
     scale = float(expected.abs().max()) or 1.0
-    torch.testing.assert_close(found / scale, expected / scale, rtol=2e-4, atol=2e-4)
+    assert_near(found / scale, expected / scale)
 
 
 def test_sums_of_scaled_rows_in_halves(compiled: bool) -> None:
     rows, scale = normal(6, 24).bfloat16(), torch.arange(1.0, 7.0)
     fisher = summed_blocks([rows], (8, 8, 8), DAMPING, scale)
     expected = truth(scale[:, None].double() * rows.double(), (8, 8, 8))
-    torch.testing.assert_close(fisher.diagonal().double(), expected.diagonal())
+    assert_near(fisher.diagonal().double(), expected.diagonal())
 
 
 def test_rows_that_are_not_contiguous(compiled: bool) -> None:
     rows = normal(24, 6).float().mT
     fisher = summed_blocks([rows], (8, 8, 8), DAMPING)
     expected = truth(rows, (8, 8, 8))
-    torch.testing.assert_close(fisher.diagonal().double(), expected.diagonal())
+    assert_near(fisher.diagonal().double(), expected.diagonal())
 
 
 def test_kernels_sum_as_torch_does_with_any_number_of_threads(
@@ -119,13 +122,11 @@ def test_groups_of_weights_and_restrictions_of_packed_blocks(compiled: bool) -> 
     groups = torch.tensor([[0, 1], [8, 9], [20, 21]])
     inverse = torch.linalg.inv(matrix)
     expected = inverse[groups[:, :, None], groups[:, None, :]]
-    torch.testing.assert_close(
-        fisher.inverse_blocks(groups).double(), expected, rtol=1e-3, atol=1e-3
-    )
+    assert_near(fisher.inverse_blocks(groups).double(), expected, 1e-3)
     keep = normal(22, seed=1) > 0
     expected = torch.linalg.inv(matrix[keep][:, keep]).diagonal()
     found = fisher.restrict(keep).inverse_diagonal().double()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert_near(found, expected, 1e-3)
 
 
 def test_a_damping_that_is_lost_in_rounding_is_refused(compiled: bool) -> None:
@@ -144,8 +145,9 @@ def test_blocks_that_rounding_made_indefinite_are_factored_by_torch(
     triangles = torch.zeros(12, 6)
     triangles[:, [0, 2, 5]] = 1.0
     triangles[5] = torch.tensor([1.0, 1.0 + 1e-3, 1.0, 0.0, 0.0, 1.0])  # eigenvalue −1e-3
-    fisher = Dense(PackedBlocks(triangles, 3), 1e-4)
-    assert fisher.curvature.inverse_diagonals(slice(0, 12), 1e-4, 1e-14) is None
+    blocks = PackedBlocks(triangles, 3)
+    fisher = Dense(blocks, 1e-4)
+    assert blocks.inverse_diagonals(slice(0, 12), 1e-4, 1e-14) is None
     found = fisher.inverse_diagonal().view(12, 3)
-    torch.testing.assert_close(found[0], torch.full((3,), 1 / (1 + 1e-4)))
+    assert_near(found[0], torch.full((3,), 1 / (1 + 1e-4)))
     assert bool((found[5, :2] > 1e3).all())

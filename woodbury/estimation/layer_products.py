@@ -133,8 +133,9 @@ def _product(layer: nn.Module, given: list[Any], named: dict[str, Any], slope: T
     alone._parameters = {**layer._parameters, "weight": nn.Parameter(weight)}
     with torch.enable_grad():
         output = alone.forward(*given, **named)
-        slope = slope.to(output.dtype)
-        return torch.autograd.grad(output, alone.get_parameter("weight"), slope)[0]
+        # With a slope of its own, `grad` imports torch.fx first, which takes a second.
+        along = (output * slope.to(output.dtype)).sum()
+        return torch.autograd.grad(along, alone.get_parameter("weight"))[0]
 
 
 def _as_dtype(value: Any, dtype: torch.dtype) -> Any:

@@ -35,7 +35,7 @@ def row_kernels(
     """
     if device.type != "cpu" or dtype != torch.float32 or multiplications < MIN_PRODUCTS:
         return None
-    return _kernels("triangles")
+    return _triangles()
 
 
 def block_kernels(device: torch.device, dtype: torch.dtype, multiplications: float) -> bool:
@@ -55,11 +55,20 @@ def block_kernels(device: torch.device, dtype: torch.dtype, multiplications: flo
     """
     if device.type != "cpu" or dtype != torch.float32 or multiplications < MIN_PRODUCTS:
         return False
-    return _kernels("small_blocks") is not None and _kernels("block_sums") is not None
+    return _blocks()
 
 
 @cache
-def _kernels(name: str) -> ModuleType | None:
+def _triangles() -> ModuleType | None:
+    return _imported("triangles")
+
+
+@cache
+def _blocks() -> bool:
+    return _imported("small_blocks") is not None and _imported("block_sums") is not None
+
+
+def _imported(name: str) -> ModuleType | None:
     if importlib.util.find_spec("numba") is None:
         return None
     try:

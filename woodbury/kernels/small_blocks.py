@@ -308,7 +308,7 @@ def compensated(
         >>> import pytest; _ = pytest.importorskip("numba")
         >>> keep = torch.tensor([[True, False]])
         >>> removed = torch.tensor([[0.0, 4.0]])
-        >>> compensated(torch.tensor([[1.0, 1.0, 1.0]]), 2, 1.0, 1e-14, keep, removed)
+        >>> compensated(torch.ones(1, 3), 2, 1.0, 1e-14, keep, removed).round(decimals=9)
         tensor([[2., 0.]], dtype=torch.float64)
     """
     blocks = len(triangles)
