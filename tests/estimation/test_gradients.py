@@ -523,3 +523,23 @@ def test_no_label_is_drawn_where_the_data_have_none() -> None:
         objective.model, [(list(objective.batches)[1][0], one)], objective.likelihood
     )
     assert empty.loss() == 0 and not gradient_rows(empty, 1).any()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_rows_of_a_large_network_take_turns_in_memory(
+    pruned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = objective_of(LINEAR)
+    if pruned:
+        keep = torch.arange(objective.space.n) % 3 > 0
+        objective = objective.at(objective.weights[keep], objective.space.restrict(keep))
+    expected = gradient_rows(objective, COUNT, engine=looped)
+    monkeypatch.setattr("woodbury.estimation.gradients.WEIGHTS_TO_LOOP", 0)
+    # Rows that are held keep their values, and a view holds a row.
+    held = torch.cat([row[:, 1:] for row in gradient_chunks(objective, COUNT)])
+    torch.testing.assert_close(held, expected[:, 1:])
+    places = set()
+    for number, row in enumerate(gradient_chunks(objective, COUNT)):
+        torch.testing.assert_close(row[0], expected[number])
+        places.add(row.data_ptr())
+    assert len(places) == 2  # one row is held while the next is computed

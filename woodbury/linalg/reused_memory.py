@@ -46,7 +46,8 @@ class ReusedMemory:
         """
         size = count * dtype.itemsize
         unused = self._unused.setdefault(size, [])
-        memory = unused.pop() if unused else np.empty(size, dtype=np.uint8)
+        # NumPy's own large arrays ask for huge pages, which the system may have to make first.
+        memory = unused.pop() if unused else torch.empty(size, dtype=torch.uint8).numpy()
         lent = memory[:]  # lives as long as a tensor of this memory
         weakref.finalize(lent, unused.append, memory).atexit = False
         return torch.from_numpy(lent).view(dtype)
