@@ -17,6 +17,7 @@ from woodbury.errors import WoodburyError, reason
 from woodbury.limits import Limits
 from woodbury.linalg.paged_rows import Page, PagedRows
 from woodbury.linalg.precision import wide_dtype
+from woodbury.memory.page_cache import aligned, write_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +139,13 @@ class RowFile(PagedRows):
             self.squares.addcmul_(row, row)
         for start in range(0, d, self.width):
             columns = self._columns(start)
-            part = rows[:, columns].cpu().contiguous()
             position = start * m + first * (columns.stop - start)
-            self._write(_bytes_of(part), position * self.dtype.itemsize)
-            self.sums[start // self.width] += self._sum(part)
+            values = rows[:, columns]
+            part = aligned(values.numel(), self.dtype)
+            part.view(values.shape).copy_(values)
+            with self._lock:
+                write_at(self.file, position * self.dtype.itemsize, part)
+            self.sums[start // self.width] += self._sum(part.view(values.shape))
 
     def _columns(self, start: int) -> slice:
         return slice(start, min(start + self.width, self.shape[1]))
@@ -178,12 +182,6 @@ class RowFile(PagedRows):
                 f"another (scratch=). ({reason(error)})"
             ) from error
         return values.view(m, -1)
-
-    def _write(self, remaining: memoryview, position: int) -> None:
-        with self._lock:
-            self.file.seek(position)
-            while remaining:
-                remaining = remaining[self.file.write(remaining) :]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
