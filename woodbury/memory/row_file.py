@@ -19,6 +19,11 @@ from woodbury.linalg.paged_rows import Page, PagedRows
 from woodbury.linalg.precision import wide_dtype
 from woodbury.memory.page_cache import aligned, write_at
 
+UNREADABLE = (
+    "The gradient rows cannot be read back from their scratch folder: run again with another "
+    "(scratch=)."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class RowFile(PagedRows):
@@ -97,6 +102,7 @@ class RowFile(PagedRows):
                 if index + 1 < len(starts):
                     into = buffers[(index + 1) % 2]
                     ahead.append(reader.submit(self._read, starts[index + 1], into))
+                self._check(start, values)
                 yield Page(self._columns(start), values.to(self.device))
 
     def take(self, columns: Tensor) -> Tensor:
@@ -134,18 +140,18 @@ class RowFile(PagedRows):
             OSError: If the disk takes no more.
         """
         m, d = self.shape
-        rows = rows.to(self.dtype)
-        for row in rows.to(self.squares.dtype):
-            self.squares.addcmul_(row, row)
+        buffer = aligned(len(rows) * min(self.width, d), self.dtype)
         for start in range(0, d, self.width):
             columns = self._columns(start)
-            position = start * m + first * (columns.stop - start)
             values = rows[:, columns]
-            part = aligned(values.numel(), self.dtype)
-            part.view(values.shape).copy_(values)
+            # All that is done with a piece is done while a cache holds it.
+            piece = buffer[: values.numel()].view(values.shape).copy_(values)
+            for row in piece.to(self.squares.device, self.squares.dtype):
+                self.squares[columns].addcmul_(row, row)
+            self.sums[start // self.width] += self._sum(piece)
+            position = start * m + first * (columns.stop - start)
             with self._lock:
-                write_at(self.file, position * self.dtype.itemsize, part)
-            self.sums[start // self.width] += self._sum(part.view(values.shape))
+                write_at(self.file, position * self.dtype.itemsize, piece.view(-1))
 
     def _columns(self, start: int) -> slice:
         return slice(start, min(start + self.width, self.shape[1]))
@@ -161,7 +167,7 @@ class RowFile(PagedRows):
         return int(words.sum(dtype=numpy.uint64))
 
     def _read(self, start: int, buffer: Tensor) -> Tensor:
-        """The page that begins at a column, in the first part of a buffer."""
+        """The page that begins at a column, in the first part of a buffer, unchecked."""
         m = self.shape[0]
         columns = self._columns(start)
         values = buffer[: m * (columns.stop - start)]
@@ -174,14 +180,16 @@ class RowFile(PagedRows):
                     if not count:
                         raise OSError("the file is shorter than what was written to it")
                     remaining = remaining[count:]
-            if self._sum(values.view(m, -1)) != self.sums[start // self.width] % 2**64:
-                raise OSError("the file holds other bytes than what was written to it")
         except OSError as error:
-            raise WoodburyError(
-                "The gradient rows cannot be read back from their scratch folder: run again with "
-                f"another (scratch=). ({reason(error)})"
-            ) from error
+            raise WoodburyError(f"{UNREADABLE} ({reason(error)})") from error
         return values.view(m, -1)
+
+    def _check(self, start: int, values: Tensor) -> None:
+        """Raise unless a page is what was written; done while the next is being read."""
+        if self._sum(values) != self.sums[start // self.width] % 2**64:
+            raise WoodburyError(
+                f"{UNREADABLE} (The file holds other bytes than what was written to it.)"
+            )
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -6,9 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NoReturn, cast
@@ -19,6 +20,7 @@ from torch import Tensor
 from woodbury.errors import WoodburyError, reason
 from woodbury.linalg.paged_rows import PagedRows
 from woodbury.linalg.ranks import Ranks
+from woodbury.linalg.threads import in_background
 from woodbury.memory.budget import budget_bytes, parse_bytes, row_bytes, rows_share
 from woodbury.memory.row_file import RowFile
 
@@ -174,14 +176,18 @@ def _fill(rows: RowFile, chunks: Iterable[Tensor], folder: Path) -> None:
             ) from error
         done += len(chunk)
 
+    writing: Future[None] | None = None
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="woodbury-rows") as writer:
-            writing = writer.submit(write, torch.empty(0, rows.shape[1]))
-            for chunk in chunks:
+        for chunk in chunks:
+            if writing is not None:
                 writing.result()
-                writing = writer.submit(write, chunk)
+            writing = in_background(partial(write, chunk))
+            del chunk  # before the next is computed
+        if writing is not None:
             writing.result()
     except BaseException:
+        if writing is not None:
+            wait([writing])
         rows.file.close()  # an error or Ctrl-C keeps the frame, and with it the file, for a while
         raise
 
