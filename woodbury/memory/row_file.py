@@ -54,7 +54,12 @@ class RowFile(PagedRows):
 
     @classmethod
     def empty(
-        cls, file: FileIO, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+        cls,
+        file: FileIO,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        page: int,
     ) -> RowFile:
         """Rows that are still to be written.
 
@@ -63,13 +68,14 @@ class RowFile(PagedRows):
             shape: (m, d).
             dtype: Of the numbers in the file.
             device: Where the pages are given.
+            page: Bytes of a page at most, if `Limits.page` is not less.
 
         Returns:
-            Rows in pages of `Limits.page` bytes.
+            The rows.
         """
         m, d = shape
         limits = Limits.current()
-        width = max(1, limits.page // (m * dtype.itemsize))
+        width = max(1, min(page, limits.page) // (m * dtype.itemsize))
         if width > limits.row_columns:  # no chunk of a product is then cut by the page's end
             width -= width % limits.row_columns
         squares = torch.zeros(d, dtype=wide_dtype(dtype), device=device)

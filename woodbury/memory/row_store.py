@@ -27,6 +27,12 @@ from woodbury.memory.row_file import RowFile
 REMEDY = "give another folder (scratch=), more memory (memory=) or fewer rows"
 
 
+PAGES_IN_ROOM = 8
+"""Pages that would have room where all rows have none; two are in memory."""
+
+MIN_PAGE = 2**25
+"""Bytes of a page at least: smaller pieces take a disk longer."""
+
 _scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
 """Where rows without room in memory lie; None for the system's temporary folder."""
 
@@ -117,7 +123,8 @@ def stored_rows(
     if Ranks.current().minimum(size <= room):  # on all ranks or on none, so that they do the same
         return _in_memory(chunks, torch.empty(shape, dtype=dtype, device=device))
     folder = Path(scratch or _scratch.get() or tempfile.gettempdir())
-    rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device))
+    page = max(room // PAGES_IN_ROOM, MIN_PAGE)
+    rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device), page)
     _fill(rows, chunks, folder)
     return rows
 
