@@ -60,7 +60,7 @@ class Limits:
     ggn_samples: int = 64
     hessian_samples: int = 128
     hessian_columns: int = 32
-    page: int = 2**25
+    page: int = 2**27
     row_columns: int = 4096
     inverse_columns: int = 512
     thread_elements: int = 2**23

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
 from typing import TypeVar
@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MAX_THREADS = 8
 """Threads that share one piece of work."""
@@ -71,6 +72,24 @@ def share(work: Callable[[Item], object], items: Iterable[Item], threads: int) -
     started = [pool.submit(copy_context().run, until_none_waits) for _ in range(threads)]
     for future in started:
         future.result()
+
+
+def in_background(work: Callable[[], Result]) -> Future[Result]:
+    """Begin work beside what the calling thread goes on with, one piece after the other.
+
+    Torch has one thread there, so that it does not compete with those of the calling one.
+
+    Args:
+        work: () -> anything.
+
+    Returns:
+        Its result, to be waited for.
+
+    Example:
+        >>> in_background(lambda: 2 + 3).result()
+        5
+    """
+    return _pool(1, os.getpid()).submit(copy_context().run, work)
 
 
 @cache

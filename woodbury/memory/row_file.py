@@ -17,6 +17,12 @@ from woodbury.errors import WoodburyError, reason
 from woodbury.limits import Limits
 from woodbury.linalg.paged_rows import Page, PagedRows
 from woodbury.linalg.precision import wide_dtype
+from woodbury.memory.page_cache import aligned, write_at
+
+UNREADABLE = (
+    "The gradient rows cannot be read back from their scratch folder: run again with another "
+    "(scratch=)."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +54,12 @@ class RowFile(PagedRows):
 
     @classmethod
     def empty(
-        cls, file: FileIO, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+        cls,
+        file: FileIO,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        page: int,
     ) -> RowFile:
         """Rows that are still to be written.
 
@@ -57,13 +68,14 @@ class RowFile(PagedRows):
             shape: (m, d).
             dtype: Of the numbers in the file.
             device: Where the pages are given.
+            page: Bytes of a page at most, if `Limits.page` is not less.
 
         Returns:
-            Rows in pages of `Limits.page` bytes.
+            The rows.
         """
         m, d = shape
         limits = Limits.current()
-        width = max(1, limits.page // (m * dtype.itemsize))
+        width = max(1, min(page, limits.page) // (m * dtype.itemsize))
         if width > limits.row_columns:  # no chunk of a product is then cut by the page's end
             width -= width % limits.row_columns
         squares = torch.zeros(d, dtype=wide_dtype(dtype), device=device)
@@ -96,6 +108,7 @@ class RowFile(PagedRows):
                 if index + 1 < len(starts):
                     into = buffers[(index + 1) % 2]
                     ahead.append(reader.submit(self._read, starts[index + 1], into))
+                self._check(start, values)
                 yield Page(self._columns(start), values.to(self.device))
 
     def take(self, columns: Tensor) -> Tensor:
@@ -133,15 +146,18 @@ class RowFile(PagedRows):
             OSError: If the disk takes no more.
         """
         m, d = self.shape
-        rows = rows.to(self.dtype)
-        for row in rows.to(self.squares.dtype):
-            self.squares.addcmul_(row, row)
+        buffer = aligned(len(rows) * min(self.width, d), self.dtype)
         for start in range(0, d, self.width):
             columns = self._columns(start)
-            part = rows[:, columns].cpu().contiguous()
+            values = rows[:, columns]
+            # All that is done with a piece is done while a cache holds it.
+            piece = buffer[: values.numel()].view(values.shape).copy_(values)
+            for row in piece.to(self.squares.device, self.squares.dtype):
+                self.squares[columns].addcmul_(row, row)
+            self.sums[start // self.width] += self._sum(piece)
             position = start * m + first * (columns.stop - start)
-            self._write(_bytes_of(part), position * self.dtype.itemsize)
-            self.sums[start // self.width] += self._sum(part)
+            with self._lock:
+                write_at(self.file, position * self.dtype.itemsize, piece.view(-1))
 
     def _columns(self, start: int) -> slice:
         return slice(start, min(start + self.width, self.shape[1]))
@@ -157,7 +173,7 @@ class RowFile(PagedRows):
         return int(words.sum(dtype=numpy.uint64))
 
     def _read(self, start: int, buffer: Tensor) -> Tensor:
-        """The page that begins at a column, in the first part of a buffer."""
+        """The page that begins at a column, in the first part of a buffer, unchecked."""
         m = self.shape[0]
         columns = self._columns(start)
         values = buffer[: m * (columns.stop - start)]
@@ -170,20 +186,16 @@ class RowFile(PagedRows):
                     if not count:
                         raise OSError("the file is shorter than what was written to it")
                     remaining = remaining[count:]
-            if self._sum(values.view(m, -1)) != self.sums[start // self.width] % 2**64:
-                raise OSError("the file holds other bytes than what was written to it")
         except OSError as error:
-            raise WoodburyError(
-                "The gradient rows cannot be read back from their scratch folder: run again with "
-                f"another (scratch=). ({reason(error)})"
-            ) from error
+            raise WoodburyError(f"{UNREADABLE} ({reason(error)})") from error
         return values.view(m, -1)
 
-    def _write(self, remaining: memoryview, position: int) -> None:
-        with self._lock:
-            self.file.seek(position)
-            while remaining:
-                remaining = remaining[self.file.write(remaining) :]
+    def _check(self, start: int, values: Tensor) -> None:
+        """Raise unless a page is what was written; done while the next is being read."""
+        if self._sum(values) != self.sums[start // self.width] % 2**64:
+            raise WoodburyError(
+                f"{UNREADABLE} (The file holds other bytes than what was written to it.)"
+            )
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -6,9 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NoReturn, cast
@@ -19,11 +20,18 @@ from torch import Tensor
 from woodbury.errors import WoodburyError, reason
 from woodbury.linalg.paged_rows import PagedRows
 from woodbury.linalg.ranks import Ranks
+from woodbury.linalg.threads import in_background
 from woodbury.memory.budget import budget_bytes, parse_bytes, row_bytes, rows_share
 from woodbury.memory.row_file import RowFile
 
 REMEDY = "give another folder (scratch=), more memory (memory=) or fewer rows"
 
+
+PAGES_IN_ROOM = 8
+"""Pages that would have room where all rows have none; two are in memory."""
+
+MIN_PAGE = 2**25
+"""Bytes of a page at least: smaller pieces take a disk longer."""
 
 _scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
 """Where rows without room in memory lie; None for the system's temporary folder."""
@@ -115,7 +123,8 @@ def stored_rows(
     if Ranks.current().minimum(size <= room):  # on all ranks or on none, so that they do the same
         return _in_memory(chunks, torch.empty(shape, dtype=dtype, device=device))
     folder = Path(scratch or _scratch.get() or tempfile.gettempdir())
-    rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device))
+    page = max(room // PAGES_IN_ROOM, MIN_PAGE)
+    rows = RowFile.empty(_open(folder, size), shape, dtype, torch.device(device), page)
     _fill(rows, chunks, folder)
     return rows
 
@@ -174,14 +183,18 @@ def _fill(rows: RowFile, chunks: Iterable[Tensor], folder: Path) -> None:
             ) from error
         done += len(chunk)
 
+    writing: Future[None] | None = None
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="woodbury-rows") as writer:
-            writing = writer.submit(write, torch.empty(0, rows.shape[1]))
-            for chunk in chunks:
+        for chunk in chunks:
+            if writing is not None:
                 writing.result()
-                writing = writer.submit(write, chunk)
+            writing = in_background(partial(write, chunk))
+            del chunk  # before the next is computed
+        if writing is not None:
             writing.result()
     except BaseException:
+        if writing is not None:
+            wait([writing])
         rows.file.close()  # an error or Ctrl-C keeps the frame, and with it the file, for a while
         raise
 
