@@ -42,12 +42,17 @@ def test_the_settings_of_the_caller_hold_in_all_threads() -> None:
     assert len({each[2] for each in seen}) == 2
 
 
-def test_torch_has_one_thread_there_and_as_many_as_before_here() -> None:
+@pytest.mark.parametrize("threads", [2, 5])
+def test_torch_has_one_thread_there_and_as_many_as_before_here(threads: int) -> None:
     before = torch.get_num_threads()
     inside: list[int] = []
-    share(lambda _: inside.append(torch.get_num_threads()), range(4), 2)
+    try:
+        torch.set_num_threads(threads)
+        share(lambda _: inside.append(torch.get_num_threads()), range(4), threads)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
     assert inside == [1] * 4
-    assert torch.get_num_threads() == before
 
 
 def test_inference_tensors_can_be_written_to() -> None:

@@ -39,6 +39,10 @@ MIN_ROWS_AT_ONCE = 8
 MAX_ROWS_AT_ONCE = 32
 """Rows from which on adding to the sums is bound by products and no more by memory."""
 
+PACKED_ROWS_AT_ONCE = 16
+"""The same for compiled kernels, whose products are fast from the first row on: the system takes
+longer to give more rows their memory than they save."""
+
 ROWS_TO_MEASURE = 64
 """Rows whose traces decide the dtype of the sums."""
 
@@ -170,8 +174,8 @@ def rows_at_once(sizes: Sequence[int], rows: Tensor) -> int:
     d = sum(sizes)
     per_row = 4 * d
     wanted = min(MAX_ROWS_AT_ONCE, max(MIN_ROWS_AT_ONCE, sums // (2 * per_row)))
-    if packed:  # products are fast from the first row on
-        wanted = MAX_ROWS_AT_ONCE
+    if packed:
+        wanted = PACKED_ROWS_AT_ONCE
     return max(1, min(wanted, (sums_bytes(d) - sums) // per_row))
 
 

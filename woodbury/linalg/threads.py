@@ -103,6 +103,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)  # of this thread
+        torch.get_num_threads()  # else its first product would ask for the number of others
         all_started.wait()
 
     before = torch.get_num_threads()
