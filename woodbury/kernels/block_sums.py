@@ -48,15 +48,16 @@ def product_tile(rows: int, vectors: int, width: int = WIDTH) -> Callable[..., A
         width: Floats in a register.
 
     Returns:
-        f(left, right, stride, count, target, row, inside), all int64: `count` vectors g,
+        f(left, right, stride, count, target, row, inside, ahead), all int64: `count` vectors g,
         `stride` bytes apart, have what the rows are multiplied by at `left` and the columns at
         `right`; row number `row` of the triangle has these columns at `target`, and `inside` of
-        the last register's lie in the triangle; in each further row one more.
+        the last register's lie in the triangle; in each further row one more. The same tile of
+        the next triangle, `ahead` bytes further on, is fetched to the cache.
     """
 
     @intrinsic
-    def products(typingcontext, left, right, stride, count, target, row, inside):
-        signature = types.void(*[types.int64] * 7)
+    def products(typingcontext, left, right, stride, count, target, row, inside, ahead):
+        signature = types.void(*[types.int64] * 8)
 
         def generate(context, builder, signature, arguments):
             emit_products(builder, rows, vectors, width, arguments)
@@ -71,8 +72,17 @@ def emit_products(
     builder: ir.IRBuilder, rows: int, vectors: int, width: int, arguments: Sequence[Any]
 ) -> None:
     """Emit the tile of `product_tile`."""
-    left, right, stride, count, target, row, inside = arguments
+    left, right, stride, count, target, row, inside, ahead = arguments
     vector = ir.VectorType(FLOAT, width)
+    # Row r is r rows of the triangle further on, each one longer than that before it.
+    lengths = [builder.mul(row, bytes_of(r, 1)) for r in range(rows)]
+    begins = [
+        builder.add(target, builder.add(length, ir.Constant(LONG, 2 * r * (r + 1))))
+        for r, length in enumerate(lengths)
+    ]
+    for begin in begins:
+        for v in range(vectors):
+            _prefetch(builder, builder.add(builder.add(begin, ahead), bytes_of(v, width)))
 
     def step(index: Any, totals: list[Any]) -> list[Any]:
         there = builder.mul(index, stride)
@@ -86,10 +96,7 @@ def emit_products(
 
     totals = accumulated(builder, vector, rows * vectors, count, step)
     numbers = ir.Constant(ir.VectorType(LONG, width), list(range(width)))
-    for r in range(rows):
-        # Row r is r rows of the triangle further on, each one longer than that before it.
-        steps = builder.add(builder.mul(row, bytes_of(r, 1)), ir.Constant(LONG, 2 * r * (r + 1)))
-        begin = builder.add(target, steps)
+    for r, begin in enumerate(begins):
         for v in range(vectors - 1):
             old = load(builder, begin, vector, bytes_of(v, width))
             total = builder.fadd(old, totals[r * vectors + v])
@@ -128,6 +135,15 @@ def scaled_copy(typingcontext, source, target, count, factor):
     return signature, generate
 
 
+def _prefetch(builder: ir.IRBuilder, address: Any) -> None:
+    """Fetch a line to the cache; an address that is none does no harm."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, WORD, WORD, WORD])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    read, often, data = (ir.Constant(WORD, hint) for hint in (0, 3, 1))
+    builder.call(fetch, [builder.inttoptr(address, byte), read, often, data])
+
+
 def _longs(builder: ir.IRBuilder, value: Any, width: int) -> Any:
     """A vector whose elements are all one whole number."""
     vector = ir.VectorType(LONG, width)
@@ -162,25 +178,25 @@ _rows_3, _rows_4 = product_tile(ROWS, min(3, VECTORS)), product_tile(ROWS, VECTO
 
 
 @numba.njit(**OPTIONS)
-def _multiply(rows, vectors, left, right, stride, count, target, row, inside):
+def _multiply(rows, vectors, left, right, stride, count, target, row, inside, ahead):
     """Call the tile for some rows, 1 or `ROWS`, and vectors, at most `VECTORS`."""
     if rows == 1:
         if vectors == 1:
-            _row_1(left, right, stride, count, target, row, inside)
+            _row_1(left, right, stride, count, target, row, inside, ahead)
         elif vectors == 2:
-            _row_2(left, right, stride, count, target, row, inside)
+            _row_2(left, right, stride, count, target, row, inside, ahead)
         elif vectors == 3:
-            _row_3(left, right, stride, count, target, row, inside)
+            _row_3(left, right, stride, count, target, row, inside, ahead)
         else:
-            _row_4(left, right, stride, count, target, row, inside)
+            _row_4(left, right, stride, count, target, row, inside, ahead)
     elif vectors == 1:
-        _rows_1(left, right, stride, count, target, row, inside)
+        _rows_1(left, right, stride, count, target, row, inside, ahead)
     elif vectors == 2:
-        _rows_2(left, right, stride, count, target, row, inside)
+        _rows_2(left, right, stride, count, target, row, inside, ahead)
     elif vectors == 3:
-        _rows_3(left, right, stride, count, target, row, inside)
+        _rows_3(left, right, stride, count, target, row, inside, ahead)
     else:
-        _rows_4(left, right, stride, count, target, row, inside)
+        _rows_4(left, right, stride, count, target, row, inside, ahead)
 
 
 @compiled(void(*[int64] * 9))
@@ -212,6 +228,7 @@ def _add_products(addresses, scales, count, first, length, blocks, target, place
                     triangle + 2 * row * (row + 1) + 4 * column,
                     row,
                     row + 1 - column - (some - 1) * WIDTH,
+                    4 * places,
                 )
             row += rows
 
