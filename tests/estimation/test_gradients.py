@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -543,3 +544,36 @@ def test_rows_of_a_large_network_take_turns_in_memory(
         torch.testing.assert_close(row[0], expected[number])
         places.add(row.data_ptr())
     assert len(places) == 2  # one row is held while the next is computed
+
+
+def test_labels_of_a_large_network_are_drawn_by_the_forward_pass_of_the_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective, passes = objective_of(LINEAR), []
+    objective.model.register_forward_hook(lambda *_: passes.append(1))
+
+    def rows(**options: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        return gradient_rows(objective, COUNT, labels=sampled, generator=generator, **options)
+
+    expected = rows(engine=looped)
+    assert not torch.equal(expected, gradient_rows(objective, COUNT, engine=looped))
+    monkeypatch.setattr("woodbury.estimation.gradients.WEIGHTS_TO_LOOP", 0)
+    passes.clear()
+    torch.testing.assert_close(rows(), expected)
+    assert len(passes) == COUNT
+
+
+def test_a_large_network_whose_labels_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("woodbury.estimation.gradients.WEIGHTS_TO_LOOP", 0)
+    objective = objective_of(LINEAR)
+    unable = replace(objective.likelihood, sample=None)
+    with pytest.raises(WoodburyError, match="cannot draw labels"):
+        gradient_rows(replace(objective, likelihood=unable), COUNT, labels=sampled)
+
+    def failing(*_: Any) -> Tensor:
+        raise ValueError("no such distribution")
+
+    failing_too = replace(objective.likelihood, sample=failing)
+    with pytest.raises(WoodburyError, match="function of the labels fails"):
+        gradient_rows(replace(objective, likelihood=failing_too), COUNT, labels=sampled)

@@ -114,12 +114,18 @@ def sampled(
     Raises:
         WoodburyError: If the likelihood draws none.
     """
-    likelihood = objective.likelihood
-    if likelihood.sample is None:
+    draw = _sampler(objective)
+    return draw(objective.forward(objective.parameters, inputs), target, generator)
+
+
+def _sampler(objective: Objective) -> Callable[[Any, Any, torch.Generator | None], Any]:
+    """(output, target, generator) -> labels drawn from the model's own distribution."""
+    draw = objective.likelihood.sample
+    if draw is None:
         raise WoodburyError(
             "This likelihood cannot draw labels: give it `sample`, or take labels=observed."
         )
-    return likelihood.sample(objective.forward(objective.parameters, inputs), target, generator)
+    return draw
 
 
 def labelled(
@@ -413,6 +419,19 @@ class _RowSettings:
         generator = self.generator and per_run(self.generator, done)
         return labelled(self.labels, objective, inputs, target, generator)
 
+    def draw(self, objective: Objective, target: Any, done: int) -> Callable[[Any], Any] | None:
+        """Output -> the labels, where they are `sampled`: by the forward pass of the gradient."""
+        if self.labels is not sampled:
+            return None
+        sample = _sampler(objective)
+        generator = self.generator and per_run(self.generator, done)
+
+        def draw(output: Any) -> Any:
+            with user_code("The function of the labels fails.", keeps_refusals=True):
+                return sample(output, target, generator)
+
+        return draw
+
     def at_once(self, samples: int) -> int:
         return samples if self.labels is observed else drawn_at_once(samples)
 
@@ -423,6 +442,10 @@ class _RowSettings:
 
 def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
     """Rows of one sample each, in chunks that fit the limits."""
+    large = objective.space.n >= WEIGHTS_TO_LOOP and objective.weights.device.type == "cpu"
+    if large and settings.engine is None:
+        yield from _rows_one_by_one(objective, settings)
+        return
     space = objective.space
     bytes_per_row = objective.weights.element_size() * (
         COPIES * space.n + (space.d < space.n) * space.d
@@ -430,16 +453,12 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
     fitting = Limits.current().gradient_chunk // bytes_per_row
     chunk_size = max(1, min(MAX_ROWS_PER_CHUNK, fitting))
     engine = settings.engine
-    if engine is None and objective.space.n >= WEIGHTS_TO_LOOP and _on_cpu(objective):
-        engine, chunk_size = _one_by_one(ReusedMemory()), 1
     done = 0
     with eval_mode(objective.model):
         chunk_size = settings.at_once(chunk_size)
         for inputs, target in objective.batches.in_batches(chunk_size, settings.count):
             target = settings.labelled(objective, inputs, target, done)
-            last = done + samples_in(inputs)
-            refusal = f"The model or its loss refuses one of the samples {done + 1} to {last}"
-            with user_code(f"{refusal}: look at them and at their labels."):
+            with user_code(_refusal(done, done + samples_in(inputs))):
                 objective.check_mean(inputs, target)
                 engine = engine or _same_or_fastest(objective, inputs, target)
                 rows = engine(objective, inputs, target)
@@ -448,6 +467,35 @@ def _single_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tenso
             yield rows
             del rows  # before the next are computed
     settings.check_enough(objective, done)
+
+
+def _rows_one_by_one(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
+    """Rows of one sample each, one pass for each.
+
+    A row takes the memory of one that is used no more, as new memory takes longer than a copy.
+    """
+    memory = ReusedMemory()
+    done = 0
+    with eval_mode(objective.model):
+        for inputs, target in objective.batches.in_batches(1, settings.count):
+            draw = settings.draw(objective, target, done)
+            if draw is None:
+                target = settings.labelled(objective, inputs, target, done)
+            with user_code(_refusal(done, done + 1)):
+                row = _mean_gradient(objective, inputs, target, memory, draw)[None]
+            _check_finite(objective, row, done)
+            done += 1
+            yield row
+            del row  # before the next is computed
+    settings.check_enough(objective, done)
+
+
+def _refusal(done: int, last: int) -> str:
+    """The sentence for samples that the model or its loss refuses."""
+    return (
+        f"The model or its loss refuses one of the samples {done + 1} to {last}: "
+        "look at them and at their labels."
+    )
 
 
 def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]:
@@ -470,33 +518,24 @@ def _mean_rows(objective: Objective, settings: _RowSettings) -> Iterator[Tensor]
     settings.check_enough(objective, done)
 
 
-def _one_by_one(memory: ReusedMemory) -> Engine:
-    """`looped` for one sample at a time, whose row takes the memory of one that is used no more."""
-
-    def one(objective: Objective, inputs: Any, target: Any) -> Tensor:
-        return _mean_gradient(objective, inputs, target, memory)[None]
-
-    return one
-
-
 @torch.enable_grad()
 def _mean_gradient(
-    objective: Objective, inputs: Any, target: Any, memory: ReusedMemory | None = None
+    objective: Objective,
+    inputs: Any,
+    target: Any,
+    memory: ReusedMemory | None = None,
+    draw: Callable[[Any], Any] | None = None,
 ) -> Tensor:
     """The gradient of one batch's mean loss, (d,), in some memory or in new one."""
     parameters = {
         name: tensor.detach().requires_grad_() for name, tensor in objective.parameters.items()
     }
-    loss = objective.batch_loss(parameters, inputs, target)
+    loss = objective.batch_loss(parameters, inputs, target, draw)
     check_dependence(loss)
     slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     dense = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
     named = {name: slope.detach() for name, slope in zip(parameters, dense, strict=True)}
     return objective.space.flatten(named, memory)
-
-
-def _on_cpu(objective: Objective) -> bool:
-    return objective.weights.device.type == "cpu"
 
 
 def _seconds_per_sample(engine: Engine, objective: Objective, inputs: Any, target: Any) -> float:

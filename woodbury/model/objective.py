@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -174,13 +174,20 @@ class Objective:
         with _refusing("The model", inputs):
             return call_model(self.model, inputs, {**self.fixed, **parameters})
 
-    def batch_loss(self, parameters: Mapping[str, Tensor], inputs: Any, target: Any) -> Tensor:
+    def batch_loss(
+        self,
+        parameters: Mapping[str, Tensor],
+        inputs: Any,
+        target: Any,
+        draw: Callable[[Any], Any] | None = None,
+    ) -> Tensor:
         """The mean loss of one batch.
 
         Args:
             parameters: As in `forward`.
             inputs: The batch's inputs.
             target: Its labels.
+            draw: The model's output -> the labels, in place of `target`.
 
         Returns:
             A scalar tensor.
@@ -192,6 +199,9 @@ class Objective:
         with attributes_kept(self.model):  # the loss may read what the forward pass has stored
             with _refusing("The model", inputs):
                 output = run_model(self.model, inputs, {**self.fixed, **parameters})
+            if draw is not None:
+                with torch.no_grad():
+                    target = draw(output)
             with _refusing("The loss", inputs):
                 return self.likelihood.checked_loss(output, target)
 
