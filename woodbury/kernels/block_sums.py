@@ -96,16 +96,23 @@ def emit_products(
 
     totals = accumulated(builder, vector, rows * vectors, count, step)
     numbers = ir.Constant(ir.VectorType(LONG, width), list(range(width)))
+    stores = []
     for r, begin in enumerate(begins):
-        for v in range(vectors - 1):
+        sums = totals[r * vectors : (r + 1) * vectors]
+        for v, total in enumerate(sums[:-1]):
             old = load(builder, begin, vector, bytes_of(v, width))
-            total = builder.fadd(old, totals[r * vectors + v])
-            store(builder, total, begin, bytes_of(v, width))
+            stores.append((builder.fadd(old, total), begin, bytes_of(v, width), None))
         last = builder.add(inside, ir.Constant(LONG, r))
         mask = builder.icmp_signed("<", numbers, _longs(builder, last, width))
         place = pointer_to(builder, begin, vector, bytes_of(vectors - 1, width))
-        total = builder.fadd(_load_masked(builder, place, mask), totals[(r + 1) * vectors - 1])
-        _store_masked(builder, total, place, mask)
+        old = _load_masked(builder, place, mask)
+        stores.append((builder.fadd(old, sums[-1]), place, None, mask))
+    # All are read before one is written: a row would wait for what ends in the same line.
+    for value, place, offset, mask in stores:
+        if mask is None:
+            store(builder, value, place, offset)
+        else:
+            _store_masked(builder, value, place, mask)
 
 
 @intrinsic
