@@ -370,6 +370,6 @@ def test_ctrl_c_in_a_process_says_how_to_go_on(here: Path) -> None:
         while not Path("out/unfinished.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "--out out --resume" in stderr and "Traceback" not in stderr

@@ -166,10 +166,18 @@ def vmapped(objective: Objective, inputs: Any, target: Any) -> Tensor:
         (c, d).
 
     Raises:
-        Exception: Of any type, where the model does what `torch.func.vmap` refuses, such as control
-            flow by the data.
+        WoodburyError: If the model does what `torch.func.vmap` refuses, such as control flow by the
+            data, or refuses the data itself.
     """
-    batch = (inputs, target)
+    with user_code(
+        "vmapped fails on this model or its data: take engine=looped, which works for every model "
+        "and says what is wrong with data."
+    ):
+        return _vmapped(objective, (inputs, target))
+
+
+def _vmapped(objective: Objective, batch: Batch) -> Tensor:
+    """`vmapped`, with errors of any type."""
     if holds_lists(batch):
         raise NotImplementedError("vmap cannot cut a list of one entry per sample.")
 
