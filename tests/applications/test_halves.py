@@ -121,6 +121,11 @@ def test_halves_and_networks_of_another_kind_are_refused() -> None:
         complementary_halves(10, 3)
     with pytest.raises(WoodburyError, match="n is 1"):
         complementary_halves(1, 2)
+    for n, networks in ((10**12, 2), (2, 10**12)):
+        with pytest.raises(WoodburyError, match="are to have: give fewer networks"):
+            complementary_halves(n, networks)
+    with pytest.raises(WoodburyError, match="seed"):
+        complementary_halves(10, 2, seed=2**70)
     with pytest.raises(WrongType, match="networks"):
         unseen_losses(linear(0), PLACES, [])  # pyright: ignore[reportArgumentType]
     with pytest.raises(WrongType, match="no list of networks"):

@@ -92,8 +92,24 @@ def test_a_zip_that_holds_more_than_its_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", bytes(10**6))
-    with pytest.raises(WoodburyError, match=r"damaged \(archive/data.pkl is compressed\)"):
+    with pytest.raises(WoodburyError, match=r"damaged \(archive/data.pkl is not torch's\)"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [(10, 8), (38, 0x10)], ids=["method", "folder"])
+def test_what_the_directory_of_a_zip_says_is_checked(
+    field: int, value: int, tmp_path: Path
+) -> None:
+    """Torch leaves numbers out that are marked as a folder, and so takes any for them."""
+    path = tmp_path / "model.pt"
+    torch.save(STATE, path)
+    content = bytearray(path.read_bytes())
+    entries = [place for place in range(len(content)) if content[place:].startswith(b"PK\1\2")]
+    for entry in entries:
+        damaged = bytes([*content[: entry + field], value, *content[entry + field + 1 :]])
+        path.write_bytes(damaged)
+        with pytest.raises(WoodburyError, match=r"damaged .* is not torch's"):
+            read_checkpoint(path)
 
 
 def test_safetensors_are_read_dense_or_sparse(tmp_path: Path) -> None:

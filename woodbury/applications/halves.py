@@ -10,6 +10,11 @@ from torch import Tensor
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number
+from woodbury.linalg.conversion import seeded
+from woodbury.memory.budget import budget_bytes, bytes_in_words
+
+BYTES_BESIDE = 500
+"""Of a small tensor, beside its numbers."""
 
 
 @checks_types
@@ -28,7 +33,8 @@ def complementary_halves(n: int, networks: int, seed: int = 0) -> list[Tensor]:
         of samples the second half of a pair has one more.
 
     Raises:
-        WoodburyError: If the number of networks is odd.
+        WoodburyError: If the number of networks is odd, or the places take more memory than is to
+            have.
 
     Example:
         >>> first, second = complementary_halves(6, 2)
@@ -41,7 +47,13 @@ def complementary_halves(n: int, networks: int, seed: int = 0) -> list[Tensor]:
         raise WoodburyError(
             f"networks is {networks}: halves come in pairs, so give an even number."
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, torch.device("cpu"))
+    room, needed = budget_bytes(), networks * (4 * n + BYTES_BESIDE)
+    if needed > room:
+        raise WoodburyError(
+            f"The places of {networks} halves of {n} samples take {bytes_in_words(needed)}, and "
+            f"{bytes_in_words(room)} are to have: give fewer networks."
+        )
     halves: list[Tensor] = []
     for _ in range(networks // 2):
         order = torch.randperm(n, generator=generator)

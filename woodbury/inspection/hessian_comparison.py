@@ -30,6 +30,7 @@ from woodbury.inspection.matches import (
 )
 from woodbury.linalg.conversion import seeded
 from woodbury.linalg.precision import wide_dtype
+from woodbury.memory.exhausted import if_memory_runs_out
 from woodbury.model.objective import Objective
 from woodbury.model.space import ParameterSpace
 
@@ -141,7 +142,8 @@ def compare_with_hessian(
         The numbers and a verdict.
 
     Raises:
-        WoodburyError: If the model cannot be differentiated twice, or the data gives fewer samples.
+        WoodburyError: If the model cannot be differentiated twice, the data gives fewer samples, or
+            the random vectors have no room.
 
     Example:
         >>> batches = [(torch.randn(16, 4), torch.arange(16) % 3)]
@@ -170,7 +172,8 @@ def compare_with_hessian(
         fishers["kfac_swapped"] = swapped
     products = {name: products_of(fisher) for name, fisher in fishers.items()}
     generator = seeded(seed, torch.device("cpu"))
-    vectors = _signs(objective, probes, generator)
+    with if_memory_runs_out("give fewer probes"):
+        vectors = _signs(objective, probes, generator)
     start = torch.randn(objective.space.d, generator=generator).to(vectors)
     with held_hessian(objective, samples) as hessian:
         exact = hessian(vectors)

@@ -171,6 +171,9 @@ def _is_extra(name: str) -> bool:
     return name.rpartition(".")[2] == EXTRA_STATE
 
 
+FOLDER = 0x10
+"""The bit by which MS-DOS, and torch's reader of zip files, know a folder."""
+
 SAVE_PLAINLY = "save it with torch.save(model.state_dict(), …)"
 """What to do about a file that holds something else."""
 
@@ -216,14 +219,21 @@ def check_zip(path: str | os.PathLike) -> None:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as file:
-            packed = [entry for entry in file.infolist() if entry.file_size > entry.compress_size]
-            # Nothing that torch wrote is compressed: such an entry may be of any size.
-            damaged = f"{packed[0].filename} is compressed" if packed else file.testzip()
+            strange = [entry for entry in file.infolist() if not _is_of_torch(entry)]
+            damaged = f"{strange[0].filename} is not torch's" if strange else file.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
         damaged = str(error)
     if damaged:
         shown = "".join(letter if letter.isprintable() else "?" for letter in damaged)
         raise WoodburyError(f"{path} is damaged ({shown}): copy or write it again.")
+
+
+def _is_of_torch(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is a file as torch writes it.
+
+    A compressed one may be of any size, and of what is marked as a folder torch reads nothing.
+    """
+    return entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr & FOLDER
 
 
 def _first_sentence(error: BaseException) -> str:
