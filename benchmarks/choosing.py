@@ -35,7 +35,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import sampled
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.recipes import Estimate, diagonal_fisher, gauss_newton, kfac, mfac
 from woodbury.evaluation.resources import measured
 from woodbury.fisher.lowrank import LowRank

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from woodbury.estimation.gradients import vmapped
+from woodbury.estimation.engines import vmapped
 from woodbury.estimation.recipes import gauss_newton, woodfisher
 from woodbury.evaluation.metrics import accuracy
 from woodbury.model.batches import Batch

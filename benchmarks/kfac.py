@@ -22,7 +22,7 @@ from one_shot import Task, prepared, published, run, show
 from rich.console import Console
 from torch import Tensor
 
-from woodbury.estimation.gradients import Labels, observed, sampled
+from woodbury.estimation.labels import Labels, observed, sampled
 from woodbury.estimation.recipes import (
     Estimate,
     diagonal_fisher,

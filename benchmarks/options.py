@@ -20,7 +20,7 @@ from measured import BENCH
 from one_shot import TASKS
 from ways import OneStage, Setting
 
-from woodbury.estimation.gradients import sampled
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.recipes import gauss_newton, woodfisher
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective

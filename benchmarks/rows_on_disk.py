@@ -20,7 +20,8 @@ from networks import resnet18, resnet50
 from torch import Tensor, nn
 
 import woodbury
-from woodbury.estimation.gradients import gradient_chunks, vmapped
+from woodbury.estimation.engines import vmapped
+from woodbury.estimation.gradients import gradient_chunks
 from woodbury.evaluation.resources import measured
 from woodbury.memory import parse_bytes
 from woodbury.memory.row_file import RowFile

@@ -27,14 +27,9 @@ from woodbury import (
     mfac,
     woodfisher,
 )
-from woodbury.estimation.gradients import (
-    fastest,
-    gradient_rows,
-    looped,
-    mean_gradient,
-    sampled,
-    vmapped,
-)
+from woodbury.estimation.engines import fastest, looped, vmapped
+from woodbury.estimation.gradients import gradient_rows, mean_gradient
+from woodbury.estimation.labels import sampled
 from woodbury.pruning.saliencies import magnitude, obd, obs
 from woodbury.pruning.updates import joint, zero
 

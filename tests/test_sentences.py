@@ -11,7 +11,7 @@ from torch import nn
 
 import woodbury
 from woodbury import Objective, Pruner, WoodburyError
-from woodbury.estimation.gradients import one_engine
+from woodbury.estimation.engines import one_engine
 from woodbury.fisher import Window
 from woodbury.inspection.settings_tried import sensitivity
 from woodbury.model.peeking import batches_for_step

@@ -25,7 +25,9 @@ from torch.utils._pytree import tree_map
 
 import woodbury
 from woodbury import Objective, ParameterSpace, Pruner, WoodburyError
-from woodbury.estimation.gradients import gradient_rows, looped, observed
+from woodbury.estimation.engines import looped
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import observed
 from woodbury.evaluation.comparison import compare
 from woodbury.evaluation.methods import Method
 from woodbury.limits import Limits

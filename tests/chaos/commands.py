@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import woodbury
 from woodbury.cli import main
-from woodbury.estimation.gradients import vmapped
+from woodbury.estimation.engines import vmapped
 from woodbury.io.fingerprint import digest
 from woodbury.reporting.files import read_json
 

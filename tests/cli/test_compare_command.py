@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.cli import Result, report, succeeds
 
-from woodbury.estimation import gradients
+from woodbury.estimation import engines
 
 NET = Path(__file__).with_name("net.py")
 
@@ -81,7 +81,7 @@ def test_a_method_does_here_what_it_does_in_prune(
     methods: str, options: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each sparsity, also beside a method that chooses a damping on data held out."""
-    monkeypatch.setattr(gradients, "fastest", lambda *_: gradients.vmapped)  # not by a clock
+    monkeypatch.setattr(engines, "fastest", lambda *_: engines.vmapped)  # not by a clock
     words = f"net.py:build net.py:both {options}"
     succeeds("compare", words, f"--methods {methods} --sparsities 0.5,0.9 --seeds 1 --out all")
     for row in json.loads(Path("all/results.json").read_text("utf-8"))["results"]:

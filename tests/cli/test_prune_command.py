@@ -15,7 +15,7 @@ from support.limits import Limited
 import woodbury as package
 from woodbury.cli.options import PruningOptions
 from woodbury.cli.problem import load_problem
-from woodbury.estimation import gradients
+from woodbury.estimation import engines
 from woodbury.evaluation import methods
 from woodbury.pruning import api
 from woodbury.pruning.staged import run_stages
@@ -299,7 +299,7 @@ def test_sampled_labels_make_another_fisher(here: Path) -> None:
 def test_without_options_the_command_is_the_function(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradients, "fastest", lambda *_: gradients.vmapped)  # not by a clock
+    monkeypatch.setattr(engines, "fastest", lambda *_: engines.vmapped)  # not by a clock
     succeeds("prune net.py:build net.py:few --sparsity 0.95 --out out")
     problem = load_problem("net.py:build", "net.py:few", PruningOptions(), choosing=False)
     assert problem.count == 8, "all of the training data: no part is held out"

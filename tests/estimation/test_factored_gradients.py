@@ -10,9 +10,10 @@ from support.random import normal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from woodbury.estimation.engines import looped
 from woodbury.estimation.factored_gradients import FactoredGradients, factored_rows
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import gradient_rows, looped
+from woodbury.estimation.gradients import gradient_rows
 from woodbury.limits import Limits
 from woodbury.linalg.factored_rows import PANEL
 from woodbury.model.batches import Samples

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import gradient_rows, sampled
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.objective import Objective

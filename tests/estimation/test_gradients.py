@@ -14,16 +14,9 @@ from support.random import normal
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import (
-    fastest,
-    gradient_chunks,
-    gradient_rows,
-    looped,
-    mean_gradient,
-    observed,
-    sampled,
-    vmapped,
-)
+from woodbury.estimation.engines import fastest, looped, vmapped
+from woodbury.estimation.gradients import gradient_chunks, gradient_rows, mean_gradient
+from woodbury.estimation.labels import observed, sampled
 from woodbury.model.likelihood import Likelihood, cross_entropy, squared_error
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective

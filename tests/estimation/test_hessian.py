@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import sampled
 from woodbury.estimation.hessian import second_derivatives
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.recipes import hessian_diagonal
 from woodbury.model.likelihood import Likelihood, squared_error
 from woodbury.model.objective import Objective

@@ -15,8 +15,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import sampled
 from woodbury.estimation.hessian_products import held_hessian, hessian_block, hessian_products
+from woodbury.estimation.labels import sampled
 from woodbury.model.likelihood import Likelihood
 from woodbury.model.objective import Objective
 

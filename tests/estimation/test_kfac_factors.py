@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import gradient_rows, looped, observed, sampled
+from woodbury.estimation.engines import looped
+from woodbury.estimation.gradients import gradient_rows
 from woodbury.estimation.kfac_factors import factors
+from woodbury.estimation.labels import observed, sampled
 from woodbury.estimation.recipes import kfac
 from woodbury.fisher.kronecker.operator import Kronecker, pi_corrected
 from woodbury.fisher.kronecker.restricted import Restricted

@@ -15,8 +15,9 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from woodbury.errors import WoodburyError
+from woodbury.estimation.engines import fastest, looped, vmapped
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import fastest, gradient_rows, looped, vmapped
+from woodbury.estimation.gradients import gradient_rows
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.model.modes import eval_mode
 from woodbury.model.objective import Objective

@@ -11,7 +11,9 @@ from support.random import normal
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import gradient_rows, looped, sampled
+from woodbury.estimation.engines import looped
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.recipes import Estimate, diagonal_fisher, kfac, mfac, woodfisher
 from woodbury.fisher.block_diagonal import BlockDiagonal
 from woodbury.fisher.dense import Dense

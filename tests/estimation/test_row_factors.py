@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from woodbury import Objective, ParameterSpace
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import observed
+from woodbury.estimation.labels import observed
 from woodbury.estimation.row_factors import RowFactors, row_factors
 from woodbury.estimation.row_layers import RowLayout
 from woodbury.model.likelihood import squared_error

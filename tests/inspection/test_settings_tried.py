@@ -14,7 +14,8 @@ from support.dense import blocks_only, compensate, low_rank
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import gradient_rows, sampled
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import sampled
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank
 from woodbury.inspection.choices import Choice, Chooser, mean_rows

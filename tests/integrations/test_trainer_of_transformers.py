@@ -12,7 +12,7 @@ import torch
 
 import woodbury
 from woodbury import WoodburyError
-from woodbury.estimation.gradients import looped
+from woodbury.estimation.engines import looped
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.model.batches import slice_samples
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from woodbury import Objective
 from woodbury.estimation.ggn import draw_directions
-from woodbury.estimation.gradients import gradient_rows, sampled
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import sampled
 from woodbury.integrations import transformers as hf
 from woodbury.integrations.transformers.models import Source
 

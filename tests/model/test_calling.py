@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import woodbury
-from woodbury.estimation.gradients import gradient_rows, looped, vmapped
+from woodbury.estimation.engines import looped, vmapped
+from woodbury.estimation.gradients import gradient_rows
 from woodbury.model.attributes import attributes_kept
 from woodbury.model.calling import call_model
 from woodbury.model.objective import Objective

@@ -26,7 +26,7 @@ from woodbury import (
     mfac,
 )
 from woodbury.errors import WrongType
-from woodbury.estimation.gradients import sampled
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.layer_equations import POSITIONS
 from woodbury.estimation.row_recipes import kfac_by_rows
 from woodbury.fisher.kronecker import AllRowsAtOnce
@@ -313,7 +313,7 @@ def test_what_the_sentence_says_leaves_a_saturated_gate_alone(by_rows: bool) -> 
 
 
 def test_rows_pinned_to_an_engine_agree_bit_for_bit() -> None:
-    from woodbury.estimation.gradients import looped
+    from woodbury.estimation.engines import looped
 
     found = []
     for _ in range(2):

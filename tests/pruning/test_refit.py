@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.errors import WoodburyError, WrongType
 from woodbury.estimation import output_residuals
+from woodbury.estimation.engines import looped, vmapped
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import looped, vmapped
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.evaluation.methods import Method, run
 from woodbury.model.batches import Batch

@@ -15,7 +15,7 @@ from torch import nn
 
 import woodbury
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import vmapped
+from woodbury.estimation.engines import vmapped
 from woodbury.estimation.recipes import gauss_newton, mfac, woodfisher
 from woodbury.fisher.lowrank import LowRank
 from woodbury.linalg.paged_rows import Page, PagedRows

@@ -10,7 +10,7 @@ from torch import nn
 
 import woodbury
 from woodbury import Pruner, woodfisher
-from woodbury.estimation.gradients import looped
+from woodbury.estimation.engines import looped
 from woodbury.fisher.dense import Dense
 from woodbury.linalg.symmetric_blocks import block_bytes
 from woodbury.model.objective import Objective

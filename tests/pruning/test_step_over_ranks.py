@@ -13,7 +13,7 @@ from torch import nn
 
 import woodbury
 from woodbury import Pruner
-from woodbury.estimation.gradients import looped
+from woodbury.estimation.engines import looped
 from woodbury.fisher import LowRank
 from woodbury.fisher.sharded import Sharded
 from woodbury.limits import Limits

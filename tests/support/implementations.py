@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import woodbury
 from support.properties import DAMPING, identity, written_out
-from woodbury.estimation.gradients import gradient_rows, looped, observed
+from woodbury.estimation.engines import looped
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import observed
 from woodbury.fisher import BlockDiagonal, Dense, LowRank, Window, dense_blocks
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import woodbury
 from support.implementations import batch_row, by_magnitude, mfac, smallest
 from support.properties import DAMPING, identity, written_out
-from woodbury.estimation.gradients import observed
 from woodbury.estimation.kfac_factors import factors
+from woodbury.estimation.labels import observed
 from woodbury.fisher import Kronecker
 from woodbury.model.batches import Batch
 from woodbury.model.objective import Objective

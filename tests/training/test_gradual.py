@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import looped, vmapped
+from woodbury.estimation.engines import looped, vmapped
 from woodbury.estimation.recipes import mfac, woodfisher
 from woodbury.memory import row_bytes
 from woodbury.model.batches import Batch

@@ -24,7 +24,7 @@ from woodbury.cli.problem import Problem, load_problem
 from woodbury.cli.run_file import print_how_to_repeat, write_run_file
 from woodbury.cli.session import Parts, Session, already_finished, resumable
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import fastest
+from woodbury.estimation.engines import fastest
 from woodbury.evaluation.methods import Method, run
 from woodbury.io.settings import described
 from woodbury.linalg.ranks import Ranks

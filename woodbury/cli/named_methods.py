@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from woodbury.cli.names import MethodName, UpdateName
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import Engine, Labels, observed, sampled
+from woodbury.estimation.engines import Engine
+from woodbury.estimation.labels import Labels, observed, sampled
 from woodbury.estimation.recipes import (
     Estimate,
     diagonal_fisher,

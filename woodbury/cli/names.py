@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import Engine, Labels, looped, observed, sampled, vmapped
+from woodbury.estimation.engines import Engine, looped, vmapped
+from woodbury.estimation.labels import Labels, observed, sampled
 from woodbury.estimation.layer_gradients import hooked
 from woodbury.evaluation.metrics import accuracy, r_squared, share_of_right_answers
 from woodbury.integrations.transformers import tasks

@@ -1,8 +1,8 @@
 """From a model to its curvature: gradient and GGN rows, K-FAC factors, and recipes of these."""
 
-from woodbury.estimation.gradients import observed as observed
-from woodbury.estimation.gradients import sampled as sampled
 from woodbury.estimation.hessian_products import hessian_products as hessian_products
+from woodbury.estimation.labels import observed as observed
+from woodbury.estimation.labels import sampled as sampled
 from woodbury.estimation.recipes import diagonal_fisher as diagonal_fisher
 from woodbury.estimation.recipes import gauss_newton as gauss_newton
 from woodbury.estimation.recipes import hessian_diagonal as hessian_diagonal

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import TRIAL_SAMPLES, gradient_chunks, looped
+from woodbury.estimation.engines import TRIAL_SAMPLES, looped
+from woodbury.estimation.gradients import gradient_chunks
 from woodbury.estimation.layer_gradients import LayerSlopes, layer_slopes
 from woodbury.linalg.factored_rows import FactoredRows, OuterProducts
 from woodbury.linalg.ranks import Ranks

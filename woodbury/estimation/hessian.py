@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import WoodburyError, check_whole_number, is_out_of_memory, user_code
-from woodbury.estimation.gradients import Labels, labelled, observed
+from woodbury.estimation.labels import Labels, labelled, observed
 from woodbury.limits import Limits
 from woodbury.model.batches import check_enough_data, samples_in
 from woodbury.model.modes import eval_mode

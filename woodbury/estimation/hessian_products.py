@@ -11,8 +11,8 @@ from torch import Tensor
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number, user_code
-from woodbury.estimation.gradients import Labels, labelled, observed
 from woodbury.estimation.hessian import slopes_to_differentiate
+from woodbury.estimation.labels import Labels, labelled, observed
 from woodbury.fisher.checks import check_columns, check_groups
 from woodbury.limits import Limits
 from woodbury.linalg.conversion import as_tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import Labels, labelled, sampled
+from woodbury.estimation.labels import Labels, labelled, sampled
 from woodbury.estimation.layer_products import used_elsewhere
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32, wide_dtype

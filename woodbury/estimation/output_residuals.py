@@ -14,8 +14,9 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from woodbury.errors import Refused, WoodburyError, is_out_of_memory, reason
+from woodbury.estimation.engines import Engine
 from woodbury.estimation.ggn import directions_after, draw_directions, repeat_per_direction
-from woodbury.estimation.gradients import Engine, gradient_rows, mean_gradient
+from woodbury.estimation.gradients import gradient_rows, mean_gradient
 from woodbury.limits import Limits
 from woodbury.linalg.precision import at_least_float32
 from woodbury.linalg.ranks import Ranks

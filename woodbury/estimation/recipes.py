@@ -12,18 +12,13 @@ from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import user_code
+from woodbury.estimation.engines import Engine
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import (
-    Engine,
-    Labels,
-    gradient_chunks,
-    gradient_rows,
-    observed,
-    sampled,
-)
+from woodbury.estimation.gradients import gradient_chunks, gradient_rows
 from woodbury.estimation.grouped_blocks import block_sums, on_tensors
 from woodbury.estimation.hessian import second_derivatives
 from woodbury.estimation.kfac_factors import factors
+from woodbury.estimation.labels import Labels, observed, sampled
 from woodbury.estimation.rows_over_ranks import blocks, parts, whole_matrix
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.blocks_of_rows import dense_blocks, is_primal, summed_blocks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import Labels, labelled, observed, sampled
+from woodbury.estimation.labels import Labels, labelled, observed, sampled
 from woodbury.estimation.layer_products import Loss, used_elsewhere
 from woodbury.estimation.row_layers import (
     RowLayout,

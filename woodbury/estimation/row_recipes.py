@@ -10,7 +10,7 @@ from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import Labels
+from woodbury.estimation.labels import Labels
 from woodbury.estimation.recipes import COUNT
 from woodbury.estimation.row_factors import RowFactors, row_factors
 from woodbury.estimation.rows_over_ranks import parts

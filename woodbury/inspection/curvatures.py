@@ -9,7 +9,7 @@ from torch import Tensor
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, check_whole_number
-from woodbury.estimation.gradients import observed, sampled
+from woodbury.estimation.labels import observed, sampled
 from woodbury.estimation.recipes import DAMPING, Estimate, gauss_newton, kfac, mfac
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.block_diagonal import BlockDiagonal

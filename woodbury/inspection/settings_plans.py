@@ -11,7 +11,8 @@ from torch import Tensor
 
 from woodbury.errors import WoodburyError
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import gradient_rows, sampled
+from woodbury.estimation.gradients import gradient_rows
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.recipes import mfac
 from woodbury.fisher.base import Fisher
 from woodbury.fisher.lowrank import LowRank

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from woodbury.estimation.gradients import observed, sampled
+from woodbury.estimation.labels import observed, sampled
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, samples_in
 from woodbury.model.objective import Objective

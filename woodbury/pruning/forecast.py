@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from woodbury.estimation.engines import fastest
 from woodbury.estimation.ggn import gauss_newton_rows
-from woodbury.estimation.gradients import MAX_ROWS_PER_CHUNK, fastest, mean_gradient, sampled
+from woodbury.estimation.gradients import MAX_ROWS_PER_CHUNK, mean_gradient
+from woodbury.estimation.labels import sampled
 from woodbury.estimation.row_costs import row_cost
 from woodbury.estimation.turn_costs import turn_cost
 from woodbury.fisher.blocks_of_rows import MAX_ROWS_AT_ONCE

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import sampled
+from woodbury.estimation.labels import sampled
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples, samples_in, slice_samples
 from woodbury.model.modes import eval_mode

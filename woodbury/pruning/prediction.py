@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from woodbury.errors import WoodburyError
-from woodbury.estimation.gradients import sampled
+from woodbury.estimation.labels import sampled
 from woodbury.linalg.ranks import Ranks
 from woodbury.model.batches import Batch, Samples, samples_in
 from woodbury.model.modes import eval_mode

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from woodbury.estimation.gradients import Labels, observed
+from woodbury.estimation.labels import Labels, observed
 from woodbury.estimation.recipes import gauss_newton, mfac
 from woodbury.estimation.row_recipes import kfac_by_rows
 from woodbury.fisher.base import Fisher

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from woodbury.argument_types import checks_types
 from woodbury.errors import WoodburyError, WrongType, check_whole_number, user_code
-from woodbury.estimation.gradients import one_engine
+from woodbury.estimation.engines import one_engine
 from woodbury.estimation.over_ranks import OwnPart, over_ranks
 from woodbury.io.fingerprint import check_same, digest
 from woodbury.io.settings import described, flattened

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from woodbury.argument_types import check_fields, checks_types
 from woodbury.errors import WoodburyError, check_whole_number, user_code
+from woodbury.estimation.engines import Engine
 from woodbury.estimation.goal import Goal
-from woodbury.estimation.gradients import Engine
 from woodbury.estimation.layer_equations import LayerGoals
 from woodbury.estimation.output_residuals import BYTES_PER_FLOAT, MAX_SAMPLES_PER_PASS, Residuals
 from woodbury.estimation.over_ranks import fitted_over_ranks
