@@ -124,13 +124,13 @@ def test_packed_blocks_give_their_matrices() -> None:
 
 @pytest.mark.parametrize("missing", ["numba", "woodbury.kernels.small_blocks"])
 def test_torch_sums_blocks_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loading._blocks.cache_clear()
+    loading._imported.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
     if missing == "numba":
         monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(loading, "MIN_PRODUCTS", 0)
     fisher = summed_blocks([normal(3, 8).float()], (4, 4), 0.1)
-    loading._blocks.cache_clear()
+    loading._imported.cache_clear()
     assert isinstance(fisher.curvature, SymmetricBlocks)
 
 

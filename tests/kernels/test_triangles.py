@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from woodbury.linalg.gram import gram_of
 
 pytest.importorskip("numba", reason="the kernels need Numba")
 
-from woodbury.kernels import tiles, triangles
+from woodbury.kernels import triangles
 
 COUNTS = [1, 5, 6, 7, 96, 97, 130]
 COLUMNS = [1, 16, 63, 65, 1024, 1100]
@@ -89,7 +87,7 @@ def test_sums_do_not_depend_on_threads() -> None:
 
 
 def loaded(device: str = "cpu", dtype: torch.dtype = torch.float32, work: float = 1e12) -> Any:
-    return loading.row_kernels(torch.device(device), dtype, work)
+    return loading.triangle_kernels(torch.device(device), dtype, work)
 
 
 def test_kernels_are_for_much_work_in_float32_on_a_cpu() -> None:
@@ -99,7 +97,7 @@ def test_kernels_are_for_much_work_in_float32_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("missing", ["numba", "woodbury.kernels.triangles"])
 def test_torch_does_the_work_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loading._triangles.cache_clear()
+    loading._imported.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delattr(sys.modules["woodbury.kernels"], "triangles")
     if missing == "numba":
@@ -107,49 +105,5 @@ def test_torch_does_the_work_without_numba(missing: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(loading, "MIN_PRODUCTS", 0)
     rows = normal(70, 300)
     found = module.gram_of(rows.float(), torch.float32)
-    loading._triangles.cache_clear()
+    loading._imported.cache_clear()
     torch.testing.assert_close(found, rows @ rows.mT, rtol=1e-5, atol=1e-5)
-
-
-MACHINES = [
-    ("x86_64-linux-gnu", "skylake-avx512", 16, "%zmm"),
-    ("x86_64-linux-gnu", "znver3", 8, "%ymm"),
-    ("aarch64-linux-gnu", "neoverse-n1", 4, "fmla"),
-]
-TILES = {
-    "squares": (4, lambda builder, *rest: tiles.emit_squares(builder, 6, 2, *rest), 2 * 6 * 2),
-    "dots": (6, lambda builder, *rest: tiles.emit_dots(builder, 4, 3, *rest), 4 * 3),
-}
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize(("machine", "cpu", "width", "register"), MACHINES)
-def test_the_code_is_that_of_the_machine(
-    tile: str, machine: str, cpu: str, width: int, register: str
-) -> None:
-    """One multiply-add for each register of a tile, whatever the CPU; none is run here."""
-    arguments, emit, products = TILES[tile]
-    code = assembly(machine, cpu, width, arguments, emit)
-    found = re.findall(r"^\s(?:vfm|fmla).*", code, re.MULTILINE)
-    assert len(found) == products
-    assert all(register in line for line in found)
-    assert not re.search(r"vmovaps.*%zmm.*\(%rsp\)", code)  # no accumulator left its register
-
-
-def assembly(machine: str, cpu: str, width: int, arguments: int, emit: Callable[..., None]) -> str:
-    from llvmlite import binding, ir
-
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-    made = ir.Module()
-    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * arguments)
-    function = ir.Function(made, kind, "tile")
-    builder = ir.IRBuilder(function.append_basic_block())
-    emit(builder, width, function.args)
-    builder.ret_void()
-    try:
-        target = binding.Target.from_triple(machine)
-    except RuntimeError:
-        pytest.skip(f"this LLVM makes no code for {machine}")
-    parsed = binding.parse_assembly(str(made))
-    return target.create_target_machine(cpu=cpu, opt=3).emit_assembly(parsed)

@@ -15,10 +15,10 @@ It depends on nothing that happened before, so that the same work has the same d
 """
 
 
-def row_kernels(
+def triangle_kernels(
     device: torch.device, dtype: torch.dtype, multiplications: float
 ) -> ModuleType | None:
-    """The kernels for products of rows, where they pay.
+    """The kernels for Gram matrices and triangular products of rows, where they pay.
 
     Args:
         device: Where the rows are.
@@ -30,12 +30,30 @@ def row_kernels(
         than float32, for little work, and without a Numba that can compile.
 
     Example:
-        >>> row_kernels(torch.device("cpu"), torch.float32, 1e3) is None
+        >>> triangle_kernels(torch.device("cpu"), torch.float32, 1e3) is None
         True
     """
-    if device.type != "cpu" or dtype != torch.float32 or multiplications < MIN_PRODUCTS:
-        return None
-    return _triangles()
+    return _imported("triangles") if _pays(device, dtype, multiplications) else None
+
+
+def vector_kernels(
+    device: torch.device, dtype: torch.dtype, multiplications: float
+) -> ModuleType | None:
+    """The kernels for products of rows with one vector, where they pay.
+
+    Args:
+        device: Where the rows are.
+        dtype: Of rows and vector.
+        multiplications: Of the Gram matrix of the rows, as one product alone is little work.
+
+    Returns:
+        `woodbury.kernels.vector_products`, or None as for `triangle_kernels`.
+
+    Example:
+        >>> vector_kernels(torch.device("cpu"), torch.float64, 1e12) is None
+        True
+    """
+    return _imported("vector_products") if _pays(device, dtype, multiplications) else None
 
 
 def block_kernels(device: torch.device, dtype: torch.dtype, multiplications: float) -> bool:
@@ -47,27 +65,21 @@ def block_kernels(device: torch.device, dtype: torch.dtype, multiplications: flo
         multiplications: Of all the work.
 
     Returns:
-        As for `row_kernels`.
+        True where `triangle_kernels` gives any.
 
     Example:
         >>> block_kernels(torch.device("cpu"), torch.float64, 1e12)
         False
     """
-    if device.type != "cpu" or dtype != torch.float32 or multiplications < MIN_PRODUCTS:
-        return False
-    return _blocks()
+    modules = ("small_blocks", "block_sums")
+    return _pays(device, dtype, multiplications) and all(map(_imported, modules))
+
+
+def _pays(device: torch.device, dtype: torch.dtype, multiplications: float) -> bool:
+    return device.type == "cpu" and dtype == torch.float32 and multiplications >= MIN_PRODUCTS
 
 
 @cache
-def _triangles() -> ModuleType | None:
-    return _imported("triangles")
-
-
-@cache
-def _blocks() -> bool:
-    return _imported("small_blocks") is not None and _imported("block_sums") is not None
-
-
 def _imported(name: str) -> ModuleType | None:
     if importlib.util.find_spec("numba") is None:
         return None

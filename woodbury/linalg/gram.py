@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from woodbury.kernels.loading import row_kernels
+from woodbury.kernels.loading import triangle_kernels
 from woodbury.linalg.column_chunks import LANES, each_chunk
 from woodbury.linalg.paged_rows import KeptColumns, Rows, pages
 from woodbury.linalg.row_products import full_precision, times
@@ -43,7 +43,7 @@ def gram_of(rows: Rows, dtype: torch.dtype, keep: Tensor | None = None, known: i
     """
     m, d = rows.shape
     lanes = LANES if m <= MAX_ROWS_IN_LANES and rows.device.type == "cpu" else 1
-    kernels = row_kernels(rows.device, dtype, m**2 * d) if lanes > 1 else None
+    kernels = triangle_kernels(rows.device, dtype, m**2 * d) if lanes > 1 else None
     size = m if kernels is None else kernels.gram_rows(m)
     sums = torch.zeros(lanes, size, size, dtype=torch.float64, device=rows.device)
 
@@ -126,7 +126,7 @@ def column_squares(whitener: Tensor, columns: int) -> Callable[[Tensor], Tensor]
     Returns:
         chunk (m, c) in the dtype of the whitener -> (c,).
     """
-    kernels = row_kernels(whitener.device, whitener.dtype, len(whitener) ** 2 * columns)
+    kernels = triangle_kernels(whitener.device, whitener.dtype, len(whitener) ** 2 * columns)
     if kernels is not None:
         return kernels.Triangle(whitener).squared_columns
     return partial(squared_columns, whitener)

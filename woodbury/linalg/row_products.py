@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from woodbury.kernels.loading import vector_kernels
 from woodbury.limits import Limits
 from woodbury.linalg.column_chunks import column_chunks
 from woodbury.linalg.paged_rows import KeptColumns, PagedRows, Rows
@@ -59,7 +61,7 @@ def times(rows: Rows, v: Tensor) -> Tensor:
                 return _converted_times(rows, v)
             chunks = column_chunks(rows, v.dtype)
             return torch.stack([chunk @ v[part] for part, chunk in chunks]).double().sum(0)
-        if _num_threads(rows, v) > 1:
+        if _num_threads(rows, v) > 1 or _kernels(rows, v) is not None:
             return _chunked_times(rows, v)
         return (rows @ v).double()
 
@@ -91,12 +93,21 @@ def combine(rows: Rows, c: Tensor) -> Tensor:
             if _fits_buffer(c):
                 return _converted_combine(rows, c)
             return torch.cat([chunk.mT @ c for _, chunk in column_chunks(rows, c.dtype)])
-        if _num_threads(rows, c) == 1:
+        kernels = _kernels(rows, c)
+        if _num_threads(rows, c) == 1 and kernels is None:
             return rows.mT @ c
         combined = torch.empty(rows.shape[1], dtype=c.dtype, device=rows.device)
-        _share_among_threads(
-            rows, c, lambda _, part: torch.mv(rows[:, part].mT, c, out=combined[part])
-        )
+        if kernels is not None:
+            c = c.contiguous()
+
+        def of(item: tuple[int, slice]) -> None:
+            _, part = item
+            if kernels is None:
+                torch.mv(rows[:, part].mT, c, out=combined[part])
+            else:
+                kernels.combine(rows[:, part], c, combined[part])
+
+        share(of, enumerate(_product_slices(rows, kernels)), _num_threads(rows, c))
         return combined
 
 
@@ -177,16 +188,36 @@ def _inner_dtype(rows: Tensor, exact: bool) -> torch.dtype:
 
 def _chunked_times(rows: Tensor, v: Tensor) -> Tensor:
     """G v for one vector of the rows' own dtype, summed in float64 over chunks in their order."""
-    parts = torch.empty(len(_product_slices(rows)), len(rows), dtype=v.dtype, device=rows.device)
-    _share_among_threads(
-        rows, v, lambda index, part: torch.mv(rows[:, part], v[part], out=parts[index])
-    )
+    kernels = _kernels(rows, v)
+    slices = _product_slices(rows, kernels)
+    parts = torch.empty(len(slices), len(rows), dtype=v.dtype, device=rows.device)
+    if kernels is not None:
+        v = v.contiguous()
+
+    def of(item: tuple[int, slice]) -> None:
+        index, part = item
+        if kernels is None:
+            torch.mv(rows[:, part], v[part], out=parts[index])
+        else:
+            kernels.times(rows[:, part], v[part], parts[index])
+
+    share(of, enumerate(slices), _num_threads(rows, v))
     return parts.double().sum(0)
 
 
-def _product_slices(rows: Tensor) -> list[slice]:
+def _kernels(rows: Tensor, vector: Tensor) -> ModuleType | None:
+    """The compiled products with one vector, where they pay."""
+    if vector.ndim > 1 or vector.requires_grad or rows.requires_grad or rows.stride(1) != 1:
+        return None
+    m, d = rows.shape
+    return vector_kernels(rows.device, rows.dtype, m**2 * d)
+
+
+def _product_slices(rows: Tensor, kernels: ModuleType | None) -> list[slice]:
     """The column slices of a product with one vector."""
     step = COLUMNS_PER_PRODUCT * (1 if rows.device.type == "cpu" else GPU_FACTOR)
+    if kernels is not None:
+        step = kernels.COLUMNS_AT_ONCE
     return [slice(start, start + step) for start in range(0, rows.shape[1], step)]
 
 
@@ -200,14 +231,6 @@ def _num_threads(rows: Tensor, vector: Tensor) -> int:
     ):
         return 1
     return torch.get_num_threads()
-
-
-def _share_among_threads(
-    rows: Tensor, vector: Tensor, work: Callable[[int, slice], Tensor]
-) -> None:
-    """work(index, part) for all column slices, each by the thread that is free first."""
-    slices = list(enumerate(_product_slices(rows)))
-    share(lambda item: work(*item), slices, _num_threads(rows, vector))
 
 
 def _fits_buffer(vector: Tensor) -> bool:
