@@ -80,22 +80,24 @@ def low_rank_row(m: int, rate: float) -> list[str]:
 
 
 def solve_row(m: int) -> list[str]:
-    """Medians of copies, solves and range forms that take turns, as the memory's rate changes with
-    the neighbours' use of it."""
+    """Medians of copies, sums, solves and range forms that take turns, as the memory's rate changes
+    with the neighbours' use of it. A copy reads and writes; two sums read twice."""
     rows, v, c = torch.randn(m, DIMENSION), torch.randn(DIMENSION), torch.randn(m)
     fisher, target = LowRank(rows, DAMPING), torch.empty_like(rows)
     fisher.solve(v)  # the set-up
     calls = (
         lambda: target.copy_(rows),
+        lambda: (rows.sum(), rows.sum()),
         lambda: fisher.solve(v),
         lambda: fisher.solve_range(c),
     )
     turns = [[seconds(call, 1) for call in calls] for _ in range(15)]
-    copy, solve, in_range = (sorted(column)[7] for column in zip(*turns, strict=True))
+    copy, sums, solve, in_range = (sorted(column)[7] for column in zip(*turns, strict=True))
     rate = (
         2 * rows.numel() * rows.element_size() / copy / 1e9
     )  # a copy reads once and writes once: it takes two reads
     cells = [f"{rate:.1f}", f"{solve:.4f}", f"{copy:.4f}", f"{solve / copy:.2f}"]
+    cells += [f"{sums:.4f}", f"{solve / sums:.2f}"]
     return [str(m), *cells, f"{in_range:.4f}", f"{copy / 2:.4f}", f"{2 * in_range / copy:.2f}"]
 
 
@@ -178,10 +180,12 @@ def main() -> None:
         "m",
         "copy GB/s",
         "solve s",
-        "two reads s",
+        "copy s",
+        "ratio",
+        "two sums s",
         "ratio",
         "range form s",
-        "one read s",
+        "half copy s",
         "ratio",
     )
     console.print(
