@@ -29,7 +29,7 @@ from woodbury.fisher.checks import (
 from woodbury.fisher.scaled_rows import Factorization, KnownGram, ScaledRows
 from woodbury.linalg import collectives
 from woodbury.linalg.column_chunks import chunk_width, column_chunks, each_chunk
-from woodbury.linalg.gram import column_squares
+from woodbury.linalg.gram import whitened_squares
 from woodbury.linalg.paged_rows import Rows, in_memory, known_squares, restricted, taken
 from woodbury.linalg.precision import wide_dtype
 from woodbury.linalg.row_products import full_precision
@@ -297,7 +297,7 @@ class LowRank(Fisher):
     def _scaled_inverse_diagonal(self) -> Tensor:
         """(d,): λ·[F⁻¹]_qq = 1 − Σᵢ W²ᵢq, the share of 1/λ that the rows leave."""
         shares = torch.empty(self.d, dtype=self.dtype, device=self.device)
-        squares = self._column_squares()
+        squares = self._whitened_squares()
 
         def of(_: int, part: slice, chunk: Tensor) -> None:
             left = 1 - squares(chunk)
@@ -312,13 +312,13 @@ class LowRank(Fisher):
             each_chunk(self.rows, self.dtype, of)
         return shares
 
-    def _column_squares(self) -> Callable[[Tensor], Tensor]:
+    def _whitened_squares(self) -> Callable[[Tensor], Tensor]:
         """What computes the column sums of W², W = whitener @ chunk: (m, c) -> (c,)."""
         whitener = self._whitener.to(self.dtype)
         if self._orthogonal:
             diagonal = whitener.diagonal()[:, None]
             return lambda chunk: (diagonal * chunk).square_().sum(0)
-        return column_squares(whitener, self.d)
+        return whitened_squares(whitener, self.d)
 
     def _scaled_inverse_diagonal_float64(self, chunk: Tensor) -> Tensor:
         """λ·[F⁻¹]_qq of columns (m, c) in float64, and never below its bound λ/F_qq."""
@@ -423,7 +423,7 @@ class LowRank(Fisher):
         kept = self.restrict(keep)
         curvature = torch.empty(self.d, dtype=self.dtype, device=self.device)
         curvature[keep] = self.damping / kept._scaled_inverse_diagonal
-        squares_of = kept._column_squares()
+        squares_of = kept._whitened_squares()
         with full_precision(self.device):
             # F_qq less what K explains is λ(1 + |L_K⁻¹ S g_q|²), by the range form (eq. 8).
             squares = curvature.new_empty(self.d - int(keep.sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Numba's decorators and LLVM's builders say nothing of types, and need not be installed.
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -22,9 +22,11 @@ from woodbury.kernels.vectors import (
     LONG,
     WIDTH,
     WORD,
+    ZERO,
     as_floats,
     as_longs,
     bytes_of,
+    emitted,
     load,
     multiply_add,
     pointer_to,
@@ -39,39 +41,22 @@ VECTORS = 4 if MANY_REGISTERS else 2
 """Registers of columns in a tile, at most."""
 
 
-def product_tile(rows: int, vectors: int, width: int = WIDTH) -> Callable[..., Any]:
-    """An intrinsic: some rows and columns of Σ g gᵀ, added to a packed lower triangle.
-
-    Args:
-        rows: Rows of the tile.
-        vectors: Registers of columns.
-        width: Floats in a register.
-
-    Returns:
-        f(left, right, stride, count, target, row, inside, ahead), all int64: `count` vectors g,
-        `stride` bytes apart, have what the rows are multiplied by at `left` and the columns at
-        `right`; row number `row` of the triangle has these columns at `target`, and `inside` of
-        the last register's lie in the triangle; in each further row one more. The same tile of
-        the next triangle, `ahead` bytes further on, is fetched to the cache.
-    """
-
-    @intrinsic
-    def products(typingcontext, left, right, stride, count, target, row, inside, ahead):
-        signature = types.void(*[types.int64] * 8)
-
-        def generate(context, builder, signature, arguments):
-            emit_products(builder, rows, vectors, width, arguments)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return products
-
-
 def emit_products(
     builder: ir.IRBuilder, rows: int, vectors: int, width: int, arguments: Sequence[Any]
 ) -> None:
-    """Emit the tile of `product_tile`."""
+    """Emit some rows and columns of Σ g gᵀ, added to a packed lower triangle.
+
+    Args:
+        builder: Where.
+        rows: Rows of the tile.
+        vectors: Registers of columns.
+        width: Floats in a register.
+        arguments: left, right, stride, count, target, row, inside, ahead: `count` vectors g,
+            `stride` bytes apart, have what the rows are multiplied by at `left` and the columns at
+            `right`; row number `row` of the triangle has these columns at `target`, and `inside` of
+            the last register's lie in the triangle; in each further row one more. The same tile of
+            the next triangle, `ahead` bytes further on, is fetched to the cache.
+    """
     left, right, stride, count, target, row, inside, ahead = arguments
     vector = ir.VectorType(FLOAT, width)
     # Row r is r rows of the triangle further on, each one longer than that before it.
@@ -126,13 +111,13 @@ def scaled_copy(typingcontext, source, target, count, factor):
         factors = splat(builder, factor, WIDTH)
         whole = builder.and_(count, ir.Constant(LONG, -WIDTH))
         step = ir.Constant(LONG, WIDTH)
-        with cgutils.for_range_slice(builder, ir.Constant(LONG, 0), whole, step, LONG) as (n, _):
+        with cgutils.for_range_slice(builder, ZERO, whole, step, LONG) as (n, _):
             place = builder.shl(n, ir.Constant(LONG, 2))
             value = load(builder, source, vector, place)
             store(builder, builder.fmul(value, factors), target, place)
         numbers = ir.Constant(ir.VectorType(LONG, WIDTH), list(range(WIDTH)))
         left = builder.sub(count, whole)
-        with builder.if_then(builder.icmp_signed(">", left, ir.Constant(LONG, 0))):
+        with builder.if_then(builder.icmp_signed(">", left, ZERO)):
             mask = builder.icmp_signed("<", numbers, _longs(builder, left, WIDTH))
             place = builder.shl(whole, ir.Constant(LONG, 2))
             value = _load_masked(builder, pointer_to(builder, source, vector, place), mask)
@@ -178,32 +163,37 @@ def _store_masked(builder: ir.IRBuilder, value: Any, place: Any, mask: Any) -> N
     builder.call(write, [value, place, ir.Constant(WORD, 4), mask])
 
 
-_row_1, _row_2 = product_tile(1, 1), product_tile(1, 2)
-_row_3, _row_4 = product_tile(1, min(3, VECTORS)), product_tile(1, VECTORS)
-_rows_1, _rows_2 = product_tile(ROWS, 1), product_tile(ROWS, 2)
-_rows_3, _rows_4 = product_tile(ROWS, min(3, VECTORS)), product_tile(ROWS, VECTORS)
+def _tile(rows: int, vectors: int) -> Any:
+    """The intrinsic of a tile."""
+    return emitted(8)(
+        lambda builder, *arguments: emit_products(builder, rows, vectors, WIDTH, arguments)
+    )
+
+
+_row_1, _row_2, _row_3, _row_4 = (_tile(1, min(v, VECTORS)) for v in (1, 2, 3, 4))
+_rows_1, _rows_2, _rows_3, _rows_4 = (_tile(ROWS, min(v, VECTORS)) for v in (1, 2, 3, 4))
 
 
 @numba.njit(**OPTIONS)
-def _multiply(rows, vectors, left, right, stride, count, target, row, inside, ahead):
+def _multiply(rows, vectors, arguments):
     """Call the tile for some rows, 1 or `ROWS`, and vectors, at most `VECTORS`."""
     if rows == 1:
         if vectors == 1:
-            _row_1(left, right, stride, count, target, row, inside, ahead)
+            _row_1(arguments)
         elif vectors == 2:
-            _row_2(left, right, stride, count, target, row, inside, ahead)
+            _row_2(arguments)
         elif vectors == 3:
-            _row_3(left, right, stride, count, target, row, inside, ahead)
+            _row_3(arguments)
         else:
-            _row_4(left, right, stride, count, target, row, inside, ahead)
+            _row_4(arguments)
     elif vectors == 1:
-        _rows_1(left, right, stride, count, target, row, inside, ahead)
+        _rows_1(arguments)
     elif vectors == 2:
-        _rows_2(left, right, stride, count, target, row, inside, ahead)
+        _rows_2(arguments)
     elif vectors == 3:
-        _rows_3(left, right, stride, count, target, row, inside, ahead)
+        _rows_3(arguments)
     else:
-        _rows_4(left, right, stride, count, target, row, inside, ahead)
+        _rows_4(arguments)
 
 
 @compiled(void(*[int64] * 9))
@@ -225,18 +215,11 @@ def _add_products(addresses, scales, count, first, length, blocks, target, place
             for begin in range(0, vectors, VECTORS):
                 some = min(VECTORS, vectors - begin)
                 column = begin * WIDTH
-                _multiply(
-                    rows,
-                    some,
-                    buffer + 4 * row,
-                    buffer + 4 * column,
-                    stride,
-                    count,
-                    triangle + 2 * row * (row + 1) + 4 * column,
-                    row,
-                    row + 1 - column - (some - 1) * WIDTH,
-                    4 * places,
-                )
+                left, right = buffer + 4 * row, buffer + 4 * column
+                there = triangle + 2 * row * (row + 1) + 4 * column
+                inside = row + 1 - column - (some - 1) * WIDTH
+                arguments = (left, right, stride, count, there, row, inside, 4 * places)
+                _multiply(rows, some, arguments)
             row += rows
 
 

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from woodbury.kernels.tiles import DOUBLE, MANY_REGISTERS, ONE, ZERO
-from woodbury.kernels.vectors import LONG, WIDTH, pointer_to
+from woodbury.kernels.tiles import MANY_REGISTERS
+from woodbury.kernels.vectors import DOUBLE, LONG, WIDTH, ZERO, emitted, looped, pointer_to
 
 LANES = WIDTH // 2
 """Matrices that are worked on at once: doubles in a vector register."""
@@ -67,7 +65,7 @@ def rows_of(builder: ir.IRBuilder, begin: Any, stride: Any) -> list[Any]:
     return [builder.add(begin, step) for step in steps]
 
 
-def looped(
+def over_elements(
     builder: ir.IRBuilder,
     count: Any,
     values: list[Any],
@@ -84,45 +82,11 @@ def looped(
     Returns:
         The values after the loop.
     """
-    before = builder.block
-    head = builder.append_basic_block("elements")
-    body = builder.append_basic_block("element")
-    after = builder.append_basic_block("after")
-    builder.branch(head)
-    builder.position_at_end(head)
-    index = builder.phi(LONG)
-    index.add_incoming(ZERO, before)
-    phis = [builder.phi(VECTOR) for _ in values]
-    for phi, value in zip(phis, values, strict=True):
-        phi.add_incoming(value, before)
-    builder.cbranch(builder.icmp_signed("<", index, count), body, after)
-    builder.position_at_end(body)
-    results = step(builder.mul(index, place(1)), phis)
-    for phi, result in zip(phis, results, strict=True):
-        phi.add_incoming(result, builder.block)
-    index.add_incoming(builder.add(index, ONE), builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return phis
 
+    def turn(index: Any, values: list[Any]) -> list[Any]:
+        return step(builder.mul(index, place(1)), values)
 
-def emitted(arguments: int) -> Callable[[Callable[..., None]], Any]:
-    """A decorator: the intrinsic of an emitter of code that takes so many whole numbers."""
-
-    def of(emit: Callable[..., None]) -> Any:
-        def intrinsic_of(typingcontext, numbers):
-            signature = types.void(types.UniTuple(types.int64, arguments))
-
-            def generate(context, builder, signature, values):
-                emit(builder, *cgutils.unpack_tuple(builder, values[0], arguments))
-                return context.get_dummy_value()
-
-            return signature, generate
-
-        intrinsic_of.__name__ = emit.__name__
-        return intrinsic(intrinsic_of)
-
-    return of
+    return looped(builder, values, (ZERO, count), turn)[1]
 
 
 def _square_root(builder: ir.IRBuilder, value: Any) -> Any:
@@ -155,7 +119,7 @@ def factor_diagonal(
         ]
 
     whole = [read(builder, rows[t], tile, place(u)) for t, u in pairs]
-    totals = dict(zip(pairs, looped(builder, before, whole, step), strict=True))
+    totals = dict(zip(pairs, over_elements(builder, before, whole, step), strict=True))
     share, failed = read(builder, least), read(builder, least, place(1))
     for u in range(TILE):
         pivot = totals[u, u]
@@ -190,7 +154,7 @@ def factor_below(
         ]
 
     whole = [read(builder, rows[t], tile, place(u)) for t, u in pairs]
-    totals = dict(zip(pairs, looped(builder, before, whole, step), strict=True))
+    totals = dict(zip(pairs, over_elements(builder, before, whole, step), strict=True))
     for u in range(TILE):
         reciprocal = read(builder, others[u], tile, place(u))
         below = [read(builder, others[v], tile, place(u)) for v in range(u + 1, TILE)]
@@ -224,7 +188,7 @@ def inverse_rows(
 
     unit = builder.select(builder.icmp_signed("==", count, ZERO), _constant(1), _constant(0))
     whole = [unit if t == u else _constant(0) for t, u in pairs]
-    totals = dict(zip(pairs, looped(builder, count, whole, step), strict=True))
+    totals = dict(zip(pairs, over_elements(builder, count, whole, step), strict=True))
     tile = builder.mul(builder.add(first, count), place(1))
     target = builder.mul(count, place(TILE))
     squares = [read(builder, sums, place(u)) for u in range(TILE)]
@@ -256,7 +220,7 @@ def solve_forward(builder: ir.IRBuilder, begin: Any, stride: Any, before: Any, v
         ]
 
     whole = [read(builder, vector, tile, place(t)) for t in range(TILE)]
-    totals = looped(builder, before, whole, step)
+    totals = over_elements(builder, before, whole, step)
     for t in range(TILE):
         for v in range(t):
             totals[t] = less(builder, totals[t], read(builder, rows[t], tile, place(v)), totals[v])
@@ -285,7 +249,7 @@ def solve_backward(
         write(builder, total, vector, offset)
         return []
 
-    looped(builder, before, [], step)
+    over_elements(builder, before, [], step)
 
 
 @emitted(5)
@@ -308,7 +272,7 @@ def multiply_rows(
             for one, element in zip(totals, elements, strict=True)
         ]
 
-    totals = looped(builder, before, [_constant(0)] * TILE, step)
+    totals = over_elements(builder, before, [_constant(0)] * TILE, step)
     for t in range(TILE):
         for u in range(t + 1):
             element = read(builder, rows[t], tile, place(u))

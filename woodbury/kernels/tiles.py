@@ -9,66 +9,48 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from woodbury.kernels.vectors import (
+    DOUBLE,
     FLOAT,
     LONG,
+    ONE,
     WIDTH,
     WORD,
+    ZERO,
     bytes_of,
     load,
+    looped,
     multiply_add,
     pointer_to,
     splat,
     store,
 )
 
-DOUBLE = ir.DoubleType()
-ZERO, ONE = ir.Constant(LONG, 0), ir.Constant(LONG, 1)
-
 MANY_REGISTERS = WIDTH == 16 or platform.machine() in ("arm64", "aarch64")
 """Whether there are 32 vector registers, and not 16."""
 
 SQUARED_ROWS, SQUARED_VECTORS = (6, 4) if MANY_REGISTERS else (6, 2)
-"""Rows and vectors of columns of a tile of `squared_tile`."""
+"""Rows and vectors of columns of a tile of `emit_squares`."""
 
 DOT_ROWS, DOT_COLUMNS = (4, 6) if MANY_REGISTERS else (4, 3)
-"""The rows whose products with each other are a tile of `dot_tile`."""
-
-
-def squared_tile(rows: int, vectors: int, width: int = WIDTH) -> Callable[..., Any]:
-    """An intrinsic: the squares of a few rows of a product, added to the sums of their columns.
-
-    Args:
-        rows: Rows of the left matrix.
-        vectors: Registers of columns of the right one.
-        width: Floats in a register.
-
-    Returns:
-        f(left, right, count, sums), all int64, the first two and the last addresses: `left` has
-        `count` columns of `rows` floats, `right` as many rows of `vectors`·`width`.
-    """
-
-    @intrinsic
-    def squares(typingcontext, left, right, count, sums):
-        signature = types.void(*[types.int64] * 4)
-
-        def generate(context, builder, signature, arguments):
-            emit_squares(builder, rows, vectors, width, arguments)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return squares
+"""The rows whose products with each other are a tile of `emit_dots`."""
 
 
 def emit_squares(
     builder: ir.IRBuilder, rows: int, vectors: int, width: int, arguments: Sequence[Any]
 ) -> None:
-    """Emit the tile of `squared_tile`."""
+    """Emit the squares of a few rows of a product, added to the sums of their columns.
+
+    Args:
+        builder: Where.
+        rows: Rows of the left matrix.
+        vectors: Registers of columns of the right one.
+        width: Floats in a register.
+        arguments: Addresses of left, right and sums, with the count of columns third: `left` has
+            `count` columns of `rows` floats, `right` as many rows of `vectors`·`width`.
+    """
     left, right, count, sums = arguments
     vector = ir.VectorType(FLOAT, width)
 
@@ -91,36 +73,19 @@ def emit_squares(
         store(builder, total, sums, bytes_of(v, width))
 
 
-def dot_tile(rows: int, columns: int, width: int = WIDTH) -> Callable[..., Any]:
-    """An intrinsic: the products of a few rows with a few others, added to a matrix of doubles.
-
-    Args:
-        rows: The number of the first.
-        columns: The number of the others.
-        width: Floats in a register.
-
-    Returns:
-        f(first, others, stride, count, out, out_stride), all int64, addresses but `count`, the
-        vectors of a row, and the strides, the bytes from row to row.
-    """
-
-    @intrinsic
-    def dots(typingcontext, first, others, stride, count, out, out_stride):
-        signature = types.void(*[types.int64] * 6)
-
-        def generate(context, builder, signature, arguments):
-            emit_dots(builder, rows, columns, width, arguments)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return dots
-
-
 def emit_dots(
     builder: ir.IRBuilder, rows: int, columns: int, width: int, arguments: Sequence[Any]
 ) -> None:
-    """Emit the tile of `dot_tile`."""
+    """Emit the products of a few rows with a few others, added to a matrix of doubles.
+
+    Args:
+        builder: Where.
+        rows: The number of the first.
+        columns: The number of the others.
+        width: Floats in a register.
+        arguments: Addresses of the first and of the others, the bytes from row to row, the vectors
+            of a row, the address of the matrix, and the bytes from row to row there.
+    """
     first, others, stride, count, out, out_stride = arguments
     vector = ir.VectorType(FLOAT, width)
 
@@ -167,25 +132,8 @@ def accumulated(
     Returns:
         The sums after the loop.
     """
-    before = builder.block
-    head = builder.append_basic_block("accumulate")
-    body = builder.append_basic_block("step")
-    after = builder.append_basic_block("accumulated")
-    builder.branch(head)
-    builder.position_at_end(head)
-    index = builder.phi(LONG)
-    index.add_incoming(ZERO, before)
-    totals = [builder.phi(vector) for _ in range(number)]
-    for total in totals:
-        total.add_incoming(ir.Constant(vector, [0.0] * vector.count), before)
-    builder.cbranch(builder.icmp_signed("<", index, count), body, after)
-    builder.position_at_end(body)
-    for total, result in zip(totals, step(index, totals), strict=True):
-        total.add_incoming(result, builder.block)
-    index.add_incoming(builder.add(index, ONE), builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return totals
+    zeros = [ir.Constant(vector, [0.0] * vector.count)] * number
+    return looped(builder, zeros, (ZERO, count), step)[1]
 
 
 def element_sum(builder: ir.IRBuilder, vector: Any, width: int) -> Any:
@@ -201,32 +149,21 @@ def element_sum(builder: ir.IRBuilder, vector: Any, width: int) -> Any:
     return builder.extract_element(vector, ir.Constant(WORD, 0))
 
 
-def copied_rows(vectors: int, width: int = WIDTH) -> Callable[..., Any]:
-    """An intrinsic: rows of `vectors`·`width` floats, copied one after the other.
+def emit_copies(builder: ir.IRBuilder, vectors: int, width: int, arguments: Sequence[Any]) -> None:
+    """Emit copies of rows of `vectors`·`width` floats, one after the other.
 
     Args:
+        builder: Where.
         vectors: Registers of a row.
         width: Floats in a register.
-
-    Returns:
-        f(source, stride, target, count), all int64: `count` rows, `stride` bytes apart.
+        arguments: The address of the first row, the bytes from row to row, the address of the
+            copies, and the number of rows.
     """
-
-    @intrinsic
-    def copy(typingcontext, source, stride, target, count):
-        signature = types.void(*[types.int64] * 4)
-
-        def generate(context, builder, signature, arguments):
-            source, stride, target, count = arguments
-            vector = ir.VectorType(FLOAT, width)
-            with cgutils.for_range_slice(builder, ZERO, count, ONE, LONG) as (number, _):
-                begin = builder.add(source, builder.mul(number, stride))
-                end = builder.add(target, builder.mul(number, bytes_of(vectors, width)))
-                places = [bytes_of(v, width) for v in range(vectors)]
-                for place, value in [(p, load(builder, begin, vector, p)) for p in places]:
-                    store(builder, value, end, place)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return copy
+    source, stride, target, count = arguments
+    vector = ir.VectorType(FLOAT, width)
+    with cgutils.for_range_slice(builder, ZERO, count, ONE, LONG) as (number, _):
+        begin = builder.add(source, builder.mul(number, stride))
+        end = builder.add(target, builder.mul(number, bytes_of(vectors, width)))
+        places = [bytes_of(v, width) for v in range(vectors)]
+        for place, value in [(p, load(builder, begin, vector, p)) for p in places]:
+            store(builder, value, end, place)

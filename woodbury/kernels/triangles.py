@@ -14,11 +14,11 @@ from woodbury.kernels.tiles import (
     DOT_ROWS,
     SQUARED_ROWS,
     SQUARED_VECTORS,
-    copied_rows,
-    dot_tile,
-    squared_tile,
+    emit_copies,
+    emit_dots,
+    emit_squares,
 )
-from woodbury.kernels.vectors import WIDTH, as_floats
+from woodbury.kernels.vectors import WIDTH, as_floats, emitted
 
 PANEL = SQUARED_VECTORS * WIDTH
 """Columns that a triangle is multiplied by at once."""
@@ -32,9 +32,20 @@ LINE = 16
 ROWS_AT_ONCE = 96
 """Rows that are multiplied by all before them while a cache holds them."""
 
-_squares = squared_tile(SQUARED_ROWS, SQUARED_VECTORS)
-_dots = dot_tile(DOT_ROWS, DOT_COLUMNS)
-_copy_panel = copied_rows(SQUARED_VECTORS)
+
+@emitted(4)
+def _squares(builder, *arguments):
+    emit_squares(builder, SQUARED_ROWS, SQUARED_VECTORS, WIDTH, arguments)
+
+
+@emitted(6)
+def _dots(builder, *arguments):
+    emit_dots(builder, DOT_ROWS, DOT_COLUMNS, WIDTH, arguments)
+
+
+@emitted(4)
+def _copy_panel(builder, *arguments):
+    emit_copies(builder, SQUARED_VECTORS, WIDTH, arguments)
 
 
 @compiled(void(*[int64] * 7))
@@ -46,7 +57,7 @@ def _squared_columns(packed, rows, chunk, stride, columns, panel, out):
     for first in range(0, columns, PANEL):
         width = min(PANEL, columns - first)
         if width == PANEL:
-            _copy_panel(chunk + 4 * first, stride, panel, rows)
+            _copy_panel((chunk + 4 * first, stride, panel, rows))
         else:
             for row in range(rows):
                 source = carray(as_floats(chunk + row * stride + 4 * first), width)
@@ -57,7 +68,7 @@ def _squared_columns(packed, rows, chunk, stride, columns, panel, out):
         left = packed
         for begin in range(0, rows, SQUARED_ROWS):
             end = min(begin + SQUARED_ROWS, rows)
-            _squares(left, panel, end, sums)
+            _squares((left, panel, end, sums))
             left += 4 * SQUARED_ROWS * end
         for column in range(width):
             results[first + column] = values[rows * PANEL + column]
@@ -85,14 +96,9 @@ def _add_gram(chunk, stride, rows, known, columns, copies, out, out_rows):
                 # The first rows of which a product with these others lies below the diagonal.
                 skipped = max(0, other - begin) // DOT_ROWS * DOT_ROWS
                 for row in range(begin + skipped, end, DOT_ROWS):
-                    _dots(
-                        copies + 4 * length * row,
-                        copies + 4 * length * other,
-                        4 * length,
-                        vectors,
-                        out + 8 * (row * out_rows + other),
-                        8 * out_rows,
-                    )
+                    left, right = copies + 4 * length * row, copies + 4 * length * other
+                    target = out + 8 * (row * out_rows + other)
+                    _dots((left, right, 4 * length, vectors, target, 8 * out_rows))
 
 
 class Triangle:

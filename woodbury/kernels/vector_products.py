@@ -4,23 +4,25 @@ from __future__ import annotations
 
 # Numba's decorators and LLVM's builders say nothing of types, and need not be installed.
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, int64, types, void
+from numba import carray, int64, void
 from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 
 from woodbury.kernels.compiling import compiled
-from woodbury.kernels.tiles import ONE, ZERO, accumulated, element_sum
+from woodbury.kernels.tiles import accumulated, element_sum
 from woodbury.kernels.vectors import (
     FLOAT,
     LONG,
+    ONE,
     WIDTH,
+    ZERO,
     as_floats,
     bytes_of,
+    emitted,
     load,
     multiply_add,
     pointer_to,
@@ -94,24 +96,24 @@ def _begins(builder: ir.IRBuilder, first: Any, stride: Any, rows: int) -> list[A
     return [builder.add(first, step) for step in steps]
 
 
-def _kernel(emit: Callable[..., None], rows: int) -> Callable[..., Any]:
-    """An intrinsic f(first, stride, vector, turns, out), all int64."""
-
-    @intrinsic
-    def kernel(typingcontext, first, stride, vector, turns, out):
-        signature = types.void(*[types.int64] * 5)
-
-        def generate(context, builder, signature, arguments):
-            emit(builder, rows, WIDTH, arguments)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return kernel
+@emitted(5)
+def _dots(builder, *arguments):
+    emit_dots(builder, ROWS, WIDTH, arguments)
 
 
-_dots, _dot = _kernel(emit_dots, ROWS), _kernel(emit_dots, 1)
-_combination, _multiple = _kernel(emit_combination, ROWS), _kernel(emit_combination, 1)
+@emitted(5)
+def _dot(builder, *arguments):
+    emit_dots(builder, 1, WIDTH, arguments)
+
+
+@emitted(5)
+def _combination(builder, *arguments):
+    emit_combination(builder, ROWS, WIDTH, arguments)
+
+
+@emitted(5)
+def _multiple(builder, *arguments):
+    emit_combination(builder, 1, WIDTH, arguments)
 
 
 @compiled(void(*[int64] * 6))
@@ -123,9 +125,9 @@ def _times(first, stride, rows, columns, vector, out):
     for row in range(rows):
         sums[row] = 0
     for row in range(0, together, ROWS):
-        _dots(first + row * stride, stride, vector, turns, out + 4 * row)
+        _dots((first + row * stride, stride, vector, turns, out + 4 * row))
     for row in range(together, rows):
-        _dot(first + row * stride, stride, vector, turns, out + 4 * row)
+        _dot((first + row * stride, stride, vector, turns, out + 4 * row))
     for row in range(rows):
         values = carray(as_floats(first + row * stride), columns)
         for column in range(turns * STEP, columns):
@@ -141,9 +143,9 @@ def _combined(first, stride, rows, columns, numbers, out):
     for column in range(columns):
         sums[column] = 0
     for row in range(0, together, ROWS):
-        _combination(first + row * stride, stride, numbers + 4 * row, turns, out)
+        _combination((first + row * stride, stride, numbers + 4 * row, turns, out))
     for row in range(together, rows):
-        _multiple(first + row * stride, stride, numbers + 4 * row, turns, out)
+        _multiple((first + row * stride, stride, numbers + 4 * row, turns, out))
     for row in range(rows):
         values = carray(as_floats(first + row * stride), columns)
         for column in range(turns * STEP, columns):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 # Numba's decorators and LLVM's builders say nothing of types, and need not be installed.
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false, reportMissingImports=false
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 FLOAT = ir.FloatType()
+DOUBLE = ir.DoubleType()
 LONG = ir.IntType(64)
 WORD = ir.IntType(32)
 HALF = ir.IntType(16)
+ZERO, ONE = ir.Constant(LONG, 0), ir.Constant(LONG, 1)
 
 
 def vector_width() -> int:
@@ -63,45 +67,87 @@ def bytes_of(vectors: int, width: int) -> Any:
     return ir.Constant(LONG, 4 * width * vectors)
 
 
-@intrinsic
-def as_floats(typingcontext, address):
-    """A pointer to floats at an address."""
-    signature = types.CPointer(types.float32)(types.int64)
+def looped(
+    builder: ir.IRBuilder,
+    values: list[Any],
+    bounds: tuple[Any, Any],
+    step: Callable[[Any, list[Any]], list[Any]],
+    by: int = 1,
+) -> tuple[Any, list[Any]]:
+    """Emit a loop that keeps values in registers.
 
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], FLOAT.as_pointer())
+    Args:
+        builder: Where.
+        values: What they are before it.
+        bounds: The first number, and the one that the loop ends before.
+        step: (number, values) -> the values after this turn.
+        by: What is added to the number after each turn.
 
-    return signature, generate
+    Returns:
+        The number that the loop ended with, and the values after it.
+    """
+    start, end = bounds
+    before = builder.block
+    head = builder.append_basic_block("head")
+    body = builder.append_basic_block("body")
+    after = builder.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    number = builder.phi(LONG)
+    number.add_incoming(start, before)
+    phis = [builder.phi(value.type) for value in values]
+    for phi, value in zip(phis, values, strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_signed("<", number, end), body, after)
+    builder.position_at_end(body)
+    for phi, result in zip(phis, step(number, phis), strict=True):
+        phi.add_incoming(result, builder.block)
+    number.add_incoming(builder.add(number, ir.Constant(LONG, by)), builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return number, phis
 
 
-@intrinsic
-def as_longs(typingcontext, address):
-    """A pointer to 64-bit whole numbers at an address."""
-    signature = types.CPointer(types.int64)(types.int64)
+def emitted(arguments: int) -> Callable[[Callable[..., None]], Any]:
+    """A decorator that makes an intrinsic of what emits code.
 
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], LONG.as_pointer())
+    Args:
+        arguments: How many whole numbers the code takes.
 
-    return signature, generate
+    Returns:
+        emit(builder, *numbers) -> an intrinsic f(numbers), which takes them as one tuple.
+    """
+
+    def of(emit: Callable[..., None]) -> Any:
+        def intrinsic_of(typingcontext, numbers):
+            signature = types.void(types.UniTuple(types.int64, arguments))
+
+            def generate(context, builder, signature, values):
+                emit(builder, *cgutils.unpack_tuple(builder, values[0], arguments))
+                return context.get_dummy_value()
+
+            return signature, generate
+
+        return intrinsic(intrinsic_of)
+
+    return of
 
 
-@intrinsic
-def as_doubles(typingcontext, address):
-    """A pointer to doubles at an address."""
-    signature = types.CPointer(types.float64)(types.int64)
+def _pointer(number: Any, kind: Any) -> Any:
+    """An intrinsic: a pointer to numbers of a kind at an address."""
 
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], ir.DoubleType().as_pointer())
+    def pointer_of(typingcontext, address):
+        signature = types.CPointer(number)(types.int64)
 
-    return signature, generate
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], kind.as_pointer())
+
+        return signature, generate
+
+    return intrinsic(pointer_of)
 
 
-@intrinsic
-def as_bytes(typingcontext, address):
-    """A pointer to bytes at an address."""
-    signature = types.CPointer(types.uint8)(types.int64)
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return signature, generate
+as_floats = _pointer(types.float32, FLOAT)
+as_doubles = _pointer(types.float64, DOUBLE)
+as_longs = _pointer(types.int64, LONG)
+as_bytes = _pointer(types.uint8, ir.IntType(8))

@@ -116,7 +116,7 @@ def _triangular_product(triangle: Tensor, chunk: Tensor, whole: int, out: Tensor
     out[half:].addmm_(triangle[half:, :half], chunk[:half])
 
 
-def column_squares(whitener: Tensor, columns: int) -> Callable[[Tensor], Tensor]:
+def whitened_squares(whitener: Tensor, columns: int) -> Callable[[Tensor], Tensor]:
     """What computes the column sums of (whitener @ chunk)² for chunks of rows.
 
     Args:

@@ -22,14 +22,11 @@ from woodbury.linalg.threads import share
 COLUMNS_PER_PRODUCT = 1 << 13
 """Columns of a product by one BLAS call: at the memory's speed, and the sum goes on in float64."""
 
-
 COLUMNS_PER_CONVERSION = 1 << 16
 """Columns that are converted to another dtype at once."""
 
-
 ROWS_PER_CONVERSION = 4
 """Rows that are converted to float64 at once, to float32 four times as many: a cache holds them."""
-
 
 GPU_FACTOR = 16
 """A GPU takes so many times the columns of a product in one call."""
@@ -94,21 +91,22 @@ def combine(rows: Rows, c: Tensor) -> Tensor:
                 return _converted_combine(rows, c)
             return torch.cat([chunk.mT @ c for _, chunk in column_chunks(rows, c.dtype)])
         kernels = _kernels(rows, c)
-        if _num_threads(rows, c) == 1 and kernels is None:
+        threads = _num_threads(rows, c)
+        if threads == 1 and kernels is None:
             return rows.mT @ c
+        multiply = _torch_combine if kernels is None else kernels.combine
         combined = torch.empty(rows.shape[1], dtype=c.dtype, device=rows.device)
-        if kernels is not None:
-            c = c.contiguous()
+        c = c.contiguous()
 
-        def of(item: tuple[int, slice]) -> None:
-            _, part = item
-            if kernels is None:
-                torch.mv(rows[:, part].mT, c, out=combined[part])
-            else:
-                kernels.combine(rows[:, part], c, combined[part])
+        def of(part: slice) -> None:
+            multiply(rows[:, part], c, combined[part])
 
-        share(of, enumerate(_product_slices(rows, kernels)), _num_threads(rows, c))
+        share(of, _product_slices(rows, kernels), threads)
         return combined
+
+
+def _torch_combine(rows: Tensor, c: Tensor, out: Tensor) -> None:
+    torch.mv(rows.mT, c, out=out)
 
 
 def column_squares(rows: Tensor) -> Tensor:
@@ -189,20 +187,20 @@ def _inner_dtype(rows: Tensor, exact: bool) -> torch.dtype:
 def _chunked_times(rows: Tensor, v: Tensor) -> Tensor:
     """G v for one vector of the rows' own dtype, summed in float64 over chunks in their order."""
     kernels = _kernels(rows, v)
+    multiply = _torch_times if kernels is None else kernels.times
     slices = _product_slices(rows, kernels)
     parts = torch.empty(len(slices), len(rows), dtype=v.dtype, device=rows.device)
-    if kernels is not None:
-        v = v.contiguous()
+    v = v.contiguous()
 
-    def of(item: tuple[int, slice]) -> None:
-        index, part = item
-        if kernels is None:
-            torch.mv(rows[:, part], v[part], out=parts[index])
-        else:
-            kernels.times(rows[:, part], v[part], parts[index])
+    def of(index: int) -> None:
+        multiply(rows[:, slices[index]], v[slices[index]], parts[index])
 
-    share(of, enumerate(slices), _num_threads(rows, v))
+    share(of, range(len(slices)), _num_threads(rows, v))
     return parts.double().sum(0)
+
+
+def _torch_times(rows: Tensor, v: Tensor, out: Tensor) -> None:
+    torch.mv(rows, v, out=out)
 
 
 def _kernels(rows: Tensor, vector: Tensor) -> ModuleType | None:

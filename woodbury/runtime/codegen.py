@@ -20,6 +20,7 @@ from woodbury.kernels.vectors import (
     WORD,
     bytes_of,
     load,
+    looped,
     multiply_add,
     splat,
     store,
@@ -135,45 +136,24 @@ def _loop(
 ) -> tuple[Any, list[list[Any]]]:
     """Emit a loop from start to end, in which each step takes one non-zero per set of sums."""
     values, places, panel = arrays
-    before = builder.block
-    head = builder.append_basic_block("nonzeros")
-    body = builder.append_basic_block("nonzero")
-    after = builder.append_basic_block("row")
-    builder.branch(head)
-    builder.position_at_end(head)
-    index = builder.phi(LONG)
-    index.add_incoming(start, before)
-    phis = [[builder.phi(value.type) for value in each] for each in sets]
-    for each, initial in zip(phis, sets, strict=True):
-        for phi, value in zip(each, initial, strict=True):
-            phi.add_incoming(value, before)
-    builder.cbranch(builder.icmp_signed("<", index, end), body, after)
-    builder.position_at_end(body)
-    results = []
-    for n, each in enumerate(phis):
-        here = builder.add(index, ir.Constant(LONG, n))
-        weight = load(builder, values, FLOAT, builder.shl(here, ir.Constant(LONG, 2)))
-        place = load(builder, places, HALF, builder.shl(here, ir.Constant(LONG, 1)))
-        source = builder.mul(builder.zext(place, LONG), ir.Constant(LONG, 4 * width))
-        factor = splat(builder, weight, width)
-        results.append(
-            [
-                multiply_add(
-                    builder,
-                    factor,
-                    load(builder, panel, phi.type, source, bytes_of(u, width)),
-                    phi,
-                )
-                for u, phi in enumerate(each)
-            ]
-        )
-    index.add_incoming(builder.add(index, ir.Constant(LONG, len(sets))), builder.block)
-    for each, result in zip(phis, results, strict=True):
-        for phi, value in zip(each, result, strict=True):
-            phi.add_incoming(value, builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return index, phis
+    size = len(sets[0])
+
+    def step(index: Any, totals: list[Any]) -> list[Any]:
+        results = []
+        for n in range(len(sets)):
+            here = builder.add(index, ir.Constant(LONG, n))
+            weight = load(builder, values, FLOAT, builder.shl(here, ir.Constant(LONG, 2)))
+            place = load(builder, places, HALF, builder.shl(here, ir.Constant(LONG, 1)))
+            source = builder.mul(builder.zext(place, LONG), ir.Constant(LONG, 4 * width))
+            factor = splat(builder, weight, width)
+            for u, total in enumerate(totals[n * size : (n + 1) * size]):
+                inputs = load(builder, panel, total.type, source, bytes_of(u, width))
+                results.append(multiply_add(builder, factor, inputs, total))
+        return results
+
+    flat = [value for each in sets for value in each]
+    index, totals = looped(builder, flat, (start, end), step, by=len(sets))
+    return index, [totals[n : n + size] for n in range(0, len(totals), size)]
 
 
 @intrinsic
